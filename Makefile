@@ -1,0 +1,50 @@
+# `make` alone lists the targets.  Everything runs in .venv, which the first target that needs it creates.
+
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+VENV ?= .venv
+CORES ?= 2
+PORT ?= 5000
+
+export PATH := $(abspath $(VENV))/bin:$(PATH)
+INSTALLED := $(VENV)/.installed
+
+.PHONY: help venv demo test lint ui lock
+
+help:  ## list the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-6s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+venv: $(INSTALLED)  ## create .venv from envs/requirements.lock
+
+$(INSTALLED): envs/requirements.lock
+	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("planer needs Python 3.11 or newer: make PYTHON=...")'
+	$(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/python -m pip install --quiet -r envs/requirements.lock
+	touch $@
+
+demo: $(INSTALLED)  ## search, train, convert and compare the demo's networks on this machine (CORES=2)
+	snakemake --cores $(CORES) results/demo/target_0.5/eval.json results/demo/comparison.parquet
+	@echo "Networks side by side: results/demo/report.html, results/demo/comparison.parquet"
+	@echo "The searched network:  results/demo/target_0.5/eval.json"
+	@echo "Every stage in MLflow: make ui"
+
+test: $(INSTALLED)  ## run the tests
+	python -m pytest
+
+lint: $(INSTALLED)  ## check style and rules
+	ruff check .
+	ruff format --check .
+	snakefmt --check Snakefile rules
+	snakemake --lint
+
+ui: $(INSTALLED)  ## show what MLflow knows on http://127.0.0.1:5000 (PORT=5000)
+	@case "$$MLFLOW_TRACKING_URI" in http*) echo "The runs are on $$MLFLOW_TRACKING_URI"; exit 1;; esac; \
+	MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false MLFLOW_DISABLE_TELEMETRY=true exec mlflow server \
+	  --backend-store-uri "$${MLFLOW_TRACKING_URI:-sqlite:///results/mlflow.db}" \
+	  --default-artifact-root results/mlartifacts --no-serve-artifacts --host 127.0.0.1 --port $(PORT) --workers 1
+
+lock:  ## write envs/requirements.lock anew from envs/requirements.in
+	rm -rf $(VENV)-lock
+	$(PYTHON) -m venv $(VENV)-lock
+	$(VENV)-lock/bin/python -m pip install --quiet -r envs/requirements.in
+	{ echo "# Written by make lock."; $(VENV)-lock/bin/python -m pip freeze | sed 's/+cpu$$//'; } > envs/requirements.lock
+	rm -rf $(VENV)-lock

@@ -1,0 +1,115 @@
+"""Splitting trained feed-forward layers into experts, exactly.
+
+D2DMoE (arXiv 2310.04361, section 3.2), after MoEfication (arXiv 2110.01786, section 3.2): neurons whose input weights
+point the same way are active on the same tokens.  The rows of W1, scaled to unit norm, are clustered by k-means into
+groups of equal size, and each group becomes an expert.  Nothing is approximated: with W1, b1 and W2 permuted alike,
+
+    sum_c W2_c relu(W1_c x + b1_c) + b2  =  W2 relu(W1 x + b1) + b2
+
+Letters in shapes: D model width, F neurons, n experts, s = F / n neurons per expert.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+
+from planer.architecture import DynamicMoE, FeedForward
+from planer.config import ClusterConfig, derive_seed
+from planer.model import LanguageModel
+from planer.training.progress import progress
+
+
+def cluster_neurons(w1: Tensor, expert_size: int, seed: int, restarts: int, max_iterations: int) -> np.ndarray:
+    """Group neurons by the direction of their input weights, expert_size in every group.
+
+    w1: [F, D].  restarts: k-means initialisations, of which the most compact result is kept.  max_iterations: rounds of
+    assignment (a min-cost flow, which keeps the sizes equal) and averaging in each.
+    Returns labels [F] int64 in 0 .. F / expert_size - 1.  The same seed gives the same labels.  A row of zeros has no
+    direction and counts as the origin.  Raises ValueError when expert_size does not divide F.
+    """
+    neurons = w1.shape[0]
+    if expert_size < 1 or neurons % expert_size:
+        raise ValueError(f"expert_size is {expert_size}; it must divide the number of neurons, {neurons}")
+    if expert_size == 1:
+        return np.arange(neurons)
+    # Imported here because OR-Tools below it takes most of a second, and only this function needs it.
+    from k_means_constrained import KMeansConstrained
+
+    kmeans = KMeansConstrained(
+        n_clusters=neurons // expert_size,
+        size_min=expert_size,
+        size_max=expert_size,
+        n_init=restarts,
+        max_iter=max_iterations,
+        random_state=seed,
+    )
+    return kmeans.fit_predict(_directions(w1)).astype(np.int64)
+
+
+def _directions(w1: Tensor) -> np.ndarray:
+    """Rows of w1 scaled to unit norm, float64 [F, D]."""
+    rows = w1.detach().double().cpu().numpy()
+    norms = np.linalg.norm(rows, axis=1, keepdims=True)
+    return np.divide(rows, norms, out=np.zeros_like(rows), where=norms > 0)
+
+
+def scatter(w1: Tensor, labels: np.ndarray) -> float:
+    """How loose a clustering is: squared distances of directions to their group's mean, over those to the mean of all.
+
+    0 when all neurons of a group point the same way; a random grouping of many neurons gives about (s - 1) / s.
+    """
+    directions = _directions(w1)
+    order = np.argsort(labels, kind="stable").reshape(labels.max() + 1, -1)
+    groups = directions[order]
+    total = np.square(directions - directions.mean(axis=0)).sum()
+    within = np.square(groups - groups.mean(axis=1, keepdims=True)).sum()
+    return float(within / total) if total else 0.0
+
+
+def split(
+    model: LanguageModel, config: ClusterConfig, router_width: int, seed: int
+) -> tuple[LanguageModel, pd.DataFrame, dict]:
+    """Put a DynamicMoE that computes the same function in the place of every feed-forward layer.
+
+    Inside an expert neurons keep their order.  Routers are zero until trained: their scores tie, and every threshold
+    runs all experts.
+
+    Returns a new model, in eval mode and on the model's device; the labels (columns layer: position of the block,
+    neuron, expert); and the metrics ``converted_layers`` and ``scatter_<block>``.  A network without feed-forward
+    layers comes back as it is; its metrics say so.
+    Raises ValueError when expert_size does not divide the neurons of a layer.
+    """
+    architecture = model.architecture
+    positions = [i for i, spec in enumerate(architecture.blocks) if isinstance(spec, FeedForward)]
+    if not positions:
+        empty = pd.DataFrame({name: pd.Series(dtype="int64") for name in ("layer", "neuron", "expert")})
+        reason = f"{architecture.pattern} has no feed-forward layer that could be split into experts"
+        return model, empty, {"converted_layers": 0, "reason": reason}
+
+    blocks = list(architecture.blocks)
+    for position in positions:
+        blocks[position] = DynamicMoE(blocks[position].d_inner, config.expert_size, router_width)
+    converted = LanguageModel(dataclasses.replace(architecture, blocks=tuple(blocks)))
+    weights = model.state_dict()
+    tables, metrics = [], {"converted_layers": len(positions)}
+    for position in progress(positions, "cluster_experts"):
+        prefix = f"blocks.{position}.sublayer."
+        w1 = weights.pop(f"{prefix}w1.weight")
+        layer_seed = derive_seed(seed, "cluster_experts", position)
+        labels = cluster_neurons(w1, config.expert_size, layer_seed, config.restarts, config.max_iterations)
+        order = torch.from_numpy(np.argsort(labels, kind="stable")).to(w1.device)
+        weights[f"{prefix}w1"] = w1[order]
+        weights[f"{prefix}b1"] = weights.pop(f"{prefix}w1.bias")[order]
+        weights[f"{prefix}w2"] = weights.pop(f"{prefix}w2.weight").t()[order]
+        weights[f"{prefix}b2"] = weights.pop(f"{prefix}w2.bias")
+        router = converted.blocks[position].sublayer.router.state_dict()
+        weights |= {f"{prefix}router.{name}": tensor for name, tensor in router.items()}
+        tables.append(pd.DataFrame({"layer": position, "neuron": np.arange(len(labels)), "expert": labels}))
+        metrics[f"scatter_{position}"] = scatter(w1, labels)
+    converted.load_state_dict(weights)
+    return converted.to(w1.device).eval(), pd.concat(tables, ignore_index=True), metrics

@@ -1,0 +1,141 @@
+"""From a corpus to token ids: train.npy, valid.npy, test.npy, vocab.json and manifest.json.
+
+Byte corpora are cut 90/5/5 by raw bytes; symbols get ids by descending frequency over the whole text, the first seen
+first among equals (the conversion of Transformer-XL), except in pysource, whose bytes are their own ids.  Word
+corpora come in three files; every line ends in ``<eos>`` (id 0), and the other ids go by frequency in train alone.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import platform
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from importlib.resources.abc import Traversable
+from pathlib import Path
+
+import numpy as np
+
+from planer.data.corpora import CORPORA, SPLITS, find, read
+from planer.files import UserError, replacing, write_json
+
+EOS, UNKNOWN = "<eos>", "<unk>"
+
+
+def prepare(name: str, folder: str | Path) -> dict:
+    """Find the corpus called name, tokenise it into folder, and return its manifest.
+
+    The arrays are one-dimensional, of the smallest unsigned type that holds the vocabulary; vocab.json lists the
+    symbols in id order (bytes as numbers).  The manifest is written last: where it is, the rest is whole.
+    Raises UserError when the corpus cannot be found or is not what it should be.
+    """
+    found = find(name)
+    corpus = CORPORA[name]
+    manifest = {"dataset": name, "source": found.source, "drop_newlines": corpus.drop_newlines}
+    if name == "pysource":
+        manifest["python"] = platform.python_version()
+    if corpus.unit == "byte":
+        text = read(corpus, found)
+        manifest |= {"sha256": hashlib.sha256(text).hexdigest(), "bytes": len(text)}
+        vocabulary = list(range(256)) if name == "pysource" else byte_vocabulary(text, corpus.drop_newlines)
+        splits = encode_bytes(text, vocabulary)
+    else:
+        print(f"{name}: tokenising {found.source} (about two minutes)", flush=True)
+        manifest |= _digest(found.texts)
+        vocabulary = word_vocabulary(found.texts[0])
+        splits = (encode_words(text, vocabulary) for text in found.texts)
+    if len(vocabulary) != corpus.vocab_size:
+        raise UserError(
+            f"{name}: found {len(vocabulary):,} symbols in {found.source}, expected {corpus.vocab_size:,}; "
+            "replace it by the published file"
+        )
+    return _write(Path(folder), manifest, vocabulary, splits, corpus.tokens)
+
+
+def byte_vocabulary(text: bytes, drop_newlines: bool) -> list[int]:
+    """Bytes that occur in text, the most frequent first, the first seen first among equals."""
+    counts = np.bincount(np.frombuffer(text, np.uint8), minlength=256)
+    if drop_newlines:
+        counts[ord("\n")] = 0
+    return sorted(np.flatnonzero(counts).tolist(), key=lambda byte: (-counts[byte], text.find(byte)))
+
+
+def encode_bytes(text: bytes, vocabulary: list[int]) -> Iterator[np.ndarray]:
+    """Ids of the three splits: the first 90 % of text, then 5 % and 5 %.  Bytes outside the vocabulary are dropped."""
+    ids, known = np.zeros(256, np.uint8), np.zeros(256, bool)
+    ids[vocabulary], known[vocabulary] = np.arange(len(vocabulary)), True
+    content, part = np.frombuffer(text, np.uint8), len(text) // 20
+    for split in np.split(content, [len(text) - 2 * part, len(text) - part]):
+        yield ids[split[known[split]]]
+
+
+def word_vocabulary(train: Traversable) -> list[str]:
+    """``<eos>``, then the words of train, the most frequent first, the first seen first among equals.
+
+    Raises UserError when ``<unk>`` is not among them: then it is no WikiText.
+    """
+    counts: Counter[str] = Counter()
+    for words in _lines(train):
+        counts.update(words)
+    if UNKNOWN not in counts:
+        raise UserError(f"{train.name}: no {UNKNOWN} in it; replace it by the published file")
+    return [EOS, *(word for word, _ in counts.most_common() if word != EOS)]
+
+
+def encode_words(text: Traversable, vocabulary: list[str]) -> np.ndarray:
+    """Ids of a text's words, with ``<eos>`` after every line, blank ones included.
+
+    Words outside the vocabulary become ``<unk>``, an ordinary word of WikiText (whose own three files need no such
+    replacement).
+    """
+    ids = {word: i for i, word in enumerate(vocabulary)}
+    unknown = ids[UNKNOWN]
+    words = itertools.chain.from_iterable([*words, EOS] for words in _lines(text))
+    return np.fromiter((ids.get(word, unknown) for word in words), np.min_scalar_type(len(vocabulary) - 1))
+
+
+def _lines(text: Traversable) -> Iterator[list[str]]:
+    """The words of each line."""
+    with text.open("r", encoding="utf-8") as lines:
+        try:
+            for line in lines:
+                yield line.split()
+        except UnicodeDecodeError as error:
+            raise UserError(f"{text.name}: not UTF-8 ({error.reason}); replace it by the published file") from error
+
+
+def _digest(texts: Iterable[Traversable]) -> dict:
+    """Sha256 and bytes of several texts read one after the other."""
+    sha256, size = hashlib.sha256(), 0
+    for text in texts:
+        with text.open("rb") as file:
+            while chunk := file.read(1 << 20):
+                sha256.update(chunk)
+                size += len(chunk)
+    return {"sha256": sha256.hexdigest(), "bytes": size}
+
+
+def _write(
+    folder: Path,
+    manifest: dict,
+    vocabulary: list,
+    splits: Iterable[np.ndarray],
+    expected: tuple[int, ...] | None,
+) -> dict:
+    """Write everything, the manifest last; raises UserError when a split has not as many tokens as expected."""
+    (folder / "manifest.json").unlink(missing_ok=True)
+    counts = {}
+    for split, ids in zip(SPLITS, splits, strict=True):
+        counts[split] = len(ids)
+        if expected and len(ids) != expected[SPLITS.index(split)]:
+            raise UserError(
+                f"{manifest['dataset']}: {split} of {manifest['source']} has {len(ids):,} tokens, "
+                f"expected {expected[SPLITS.index(split)]:,}; replace it by the published file"
+            )
+        with replacing(folder / f"{split}.npy") as temporary, temporary.open("wb") as file:
+            np.save(file, ids, allow_pickle=False)
+    write_json(folder / "vocab.json", vocabulary)
+    manifest = {**manifest, "tokens": counts, "vocab_size": len(vocabulary)}
+    write_json(folder / "manifest.json", manifest)
+    return manifest

@@ -1,0 +1,270 @@
+"""eval.json: quality, latency and FLOPs of one variant beside the baseline's, over a range of dynamic-k thresholds."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import platform
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import torch
+
+from planer.architecture import Architecture, DynamicMoE
+from planer.config import Experiment, WorkloadConfig, derive_seed
+from planer.data.ngram import bigram_nll
+from planer.evaluation.dynamic_k import sweep, timed_at
+from planer.evaluation.flops import checked_flops
+from planer.evaluation.quality import from_nll, in_unit, protocols, quality, unit_of
+from planer.files import UserError
+from planer.latency.measure import by_round, measure, summary
+from planer.latency.networks import ATTENTIONS, random_model, timed_forward
+from planer.latency.table import LatencyTable, identity
+from planer.model import LanguageModel, load
+from planer.source import git_commit
+from planer.training.runtime import resolve_dtype
+from planer.variant import parse_variant
+
+SCORED = ("valid", "test")
+WARMUP = 3
+"""Untimed rounds before a latency measurement."""
+MAX_SECONDS = 120.0
+"""A latency measurement stops after this long, at a whole round."""
+
+
+def evaluate(
+    config: Experiment | SimpleNamespace,
+    experiment: str,
+    variant: str,
+    *,
+    retrained: str | Path,
+    sparsified: str | Path,
+    routed: str | Path,
+    baseline: Architecture,
+    baseline_evaluation: dict | None,
+    table: LatencyTable,
+    tokens: Mapping[str, np.ndarray],
+    stages: Mapping[str, Mapping],
+    seed: int,
+    device: torch.device,
+) -> dict:
+    """Evaluate one variant; the result is valid against config/schemas/eval.schema.json.
+
+    config: the sections dtype, data, model, workload, retrain and evaluate are read.
+    retrained, sparsified, routed: folders of the dense network, of the same after sparsification, and of the converted
+    one with its routers.  baseline: its architecture, measured in turn with the variant under random weights, which
+    for a dense network take as long as trained ones.  baseline_evaluation: eval.json of the baseline, or None when
+    there is none yet, or when this is the baseline.  tokens: train, valid and test, 1-D.  stages: metrics of every
+    stage by name, of which ``seconds`` and ``reason`` are used.
+    Raises UserError when the latency table belongs to another device or workload, or a split is too short.
+    """
+    started = time.perf_counter()
+    dense = load(retrained, device)
+    architecture = dense.architecture
+    run = _Run(config, table, tokens, seed, device, resolve_dtype(config.dtype, device))
+    origin = identity(device, run.dtype, config.workload, config.model, architecture.vocab_size)
+    table.check(origin)
+
+    own_quality, flops = run.quality(dense), run.flops(dense, baseline)
+    if variant == "baseline":
+        baseline_quality, rival = own_quality, dense
+    else:
+        baseline_quality = baseline_evaluation["quality"] if baseline_evaluation else None
+        rival = random_model(baseline, device, run.dtype, seed)
+    latency, baseline_latency = run.latency(dense, rival)
+    rows, conversion = run.conversion(load(sparsified, device), load(routed, device), flops["closed_form"])
+    reasons = [metrics["reason"] for metrics in stages.values() if "reason" in metrics]
+    seconds = {name: metrics["seconds"] for name, metrics in stages.items() if "seconds" in metrics}
+    return {
+        "experiment": experiment,
+        "variant": variant,
+        "architecture": {
+            "pattern": architecture.pattern,
+            "params": architecture.params(),
+            "active_params": architecture.active_params(),
+            "blocks": [{"kind": b.kind, "option": b.name, "symbol": b.symbol} for b in architecture.blocks],
+        },
+        "quality": own_quality,
+        "latency": latency,
+        "target": _target(variant, next(row for row in latency if row["headline"])),
+        "flops": flops,
+        "dynamic_k": rows,
+        "conversion": conversion | {"reason": reasons[0] if reasons and not conversion["converted_layers"] else None},
+        "reference": {"bigram": run.bigram(architecture.vocab_size)},
+        "baseline": {
+            "pattern": baseline.pattern,
+            "params": baseline.params(),
+            "active_params": baseline.active_params(),
+            "quality": baseline_quality,
+            "latency": baseline_latency,
+        },
+        "provenance": {
+            "git_commit": git_commit(),
+            "config_hash": config_hash(config),
+            "device": origin["device"],
+            "dtype": origin["dtype"],
+            "versions": {"python": platform.python_version(), "numpy": np.__version__}
+            | {name: origin[name] for name in ("torch", "triton", "driver")},
+            "seed": seed,
+            "wall_seconds": seconds | {"evaluate": time.perf_counter() - started},
+        },
+    }
+
+
+@dataclass(frozen=True)
+class _Run:
+    """What every part of an evaluation needs."""
+
+    config: Experiment | SimpleNamespace
+    table: LatencyTable
+    tokens: Mapping[str, np.ndarray]
+    seed: int
+    device: torch.device
+    dtype: torch.dtype
+
+    @property
+    def unit(self) -> str:
+        return unit_of(self.config.data.dataset)
+
+    @property
+    def protocols(self) -> dict[str, dict]:
+        return protocols(self.config.evaluate, self.config.retrain)
+
+    def scores(self, model: LanguageModel, protocol: dict, description: str) -> dict[str, dict]:
+        """Quality on the validation and the test split."""
+        options = protocol | {"device": self.device, "dtype": self.dtype}
+        return {
+            split: in_unit(
+                quality(model, self.tokens[split], **options, description=f"{description}, {split}"), self.unit
+            )
+            for split in SCORED
+        }
+
+    def quality(self, model: LanguageModel) -> dict:
+        """Quality by both protocols."""
+        ways = self.protocols.items()
+        return {"unit": self.unit} | {name: way | self.scores(model, way, f"quality, {name}") for name, way in ways}
+
+    def timed(self, model: LanguageModel, attention: str) -> Callable[[], object]:
+        """An inference call of a model in this run's dtype, on test text: trained routers would treat other text
+        differently."""
+        text = _excerpts(self.tokens["test"], self.config.workload)
+        return timed_forward(model, self.config.workload, self.device, self.dtype, attention, text)
+
+    def in_turn(self, calls: Mapping[str, Callable[[], object]], what: str) -> dict[str, dict]:
+        """Latencies of calls that take turns."""
+        rounds, seed = self.config.evaluate.latency_rounds, derive_seed(self.seed, what)
+        samples = by_round(measure(calls, rounds, WARMUP, seed, MAX_SECONDS, self.device, f"latency of {what}"))
+        return {name: summary(samples[name]) for name in calls}
+
+    def latency(self, model: LanguageModel, baseline: LanguageModel) -> tuple[list[dict], list[dict]]:
+        """Rows of the network and of the baseline, one per attention mode, measured in turn.
+
+        Leaves both models in this run's dtype.
+        """
+        work = self.config.workload
+        model, baseline = model.to(self.dtype), baseline.to(self.dtype)
+        networks = {"network": model} if model is baseline else {"network": model, "baseline": baseline}
+        calls = {
+            f"{mode}/{name}": self.timed(network, mode) for mode in ATTENTIONS for name, network in networks.items()
+        }
+        found = self.in_turn(calls, "network and baseline")
+        rows, baseline_rows = [], []
+        for mode in ATTENTIONS:
+            own = found[f"{mode}/network"] | {"table_ms": self.table.estimate(model.architecture, mode)}
+            rival = found.get(f"{mode}/baseline", own)
+            rival = rival | {"table_ms": self.table.estimate(baseline.architecture, mode)}
+            shape = {"batch": work.batch, "tgt_len": work.tgt_len, "mem_len": work.mem_len, "attention": mode}
+            against = {
+                "headline": mode == work.attention,
+                "baseline_median_ms": rival["median_ms"],
+                "baseline_table_ms": rival["table_ms"],
+                "speed_up": rival["median_ms"] / own["median_ms"],
+            }
+            rows.append(shape | own | against)
+            baseline_rows.append({"attention": mode} | rival)
+        return rows, baseline_rows
+
+    def flops(self, model: LanguageModel, baseline: Architecture) -> dict:
+        """FLOPs per token of the headline workload, and their ratio to the baseline's."""
+        work = self.config.workload
+        counted, formula = checked_flops(model, work)
+        rival = baseline.flops(work.batch, work.tgt_len, work.mem_len, work.attention)
+        return {
+            "attention": work.attention,
+            "counted": counted,
+            "closed_form": formula,
+            "baseline": rival,
+            "baseline_ratio": formula / rival,
+        }
+
+    def conversion(self, sparse: LanguageModel, converted: LanguageModel, flops: float) -> tuple[list[dict], dict]:
+        """The dynamic-k sweep, and what the conversion did to the sparsified network.
+
+        flops: per token of the network before conversion.  Leaves both models in this run's dtype.
+        """
+        final = self.protocols["final"]
+        before = self.scores(sparse, final, "sparsified")
+        splits = {split: self.tokens[split] for split in SCORED}
+        where = {"device": self.device, "dtype": self.dtype}
+        rows = list(sweep(converted, splits, self.config.evaluate.taus, flops, **final, **where))
+        attention = self.config.workload.attention
+        converted, sparse = converted.to(self.dtype), sparse.to(self.dtype)
+        calls = timed_at(converted, self.timed(converted, attention), [row["tau"] for row in rows])
+        calls["sparsified"] = self.timed(sparse, attention)
+        found = self.in_turn(calls, "thresholds")
+        specs = converted.architecture.blocks
+        positions = [i for i, spec in enumerate(specs) if isinstance(spec, DynamicMoE)]
+        scored = [row | {split: in_unit(row[split], self.unit) for split in SCORED} for row in rows]
+        return [row | {"latency": found[str(row["tau"])]} for row in scored], {
+            "converted_layers": len(positions),
+            "blocks": positions,
+            "num_experts": [specs[position].num_experts for position in positions],
+            "sparsified": before,
+            "sparsified_latency": found["sparsified"],
+            "tau0_difference": rows[0]["test"]["nll"] - before["test"]["nll"],
+        }
+
+    def bigram(self, vocab_size: int) -> dict:
+        """What a smoothed bigram model scores on the test split."""
+        train, valid, test = (self.tokens[split] for split in ("train", *SCORED))
+        return in_unit(from_nll(bigram_nll(train, test, vocab_size, valid), len(test) - 1), self.unit)
+
+
+def _excerpts(text: np.ndarray, workload: WorkloadConfig) -> torch.Tensor:
+    """One excerpt of the text per sequence of a batch, [B, M + T + 1] int64, evenly spread.
+
+    Raises UserError when the text is too short.
+    """
+    length = workload.mem_len + workload.tgt_len + 1
+    stride = len(text) // workload.batch
+    if stride < length:
+        raise UserError(
+            f"the test text has {len(text):,} tokens, timing needs {workload.batch} excerpts of {length}; "
+            "lower workload.batch, tgt_len or mem_len, or choose a larger dataset"
+        )
+    rows = [text[start : start + length] for start in range(0, workload.batch * stride, stride)]
+    return torch.from_numpy(np.stack(rows).astype(np.int64))
+
+
+def _target(variant: str, row: dict) -> dict | None:
+    """Requested, estimated and measured latency over the baseline's; None for a pattern."""
+    requested = parse_variant(variant).target
+    if requested is None:
+        return None
+    return {
+        "requested": requested,
+        "estimated": row["table_ms"] / row["baseline_table_ms"],
+        "measured": row["median_ms"] / row["baseline_median_ms"],
+    }
+
+
+def config_hash(config: Experiment | SimpleNamespace) -> str:
+    """16 hexadecimal digits that change with any value of the configuration."""
+    text = json.dumps(vars(config), default=dataclasses.asdict, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -1,0 +1,293 @@
+"""The figures of an experiment's report, each drawn from the files that the stages wrote."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import FancyBboxPatch, Patch
+from matplotlib.ticker import PercentFormatter
+
+from planer.evaluation.comparison import best_threshold, headline, pick
+from planer.evaluation.drawing import (
+    GRID,
+    INK,
+    KIND_COLOURS,
+    KIND_NAMES,
+    KIND_TEXT,
+    MUTED,
+    SERIES_COLOURS,
+    SERIES_MARKERS,
+    SURFACE,
+    label_points,
+    new_figure,
+    style,
+)
+
+UNITS = {"bpc": "bits per character", "ppl": "perplexity"}
+FAMILIES = {"baseline": ("D", INK), "pattern": ("s", "#e69f00"), "searched": ("o", "#0072b2")}
+"""Marker and colour of a variant by how its block order came about."""
+
+WORST_SHOWN = 1.3
+"""The sweep shows quality up to this multiple of the best; thresholds beyond are in the report's table."""
+
+
+def draw(evaluations: Sequence[dict], table: pd.DataFrame, additivity: dict) -> dict[str, Figure]:
+    """All figures by name; one whose data no variant has is left out."""
+    with style():
+        figures = {
+            "quality_latency": quality_latency(evaluations),
+            "architectures": architectures(evaluations),
+            "block_latencies": block_latencies(table),
+            "estimated_measured": estimated_measured(evaluations, additivity),
+            "dynamic_k": dynamic_k(evaluations),
+        }
+    return {name: figure for name, figure in figures.items() if figure is not None}
+
+
+def quality_latency(evaluations: Sequence[dict]) -> Figure | None:
+    """Test quality against measured latency, one point per variant; the baseline's values are thin lines."""
+    points = []
+    for evaluation in evaluations:
+        row, unit = headline(evaluation), pick(evaluation, "quality", "unit")
+        value = pick(evaluation, "quality", "final", "test", unit)
+        if row is not None and value is not None:
+            points.append((row["median_ms"], value, evaluation["variant"], _family(evaluation), row))
+    if not points:
+        return None
+    figure, (axes,) = new_figure(4.2)
+    for x, y, variant, family, row in points:
+        marker, colour = FAMILIES[family]
+        spread = [[x - row["p10_ms"]], [row["p90_ms"] - x]]
+        axes.errorbar(x, y, xerr=spread, ecolor=colour, elinewidth=1, alpha=0.45, zorder=2)
+        axes.plot(x, y, marker, color=colour, markersize=7, markeredgecolor=SURFACE, markeredgewidth=0.8, zorder=3)
+        if variant == "baseline":
+            axes.axvline(x, color=MUTED, linewidth=0.8, linestyle=(0, (4, 3)), zorder=1)
+            axes.axhline(y, color=MUTED, linewidth=0.8, linestyle=(0, (4, 3)), zorder=1)
+    axes.margins(0.14)
+    axes.set_xlim(left=0)
+    axes.set_xlabel(f"latency of one call in ms, p10 to p90 ({_workload(points[0][4])})")
+    axes.set_ylabel(f"test {UNITS[unit]} (lower is better)")
+    handles = _family_handles([family for _, _, _, family, _ in points])
+    figure.legend(handles=handles, loc="outside upper left", ncols=len(handles), handletextpad=0.2)
+    spans = [(row["p10_ms"], row["p90_ms"], y) for _, y, _, _, row in points]
+    label_points(axes, [point[:3] for point in points], spans)
+    return figure
+
+
+def architectures(evaluations: Sequence[dict]) -> Figure | None:
+    """Each network as a row of blocks from embedding to head; attention is as high as it has heads."""
+    networks = [(e["variant"], pick(e, "architecture", "blocks")) for e in evaluations]
+    networks = [(variant, blocks) for variant, blocks in networks if blocks]
+    if not networks:
+        return None
+    figure, (axes,) = new_figure(0.75 + 0.42 * len(networks))
+    heads = max((_number(b["option"]) for _, blocks in networks for b in blocks if b["kind"] == "attention"), default=1)
+    for row, (_, blocks) in enumerate(networks):
+        for position, block in enumerate(blocks):
+            share = _number(block["option"]) / heads if block["kind"] == "attention" else 1
+            height = 0.44 + 0.36 * share
+            axes.add_patch(_block(position, row, height, block["kind"]))
+            text = "" if block["kind"] == "skip" else block["symbol"]
+            colour = KIND_TEXT.get(block["kind"], "#ffffff")
+            axes.text(position, row, text, ha="center", va="center", fontsize=7.5, color=colour)
+    width = max(len(blocks) for _, blocks in networks)
+    axes.set(xlim=(-0.6, width - 0.4), ylim=(len(networks) - 0.4, -0.6))
+    axes.set_yticks(range(len(networks)), [variant for variant, _ in networks])
+    axes.set_xticks([])
+    axes.tick_params(length=0)
+    axes.grid(False)
+    for spine in axes.spines.values():
+        spine.set_visible(False)
+    kinds = [kind for kind in KIND_COLOURS if any(b["kind"] == kind for _, blocks in networks for b in blocks)]
+    figure.legend(handles=_kind_handles(kinds), loc="outside upper left", ncols=len(kinds), handlelength=1)
+    return figure
+
+
+def block_latencies(table: pd.DataFrame) -> Figure | None:
+    """Cost of each option by the latency table, cached beside recomputed attention, with p10 to p90."""
+    rows = table[table["option"] != "skip"]
+    options = list(dict.fromkeys(sorted(rows["option"], key=_option_order)))
+    modes = [mode for mode in ("cached", "recompute") if mode in set(rows["attention"])]
+    if not options:
+        return None
+    figure, (axes,) = new_figure(0.9 + 0.42 * len(options))
+    thickness = 0.8 / len(modes)
+    digits = max(0, 2 - math.floor(math.log10(rows["median_ms"].max())))
+    for index, mode in enumerate(modes):
+        per_option = rows[rows["attention"] == mode].set_index("option")
+        for position, option in enumerate(options):
+            if option not in per_option.index:
+                continue
+            cost = per_option.loc[option]
+            place = position + (index - (len(modes) - 1) / 2) * thickness
+            look = {"hatch": "////", "alpha": 0.55} if mode == "recompute" else {}
+            colour = KIND_COLOURS[_kind(option)]
+            axes.barh(place, cost["median_ms"], 0.88 * thickness, color=colour, edgecolor=SURFACE, linewidth=0, **look)
+            axes.plot([cost["p10_ms"], cost["p90_ms"]], [place, place], color=INK, linewidth=1.1)
+            end = max(cost["median_ms"], cost["p90_ms"], 0)
+            text = f"{cost['median_ms']:.{digits}f}"
+            axes.annotate(text, (end, place), (4, 0), textcoords="offset points", va="center", fontsize=7.5)
+    axes.set_yticks(range(len(options)), [_option_label(option) for option in options])
+    axes.invert_yaxis()
+    axes.margins(x=0.08)
+    axes.grid(axis="y", visible=False)
+    axes.tick_params(axis="y", length=0)
+    axes.set_xlabel(f"latency of one block in ms, p10 to p90 ({_workload(rows.iloc[0])})")
+    handles = [Patch(facecolor=MUTED, label="cached attention")]
+    handles.append(Patch(facecolor=MUTED, edgecolor=SURFACE, hatch="////", alpha=0.55, label="recomputed attention"))
+    handles = [handle for handle, mode in zip(handles, ("cached", "recompute"), strict=True) if mode in modes]
+    figure.legend(handles=handles, loc="outside upper left", ncols=2, handlelength=1.4)
+    return figure
+
+
+def estimated_measured(evaluations: Sequence[dict], additivity: dict) -> Figure | None:
+    """Measured latency against the sum of table entries, and its error: random networks and the variants."""
+    rows = [(e["variant"], _family(e), headline(e)) for e in evaluations]
+    chosen = [(row["table_ms"], row["median_ms"], variant, family) for variant, family, row in rows if row is not None]
+    networks = [row for row in additivity["networks"] if row["name"] != "baseline"]
+    random = [(row["estimated_ms"], row["measured_ms"]) for row in networks]
+    if not chosen and not random:
+        return None
+    figure, (left, right) = new_figure(3.8, columns=2)
+    values = [value for point in chosen + random for value in point[:2]]
+    low, high = 0.9 * min(values), 1.08 * max(values)
+    band = {"color": GRID, "alpha": 0.6, "zorder": 1, "linewidth": 0}
+    left.fill_between([low, high], [0.95 * low, 0.95 * high], [1.05 * low, 1.05 * high], **band)
+    left.plot([low, high], [low, high], color=MUTED, linewidth=0.9, zorder=2)
+    right.axhspan(-0.05, 0.05, **band)
+    right.axhline(0, color=MUTED, linewidth=0.9, zorder=2)
+    for axes, shown in ((left, lambda estimated, measured: measured), (right, _error)):
+        for estimated, measured in random:
+            axes.plot(estimated, shown(estimated, measured), "o", color=MUTED, markersize=3.5, alpha=0.7, zorder=3)
+        for estimated, measured, _, family in chosen:
+            marker, colour = FAMILIES[family]
+            look = {"color": colour, "markersize": 6.5, "markeredgecolor": SURFACE, "markeredgewidth": 0.8}
+            axes.plot(estimated, shown(estimated, measured), marker, zorder=4, **look)
+        axes.set_xlim(low, high)
+        axes.set_xlabel("sum of table entries in ms")
+    left.set_ylim(low, high)
+    left.set_ylabel("measured latency in ms")
+    worst = max(abs(_error(*point[:2])) for point in chosen + random)
+    right.set_ylim(-1.25 * max(worst, 0.05), 1.25 * max(worst, 0.05))
+    right.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0 if worst > 0.02 else 1))
+    right.set_ylabel("error of the estimate, of measured latency")
+    handles = [Line2D([], [], marker="o", color=MUTED, markersize=4, linestyle="", label="random networks")]
+    handles += _family_handles([family for _, _, _, family in chosen])
+    handles.append(Patch(facecolor=GRID, alpha=0.6, label="within 5 %"))
+    figure.legend(handles=handles, loc="outside upper left", ncols=len(handles), handletextpad=0.3)
+    dots = [(estimated, estimated, _error(estimated, measured)) for estimated, measured in random]
+    label_points(right, [(e, _error(e, m), variant) for e, m, variant, _ in chosen], dots)
+    return figure
+
+
+def _error(estimated: float, measured: float) -> float:
+    """As in additivity.json: above 0 when the table promises too much time."""
+    return estimated / measured - 1
+
+
+def dynamic_k(evaluations: Sequence[dict]) -> Figure | None:
+    """The threshold sweep: test quality against executed FLOPs of the converted layers, and against latency."""
+    converted = [e for e in evaluations if pick(e, "conversion", "converted_layers")]
+    if not converted:
+        return None
+    unit = converted[0]["quality"]["unit"]
+    figure, (left, right) = new_figure(4.0, columns=2, sharey=True)
+    handles = []
+    for index, evaluation in enumerate(converted):
+        colour, marker = SERIES_COLOURS[index % len(SERIES_COLOURS)], SERIES_MARKERS[index % len(SERIES_MARKERS)]
+        rows, chosen = evaluation["dynamic_k"], best_threshold(evaluation)
+        values = [row["test"][unit] for row in rows]
+        flops = [row["converted_flops_ratio"] for row in rows]
+        latency = [row["latency"]["median_ms"] for row in rows]
+        dense_latency = evaluation["conversion"]["sparsified_latency"]["median_ms"]
+        dense_value = evaluation["quality"]["final"]["test"][unit]
+        for axes, costs, dense_cost in ((left, flops, 1.0), (right, latency, dense_latency)):
+            axes.plot(costs, values, marker=marker, color=colour, markersize=3.5, linewidth=1.3, zorder=3)
+            star = {"markersize": 10, "markeredgecolor": SURFACE, "markeredgewidth": 0.8}
+            axes.plot(dense_cost, dense_value, "*", color=colour, zorder=4, **star)
+            if chosen is not None:
+                at = rows.index(chosen)
+                axes.plot(costs[at], values[at], "o", fillstyle="none", color=INK, markersize=8, zorder=5)
+        name = evaluation["variant"] + (f", \u03c4 = {chosen['tau']:g}" if chosen is not None else "")
+        handles.append(Line2D([], [], marker=marker, color=colour, markersize=3.5, label=name))
+    star = {"marker": "*", "color": MUTED, "markersize": 9, "label": "dense network"}
+    ring = {"marker": "o", "color": INK, "markersize": 8, "fillstyle": "none", "label": "chosen threshold"}
+    handles += [Line2D([], [], linestyle="", **look) for look in (star, ring)]
+    figure.legend(handles=handles, loc="outside upper left", ncols=min(len(handles), 4))
+    _limit_quality(left, converted, unit)
+    left.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+    for axes in (left, right):
+        axes.set_xlim(left=0)
+    left.set_ylabel(f"test {UNITS[unit]} (lower is better)")
+    left.set_xlabel("executed FLOPs of converted layers")
+    right.set_xlabel(f"latency of one call in ms ({headline(converted[0])['attention']} attention)")
+    return figure
+
+
+def _limit_quality(axes: Axes, converted: Sequence[dict], unit: str) -> None:
+    """Leave out the thresholds that ruin a network, and say how many."""
+    dense = [e["quality"]["final"]["test"][unit] for e in converted]
+    values = dense + [row["test"][unit] for e in converted for row in e["dynamic_k"]]
+    highest = WORST_SHOWN * min(dense)
+    top = min(max(values), highest)
+    margin = 0.06 * (top - min(values)) or 0.01 * top
+    axes.set_ylim(min(values) - margin, top + margin)
+    beyond = sum(value > top for value in values)
+    if beyond:
+        place = {"xycoords": "axes fraction", "textcoords": "offset points", "ha": "right", "va": "top"}
+        text = f"{beyond} rows are above, see the table"
+        axes.annotate(text, (1, 1), (-2, -4), fontsize=7.5, color=MUTED, **place)
+
+
+def _block(position: int, row: int, height: float, kind: str) -> FancyBboxPatch:
+    return FancyBboxPatch(
+        (position - 0.44, row - height / 2), 0.88, height,
+        boxstyle="round,pad=0,rounding_size=0.1", facecolor=KIND_COLOURS[kind], linewidth=0,
+    )  # fmt: skip
+
+
+def _family_handles(families: Sequence[str]) -> list[Line2D]:
+    looks = [(name, marker, colour) for name, (marker, colour) in FAMILIES.items() if name in families]
+    return [Line2D([], [], marker=marker, color=colour, linestyle="", label=name) for name, marker, colour in looks]
+
+
+def _kind_handles(kinds: Sequence[str]) -> list[Patch]:
+    return [Patch(facecolor=KIND_COLOURS[kind], label=KIND_NAMES[kind]) for kind in kinds]
+
+
+def _family(evaluation: dict) -> str:
+    if evaluation["variant"].partition("-")[0] == "baseline":
+        return "baseline"
+    return "searched" if evaluation.get("target") else "pattern"
+
+
+def _number(option: str) -> int:
+    """4 of attention_4, 2 of moe_top2, 0 of feed_forward."""
+    return int("".join(character for character in option if character.isdecimal()) or 0)
+
+
+def _kind(option: str) -> str:
+    return next(kind for kind in KIND_COLOURS if option.startswith(kind))
+
+
+def _option_order(option: str) -> tuple[int, int]:
+    order = ("attention", "feed_forward", "moe", "dynamic_moe", "stem")
+    return order.index(_kind(option)), _number(option)
+
+
+def _option_label(option: str) -> str:
+    number, kind = _number(option), _kind(option)
+    if kind == "attention":
+        return f"attention, {number} head{'s' if number > 1 else ''}"
+    return f"{KIND_NAMES[kind]}, top {number}" if kind == "moe" else KIND_NAMES[kind]
+
+
+def _workload(row) -> str:
+    """Shape of the calls that a row of eval.json or of the latency table timed."""
+    text = f"batch {row['batch']}, {row['tgt_len']} tokens, memory {row['mem_len']}"
+    return f"{text}, {row['attention']} attention" if "headline" in row else text

@@ -1,0 +1,50 @@
+"""Forward FLOPs per token, counted from the operations that run and held against the closed forms.
+
+torch's FlopCounterMode counts 2 x multiply-adds of the matrix products that PyTorch dispatches.  It cannot see
+- elementwise work: LayerNorm, softmax, ReLU, dropout, the residual sums, the relative shift;
+- gathers, scatters and sorts: embedding, routing, memory updates;
+- the insides of kernels that PyTorch does not know, unless they register a formula
+  (torch.utils.flop_counter.register_flop_formula).
+The closed forms of ``Architecture.flops`` leave out the same elementwise work, so that both must agree.  What a
+threshold really executes in converted layers, ``dynamic_k`` counts from the routing.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from planer.config import WorkloadConfig
+from planer.model import LanguageModel
+
+TOLERANCE = 0.005
+"""Counter and closed form may differ by this share."""
+
+
+@torch.no_grad()
+def count_flops(model: LanguageModel, workload: WorkloadConfig) -> float:
+    """FLOPs per token of one call with a full memory, head included, by torch's counter.
+
+    The model must be in evaluation mode: cached attention projects the position table once, which is not part of a
+    call.
+    """
+    device = model.output_bias.device
+    tokens = torch.zeros(workload.batch, workload.tgt_len, dtype=torch.int64, device=device)
+    memory = None
+    for _ in range(1 + -(-workload.mem_len // workload.tgt_len)):
+        _, memory = model(tokens, memory, mem_len=workload.mem_len, attention=workload.attention)
+    with FlopCounterMode(display=False) as counter:
+        hidden, _ = model(tokens, memory, mem_len=workload.mem_len, attention=workload.attention)
+        model.nll(hidden, tokens)
+    return counter.get_total_flops() / tokens.numel()
+
+
+def checked_flops(model: LanguageModel, workload: WorkloadConfig) -> tuple[float, float]:
+    """FLOPs per token by the counter and by the closed form, which must agree."""
+    counted = count_flops(model, workload)
+    formula = model.architecture.flops(workload.batch, workload.tgt_len, workload.mem_len, workload.attention)
+    assert abs(counted - formula) <= TOLERANCE * formula, (
+        f"{model.architecture.pattern}: the counter sees {counted:.6g} FLOPs per token, the closed form says "
+        f"{formula:.6g}; a kernel lacks its FLOP formula or Architecture.flops is wrong"
+    )
+    return counted, formula

@@ -1,0 +1,91 @@
+"""The page that report.py fills: one HTML document with its style, without scripts and without links.
+
+Everything that is not marked safe is escaped by the template engine.
+"""
+
+TEMPLATE = """\
+<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta name="color-scheme" content="light dark">
+<title>{{ experiment }} - PLANER report</title>
+<style>
+:root { --ink: #1b2530; --muted: #5c6875; --grid: #dfe4e9; --surface: #ffffff; --ground: #f5f7f9; --mark: #eaf2f8; }
+@media (prefers-color-scheme: dark) {
+  :root { --ink: #e6ebf0; --muted: #9aa7b4; --grid: #313b46; --surface: #161c23; --ground: #0e1318; --mark: #1b2a37; }
+}
+* { box-sizing: border-box; }
+body { margin: 0; background: var(--ground); color: var(--ink); line-height: 1.55;
+  font-family: system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", Arial, sans-serif; font-size: 16px; }
+main { max-width: 1120px; margin: 0 auto; padding: 2.5rem 1.25rem 4rem; }
+h1 { font-size: 1.9rem; line-height: 1.2; margin: 0 0 .25rem; letter-spacing: -.01em; }
+h2 { font-size: 1.2rem; margin: 0 0 .5rem; }
+p, ul { margin: 0 0 .75rem; }
+ul { padding-left: 1.2rem; }
+.lead, .note { color: var(--muted); }
+.note { font-size: .88rem; }
+section { background: var(--surface); border: 1px solid var(--grid); border-radius: 10px;
+  padding: 1.4rem 1.5rem; margin-top: 1.25rem; }
+figure { margin: .75rem 0 0; }
+figure svg { display: block; width: 100%; height: auto; }
+.scroll { overflow-x: auto; margin-top: .5rem; }
+table { border-collapse: collapse; width: 100%; font-size: .84rem; font-variant-numeric: tabular-nums; }
+th, td { padding: .38rem .55rem; border-bottom: 1px solid var(--grid); text-align: right; white-space: nowrap; }
+th { color: var(--muted); font-weight: 600; vertical-align: bottom; }
+th:first-child, td:first-child, .text { text-align: left; }
+tbody tr:last-child td { border-bottom: 0; }
+tr.mark td { background: var(--mark); }
+td.wrap { white-space: normal; overflow-wrap: anywhere; }
+details { margin-top: .75rem; }
+summary { cursor: pointer; }
+code { font-family: ui-monospace, SFMono-Regular, Menlo, Consolas, monospace; font-size: .9em; }
+@media print { body { background: none; } section { break-inside: avoid; } }
+</style>
+</head>
+<body>
+<main>
+{%- macro grid(table) %}
+<div class="scroll"><table>
+<thead><tr>{% for name in table.columns %}<th{% if name in table.text %} class="text"{% endif %}>{{ name }}</th>
+{%- endfor %}</tr></thead>
+<tbody>
+{%- for row in table.rows %}
+<tr{% if row.mark %} class="mark"{% endif %}>
+{%- for cell in row.cells %}<td{% if table.columns[loop.index0] in table.text %} class="text wrap"{% endif %}>
+{{- cell }}</td>{% endfor %}</tr>
+{%- endfor %}
+</tbody>
+</table></div>
+{%- endmacro %}
+{%- macro figure(name) %}{% if name in figures %}
+<figure>{{ figures[name]|safe }}</figure>{% endif %}{% endmacro %}
+<h1>{{ experiment }}</h1>
+<p class="lead">{{ setting }}</p>
+<section>
+<h2>Summary</h2>
+<ul>
+{%- for sentence in findings %}
+<li>{{ sentence }}</li>
+{%- endfor %}
+</ul>
+{{ grid(summary) }}
+<p class="note">{{ summary_note }}</p>
+</section>
+{%- for section in sections %}
+<section>
+<h2>{{ section.title }}</h2>
+<p>{{ section.text }}</p>
+{{- figure(section.figure) }}
+{%- for table in section.tables %}
+{%- if table.title %}
+<details><summary>{{ table.title }}</summary>{{ grid(table) }}</details>
+{%- else %}{{ grid(table) }}{% endif %}
+{%- endfor %}
+</section>
+{%- endfor %}
+</main>
+</body>
+</html>
+"""

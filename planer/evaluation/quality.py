@@ -1,0 +1,75 @@
+"""How well a network predicts a text, by the two protocols of Transformer-XL (NVIDIA's train.py and eval.py).
+
+E-final, the headline, gives every token the same long context (``same_length``) and treats far distances as one
+(``clamp_len``); its result does not depend on tgt_len.  E-train reads segments and memory as they were in training.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import torch
+
+from planer.config import EvaluateConfig, TrainingConfig
+from planer.model import LanguageModel
+from planer.training.validate import mean_nll
+
+UNITS = {"wikitext-103": "ppl"}
+"""What a dataset's quality is reported in, when it is not bits per character."""
+
+
+def unit_of(dataset: str) -> str:
+    """``bpc`` for text read byte by byte or letter by letter, ``ppl`` for words."""
+    return UNITS.get(dataset, "bpc")
+
+
+def protocols(evaluate: EvaluateConfig, training: TrainingConfig) -> dict[str, dict]:
+    """Keyword arguments of ``quality`` for E-final (``final``) and E-train (``train``)."""
+    return {
+        "final": {
+            "batch": evaluate.batch,
+            "tgt_len": evaluate.tgt_len,
+            "mem_len": evaluate.mem_len,
+            "clamp_len": evaluate.clamp_len,
+            "same_length": True,
+        },
+        "train": {
+            "batch": evaluate.batch,
+            "tgt_len": training.tgt_len,
+            "mem_len": training.mem_len,
+            "clamp_len": 0,
+            "same_length": False,
+        },
+    }
+
+
+def quality(
+    model: LanguageModel,
+    tokens: np.ndarray,
+    *,
+    batch: int,
+    tgt_len: int,
+    mem_len: int,
+    clamp_len: int,
+    same_length: bool,
+    device: torch.device,
+    dtype: torch.dtype = torch.float32,
+    description: str = "quality",
+) -> dict[str, float | int]:
+    """Score a text, tokens [N], in batch streams; dtype is that of matrix products.
+
+    Returns what ``from_nll`` does; scored are all tokens but the first of each stream.
+    """
+    lengths = (batch, tgt_len, mem_len, clamp_len, same_length)
+    return from_nll(*mean_nll(model, tokens, *lengths, device=device, dtype=dtype, description=description))
+
+
+def from_nll(nll: float, tokens: int) -> dict[str, float | int]:
+    """A score in all units: nll (nats per token), bpc (bits per token), ppl, and the number of tokens scored."""
+    return {"nll": nll, "bpc": nll / math.log(2), "ppl": math.exp(nll), "tokens": tokens}
+
+
+def in_unit(score: dict[str, float | int], unit: str) -> dict[str, float | int]:
+    """A score with its nll in one other unit only: bits mean nothing for words, perplexity little for bytes."""
+    return {"nll": score["nll"], unit: score[unit], "tokens": score["tokens"]}

@@ -1,0 +1,253 @@
+"""report.html: what an experiment found, on one page that needs nothing else, and its figures as files."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Sequence
+from pathlib import Path
+
+import jinja2
+import pandas as pd
+
+from planer.evaluation.comparison import TOLERANCE, best_threshold, compare, headline
+from planer.evaluation.drawing import inline, to_svg
+from planer.evaluation.figures import UNITS, draw
+from planer.evaluation.page import TEMPLATE
+from planer.files import write_text
+
+FIGURES = {
+    "quality_latency": "Test quality against measured latency, one point per network",
+    "architectures": "The blocks of every network, from embedding to head",
+    "block_latencies": "Latency of every block, with cached and with recomputed attention",
+    "estimated_measured": "Estimated against measured latency",
+    "dynamic_k": "Test quality over executed FLOPs and over latency, one line per network",
+}
+"""Every figure and what a reader who cannot see it is told."""
+
+
+def write_report(
+    path: str | Path, folder: str | Path, evaluations: Sequence[dict], table: pd.DataFrame, additivity: dict
+) -> None:
+    """Write the page to path and each figure as folder/<name>.svg.
+
+    evaluations: contents of eval.json, in the order wanted.  table: rows of the latency table.  additivity: contents
+    of additivity.json.  The same arguments give the same bytes.
+    """
+    figures = {name: to_svg(figure) for name, figure in draw(evaluations, table, additivity).items()}
+    for name, svg in figures.items():
+        write_text(Path(folder) / f"{name}.svg", svg)
+    write_text(path, render(evaluations, additivity, figures))
+
+
+def render(evaluations: Sequence[dict], additivity: dict, figures: dict[str, str]) -> str:
+    """The page as text; figures are SVG documents by name."""
+    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
+    first = evaluations[0]
+    return environment.from_string(TEMPLATE).render(
+        experiment=first["experiment"],
+        setting=_setting(first),
+        findings=[sentence for evaluation in evaluations for sentence in _findings(evaluation)],
+        summary=_summary(evaluations),
+        summary_note=_summary_note(first),
+        sections=_sections(evaluations, additivity),
+        figures={name: inline(svg, name, html.escape(FIGURES[name])) for name, svg in figures.items()},
+    )
+
+
+def _setting(evaluation: dict) -> str:
+    row, provenance = headline(evaluation), evaluation["provenance"]
+    return (
+        f"{provenance['device']}, {provenance['dtype']}. Workload: batch {row['batch']}, {row['tgt_len']} tokens per "
+        f"call, memory of {row['mem_len']}, {row['attention']} attention."
+    )
+
+
+def _findings(evaluation: dict) -> list[str]:
+    """A sentence or two on one network, for a reader who reads nothing else."""
+    row, unit, variant = headline(evaluation), evaluation["quality"]["unit"], evaluation["variant"]
+    test = evaluation["quality"]["final"]["test"][unit]
+    if variant == "baseline":
+        bigram = evaluation["reference"]["bigram"][unit]
+        sentences = [
+            f"baseline: {_ms(row['median_ms'])} ms per call, {test:.3f} {unit} on the test split; "
+            f"a bigram model scores {bigram:.3f}."
+        ]
+    else:
+        text = f"{variant}: {_ms(row['median_ms'])} ms per call, {row['speed_up']:.2f} times as fast as the baseline"
+        text += f", {test:.3f} {unit} on the test split"
+        known = evaluation["baseline"]["quality"]
+        sentences = [text + (f" (baseline {known['final']['test'][unit]:.3f})." if known else ".")]
+        if target := evaluation["target"]:
+            sentences[0] += (
+                f" Of the baseline's latency, {target['requested']:.2f} was requested, {target['estimated']:.3f} "
+                f"estimated and {target['measured']:.3f} measured."
+            )
+    best = best_threshold(evaluation)
+    if best and best["tau"] > 0:
+        sentences.append(
+            f"{variant} with dynamic k at tau = {best['tau']:g}: {best['converted_flops_ratio']:.0%} of the FLOPs of "
+            f"its converted layers, {_ms(best['latency']['median_ms'])} ms per call, {best['test'][unit]:.3f} {unit}."
+        )
+    return sentences
+
+
+def _summary(evaluations: Sequence[dict]) -> dict:
+    table = compare(evaluations)
+    unit = table["unit"].iloc[0]
+    columns = {
+        "network": ("variant", str),
+        "blocks": ("pattern", str),
+        f"test {unit}": ("test", "{:.3f}".format),
+        f"valid {unit}": ("valid", "{:.3f}".format),
+        f"test {unit}, E-train": ("test_train_protocol", "{:.3f}".format),
+        "ms": ("latency_ms", _ms),
+        "speed-up": ("speed_up", "{:.2f}".format),
+        "requested": ("target_requested", "{:.2f}".format),
+        "measured": ("target_measured", "{:.3f}".format),
+        "params": ("params", _count),
+        "active": ("active_params", _count),
+        "FLOPs/token": ("flops", _count),
+    }
+    rows = [[_cell(row[key], show) for key, show in columns.values()] for _, row in table.iterrows()]
+    marks = [evaluation["variant"] == "baseline" for evaluation in evaluations]
+    return _table(list(columns), rows, text=("network", "blocks"), marks=marks)
+
+
+def _summary_note(evaluation: dict) -> str:
+    final, train = (evaluation["quality"][name] for name in ("final", "train"))
+    unit = evaluation["quality"]["unit"]
+    return (
+        f"Quality in {UNITS[unit]} ({unit}), lower is better: every token sees {final['mem_len'] + 1} positions "
+        f"(E-final), or segments of {train['tgt_len']} with a memory of {train['mem_len']} as in training (E-train). "
+        "Latency is the median of one call, measured in turn with the baseline in one process. Requested and measured "
+        "are fractions of the baseline's latency. Active parameters are those that one token meets."
+    )
+
+
+def _sections(evaluations: Sequence[dict], additivity: dict) -> list[dict]:
+    return [
+        _section(
+            "Quality against latency",
+            "Down and to the left is better. Dashed lines mark the baseline.",
+            "quality_latency",
+        ),
+        _section(
+            "Architectures",
+            "Blocks from the embedding (left) to the head (right). s4 is attention with four heads, f a feed-forward "
+            "layer, m2 a mixture of experts with two experts per token; grey is skipped. Attention is drawn as high as "
+            "it has heads.",
+            "architectures",
+        ),
+        _section(
+            "Latency of the blocks",
+            "The latency table that the search reads. Cached attention keeps keys and values of the memory, recomputed "
+            "attention projects the memory's hidden states in every call.",
+            "block_latencies",
+        ),
+        _section(
+            "Estimated against measured latency",
+            "The sum of table entries against the whole network's measured latency, for random networks of the design "
+            "space and for the networks of this report.",
+            "estimated_measured",
+            _additivity_table(additivity),
+        ),
+        _section(
+            "Dynamic k",
+            "Feed-forward layers split into experts; each token runs those whose predicted contribution reaches tau "
+            "times its largest. FLOPs are relative to the same layers before conversion and contain the routers. The "
+            f"chosen threshold is the one with the fewest FLOPs whose validation nll is at most {TOLERANCE:.0%} worse "
+            "than the dense network's.",
+            "dynamic_k",
+            *(_sweep_table(evaluation) for evaluation in evaluations),
+        ),
+        _section("Provenance", "Where the numbers come from.", "", _provenance(evaluations)),
+    ]
+
+
+def _sweep_table(evaluation: dict) -> dict:
+    unit, conversion = evaluation["quality"]["unit"], evaluation["conversion"]
+    columns = ["tau", f"test {unit}", f"valid {unit}", "converted FLOPs", "network FLOPs/token", "experts/token", "ms"]
+    best = best_threshold(evaluation)
+    rows = [
+        [
+            f"{row['tau']:g}",
+            f"{row['test'][unit]:.3f}",
+            f"{row['valid'][unit]:.3f}",
+            _cell(row["converted_flops_ratio"], "{:.1%}".format),
+            _count(row["network_flops"]),
+            _cell(row["experts_per_token"], "{:.1f}".format),
+            _ms(row["latency"]["median_ms"]),
+        ]
+        for row in evaluation["dynamic_k"]
+    ]
+    layers = conversion["converted_layers"]
+    what = (
+        f"{layers} of {len(evaluation['architecture']['blocks'])} blocks converted" if layers else "nothing converted"
+    )
+    if layers:
+        what += f", {max(conversion['num_experts'])} experts each; sparsified before conversion "
+        what += f"{conversion['sparsified']['test'][unit]:.3f} {unit}"
+    elif conversion["reason"]:
+        what += f": {conversion['reason']}"
+    marks = [row is best for row in evaluation["dynamic_k"]]
+    return _table(columns, rows, title=f"{evaluation['variant']}: {what}", marks=marks)
+
+
+def _additivity_table(additivity: dict) -> dict:
+    columns = ["networks", "Pearson r", "mean error", "largest error", "bias"]
+    shows = {"pearson_r": "{:.4f}", "mape": "{:.1%}", "max_ape": "{:.1%}", "bias": "{:+.1%}"}
+    measured, bar = [str(additivity["n"])], ["wanted"]
+    for name, show in shows.items():
+        text = show.format(additivity[name])
+        if name in additivity["intervals"]:
+            text += " ({} to {})".format(*(show.format(end) for end in additivity["intervals"][name]))
+        measured.append(text)
+        relation = "at least" if name == "pearson_r" else "at most"
+        bar.append(f"{relation} {show.format(additivity['bar'][name])}" if name in additivity["bar"] else "")
+    return _table(columns, [measured, bar])
+
+
+def _provenance(evaluations: Sequence[dict]) -> dict:
+    columns = ["network", "commit", "config", "seed", "device", "dtype", "versions", "wall time of the stages"]
+    rows = []
+    for evaluation in evaluations:
+        source = evaluation["provenance"]
+        versions = ", ".join(f"{name} {version}" for name, version in source["versions"].items())
+        seconds = ", ".join(f"{stage} {value:.0f} s" for stage, value in source["wall_seconds"].items())
+        known = [
+            source["git_commit"][:12],
+            source["config_hash"],
+            str(source["seed"]),
+            source["device"],
+            source["dtype"],
+        ]
+        rows.append([evaluation["variant"], *known, versions, seconds])
+    return _table(columns, rows, text=columns)
+
+
+def _section(title: str, text: str, figure: str, *tables: dict) -> dict:
+    return {"title": title, "text": text, "figure": figure, "tables": tables}
+
+
+def _table(columns: list[str], rows: list[list[str]], *, text=(), title: str = "", marks: Sequence[bool] = ()) -> dict:
+    """A table for the page: text columns are set left, marked rows shaded; with a title it can be folded away."""
+    marks = marks or [False] * len(rows)
+    shaded = [{"cells": cells, "mark": mark} for cells, mark in zip(rows, marks, strict=True)]
+    return {"columns": columns, "rows": shaded, "text": text, "title": title}
+
+
+def _cell(value, show) -> str:
+    return "\u2013" if value is None or pd.isna(value) else show(value)
+
+
+def _ms(value: float) -> str:
+    """Milliseconds with three significant digits."""
+    return f"{value:#.3g}" if value < 100 else f"{value:.0f}"
+
+
+def _count(value: float) -> str:
+    """A large number with a metric letter: 1.41 M."""
+    for size, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if value >= size:
+            return f"{_ms(value / size)} {letter}"
+    return f"{value:.0f}"

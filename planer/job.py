@@ -1,0 +1,127 @@
+"""What every job does around its one call of the library: a log, a mirror in MLflow, one line for a user's mistake.
+
+Scripts of rules are adapters: ``with stage(snakemake) as job:`` read inputs, call one function, write outputs.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import torch
+
+from planer import model, tracking
+from planer.config import sections
+from planer.data.corpora import CORPORA
+from planer.files import UserError, read_json, write_json, write_parquet
+from planer.latency.table import device_name
+from planer.training.checkpoint import Checkpoint
+from planer.training.runtime import keep_freed_memory, resolve_device, resolve_dtype
+
+
+class Job:
+    """One run of one rule, seen from its script."""
+
+    def __init__(self, snakemake, run: tracking.StageRun):
+        self._snakemake = snakemake
+        self.run = run
+        self.config: SimpleNamespace = sections(snakemake.params.get("config", {}))
+        """The sections of the config that the rule declared."""
+        keep_freed_memory()
+        if threads := getattr(self.config, "threads", None):
+            torch.set_num_threads(threads)  # latencies and the last bits of sums depend on it, so --cores must not
+
+    @property
+    def vocab_size(self) -> int:
+        """Of the experiment's corpus."""
+        return CORPORA[self.config.data.dataset].vocab_size
+
+    def tokens(self, split: str) -> np.ndarray:
+        """A split of the prepared corpus, memory-mapped."""
+        return np.load(self._snakemake.input[split], mmap_mode="r", allow_pickle=False)
+
+    def train(self, function: Callable, start, config) -> None:
+        """Call a training stage of the library on ``start``, a model or an architecture, and write what it returns."""
+        outputs, checkpoint = self._snakemake.output, self.checkpoint()
+        device = resolve_device(self.config.device)
+        network, history, metrics = function(
+            start,
+            self.tokens("train"),
+            self.tokens("valid"),
+            config,
+            self._snakemake.params.seed,
+            device,
+            resolve_dtype(self.config.dtype, device),
+            checkpoint,
+            self.run.row,
+        )
+        model.save(network, Path(outputs.model).parent)
+        write_parquet(outputs.history, history)
+        write_json(outputs.metrics, metrics)
+        checkpoint.delete()
+
+    def checkpoint(self) -> Checkpoint:
+        """Where a training stage resumes from.  A checkpoint of other params or other input files does not count."""
+        digest = hashlib.sha256(repr(sorted(self._snakemake.params.items())).encode())
+        for name, path in sorted(self._snakemake.input.items()):
+            if name != "cost":  # an estimate in hours changes no result
+                with open(path, "rb") as file:
+                    digest.update(name.encode() + hashlib.file_digest(file, "sha256").digest())
+        folder = scratch_folder(*_identity(self._snakemake))
+        return Checkpoint(folder, f"{self._snakemake.rule} {digest.hexdigest()[:12]}")
+
+
+@contextmanager
+def stage(snakemake) -> Iterator[Job]:
+    """Run the body with both output streams in the log file, and mirror its rows and output files in MLflow.
+
+    The streams are redirected at the file descriptors, so that messages of compiled libraries land there too.
+    Numbers in an output called metrics become the run's metrics.  A UserError ends the job with status 1 and one
+    line, in the log and on the console; other exceptions keep their traceback, in the log.
+    """
+    experiment, variant, rule = _identity(snakemake)
+    console = os.dup(2)
+    with open(snakemake.log[0], "w") as stream:
+        os.dup2(stream.fileno(), 1)
+        os.dup2(stream.fileno(), 2)
+    sys.stdout.reconfigure(line_buffering=True)
+    started = time.perf_counter()
+    try:
+        with tracking.track(
+            experiment=experiment,
+            variant=variant,
+            stage=rule,
+            params=dict(snakemake.params.items()),
+            tags={"device": device_name(resolve_device(snakemake.params.get("config", {}).get("device", "cpu")))},
+            scratch=scratch_folder(experiment, variant, rule),
+        ) as run:
+            yield Job(snakemake, run)
+            for output in filter(os.path.isfile, snakemake.output):
+                run.artifact(output)
+            if snakemake.output.get("metrics"):
+                run.metrics(read_json(snakemake.output.metrics))
+    except UserError as error:
+        line = f"planer: {rule} {experiment}/{variant}: {error}\n".encode()
+        os.write(2, line)
+        os.write(console, line)
+        sys.exit(1)
+    print(f"{rule} done in {time.perf_counter() - started:.1f} s", flush=True)
+
+
+def scratch_folder(experiment: str, variant: str, rule: str) -> Path:
+    """Where a job keeps what it needs to resume; never an output, so that a failed attempt does not lose it."""
+    return Path("scratch") / experiment / variant / rule
+
+
+def _identity(snakemake) -> tuple[str, str, str]:
+    """Experiment, variant and rule; the corpora belong to no experiment and share one called data."""
+    wildcards = snakemake.wildcards
+    variant = wildcards.get("variant", wildcards.get("dataset", "shared"))
+    return wildcards.get("experiment", "data"), variant, snakemake.rule

@@ -1,0 +1,168 @@
+"""Does the sum of table entries predict what whole networks take?
+
+Random networks of the design space, spread evenly over the range of latencies, and the baseline are measured end to
+end and compared with their estimates.  Correlation alone is no test: public latency tables reach r = 0.92 to 0.999
+beside single errors of 5 to 46 % (HAT, 8 pairs of device and task), so errors are reported with it.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from types import SimpleNamespace
+
+import numpy as np
+import pandas as pd
+
+from planer.architecture import Architecture, BlockSpec
+from planer.config import derive_seed
+from planer.latency.measure import MIN_ROUNDS, by_round, measure, summary
+from planer.latency.networks import Pool, affordable_copies
+from planer.latency.profile import control
+from planer.latency.table import LatencyTable, identity
+from planer.training.runtime import resolve_device, resolve_dtype
+
+BAR = {"pearson_r": 0.99, "mape": 0.03, "max_ape": 0.08}
+"""What an idle device should reach: r at least, errors at most."""
+
+MIN_NETWORKS = 8
+"""Random networks measured at least, even when that takes longer than max_seconds."""
+
+RESAMPLES = 2000
+"""Bootstrap samples behind the intervals."""
+
+
+def check_additivity(config: SimpleNamespace, vocab_size: int, table: LatencyTable) -> dict:
+    """Measure profile_blocks.networks random networks and the baseline, under the workload's attention mode.
+
+    Fewer networks are measured, and said so, where a warm-up and MIN_ROUNDS rounds of all would take longer than
+    profile_blocks.max_seconds.  Returns the content of additivity.json; its control_drift is the change in the time of
+    the table's control stack since the table was measured, which shows in the bias.
+    Raises UserError when the table was measured on another device or for other shapes.
+    """
+    device = resolve_device(config.device)
+    dtype = resolve_dtype(config.dtype, device)
+    table.check(identity(device, dtype, config.workload, config.model, vocab_size))
+    profile, attention = config.profile_blocks, config.workload.attention
+    networks = _networks(config, vocab_size, table)
+    control_blocks = control(config.model, table.notes["copies"])
+    pool = _pool([*(network.blocks for network in networks.values()), control_blocks], config, vocab_size)
+    timed = {name: pool.network(network.blocks, attention) for name, network in networks.items()}
+    timed["control"] = pool.network(control_blocks, attention, head=False)
+    seed = derive_seed(config.seed, "additivity", "order")
+    samples = by_round(measure(timed, profile.rounds, profile.warmup, seed, profile.max_seconds, device, "additivity"))
+    rows = [
+        _row(name, network, table.estimate(network, attention), samples[name]) for name, network in networks.items()
+    ]
+    estimated, measured = (np.array([row[key] for row in rows]) for key in ("estimated_ms", "measured_ms"))
+    result = agreement(estimated, measured)
+    small = all(result[key] <= BAR[key] for key in ("mape", "max_ape"))
+    return {
+        "attention": attention,
+        "execution": "eager",
+        "n": len(rows),
+        "requested": profile.networks + 1,
+        "rounds": len(samples),
+        "control_drift": float(samples["control"].median() / table.notes["control_ms"] - 1),
+        **result,
+        "intervals": intervals(estimated, measured, derive_seed(config.seed, "additivity", "bootstrap")),
+        "bar": BAR,
+        "passed": small and result["pearson_r"] >= BAR["pearson_r"],
+        "networks": rows,
+    }
+
+
+def spread_networks(costs: np.ndarray, positions: int, count: int, seed: int) -> list[tuple[int, ...]]:
+    """Different random networks whose costs are spread evenly between the cheapest and the dearest possible.
+
+    costs: [N] in ms.  Network k draws every position from P_i ~ exp(lambda c_i), with lambda such that the expected
+    cost is the middle of the k-th of count equal parts of the range.  A network drawn before is drawn again from a
+    distribution closer to uniform.  Returns option numbers; fewer networks than count when no more exist.
+    """
+    generator = np.random.default_rng(seed)
+    unit = (costs - costs.min()) / (np.ptp(costs) or 1.0)
+    tilts = np.linspace(-50, 50, 2001)
+    weights = np.exp(tilts[:, None] * (unit - (tilts[:, None] > 0)))  # at most 1: nothing overflows
+    means = (weights * unit).sum(axis=1) / weights.sum(axis=1)
+    networks: dict[tuple[int, ...], None] = {}
+    count = min(count, len(costs) ** positions)
+    for k in range(count):
+        tilt = tilts[np.abs(means - (k + 0.5) / count).argmin()]
+        while len(networks) == k:
+            probability = np.exp(tilt * unit - max(tilt, 0))
+            network = generator.choice(len(costs), size=positions, p=probability / probability.sum())
+            networks[tuple(network.tolist())] = None
+            tilt *= 0.97
+    return list(networks)
+
+
+def agreement(estimated: np.ndarray, measured: np.ndarray) -> dict[str, float]:
+    """Pearson's r, and relative errors of the estimates: mean and largest absolute one, and mean signed one (bias).
+
+    r is 0 where it is not defined, with all estimates or all measurements the same.
+    """
+    error = estimated / measured - 1
+    varied = np.ptp(estimated) and np.ptp(measured)
+    return {
+        "pearson_r": float(np.corrcoef(estimated, measured)[0, 1]) if varied else 0.0,
+        "mape": float(np.abs(error).mean()),
+        "max_ape": float(np.abs(error).max()),
+        "bias": float(error.mean()),
+    }
+
+
+def intervals(estimated: np.ndarray, measured: np.ndarray, seed: int) -> dict[str, list[float]]:
+    """95 % percentile-bootstrap intervals of ``agreement``'s means, over networks; a maximum has none."""
+    generator = np.random.default_rng(seed)
+    draws = []
+    while len(draws) < RESAMPLES:
+        chosen = generator.integers(len(estimated), size=len(estimated))
+        if len(set(chosen.tolist())) > 2:  # a correlation of two points says nothing
+            draws.append(agreement(estimated[chosen], measured[chosen]))
+    return {
+        key: np.percentile([draw[key] for draw in draws], (2.5, 97.5)).tolist() for key in ("pearson_r", "mape", "bias")
+    }
+
+
+def _networks(config: SimpleNamespace, vocab_size: int, table: LatencyTable) -> dict[str, Architecture]:
+    """The baseline, and as many random networks as were asked for or as there is time for."""
+    profile, attention = config.profile_blocks, config.workload.attention
+    baseline = config.model.architecture(vocab_size, config.patterns.baseline)
+    positions = len(baseline.blocks)
+    costs = np.array([table.lookup(option, attention) for option in config.design_space])
+    typical_ms = table.lookup("stem", attention) + positions * (costs.min() + costs.max()) / 2
+    affordable = int(profile.max_seconds * 1e3 / ((MIN_ROUNDS + 1) * typical_ms))
+    count = max(MIN_NETWORKS, min(profile.networks, affordable))
+    options = [config.model.option(name) for name in config.design_space]
+    choices = spread_networks(costs, positions, count, derive_seed(config.seed, "additivity", "networks"))
+    return {"baseline": baseline} | {
+        f"random_{number}": config.model.architecture(vocab_size, tuple(options[option] for option in choice))
+        for number, choice in enumerate(choices)
+    }
+
+
+def _pool(networks: list[tuple[BlockSpec, ...]], config: SimpleNamespace, vocab_size: int) -> Pool:
+    """As many copies of each block as the network with the most of them has, or as fit into memory."""
+    device = resolve_device(config.device)
+    dtype = resolve_dtype(config.dtype, device)
+    attentions = [config.workload.attention]
+    architecture = config.model.architecture(vocab_size, ())
+    most: Counter[BlockSpec] = Counter()
+    for blocks in networks:
+        most |= Counter(blocks)
+    affordable = affordable_copies(architecture, most, config.workload, dtype, attentions)
+    copies = {spec: min(number, affordable) for spec, number in most.items()}
+    seed = derive_seed(config.seed, "additivity", "weights")
+    return Pool(architecture, copies, config.workload, device, dtype, attentions, seed)
+
+
+def _row(name: str, network: Architecture, estimated_ms: float, measured_ms: pd.Series) -> dict:
+    measured = summary(measured_ms)
+    return {
+        "name": name,
+        "options": [block.name for block in network.blocks],
+        "estimated_ms": estimated_ms,
+        "measured_ms": measured["median_ms"],
+        "p10_ms": measured["p10_ms"],
+        "p90_ms": measured["p90_ms"],
+        "error": estimated_ms / measured["median_ms"] - 1,
+    }

@@ -1,0 +1,99 @@
+"""How long an experiment will train on the device at hand, estimated from its latency table.
+
+A training step costs about three forward passes.  The forward pass of every block is known from the table for the
+workload's shape; it is carried over to the training shape in proportion to tokens and to FLOPs per token.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from types import SimpleNamespace
+from typing import TYPE_CHECKING
+
+from planer.architecture import BlockSpec
+from planer.config import TrainingConfig
+from planer.files import UserError
+
+if TYPE_CHECKING:  # every parse of the Snakefile comes here, and the table needs PyTorch
+    from planer.latency.table import LatencyTable
+
+FORWARDS_PER_STEP = 3
+"""A backward pass costs about two forward passes: gradients of the inputs, gradients of the weights."""
+FORWARDS_PER_ALPHA_STEP = 2
+"""The architecture steps of a search need no gradients of the weights."""
+
+
+def training_hours(config: SimpleNamespace, vocab_size: int, table: LatencyTable) -> dict[str, float]:
+    """Hours of every training stage for one target and its baseline, and their sum.
+
+    The target's network is counted like the baseline, which it must not exceed.
+    """
+    baseline = config.model.architecture(vocab_size, config.patterns.baseline).blocks
+    options = [config.model.option(name) for name in config.design_space]
+
+    def scale(training: TrainingConfig) -> float:
+        work = config.workload
+        return training.batch * training.tgt_len / (work.batch * work.tgt_len)
+
+    def stem_ms(training: TrainingConfig) -> float:
+        return table.lookup("stem", "recompute") * scale(training)
+
+    def blocks_ms(blocks: Iterable[BlockSpec], training: TrainingConfig) -> float:
+        total = 0.0
+        for block in blocks:
+            at_work, in_training = (
+                block.flops(config.model.d_model, shape.batch, shape.tgt_len, shape.mem_len, "recompute")
+                for shape in (config.workload, training)
+            )
+            if at_work:  # skip costs nothing
+                total += table.lookup(block.name, "recompute") * scale(training) * in_training / at_work
+        return total
+
+    def hours(training: TrainingConfig, forwards: float) -> float:
+        """Of the baseline."""
+        return (stem_ms(training) + blocks_ms(baseline, training)) * training.steps * forwards / 3.6e6
+
+    search = config.search
+    stem, all_options = stem_ms(search), len(baseline) * blocks_ms(options, search)
+    weight_step = FORWARDS_PER_STEP * (stem + all_options / len(options))
+    alpha_step = FORWARDS_PER_ALPHA_STEP * (stem + all_options)
+    alpha_steps = search.alpha_share * (1 - search.frozen_share)
+    result = {
+        "search": (weight_step + alpha_step * alpha_steps) * search.steps / 3.6e6,
+        "retrain": 2 * hours(config.retrain, FORWARDS_PER_STEP),
+        "sparsify": 2 * hours(config.sparsify, FORWARDS_PER_STEP),
+        "train_routers": 2 * hours(config.train_routers, 1),
+    }
+    return result | {"total": sum(result.values())}
+
+
+def training_tokens(config: SimpleNamespace) -> dict[str, int]:
+    """Tokens that every training stage reads, for one network."""
+    stages = {name: getattr(config, name) for name in ("search", "retrain", "sparsify", "train_routers")}
+    return {name: stage.steps * stage.batch * stage.tgt_len for name, stage in stages.items()}
+
+
+def rescaled(report: dict, config: SimpleNamespace) -> dict[str, float]:
+    """The hours of an earlier estimate, carried over to the tokens that the stages read now.
+
+    report: ``hours`` and ``tokens`` by stage, the content of cost.json.
+    """
+    tokens = training_tokens(config)
+    hours = {name: report["hours"][name] * tokens[name] / report["tokens"][name] for name in tokens}
+    return hours | {"total": sum(hours.values())}
+
+
+def check_hours(hours: dict[str, float], device: str, config: SimpleNamespace) -> None:
+    """Refuse an experiment whose training would take longer than config.max_hours.
+
+    Raises UserError with the estimate, a smaller experiment to run instead, and how to go on all the same.
+    """
+    if hours["total"] > config.max_hours:
+        parts = ", ".join(f"{name} {value:,.1f} h" for name, value in hours.items() if name != "total")
+        small = "enwik8-mini" if config.data.dataset != "enwik8-mini" else "demo"
+        raise UserError(
+            f"would train for about {hours['total']:,.1f} h on {device} ({parts}), more than "
+            f"max_hours = {config.max_hours:g}; run the small one: snakemake --cores 2 "
+            f"results/{small}/target_0.5/eval.json; or go on with --config max_hours={math.ceil(1.5 * hours['total'])}"
+        )

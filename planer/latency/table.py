@@ -1,0 +1,168 @@
+"""The latency table: what every block costs on one device for one workload.
+
+One row per (option, attention); a network's latency is estimated as the stem plus the sum of its blocks.  Options that
+do not attend cost the same with cached and recomputed attention; they are measured once and listed under both.  The
+table's identity (device, software, threads, shapes) travels in the Parquet file's metadata, because the numbers mean
+nothing anywhere else.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import platform
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+import torch
+
+from planer.architecture import Architecture, FeedForward, MoE
+from planer.config import ModelConfig, WorkloadConfig
+from planer.files import UserError, write_parquet
+
+COLUMNS = (
+    "option",
+    "device",
+    "dtype",
+    "batch",
+    "tgt_len",
+    "mem_len",
+    "attention",
+    "execution",
+    "median_ms",
+    "p10_ms",
+    "p90_ms",
+    "n",
+)
+
+
+@dataclass
+class LatencyTable:
+    """Costs in ms, the identity they belong to, and notes on how they were measured."""
+
+    rows: pd.DataFrame
+    """COLUMNS; ``stem`` is embedding and head, ``skip`` is 0 by construction."""
+    identity: dict
+    """What ``identity`` returned where the table was measured."""
+    notes: dict
+    """Copies per stack, rounds, drift of the control stack, spread: for readers, not compared."""
+    path: str = "the latency table"
+    """Where it was loaded from, for messages."""
+
+    def __post_init__(self) -> None:
+        self._costs = {(row.option, row.attention): float(row.median_ms) for row in self.rows.itertuples()}
+
+    @classmethod
+    def load(cls, path: str | Path) -> LatencyTable:
+        """Read what save() wrote.
+
+        Raises UserError when the file is missing or is no latency table.
+        """
+        import pyarrow.parquet
+
+        try:
+            content = pyarrow.parquet.read_table(path)
+            metadata = content.schema.metadata
+            identity, notes = (json.loads(metadata[key]) for key in (b"identity", b"notes"))
+        except FileNotFoundError:
+            raise UserError(f"{path} does not exist; make it: {_remake(path)}") from None
+        except (OSError, pyarrow.ArrowException, KeyError, TypeError, ValueError) as error:
+            raise UserError(f"{path} is not a readable latency table; make a new one: {_remake(path)}") from error
+        rows = content.to_pandas()
+        missing = [column for column in COLUMNS if column not in rows]
+        if missing:
+            raise UserError(f"{path} lacks the column {missing[0]}; make a new one: {_remake(path)}")
+        return cls(rows, identity, notes, str(path))
+
+    def save(self, path: str | Path) -> None:
+        """Write Parquet, identity and notes in its metadata."""
+        metadata = {"identity": json.dumps(self.identity), "notes": json.dumps(self.notes)}
+        write_parquet(path, self.rows[list(COLUMNS)], metadata)
+
+    def check(self, identity: dict) -> None:
+        """Raise UserError, naming both sides, unless the table was measured under this identity."""
+        different = [key for key in identity | self.identity if identity.get(key) != self.identity.get(key)]
+        if different:
+            sides = (self.identity, identity)
+            there, here = (", ".join(f"{key} {side.get(key, 'unknown')}" for key in different) for side in sides)
+            raise UserError(f"{self.path} was measured with {there}, but this run has {here}; {_remake(self.path)}")
+
+    def lookup(self, option: str, attention: str) -> float:
+        """Cost in ms of an option, or of the ``stem``, under cached or recomputed attention."""
+        if (option, attention) not in self._costs:
+            known = ", ".join(name for name, mode in self._costs if mode == attention) or "nothing"
+            raise UserError(f"{self.path} has no {option!r} with {attention} attention; it has: {known}")
+        return self._costs[option, attention]
+
+    def estimate(self, architecture: Architecture, attention: str) -> float:
+        """Latency in ms of a network: the stem and its blocks, summed exactly, whatever their order.
+
+        Raises UserError when the network's shapes are not those that were measured.
+        """
+        shapes = {key: getattr(architecture, key) for key in ("vocab_size", "d_model", "norm")}
+        for block in architecture.blocks:
+            shapes |= {"d_inner": block.d_inner} if isinstance(block, (FeedForward, MoE)) else {}
+            shapes |= {"num_experts": block.num_experts} if isinstance(block, MoE) else {}
+        for key, value in shapes.items():
+            if self.identity[key] != value:
+                raise UserError(
+                    f"{self.path} was measured for {key} {self.identity[key]}, but the network has {value}; "
+                    "use the table of the network's own experiment"
+                )
+        return math.fsum(self.lookup(name, attention) for name in ("stem", *(b.name for b in architecture.blocks)))
+
+
+def identity(
+    device: torch.device, dtype: torch.dtype, workload: WorkloadConfig, model: ModelConfig, vocab_size: int
+) -> dict:
+    """Everything that a latency depends on besides the block: device, software, threads, type and shapes."""
+    shapes = ("d_model", "num_heads", "d_inner", "num_experts", "norm")
+    return {
+        "device": device_name(device),
+        "driver": _driver(device),
+        "torch": torch.__version__,
+        "triton": _triton_version(),
+        "threads": torch.get_num_threads(),
+        "dtype": str(dtype).removeprefix("torch."),
+        "batch": workload.batch,
+        "tgt_len": workload.tgt_len,
+        "mem_len": workload.mem_len,
+        **{key: getattr(model, key) for key in shapes},
+        "vocab_size": vocab_size,
+    }
+
+
+def device_name(device: torch.device) -> str:
+    """The processor's or accelerator's own name."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    try:
+        match = re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
+    except OSError:
+        match = None
+    return match[1] if match else platform.processor() or platform.machine()
+
+
+def _driver(device: torch.device) -> str:
+    """Version of NVIDIA's kernel driver; ``none`` on a CPU."""
+    if device.type != "cuda":
+        return "none"
+    try:
+        match = re.search(r"\d+\.\d+(\.\d+)?", Path("/proc/driver/nvidia/version").read_text())
+    except OSError:
+        match = None
+    return match[0] if match else "unknown"
+
+
+def _triton_version() -> str:
+    try:
+        import triton
+    except ImportError:
+        return "none"
+    return triton.__version__
+
+
+def _remake(path: str | Path) -> str:
+    return f"measure again: snakemake --cores all --force {path}"

@@ -1,0 +1,267 @@
+"""The language model: tied embedding, blocks with memory, softmax head; saved as architecture.yaml + model.safetensors.
+
+Letters in shapes: B sequences, T tokens of a segment, M remembered positions, K = M + T, D model width, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from pathlib import Path
+
+import safetensors
+import safetensors.torch
+import torch
+import torch.nn.functional as F
+import yaml
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from planer.architecture import Architecture
+from planer.blocks import build_block
+from planer.blocks.block import Segment
+from planer.blocks.dynamic_moe import DynamicMoE, Router
+from planer.blocks.feed_forward import FeedForward
+from planer.blocks.moe import MoE
+from planer.files import UserError, replacing
+
+LOGITS_AT_ONCE = 2**26
+"""Logits alive at a time in the head: 256 MiB in single precision."""
+
+
+class LanguageModel(nn.Module):
+    """A Transformer-XL style language model over any sequence of blocks.
+
+    Weights are zeros or PyTorch's defaults until ``initialise`` or ``load``.
+    """
+
+    def __init__(self, architecture: Architecture, blocks: Iterable[nn.Module] | None = None):
+        """blocks: modules to use instead of the architecture's own, such as the super blocks of a search."""
+        super().__init__()
+        self.architecture = architecture
+        self.embedding = nn.Embedding(architecture.vocab_size, architecture.d_model)
+        self.output_bias = nn.Parameter(torch.zeros(architecture.vocab_size))
+        if blocks is None:
+            blocks = (build_block(spec, architecture) for spec in architecture.blocks)
+        self.blocks = nn.ModuleList(blocks)
+        self.final_norm = nn.LayerNorm(architecture.d_model) if architecture.norm == "pre" else nn.Identity()
+        self.dropout = nn.Dropout(architecture.dropout)
+        self._last_segment: tuple[tuple, Segment] | None = None
+
+    def train(self, mode: bool = True) -> LanguageModel:
+        self._last_segment = None
+        return super().train(mode)
+
+    def forward(
+        self,
+        tokens: Tensor,
+        memory: list | None = None,
+        *,
+        mem_len: int,
+        same_length: bool = False,
+        clamp_len: int = 0,
+        attention: str = "recompute",
+    ) -> tuple[Tensor, list]:
+        """Read one segment.
+
+        tokens: [B, T] int64.  memory: what the previous segment returned, None at the start.
+        mem_len: positions to remember.  same_length: every query sees exactly mem_len + 1 keys.
+        clamp_len: distances beyond it count as it; 0 switches this off.
+        attention: ``recompute`` remembers block inputs, ``cached`` keys and values (the same, for inference only).
+        Returns the hidden states [B, T, D] that ``nll`` scores, and the memory: one entry per block, None where the
+        block uses none.
+        """
+        hidden, memory = self.run_blocks(
+            self.embed(tokens),
+            memory,
+            mem_len=mem_len,
+            same_length=same_length,
+            clamp_len=clamp_len,
+            attention=attention,
+        )
+        return self.dropout(self.final_norm(hidden)), memory
+
+    def embed(self, tokens: Tensor) -> Tensor:
+        """[B, T] int64 to [B, T, D]: embeddings times sqrt(D), with dropout."""
+        return self.dropout(self.embedding(tokens) * math.sqrt(self.architecture.d_model))
+
+    def run_blocks(
+        self,
+        x: Tensor,
+        memory: list | None,
+        *,
+        mem_len: int,
+        same_length: bool = False,
+        clamp_len: int = 0,
+        attention: str = "recompute",
+    ) -> tuple[Tensor, list]:
+        """The blocks alone: x [B, T, D] and memory in, the last block's output and the next memory out."""
+        if attention not in ("recompute", "cached"):
+            raise ValueError(f"attention is {attention!r}; allowed: recompute, cached")
+        if self.training:
+            if attention == "cached":
+                raise ValueError("cached attention is exact at inference only; call eval() or use recompute")
+            for moe in self.moe_blocks():
+                moe.balance = None
+        memory = memory or [None] * len(self.blocks)
+        memory_len = _memory_len(memory)
+        segment = self._segment(x, memory_len, mem_len, same_length, clamp_len, attention)
+        next_memory = []
+        for block, entry in zip(self.blocks, memory, strict=True):
+            block_input = x
+            x, state = block(x, segment, entry)
+            if block.uses_memory and attention == "recompute":
+                state = _newest(entry, block_input, mem_len)
+            next_memory.append(state)
+        return x, next_memory
+
+    def _segment(
+        self, x: Tensor, memory_len: int, mem_len: int, same_length: bool, clamp_len: int, attention: str
+    ) -> Segment:
+        """Position table and mask; an evaluating model keeps those of its last shape."""
+        device, length, keys = x.device, x.shape[1], memory_len + x.shape[1]
+        keep = not self.training and not torch.is_grad_enabled()
+        autocast = torch.is_autocast_enabled(device.type)
+        shape = (length, memory_len, mem_len, same_length, clamp_len, attention, x.dtype, device, autocast)
+        if keep and self._last_segment and self._last_segment[0] == shape:
+            return self._last_segment[1]
+        key = torch.arange(keys, device=device)
+        distance = keys - 1 - key
+        positions = sinusoids(distance.clamp(max=clamp_len) if clamp_len else distance, x.shape[2]).to(x.dtype)
+        behind = torch.arange(memory_len, keys, device=device)[:, None] - key
+        hidden = (behind < 0) | (behind > mem_len) if same_length else behind < 0
+        mask = torch.zeros(hidden.shape, dtype=x.dtype, device=device).masked_fill_(hidden, -torch.inf)
+        segment = Segment(self.dropout(positions), mask, memory_len, mem_len, attention)
+        self._last_segment = (shape, segment) if keep else None
+        return segment
+
+    def nll(self, hidden: Tensor, targets: Tensor) -> Tensor:
+        """Negative log-likelihood of targets [B, T], in nats per token: [B, T], single precision.
+
+        Rows are scored in chunks, recomputed in the backward pass, so that no more than LOGITS_AT_ONCE logits exist
+        at a time whatever the vocabulary.
+        """
+        rows, words = hidden.flatten(0, -2), targets.flatten()
+        size = max(LOGITS_AT_ONCE // self.architecture.vocab_size, 1)
+        if rows.shape[0] <= size:
+            return self._row_nll(rows, words).view_as(targets)
+        chunks = [
+            checkpoint(self._row_nll, *chunk, use_reentrant=False, preserve_rng_state=False)
+            for chunk in zip(rows.split(size), words.split(size), strict=True)
+        ]
+        return torch.cat(chunks).view_as(targets)
+
+    def _row_nll(self, rows: Tensor, words: Tensor) -> Tensor:
+        logits = F.linear(rows, self.embedding.weight, self.output_bias)
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        return F.cross_entropy(logits, words, reduction="none")
+
+    def balance_loss(self) -> Tensor:
+        """Mean load-balancing loss of the mixtures of experts that ran in the last training pass; 0 without any."""
+        losses = [moe.balance for moe in self.moe_blocks() if moe.balance is not None]
+        return torch.stack(losses).mean() if losses else self.output_bias.new_zeros(())
+
+    def moe_blocks(self) -> list[MoE]:
+        """Mixture-of-experts sublayers, from the first block to the last."""
+        return [module for module in self.blocks.modules() if isinstance(module, MoE)]
+
+    def dynamic_blocks(self) -> list[DynamicMoE]:
+        """Sublayers that were split into dynamically executed experts, from the first block to the last."""
+        return [module for module in self.blocks.modules() if isinstance(module, DynamicMoE)]
+
+    def feed_forward_blocks(self) -> list[FeedForward]:
+        """Dense feed-forward sublayers, from the first block to the last."""
+        return [module for module in self.blocks.modules() if isinstance(module, FeedForward)]
+
+
+def sinusoids(distance: Tensor, d_model: int) -> Tensor:
+    """[sin(p f_m) | cos(p f_m)], f_m = 10000^(-2m/d_model): [K] distances to [K, D], in single precision.
+
+    Computed in float32 whatever the model's type: in bfloat16, 1,024 positions collapse to 513 values.
+    """
+    frequency = 10000.0 ** (-torch.arange(0, d_model, 2, device=distance.device, dtype=torch.float32) / d_model)
+    angle = distance.float()[:, None] * frequency
+    return torch.cat((angle.sin(), angle.cos()), dim=1)
+
+
+def _memory_len(memory: list) -> int:
+    """Remembered positions in a memory list: hidden states [B, M, D] or keys and values [B, H, M, Dh]."""
+    for entry in memory:
+        if entry is not None:
+            return entry.shape[1] if torch.is_tensor(entry) else entry[0].shape[2]
+    return 0
+
+
+def _newest(memory: Tensor | None, x: Tensor, mem_len: int) -> Tensor:
+    """The last mem_len positions of memory [B, M, D] and segment [B, T, D], cut off from the gradient."""
+    x = x.detach()
+    seen = x if memory is None or x.shape[1] >= mem_len else torch.cat((memory, x), dim=1)
+    return seen[:, max(seen.shape[1] - mem_len, 0) :]
+
+
+@torch.no_grad()
+def initialise(model: nn.Module, generator: torch.Generator) -> None:
+    """Draw the weights as Transformer-XL does: N(0, init_std), zero biases, LayerNorm weights N(1, init_std).
+
+    Routers of split layers get PyTorch's uniform bound instead, 1/sqrt(fan-in).  The same generator gives the same
+    weights on every device.
+    """
+    std = model.architecture.init_std
+
+    def draw(parameter: Tensor, mean: float = 0.0) -> None:
+        noise = torch.empty(parameter.shape, device=generator.device).normal_(mean, std, generator=generator)
+        parameter.copy_(noise)
+
+    for module in model.modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            if isinstance(module, Router):
+                noise = torch.empty(parameter.shape, device=generator.device).uniform_(-1, 1, generator=generator)
+                parameter.copy_(noise / math.sqrt(parameter.shape[1]))
+            elif name in ("bias", "b1", "b2", "output_bias"):
+                parameter.zero_()
+            else:
+                draw(parameter, mean=1.0 if isinstance(module, nn.LayerNorm) else 0.0)
+
+
+def save(model: LanguageModel, folder: str | Path) -> None:
+    """Write architecture.yaml and model.safetensors into folder."""
+    folder = Path(folder)
+    weights = {name: tensor.detach().contiguous() for name, tensor in model.state_dict().items()}
+    with replacing(folder / "model.safetensors") as temporary:
+        temporary.write_bytes(safetensors.torch.save(weights))
+    model.architecture.save(folder / "architecture.yaml")
+
+
+def load(folder: str | Path, device: str | torch.device = "cpu") -> LanguageModel:
+    """Read a model that ``save`` wrote, ready for inference.
+
+    Raises UserError when a file is missing or unreadable, or when the weights belong to another architecture.
+    """
+    folder = Path(folder)
+    try:
+        model = LanguageModel(Architecture.load(folder / "architecture.yaml"))
+    except FileNotFoundError:
+        raise UserError(f"{folder / 'architecture.yaml'} does not exist; run the stage that writes it") from None
+    except (ValueError, KeyError, TypeError, yaml.YAMLError) as error:
+        raise UserError(f"{folder / 'architecture.yaml'} describes no architecture: {_one_line(error)}") from error
+    path = folder / "model.safetensors"
+    try:
+        weights = safetensors.torch.load_file(path)
+    except FileNotFoundError:
+        raise UserError(f"{path} does not exist; run the stage that writes it") from None
+    except (safetensors.SafetensorError, OSError) as error:
+        raise UserError(f"{path} is not a readable safetensors file: {_one_line(error)}") from error
+    expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    found = {name: tuple(tensor.shape) for name, tensor in weights.items()}
+    for name in sorted(expected.keys() | found.keys()):
+        if expected.get(name) != found.get(name):
+            raise UserError(
+                f"{path} does not fit architecture.yaml beside it: {name} is {found.get(name, 'absent')}, "
+                f"expected {expected.get(name, 'absent')}; both must come from the same run"
+            )
+    model.load_state_dict(weights)
+    return model.to(device).eval()
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())

@@ -1,0 +1,101 @@
+"""The supernet: a network in which every position holds all options of the design space.
+
+PLANER (arXiv 2208.14580), section 3: a super block outputs sum_i P_i Block_i(x), P = GumbelSoftmax(alpha, T).  Each
+option carries its own residual and LayerNorm; skip is the bare identity.  Under hard sampling one option per position
+runs, so a step costs about one network; under soft sampling all run.  Options that are mixtures of experts share
+their experts (the gates differ): sampled uniformly, an expert of its own would see far fewer tokens than a dense layer
+does.
+
+Letters in shapes: B sequences, T tokens, M remembered positions, D model width, P positions, N options, S steps.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from planer.architecture import Architecture, BlockSpec, MoE
+from planer.blocks import build_block
+from planer.blocks.moe import Experts
+from planer.model import LanguageModel
+
+
+class SuperBlock(nn.Module):
+    """All options of one position.  Set ``choice`` (hard) or ``mixture`` (soft) before calling forward."""
+
+    uses_memory = True
+
+    def __init__(self, options: tuple[BlockSpec, ...], architecture: Architecture):
+        super().__init__()
+        mixtures = [spec for spec in options if isinstance(spec, MoE)]
+        experts = Experts(mixtures[0].num_experts, mixtures[0].d_inner, architecture.d_model) if mixtures else None
+        self.options = nn.ModuleList(build_block(spec, architecture, experts) for spec in options)
+        self.choice: int | None = None
+        self.mixture: Tensor | None = None
+
+    def forward(self, x_BTD: Tensor, segment, memory_BMD: Tensor | None) -> tuple[Tensor, None]:
+        """Output of the chosen option, or of the mixture of all of them.
+
+        Memory is kept for this position whatever is sampled: the next segment may sample attention here.
+        """
+        if self.mixture is None:
+            block = self.options[self.choice]
+            return block(x_BTD, segment, memory_BMD if block.uses_memory else None)[0], None
+        outputs = [block(x_BTD, segment, memory_BMD if block.uses_memory else None)[0] for block in self.options]
+        return sum(p * y for p, y in zip(self.mixture, outputs, strict=True)), None
+
+
+class Supernet(LanguageModel):
+    """A language model of super blocks, with architecture weights ``alpha`` [P, N] (fp32, zero at the start)."""
+
+    def __init__(self, shared: Architecture, options: tuple[BlockSpec, ...], positions: int):
+        """Take the numbers that all blocks share from ``shared``; its own blocks are ignored."""
+        shared = dataclasses.replace(shared, blocks=())
+        super().__init__(shared, [SuperBlock(options, shared) for _ in range(positions)])
+        self.specs = options
+        self.alpha = nn.Parameter(torch.zeros(positions, len(options)))
+
+    def weights(self) -> list[nn.Parameter]:
+        """Every parameter but the architecture weights, shared ones once."""
+        return [parameter for name, parameter in self.named_parameters() if name != "alpha"]
+
+    def sample_hard(self, steps: int, generator: torch.Generator) -> Tensor:
+        """Options of so many steps [S, P], on the CPU, each drawn with probability softmax(alpha).
+
+        The argmax of Gumbel-perturbed alpha does not depend on the temperature.  Waits for the device once.
+        """
+        return (self.alpha.detach().cpu() + gumbel((steps, *self.alpha.shape), generator)).argmax(-1)
+
+    def sample_fair(self, steps: int, generator: torch.Generator) -> Tensor:
+        """Options of so many steps [S, P], on the CPU, in cycles of N steps that run each option of a position once.
+
+        Equal chances alone let early luck decide which options train well (FairNAS, arXiv 1907.01845).
+        """
+        positions, options = self.alpha.shape
+        cycles = -(-steps // options)
+        orders = torch.rand(cycles, options, positions, generator=generator).argsort(dim=1)
+        return orders.flatten(0, 1)[:steps]
+
+    def choose(self, choices: list[int]) -> None:
+        """Run exactly these options, one per position."""
+        for block, choice in zip(self.blocks, choices, strict=True):
+            block.choice, block.mixture = choice, None
+
+    def sample_soft(self, temperature: float, generator: torch.Generator) -> Tensor:
+        """Mix all options with P = softmax((alpha + Gumbel noise) / T); returns P [P, N], differentiable in alpha."""
+        noise = gumbel(self.alpha.shape, generator).to(self.alpha.device, non_blocking=True)
+        mixture = F.softmax((self.alpha + noise) / temperature, dim=-1)
+        for block, row in zip(self.blocks, mixture, strict=True):
+            block.mixture = row
+        return mixture
+
+
+def gumbel(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
+    """Standard Gumbel noise, -log of an exponential variate; drawn on the CPU so that every device gets the same.
+
+    In double precision before it is rounded: in single precision one variate in 2^24 can be 0, its noise infinite.
+    """
+    return -torch.empty(shape, dtype=torch.float64).exponential_(generator=generator).log().float()

@@ -1,0 +1,104 @@
+"""Resumable state on disk: one safetensors file that is always the last whole one, wherever a job is killed."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sys
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from planer.files import replacing
+
+
+class Checkpoint:
+    """One checkpoint, in a subfolder ``checkpoint`` where nothing else may live.
+
+    identity says what the state belongs to (stage, configuration, data, seed): a run that would mean something else
+    must not resume from it.  The file is written beside the old one, synced to disk and renamed, so that a kill
+    at any instant leaves the old checkpoint or the new one.
+    """
+
+    def __init__(self, folder: str | Path, identity: str) -> None:
+        self.path = Path(folder) / "checkpoint" / "state.safetensors"
+        self.identity = identity
+
+    def save(self, tensors: dict[str, Tensor], values: dict) -> None:
+        """Write tensors (any device; tensors under two names are stored once) and values (JSON) whole.
+
+        Raises UserError when the disk is full or the folder cannot be written; the last checkpoint is then untouched.
+        """
+        stored, aliases = _storable(tensors)
+        note = json.dumps({"identity": self.identity, "aliases": aliases, "values": values})
+        with replacing(self.path) as temporary:
+            save_file(stored, temporary, metadata={"checkpoint": note})
+            _sync(temporary)
+        _sync(self.path.parent)
+
+    def load(self) -> tuple[dict[str, Tensor], dict] | None:
+        """What save() was last given, on the CPU; None when there is nothing to resume from.
+
+        A checkpoint of another identity, or an unreadable one, is left alone with a line on stderr that says so.
+        """
+        for file in self.path.parent.glob("*"):
+            if file != self.path:  # left behind by a writer that was killed; large, and safetensors names its own
+                file.unlink(missing_ok=True)
+        if not self.path.exists():
+            return None
+        try:
+            with safe_open(self.path, framework="pt") as file:
+                note = json.loads(file.metadata()["checkpoint"])
+                if note["identity"] != self.identity:
+                    _say(f"not resuming from {self.path}: it belongs to {note['identity']}, this is {self.identity}")
+                    return None
+                # Copies: the tensors handed out are views of the mapped file.
+                tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
+        except SafetensorError as error:
+            _say(f"not resuming from {self.path}: it is damaged ({error})")
+            return None
+        tensors |= {name: tensors[source] for name, source in note["aliases"].items()}
+        return tensors, note["values"]
+
+    def delete(self) -> None:
+        """Remove the checkpoint: for the caller, once everything that training was for is safely written."""
+        shutil.rmtree(self.path.parent, ignore_errors=True)
+
+
+def _storable(tensors: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Contiguous CPU tensors without shared memory, as safetensors wants, and name -> first name of repeated ones."""
+    stored: dict[str, Tensor] = {}
+    aliases: dict[str, str] = {}
+    seen: dict[tuple, str] = {}
+    storages: set[int] = set()
+    for name, tensor in tensors.items():
+        tensor = tensor.detach()
+        place = (tensor.device, tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride())
+        if tensor.numel() and place in seen:
+            aliases[name] = seen[place]
+            continue
+        seen[place] = name
+        storage = tensor.untyped_storage().data_ptr()
+        shares_memory = tensor.device.type == "cpu" and storage in storages
+        storages.add(storage)
+        tensor = tensor.cpu()
+        packed = torch.contiguous_format
+        stored[name] = tensor.clone(memory_format=packed) if shares_memory else tensor.contiguous()
+    return stored, aliases
+
+
+def _sync(path: Path) -> None:
+    """Have the operating system bring a file, or a folder's names, to the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)

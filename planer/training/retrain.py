@@ -1,0 +1,171 @@
+"""Training a language model from scratch: the baseline, and phase 2 of PLANER (arXiv 2208.14580, section 3).
+
+    Loss = CE + balance_weight * mean over mixtures of experts of  E * sum_e f_e p_e      (Switch, arXiv 2101.03961)
+
+Fine-tuning stages subclass LanguageModelling and add a term of their own.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+
+from planer.architecture import Architecture, MoE
+from planer.config import RetrainConfig, TrainingConfig, derive_seed
+from planer.data.stream import StreamBatches
+from planer.model import LanguageModel, initialise
+from planer.training.checkpoint import Checkpoint
+from planer.training.loop import MAIN, Objective, Turn, fit
+from planer.training.optimizer import make_optimizer
+from planer.training.runtime import autocast, seed_everything
+from planer.training.validate import mean_nll
+
+VALID_BATCH = 16
+"""Streams of a validation, as in NVIDIA's train.py; the result hardly depends on it."""
+VALID_TOKENS = 100_000
+"""Validation during training reads this much of the text: a standard error of about 0.005 nats at 1 nat per token."""
+
+
+class LanguageModelling(Objective):
+    """Next-token prediction over one continuous text, with memory carried from step to step and from epoch to epoch.
+
+    The history gets ``nll`` (cross-entropy alone, nats per token), ``balance`` and ``load_<block>_<expert>`` (share of
+    the assignments; blocks count all positions of the network) for networks with mixtures of experts, and every
+    eval_steps and at the end ``valid_nll`` over the first VALID_TOKENS of the validation text.
+    """
+
+    name = "retrain"
+
+    def __init__(
+        self,
+        model: LanguageModel,
+        train_tokens: np.ndarray,
+        valid_tokens: np.ndarray,
+        config: TrainingConfig,
+        *,
+        balance_weight: float,
+        eval_steps: int,
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        """model: on its device already.  train_tokens, valid_tokens: 1-D.  dtype: of matrix products."""
+        self.model = model.train()
+        self.device = next(model.parameters()).device
+        self.dtype = dtype
+        self.config = config
+        self.balance_weight = balance_weight
+        self.eval_steps = eval_steps
+        self.batches = StreamBatches(train_tokens, config.batch, config.tgt_len)
+        self.valid_tokens = valid_tokens
+        self.memory: list[Tensor | None] | None = None
+        self.total_steps = config.steps
+        optimizer = make_optimizer(model.parameters(), config.optimizer)
+        self.turns = {MAIN: Turn(optimizer, config.optimizer, config.steps)}
+        self._moe_positions = [i for i, spec in enumerate(model.architecture.blocks) if isinstance(spec, MoE)]
+
+    def loss(self, step: int) -> tuple[Tensor, dict[str, Tensor | float]]:
+        """Cross-entropy of one segment, the balance of its experts, and the stage's own term."""
+        inputs, targets = (tokens.to(self.device, non_blocking=True) for tokens in self.batches.batch_at(step))
+        with autocast(self.device, self.dtype):
+            hidden, self.memory = self.model(inputs, self.memory, mem_len=self.config.mem_len)
+            nll = self.model.nll(hidden, targets).mean()
+        self.tokens += targets.numel()
+        loss, metrics = nll, {"nll": nll}
+        if self._moe_positions:
+            balance = self.model.balance_loss()
+            loss = loss + self.balance_weight * balance
+            metrics["balance"] = balance
+            for position, moe in zip(self._moe_positions, self.model.moe_blocks(), strict=True):
+                metrics[f"load_{position}"] = moe.load / moe.load.sum()
+        extra, extra_metrics = self.extra_loss(step)
+        return loss + extra, metrics | extra_metrics
+
+    def extra_loss(self, step: int) -> tuple[Tensor | float, dict[str, Tensor | float]]:
+        """A term that a subclass adds to the loss, with its metrics; called after the forward pass of the step."""
+        return 0.0, {}
+
+    def end_of_step(self, step: int) -> dict[str, float] | None:
+        """Validate when it is time."""
+        if (step + 1) % self.eval_steps and step + 1 < self.total_steps:
+            return None
+        return {"valid_nll": self.validate(self.valid_tokens[:VALID_TOKENS])}
+
+    def validate(self, tokens: np.ndarray, description: str = "") -> float:
+        """Nats per token with the segment and memory lengths of training (E-train)."""
+        lengths = (self.config.tgt_len, self.config.mem_len)
+        options = {"device": self.device, "dtype": self.dtype, "description": description}
+        return mean_nll(self.model, tokens, VALID_BATCH, *lengths, **options)[0]
+
+    def state(self) -> tuple[dict[str, Tensor], dict]:
+        """The memory; the place in the text follows from the step."""
+        return {f"memory.{i}": entry for i, entry in enumerate(self.memory or []) if entry is not None}, {}
+
+    def restore(self, tensors: dict[str, Tensor], values: dict) -> None:
+        """Inverse of state."""
+        entries = [tensors.get(f"memory.{i}") for i in range(len(self.model.blocks))]
+        self.memory = [None if entry is None else entry.to(self.device) for entry in entries]
+
+
+def train(
+    objective: LanguageModelling, checkpoint: Checkpoint, on_row: Callable[[dict], None] = lambda row: None
+) -> tuple[pd.DataFrame, dict[str, float]]:
+    """Fit, then validate on the whole validation text.  Leaves the model in eval mode.
+
+    Returns the history and the metrics: valid_nll (nats per token), valid_bpc (bits), params, active_params, steps,
+    tokens, seconds and tokens_per_second (all of training, over resumes and with its validations).
+    """
+    config = objective.config
+    history = fit(
+        objective,
+        log_steps=config.log_steps,
+        checkpoint_steps=config.checkpoint_steps,
+        checkpoint=checkpoint,
+        on_row=on_row,
+    )
+    objective.model.eval()
+    nll = objective.validate(objective.valid_tokens, f"{objective.name}: validation")
+    architecture = objective.model.architecture
+    metrics = {
+        "valid_nll": nll,
+        "valid_bpc": nll / math.log(2),
+        "params": architecture.params(),
+        "active_params": architecture.active_params(),
+        **objective.speed,
+    }
+    return history, metrics
+
+
+def retrain(
+    architecture: Architecture,
+    train_tokens: np.ndarray,
+    valid_tokens: np.ndarray,
+    config: RetrainConfig,
+    seed: int,
+    device: torch.device,
+    dtype: torch.dtype,
+    checkpoint: Checkpoint,
+    on_row: Callable[[dict], None] = lambda row: None,
+) -> tuple[LanguageModel, pd.DataFrame, dict[str, float]]:
+    """Train the architecture from scratch, or from the checkpoint.
+
+    Returns the model in eval mode, the history and the metrics of ``train``.  The caller deletes the checkpoint when it
+    has written them.
+    """
+    model = LanguageModel(architecture)
+    initialise(model, torch.Generator().manual_seed(derive_seed(seed, "retrain", "initialisation")))
+    seed_everything(derive_seed(seed, "retrain", "dropout"))
+    objective = LanguageModelling(
+        model.to(device),
+        train_tokens,
+        valid_tokens,
+        config,
+        balance_weight=config.balance_weight,
+        eval_steps=config.eval_steps,
+        dtype=dtype,
+    )
+    history, metrics = train(objective, checkpoint, on_row)
+    return model, history, metrics

@@ -1,0 +1,93 @@
+"""Where and how arithmetic runs: device, precision, seeds, reproducible kernels."""
+
+from __future__ import annotations
+
+import ctypes
+import random
+import re
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+
+import numpy as np
+import torch
+
+from planer.files import UserError
+
+M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD = -1, -2, -3
+"""Options of glibc's mallopt (malloc.h)."""
+
+
+def resolve_device(name: str) -> torch.device:
+    """The device that ``auto``, ``cpu``, ``cuda`` or ``cuda:<n>`` stands for; auto prefers CUDA.
+
+    Raises UserError for other names and for a CUDA device that this machine does not have.
+    """
+    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", name):
+        raise UserError(f"device: {name!r} is unknown; allowed: auto, cpu, cuda, cuda:<number>")
+    if name == "cpu" or (name == "auto" and not torch.cuda.is_available()):
+        return torch.device("cpu")
+    if not torch.cuda.is_available():
+        raise UserError(f"device: {name!r} was asked for, but PyTorch finds no CUDA device; use auto or cpu")
+    index = int(name.partition(":")[2] or torch.cuda.current_device())
+    if index >= torch.cuda.device_count():
+        allowed = f"cuda:0 to cuda:{torch.cuda.device_count() - 1}" if torch.cuda.device_count() > 1 else "cuda:0"
+        raise UserError(f"device: {name!r} does not exist on this machine; allowed: cpu, {allowed}")
+    return torch.device("cuda", index)
+
+
+def resolve_dtype(name: str, device: torch.device) -> torch.dtype:
+    """Type of matrix products: ``float32``, ``bfloat16``, or ``auto`` for bfloat16 on CUDA and float32 on CPU."""
+    dtypes = {
+        "auto": torch.bfloat16 if device.type == "cuda" else torch.float32,
+        "float32": torch.float32,
+        "bfloat16": torch.bfloat16,
+    }
+    if name not in dtypes:
+        raise UserError(f"dtype: {name!r} is unknown; allowed: {', '.join(dtypes)}")
+    return dtypes[name]
+
+
+def autocast(device: torch.device, dtype: torch.dtype) -> AbstractContextManager:
+    """Run matrix products in dtype while parameters, gradients and optimiser stay in float32."""
+    return nullcontext() if dtype == torch.float32 else torch.autocast(device.type, dtype)
+
+
+def keep_freed_memory() -> None:
+    """Have glibc keep freed memory in the process instead of giving it back after every layer.
+
+    By default large activations are unmapped when freed, and their pages are faulted in anew by the next call: up to a
+    quarter of a small network's forward pass on a CPU, and it depends on which blocks follow one another, so that block
+    latencies would not add up.  Elsewhere than on glibc nothing happens.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        for option, value in ((M_MMAP_THRESHOLD, 2**30), (M_TRIM_THRESHOLD, 2**31 - 1), (M_TOP_PAD, 2**26)):
+            mallopt(option, value)
+
+
+def seed_everything(seed: int) -> None:
+    """Seed the global generators: PyTorch's on every device (dropout draws from them), NumPy's and Python's."""
+    torch.manual_seed(seed)
+    np.random.seed(seed)
+    random.seed(seed)
+
+
+@contextmanager
+def reproducible(device: torch.device) -> Iterator[None]:
+    """On the CPU, let the same seed give the same bits whatever the threads do; restores the setting afterwards.
+
+    By default the backward of indexing, which mixtures of experts rely on, adds up in the order in which threads
+    arrive.  On CUDA nothing changes: deterministic kernels cost too much there, and some do not exist.
+    """
+    if device.type != "cpu":
+        yield
+        return
+    before = torch.are_deterministic_algorithms_enabled()
+    filled = torch.utils.deterministic.fill_uninitialized_memory
+    torch.use_deterministic_algorithms(True)
+    torch.utils.deterministic.fill_uninitialized_memory = False
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before)
+        torch.utils.deterministic.fill_uninitialized_memory = filled

@@ -1,0 +1,95 @@
+# Conversion of dense feed-forward layers: sparse activations, small experts, routers.
+
+
+rule sparsify:
+    input:
+        train=dataset_file("train.npy"),
+        valid=dataset_file("valid.npy"),
+        model="results/{experiment}/{variant}/retrain/model.safetensors",
+        architecture="results/{experiment}/{variant}/retrain/architecture.yaml",
+    output:
+        architecture="results/{experiment}/{variant}/sparsify/architecture.yaml",
+        model="results/{experiment}/{variant}/sparsify/model.safetensors",
+        history="results/{experiment}/{variant}/sparsify/history.parquet",
+        metrics="results/{experiment}/{variant}/sparsify/metrics.json",
+    log:
+        "logs/{experiment}/{variant}/sparsify.log",
+    benchmark:
+        "benchmarks/runs/{experiment}/{variant}/sparsify.tsv"
+    conda:
+        "../envs/torch.yaml"
+    threads: threads_of
+    resources:
+        gpu=1,
+        mem_mb=32000,
+        runtime=1440,
+    params:
+        config=sections("device", "threads", "dtype", "data", "sparsify"),
+        seed=seed("sparsify"),
+        code=code_hash("sparsify.py"),
+    message:
+        "Making activations of {wildcards.experiment}/{wildcards.variant} sparse."
+    script:
+        "../workflow/scripts/sparsify.py"
+
+
+rule cluster_experts:
+    input:
+        model="results/{experiment}/{variant}/sparsify/model.safetensors",
+        architecture="results/{experiment}/{variant}/sparsify/architecture.yaml",
+    output:
+        architecture="results/{experiment}/{variant}/cluster/architecture.yaml",
+        model="results/{experiment}/{variant}/cluster/model.safetensors",
+        labels="results/{experiment}/{variant}/cluster/labels.parquet",
+        metrics="results/{experiment}/{variant}/cluster/metrics.json",
+    log:
+        "logs/{experiment}/{variant}/cluster_experts.log",
+    benchmark:
+        "benchmarks/runs/{experiment}/{variant}/cluster_experts.tsv"
+    conda:
+        "../envs/torch.yaml"
+    threads: threads_of
+    resources:
+        mem_mb=8000,
+        runtime=240,
+    params:
+        config=sections("threads", "cluster_experts"),
+        router_width=lambda wildcards: settings(wildcards.experiment)["train_routers"]["width"],
+        seed=seed("cluster_experts"),
+        code=code_hash("cluster_experts.py"),
+    message:
+        "Splitting dense layers of {wildcards.experiment}/{wildcards.variant} into experts."
+    script:
+        "../workflow/scripts/cluster_experts.py"
+
+
+rule train_routers:
+    input:
+        train=dataset_file("train.npy"),
+        valid=dataset_file("valid.npy"),
+        model="results/{experiment}/{variant}/cluster/model.safetensors",
+        architecture="results/{experiment}/{variant}/cluster/architecture.yaml",
+    output:
+        architecture="results/{experiment}/{variant}/routers/architecture.yaml",
+        model="results/{experiment}/{variant}/routers/model.safetensors",
+        history="results/{experiment}/{variant}/routers/history.parquet",
+        metrics="results/{experiment}/{variant}/routers/metrics.json",
+    log:
+        "logs/{experiment}/{variant}/train_routers.log",
+    benchmark:
+        "benchmarks/runs/{experiment}/{variant}/train_routers.tsv"
+    conda:
+        "../envs/torch.yaml"
+    threads: threads_of
+    resources:
+        gpu=1,
+        mem_mb=32000,
+        runtime=720,
+    params:
+        config=sections("device", "threads", "dtype", "data", "train_routers"),
+        seed=seed("train_routers"),
+        code=code_hash("train_routers.py"),
+    message:
+        "Training the routers of {wildcards.experiment}/{wildcards.variant}."
+    script:
+        "../workflow/scripts/train_routers.py"

@@ -1,0 +1,26 @@
+# Corpora: found or downloaded, verified, split, numbered.
+
+
+rule prepare_data:
+    output:
+        train="results/data/{dataset}/train.npy",
+        valid="results/data/{dataset}/valid.npy",
+        test="results/data/{dataset}/test.npy",
+        vocab="results/data/{dataset}/vocab.json",
+        manifest="results/data/{dataset}/manifest.json",
+    log:
+        "logs/data/{dataset}.log",
+    benchmark:
+        "benchmarks/runs/data/{dataset}.tsv"
+    conda:
+        "../envs/torch.yaml"
+    threads: 1
+    resources:
+        mem_mb=8000,
+        runtime=120,
+    params:
+        code=code_hash("prepare_data.py"),
+    message:
+        "Preparing {wildcards.dataset}."
+    script:
+        "../workflow/scripts/prepare_data.py"

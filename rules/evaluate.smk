@@ -1,0 +1,38 @@
+# Quality, latency, FLOPs and the dynamic-k sweep of one variant, beside the baseline.
+
+
+rule evaluate:
+    input:
+        train=dataset_file("train.npy"),
+        valid=dataset_file("valid.npy"),
+        test=dataset_file("test.npy"),
+        table="results/{experiment}/latency_table.parquet",
+        baseline_architecture="results/{experiment}/baseline/architecture.yaml",
+        baseline=baseline_report,
+        retrained="results/{experiment}/{variant}/retrain/model.safetensors",
+        sparsified="results/{experiment}/{variant}/sparsify/model.safetensors",
+        routed="results/{experiment}/{variant}/routers/model.safetensors",
+        stages=stage_metrics,
+    output:
+        report="results/{experiment}/{variant}/eval.json",
+    log:
+        "logs/{experiment}/{variant}/evaluate.log",
+    benchmark:
+        "benchmarks/runs/{experiment}/{variant}/evaluate.tsv"
+    conda:
+        "../envs/torch.yaml"
+    threads: whole_machine
+    resources:
+        gpu=1,
+        mem_mb=32000,
+        runtime=480,
+    params:
+        config=sections(
+            "seed", "device", "threads", "dtype", "data", "model", "patterns", "workload", "retrain", "evaluate"
+        ),
+        seed=seed("evaluate"),
+        code=code_hash("evaluate.py"),
+    message:
+        "Evaluating {wildcards.experiment}/{wildcards.variant}."
+    script:
+        "../workflow/scripts/evaluate.py"

@@ -1,0 +1,107 @@
+# Latencies on the device at hand: every option alone, sums against whole networks, and what training will cost.
+
+
+rule profile_blocks:
+    output:
+        table="results/{experiment}/latency_table.parquet",
+    log:
+        "logs/{experiment}/profile_blocks.log",
+    benchmark:
+        "benchmarks/runs/{experiment}/profile_blocks.tsv"
+    priority: 2
+    conda:
+        "../envs/torch.yaml"
+    threads: whole_machine
+    resources:
+        mem_mb=16000,
+        runtime=60,
+    params:
+        config=sections(
+            "seed",
+            "device",
+            "threads",
+            "dtype",
+            "data",
+            "model",
+            "patterns",
+            "design_space",
+            "workload",
+            "profile_blocks",
+        ),
+        code=code_hash("profile_blocks.py"),
+    message:
+        "Measuring the latency of every block of {wildcards.experiment}."
+    script:
+        "../workflow/scripts/profile_blocks.py"
+
+
+rule check_additivity:
+    input:
+        table="results/{experiment}/latency_table.parquet",
+    output:
+        report="results/{experiment}/additivity.json",
+    log:
+        "logs/{experiment}/check_additivity.log",
+    benchmark:
+        "benchmarks/runs/{experiment}/check_additivity.tsv"
+    conda:
+        "../envs/torch.yaml"
+    threads: whole_machine
+    resources:
+        mem_mb=16000,
+        runtime=60,
+    params:
+        config=sections(
+            "seed",
+            "device",
+            "threads",
+            "dtype",
+            "data",
+            "model",
+            "patterns",
+            "design_space",
+            "workload",
+            "profile_blocks",
+        ),
+        code=code_hash("check_additivity.py"),
+    message:
+        "Comparing sums of block latencies with whole networks of {wildcards.experiment}."
+    script:
+        "../workflow/scripts/check_additivity.py"
+
+
+# Runs once per latency table.  A later change of steps is checked when the Snakefile is read (settings() in common.smk):
+# tracking it here would train again after every raise of max_hours, and ancient() would hide other changes downstream.
+rule estimate_cost:
+    input:
+        table="results/{experiment}/latency_table.parquet",
+    output:
+        report="results/{experiment}/cost.json",
+    log:
+        "logs/{experiment}/estimate_cost.log",
+    priority: 1
+    conda:
+        "../envs/torch.yaml"
+    threads: whole_machine  # nothing else starts before it has agreed
+    resources:
+        mem_mb=2000,
+        runtime=10,
+    params:
+        config=untracked_sections(
+            "device",
+            "model",
+            "patterns",
+            "design_space",
+            "workload",
+            "data",
+            "search",
+            "retrain",
+            "sparsify",
+            "train_routers",
+            "max_hours",
+        ),
+        code=code_hash("estimate_cost.py"),
+    message:
+        "Estimating how long {wildcards.experiment} trains on this device."
+    script:
+        "../workflow/scripts/estimate_cost.py"

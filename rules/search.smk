@@ -1,0 +1,53 @@
+# Phase 1 and the choice of one architecture.
+
+
+rule search:
+    input:
+        train=dataset_file("train.npy"),
+        table="results/{experiment}/latency_table.parquet",
+        cost="results/{experiment}/cost.json",
+    output:
+        supernet="results/{experiment}/{variant}/search/supernet.safetensors",
+        trajectory="results/{experiment}/{variant}/search/trajectory.parquet",
+        metrics="results/{experiment}/{variant}/search/metrics.json",
+    log:
+        "logs/{experiment}/{variant}/search.log",
+    benchmark:
+        "benchmarks/runs/{experiment}/{variant}/search.tsv"
+    conda:
+        "../envs/torch.yaml"
+    threads: threads_of
+    resources:
+        gpu=1,
+        mem_mb=32000,
+        runtime=2880,
+    params:
+        config=sections("device", "threads", "dtype", "data", "model", "patterns", "design_space", "workload", "search"),
+        seed=seed("search"),
+        code=code_hash("search.py"),
+    message:
+        "Searching {wildcards.experiment} for {wildcards.variant}."
+    script:
+        "../workflow/scripts/search.py"
+
+
+rule sample_architecture:
+    input:
+        unpack(architecture_inputs),
+    output:
+        architecture="results/{experiment}/{variant}/architecture.yaml",
+    log:
+        "logs/{experiment}/{variant}/sample_architecture.log",
+    conda:
+        "../envs/torch.yaml"
+    threads: 1
+    resources:
+        mem_mb=4000,
+        runtime=30,
+    params:
+        config=sections("device", "data", "model", "patterns", "design_space", "workload", "sample_architecture"),
+        code=code_hash("sample_architecture.py"),
+    message:
+        "Choosing the architecture of {wildcards.experiment}/{wildcards.variant}."
+    script:
+        "../workflow/scripts/sample_architecture.py"

@@ -1,0 +1,129 @@
+"""Checkpoints: what goes in comes out, and no accident leaves a broken one."""
+
+import multiprocessing
+import time
+
+import pytest
+import torch
+from small_disk import small_disk
+
+from planer.files import UserError
+from planer.training.checkpoint import Checkpoint
+
+
+def test_round_trip_keeps_every_bit(tmp_path):
+    base = torch.randn(6, 5)
+    tensors = {
+        "weight": base,
+        "tied": base,
+        "view": base[2:4],
+        "transposed": base.t(),
+        "half": torch.randn(3).bfloat16(),
+        "double": torch.tensor(1 / 3, dtype=torch.float64),
+        "random": torch.get_rng_state(),
+        "empty": torch.zeros(2, 0, 4),
+        "also_empty": torch.zeros(0),
+        "nan": torch.tensor([float("nan"), float("inf")]),
+    }
+    values = {"step": 7, "loss": 0.1 + 0.2, "rows": [{"a": None}], "nested": {"b": [1, "x"]}}
+    checkpoint = Checkpoint(tmp_path / "deep" / "folder", "stage 1")
+    checkpoint.save(tensors, values)
+    loaded, loaded_values = checkpoint.load()
+    assert loaded_values == values
+    assert loaded.keys() == tensors.keys()
+    for name, tensor in tensors.items():
+        torch.testing.assert_close(loaded[name], tensor, rtol=0, atol=0, equal_nan=True)
+
+
+def test_tied_tensors_are_stored_once(tmp_path):
+    weight = torch.zeros(1000)
+    checkpoint = Checkpoint(tmp_path, "x")
+    checkpoint.save({"a": weight, "b": weight}, {})
+    assert checkpoint.path.stat().st_size < 2 * 4 * 1000
+
+
+def test_loaded_tensors_survive_the_next_save(tmp_path):
+    checkpoint = Checkpoint(tmp_path, "x")
+    checkpoint.save({"a": torch.zeros(5000)}, {})
+    loaded, _ = checkpoint.load()
+    loaded["a"] += 1
+    checkpoint.save({"a": torch.full((5000,), 7.0)}, {})
+    assert loaded["a"].unique().tolist() == [1.0]
+
+
+def test_nothing_there(tmp_path):
+    assert Checkpoint(tmp_path / "absent", "x").load() is None
+    Checkpoint(tmp_path / "absent", "x").delete()
+
+
+def test_another_identity_is_ignored_with_a_reason(tmp_path, capsys):
+    Checkpoint(tmp_path, "lr 0.01").save({"a": torch.ones(1)}, {})
+    assert Checkpoint(tmp_path, "lr 0.02").load() is None
+    message = capsys.readouterr().err
+    assert "lr 0.01" in message and "lr 0.02" in message and message.count("\n") == 1
+    assert Checkpoint(tmp_path, "lr 0.01").load() is not None  # and left alone
+
+
+def test_a_damaged_file_is_ignored_with_a_reason(tmp_path, capsys):
+    checkpoint = Checkpoint(tmp_path, "x")
+    checkpoint.save({"a": torch.ones(100)}, {})
+    checkpoint.path.write_bytes(checkpoint.path.read_bytes()[:-50])
+    assert checkpoint.load() is None
+    assert "damaged" in capsys.readouterr().err
+
+
+def test_delete_removes_leftovers_too(tmp_path):
+    checkpoint = Checkpoint(tmp_path, "x")
+    checkpoint.save({"a": torch.ones(1)}, {})
+    (checkpoint.path.parent / ".tmp123").write_text("killed while writing")
+    (tmp_path / "mlflow.json").write_text("not the checkpoint's")
+    checkpoint.delete()
+    assert [path.name for path in tmp_path.iterdir()] == ["mlflow.json"]
+
+
+def test_a_full_disk_is_one_line_and_keeps_the_last_checkpoint(tmp_path):
+    checkpoint = Checkpoint(tmp_path, "x")
+    checkpoint.save({"a": torch.ones(100)}, {"step": 1})
+    with pytest.raises(UserError, match="cannot write .*free space") as error, small_disk(2**16):
+        checkpoint.save({"a": torch.zeros(100_000)}, {"step": 2})
+    assert "\n" not in str(error.value)
+    assert list(checkpoint.path.parent.iterdir()) == [checkpoint.path]
+    tensors, values = checkpoint.load()
+    assert values == {"step": 1} and torch.equal(tensors["a"], torch.ones(100))
+
+
+def test_a_folder_that_cannot_be_written_is_one_line(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="cannot write") as error:
+        Checkpoint(tmp_path / "file" / "folder", "x").save({"a": torch.ones(1)}, {})
+    assert "\n" not in str(error.value)
+
+
+def save_for_ever(folder, under_way) -> None:
+    """Save checkpoints whose tensors all hold the checkpoint's number, and say when the second one is written."""
+    checkpoint = Checkpoint(folder, "x")
+    for number in range(1_000_000):
+        full = torch.full((50_000,), float(number))
+        checkpoint.save({"first": full, "last": full.clone()}, {"number": number})
+        if number == 2:
+            under_way.set()
+
+
+def test_sigkill_while_saving_leaves_a_whole_checkpoint(tmp_path):
+    spawn = multiprocessing.get_context("spawn")  # a forked child would wait for ever for threads it does not have
+    children = []
+    for delay_ms in (0, 1, 2, 3, 5, 8, 13):
+        under_way = spawn.Event()
+        child = spawn.Process(target=save_for_ever, args=(tmp_path / str(delay_ms), under_way))
+        child.start()
+        children.append((delay_ms, under_way, child))
+    for delay_ms, under_way, child in children:
+        assert under_way.wait(timeout=120)
+        time.sleep(delay_ms / 1000)
+        child.kill()
+        child.join()
+        checkpoint = Checkpoint(tmp_path / str(delay_ms), "x")
+        tensors, values = checkpoint.load()
+        assert values["number"] >= 2
+        assert tensors["first"].unique().tolist() == tensors["last"].unique().tolist() == [values["number"]]
+        assert list(checkpoint.path.parent.iterdir()) == [checkpoint.path]

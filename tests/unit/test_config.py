@@ -1,0 +1,240 @@
+"""Experiments: what ships builds, and a mistake is one line with key, value and what is allowed."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import typing
+
+import pytest
+import yaml
+from toy import ROOT
+
+from planer.config import Experiment, derive_seed, sections
+from planer.files import UserError
+from planer.parsing import build, merge
+
+DEFAULTS = yaml.safe_load((ROOT / "config/config.yaml").read_text())
+SHIPPED = sorted((ROOT / "config/experiments").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("file", SHIPPED, ids=lambda file: file.stem)
+def test_every_shipped_experiment_builds(file):
+    experiment = build(Experiment, merge(DEFAULTS, yaml.safe_load(file.read_text())))
+    for pattern in dataclasses.asdict(experiment.patterns).values():
+        assert experiment.model.architecture(256, pattern).params() > 0
+    lengths = {
+        len(experiment.model.architecture(256, p).blocks) for p in dataclasses.asdict(experiment.patterns).values()
+    }
+    assert len(lengths) == 1  # patterns of equal depth are compared
+
+
+def test_the_papers_experiments_have_the_papers_settings():
+    """PLANER, appendix: enwik8 and WikiText-103."""
+    assert {"demo", "enwik8-mini", "enwik8", "wt103"} <= {file.stem for file in SHIPPED}
+    expected = {
+        "enwik8": (24, 64, 512, 512, 120_000, 0.004, 0.7, 0.3),
+        "wt103": (32, 256, 192, 192, 40_000, 0.01, 0.6, 0.2),
+    }
+    for name, (blocks, batch, tgt_len, mem_len, steps, lr, anneal, moe_dropout) in expected.items():
+        overlay = yaml.safe_load((ROOT / f"config/experiments/{name}.yaml").read_text())
+        experiment = build(Experiment, merge(DEFAULTS, overlay))
+        model, search = experiment.model, experiment.search
+        assert len(model.architecture(256, experiment.patterns.baseline).blocks) == blocks
+        assert (model.d_model, model.num_heads, model.d_head, model.d_inner) == (512, 8, 64, 2048)
+        assert (model.num_experts, model.dropout, model.moe_dropout, model.norm) == (8, 0.1, moe_dropout, "post")
+        for training in (search, experiment.retrain):
+            assert (training.batch, training.tgt_len, training.mem_len, training.steps) == (
+                batch,
+                tgt_len,
+                mem_len,
+                steps,
+            )
+            assert (training.optimizer.name, training.optimizer.lr, training.optimizer.clip) == ("lamb", lr, 0.25)
+        assert (search.temperature, search.anneal, search.alpha_share, search.frozen_share) == (5.0, anneal, 0.2, 0.1)
+        assert (search.alpha_optimizer.lr, search.alpha_optimizer.lr_min, search.epoch_steps) == (0.01, 0.01, 0)
+        assert experiment.design_space == (
+            *("skip", "attention_1", "attention_2", "attention_4", "attention_8"),
+            *("feed_forward", "moe_top1", "moe_top2"),
+        )
+
+
+def test_the_defaults_are_exactly_the_keys_there_are():
+    def compare(cls: type, values: dict) -> None:
+        hints = typing.get_type_hints(cls)
+        assert sorted(values) == sorted(field.name for field in dataclasses.fields(cls))
+        for name, value in values.items():
+            assert dataclasses.is_dataclass(hints[name]) == isinstance(value, dict), name
+            if isinstance(value, dict):
+                compare(hints[name], value)
+
+    compare(Experiment, DEFAULTS)
+
+
+def changed(path: str, value: object) -> dict:
+    """The defaults with one key changed."""
+    values = copy.deepcopy(DEFAULTS)
+    *parents, key = path.split(".")
+    section = values
+    for parent in parents:
+        section = section[parent]
+    section[key] = value
+    return values
+
+
+def message(values: dict) -> str:
+    with pytest.raises(UserError) as error:
+        build(Experiment, values)
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+def offending(value: object) -> str:
+    """What the message must name: the value, or the last one of a list, which is the wrong one here."""
+    return str(value[-1] if isinstance(value, list) else value)
+
+
+@pytest.mark.parametrize(
+    "path, hint",
+    [
+        ("serch", "unknown key serch; did you mean search?"),
+        ("colour", "unknown key colour; allowed: seed, device, threads"),
+        ("search.stepz", "unknown key search.stepz; did you mean search.steps?"),
+        ("search.optimizer.learning_rate", "unknown key search.optimizer.learning_rate; allowed: name, lr, lr_min"),
+        ("evaluate.42", "unknown key evaluate.42; allowed: batch, tgt_len"),
+    ],
+)
+def test_an_unknown_key(path, hint):
+    assert hint in message(changed(path, 1))
+
+
+@pytest.mark.parametrize("path", ["seed", "retrain", "search.alpha_optimizer.betas", "workload.attention"])
+def test_a_missing_key(path):
+    values = copy.deepcopy(DEFAULTS)
+    *parents, key = path.split(".")
+    section = values
+    for parent in parents:
+        section = section[parent]
+    del section[key]
+    assert f"{path} is missing; config/config.yaml describes it" in message(values)
+
+
+@pytest.mark.parametrize(
+    "path, value, allowed",
+    [
+        ("search.steps", "many", "a whole number"),
+        ("search.steps", 0.5, "a whole number"),
+        ("search.steps", True, "a whole number"),
+        ("search.steps", None, "a whole number"),
+        ("search.steps", float("inf"), "a whole number"),
+        ("search.optimizer.lr", "1e-3", "a number (write 1.0e-3, not 1e-3)"),
+        ("search.optimizer.lr", False, "a number"),
+        ("retrain.optimizer.betas", [0.9], "must list 2 values"),
+        ("retrain.optimizer.betas", 0.9, "must be a list"),
+        ("retrain.optimizer", 3, "must be a mapping"),
+        ("model", [1, 2], "must be a mapping"),
+        ("design_space", "skip", "must be a list"),
+        ("design_space", ["skip", 3], "must be text"),
+        ("evaluate.taus", [0.0, "x"], "a number"),
+        ("patterns.baseline", 12, "must be text"),
+        ("data.dataset", "enwik9", "allowed: pysource, enwik8, enwik8-mini, text8, wikitext-103"),
+        ("dtype", "float16", "allowed: auto, float32, bfloat16"),
+        ("model.norm", "none", "allowed: post, pre"),
+        ("workload.attention", "flash", "allowed: cached, recompute"),
+        ("sample_architecture.solver", "greedy", "allowed: milp, argmax"),
+        ("search.optimizer.name", "sgd", "allowed: lamb, adamw"),
+        ("sparsify.penalty", "l2", "allowed: hoyer, l1"),
+        ("sparsify.ramp", "cosine", "allowed: none, linear, linear_warmup"),
+    ],
+)
+def test_a_wrong_type_or_choice(path, value, allowed):
+    text = message(changed(path, value))
+    assert path in text and offending(value) in text and allowed in text
+
+
+@pytest.mark.parametrize(
+    "path, value, allowed",
+    [
+        ("threads", 0, "above 0"),
+        ("max_hours", -1.0, "above 0"),
+        ("model.d_model", 0, "above 0"),
+        ("model.d_model", 100, "divisible by num_heads (8)"),
+        ("model.d_model", 511, "even"),
+        ("model.d_model", 102, "divisible by num_heads (8)"),
+        ("model.dropout", 1.0, "[0, 1)"),
+        ("model.moe_dropout", -0.1, "[0, 1)"),
+        ("workload.tgt_len", 0, "above 0"),
+        ("workload.mem_len", -1, "must not be negative"),
+        ("profile_blocks.copies", 0, "above 0"),
+        ("search.steps", 0, "above 0"),
+        ("search.batch", -4, "above 0"),
+        ("search.temperature_floor", 0.0, "above 0"),
+        ("search.frozen_share", 1.0, "[0, 1)"),
+        ("search.epoch_steps", -1, "must not be negative"),
+        ("search.optimizer.lr", 0.0, "above 0"),
+        ("search.alpha_optimizer.warmup_steps", -5, "must not be negative"),
+        ("retrain.eval_steps", 0, "above 0"),
+        ("retrain.balance_weight", -0.01, "must not be negative"),
+        ("sparsify.weight", -1.0, "must not be negative"),
+        ("cluster_experts.restarts", 0, "above 0"),
+        ("cluster_experts.expert_size", 24, "must divide model.d_inner (2048)"),
+        ("train_routers.width", 0, "above 0"),
+        ("evaluate.latency_rounds", 0, "above 0"),
+        ("evaluate.taus", [0.0, 1.5], "outside 0 to 1"),
+        ("design_space", ["skip"], "at least two options, each once"),
+        ("design_space", ["skip", "feed_forward", "skip"], "at least two options, each once"),
+        ("design_space", ["skip", "conv_3"], "allowed: skip, attention_<heads>, feed_forward, moe_top<k>"),
+        ("design_space", ["skip", "attention_16"], "allowed: 1 to 8"),
+        ("design_space", ["skip", "attention_0"], "allowed: 1 to 8"),
+        ("design_space", ["skip", "moe_top9"], "allowed: 1 to 8"),
+        ("design_space", ["skip", "moe_top"], "allowed: skip, attention_<heads>, feed_forward, moe_top<k>"),
+        ("patterns.par", "(sx)x2", "allowed: i, s, f, s1"),
+        ("patterns.par", "s9", "allowed: i, s, f, s1"),
+        ("patterns.par", "(sf)", "write groups as (sf)x4"),
+        ("patterns.par", "", "write the blocks in order"),
+    ],
+)
+def test_contradictory_values(path, value, allowed):
+    text = message(changed(path, value))
+    assert f"config: {path}" in text and offending(value) in text and allowed in text
+
+
+def test_whole_numbers_may_be_written_with_a_point():
+    values = merge(DEFAULTS, {"search": {"steps": 600.0, "temperature": 5}})
+    search = build(Experiment, values).search
+    assert (search.steps, search.temperature) == (600, 5.0)
+    assert (type(search.steps), type(search.temperature)) == (int, float)
+
+
+def test_layers_merge_deeply_and_lists_are_replaced():
+    bottom = {"a": {"b": 1, "c": [1, 2]}, "d": 2}
+    top = {"a": {"c": [3]}, "e": {"f": 4}}
+    assert merge(bottom, top, {"d": {"g": 5}}) == {"a": {"b": 1, "c": [3]}, "d": {"g": 5}, "e": {"f": 4}}
+    assert bottom == {"a": {"b": 1, "c": [1, 2]}, "d": 2} and top == {"a": {"c": [3]}, "e": {"f": 4}}
+    assert merge() == {}
+
+
+def test_a_stage_sees_only_the_sections_it_declared():
+    config = sections({name: DEFAULTS[name] for name in ("search", "threads", "design_space")})
+    whole = build(Experiment, DEFAULTS)
+    assert config.search == whole.search and config.threads == 2 and config.design_space == whole.design_space
+    with pytest.raises(AttributeError):
+        _ = config.retrain
+    with pytest.raises(UserError, match="unknown key search.stepz"):
+        sections({"search": DEFAULTS["search"] | {"stepz": 1}})
+
+
+def test_options_and_symbols_name_the_same_blocks():
+    model = build(Experiment, DEFAULTS).model
+    symbols = model.symbols()
+    assert model.option("attention_8") == symbols["s"] == symbols["s8"]
+    for name, symbol in (("skip", "i"), ("feed_forward", "f"), ("attention_2", "s2"), ("moe_top2", "m2")):
+        assert model.option(name) == symbols[symbol] and model.option(name).name == name
+
+
+def test_seeds_are_the_same_for_ever():
+    """Results name their seed: another derivation would be another result."""
+    assert derive_seed(1111, "search", 0) == 367815968
+    assert derive_seed(0) == 804681139
+    seeds = {derive_seed(seed, name, k) for seed in range(5) for name in ("search", "retrain") for k in range(5)}
+    assert len(seeds) == 50 and all(0 <= seed < 2**31 for seed in seeds)

@@ -1,0 +1,90 @@
+"""The estimate of training time in closed form, and the refusal of an experiment that would not finish."""
+
+from __future__ import annotations
+
+import pytest
+from toy import VOCAB_SIZE, experiment, latency_table
+
+from planer.files import UserError
+from planer.latency.cost import check_hours, rescaled, training_hours, training_tokens
+
+MS_PER_HOUR = 3.6e6
+
+
+def check(config) -> None:
+    check_hours(training_hours(config, VOCAB_SIZE, latency_table()), "Toy Device 3000", config)
+
+
+def hours(**overlay) -> dict[str, float]:
+    return training_hours(experiment(**overlay), VOCAB_SIZE, latency_table())
+
+
+def test_hours_in_closed_form():
+    """Training has the workload's shape here.  Recomputed: baseline 1 + 2 (8 + 3) ms, the six options 25 ms."""
+    weight_step, alpha_step = 3 * (1 + 4 * 25 / 6), 2 * (1 + 4 * 25)
+    expected = {
+        "search": 20 * (weight_step + 0.2 * 0.9 * alpha_step) / MS_PER_HOUR,
+        "retrain": 2 * 3 * 23 * 30 / MS_PER_HOUR,
+        "sparsify": 2 * 3 * 23 * 10 / MS_PER_HOUR,
+        "train_routers": 2 * 1 * 23 * 10 / MS_PER_HOUR,
+    }
+    expected["total"] = sum(expected.values())
+    assert hours() == pytest.approx(expected)
+    assert list(hours()) == list(expected)
+    assert hours(workload={"attention": "recompute"}) == hours()  # training recomputes whatever inference does
+
+
+def test_hours_are_proportional_to_steps_and_tokens():
+    plain = {"patterns": {"baseline": "(f)x4"}}
+    once = hours(**plain)["retrain"]
+    assert once == pytest.approx(2 * 3 * 13 * 30 / MS_PER_HOUR)
+    for training, factor in (({"steps": 90}, 3), ({"batch": 12}, 3), ({"tgt_len": 64}, 2), ({"mem_len": 999}, 1)):
+        assert hours(**plain, retrain=training)["retrain"] == pytest.approx(factor * once)
+    assert hours(**plain, workload={"batch": 8})["retrain"] == pytest.approx(once / 2)
+
+
+def test_attention_grows_with_its_flops():
+    """Ten times the memory: 11 instead of 2 keys per query, so many times the keys, values and scores."""
+    longer = {"mem_len": 320}
+    attention = experiment().model.option("attention_2")
+    flops = [attention.flops(32, 4, 32, mem_len, "recompute") for mem_len in (32, 320)]
+    expected = 2 * 3 * (1 + 2 * (8 * flops[1] / flops[0] + 3)) * 30 / MS_PER_HOUR
+    assert hours(retrain=longer)["retrain"] == pytest.approx(expected)
+    assert 3 < flops[1] / flops[0] < 11 / 2
+    assert hours(search=longer)["search"] > 1.5 * hours()["search"]
+
+
+def test_an_estimate_within_the_limit_passes():
+    check(experiment())
+
+
+@pytest.mark.parametrize(
+    "dataset, small", [("enwik8", "enwik8-mini"), ("wikitext-103", "enwik8-mini"), ("enwik8-mini", "demo")]
+)
+def test_a_refusal_says_how_to_go_on(dataset, small):
+    config = experiment(data={"dataset": dataset}, retrain={"steps": 120_000_000}, max_hours=24.0)
+    total = training_hours(config, VOCAB_SIZE, latency_table())["total"]
+    with pytest.raises(UserError) as error:
+        check(config)
+    text = str(error.value)
+    assert "\n" not in text and "about 4,600.0 h on Toy Device 3000" in text
+    assert "retrain 4,600.0 h" in text and "more than max_hours = 24;" in text
+    assert f"snakemake --cores 2 results/{small}/target_0.5/eval.json;" in text
+    limit = int(text.rpartition("--config max_hours=")[2])
+    assert limit > total
+    check(experiment(retrain={"steps": 120_000_000}, max_hours=limit))
+
+
+def test_an_earlier_estimate_follows_the_tokens():
+    report = {"hours": hours(), "tokens": training_tokens(experiment())}
+    more = {"search": {"steps": 60}, "retrain": {"batch": 8}, "sparsify": {"tgt_len": 16}}
+    now = rescaled(report, experiment(**more))
+    factors = {"search": 3, "retrain": 2, "sparsify": 0.5, "train_routers": 1}
+    expected = {name: factor * hours()[name] for name, factor in factors.items()}
+    assert now == pytest.approx(expected | {"total": sum(expected.values())})
+
+
+def test_a_refusal_of_minutes_suggests_a_limit_that_helps():
+    config = experiment(max_hours=0.001)
+    with pytest.raises(UserError, match="max_hours = 0.001; .* --config max_hours=1$"):
+        check(config)

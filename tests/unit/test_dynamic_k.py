@@ -1,0 +1,92 @@
+"""The dynamic-k sweep: counts against the routing itself, FLOPs against torch's counter, monotony."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from planer.architecture import Architecture, Attention, DynamicMoE, FeedForward
+from planer.evaluation.dynamic_k import converted_flops, dense_flops, score, set_threshold, sweep, thresholds
+from planer.evaluation.quality import quality
+from planer.kernels import dynamic_ffn
+from planer.kernels.routing import threshold
+from planer.model import LanguageModel, initialise
+
+LAYERS = (DynamicMoE(96, 8, 6), DynamicMoE(64, 16, 4))
+PROTOCOL = {"batch": 2, "tgt_len": 16, "mem_len": 16, "clamp_len": 0, "same_length": True}
+PROTOCOL |= {"device": torch.device("cpu")}
+TAUS = (0.7, 0.2, 0.05, 0.2, 0.4)
+
+
+@pytest.fixture(scope="module")
+def text() -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 20, 300, dtype=np.uint8)
+
+
+@pytest.fixture
+def model() -> LanguageModel:
+    model = LanguageModel(Architecture(20, 32, (Attention(2, 16), LAYERS[0], FeedForward(48), LAYERS[1]), init_std=0.1))
+    initialise(model, torch.Generator().manual_seed(0))
+    return model.eval()
+
+
+def test_thresholds_rise_and_start_at_zero():
+    assert thresholds(TAUS) == [0.0, 0.05, 0.2, 0.4, 0.7]
+    assert thresholds(()) == [0.0]
+
+
+@pytest.mark.parametrize("tau", [0.05, 0.4])
+def test_experts_are_those_that_the_routing_chose(model, text, tau):
+    chosen = [[] for _ in LAYERS]
+    for block, found in zip(model.dynamic_blocks(), chosen, strict=True):
+        block.register_forward_pre_hook(
+            lambda block, inputs, found=found: found.append(
+                threshold(block.router_scores(inputs[0].flatten(0, 1)), tau).sum(1)
+            )
+        )
+    _, experts = score(model, text, tau, **PROTOCOL)
+    assert experts == pytest.approx([torch.cat(found).double().mean().item() for found in chosen])
+    assert all(1 <= count < layer.num_experts for count, layer in zip(experts, LAYERS, strict=True))
+
+
+def test_flops_are_what_executing_only_the_chosen_experts_takes(model, monkeypatch):
+    monkeypatch.setattr(dynamic_ffn, "gathering_pays", lambda *arguments: True)
+    set_threshold(model, 0.3)
+    x = torch.randn(37, 32, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        for block in model.dynamic_blocks():
+            block(x)
+    experts = [block.executed.item() / 37 for block in model.dynamic_blocks()]
+    assert converted_flops(LAYERS, experts, 32) * 37 == pytest.approx(counter.get_total_flops())
+
+
+def test_sweep(model, text):
+    rows = list(sweep(model, {"valid": text[:200], "test": text}, TAUS, 1e6, **PROTOCOL))
+    assert [row["tau"] for row in rows] == thresholds(TAUS)
+    dense = dense_flops(LAYERS, 32)
+    assert dense == 2 * 2 * 32 * (96 + 64)
+
+    first = rows[0]
+    assert first["test"] == quality(model, text, **PROTOCOL)
+    assert first["valid"] == quality(model, text[:200], **PROTOCOL)
+    assert first["experts_per_layer"] == [12, 4]
+    routers = 2 * 6 * (32 + 12) + 2 * 4 * (32 + 4)
+    assert first["converted_flops"] == dense + routers
+    for row in rows:
+        assert row["network_flops"] - row["converted_flops"] == 1e6 - dense
+        assert row["converted_flops_ratio"] == pytest.approx(row["converted_flops"] / dense)
+        assert row["experts_per_token"] == pytest.approx(sum(row["experts_per_layer"]) / 2)
+    flops = [row["converted_flops"] for row in rows]
+    assert all(later < earlier for earlier, later in zip(flops, flops[1:], strict=False))
+
+
+def test_network_without_converted_layers_has_one_row(text):
+    model = LanguageModel(Architecture(20, 32, (Attention(2, 16), FeedForward(48))))
+    initialise(model, torch.Generator().manual_seed(0))
+    (row,) = sweep(model, {"valid": text, "test": text}, TAUS, 1e6, **PROTOCOL)
+    assert row["tau"] == 0 and row["converted_flops"] == 0 and row["network_flops"] == 1e6
+    assert row["converted_flops_ratio"] is None and row["experts_per_token"] is None
+    assert row["experts_per_layer"] == []
+    assert row["test"] == quality(model, text, **PROTOCOL)

@@ -1,0 +1,177 @@
+"""Evaluation of untrained networks: the whole eval.json, and that its parts fit together."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import jsonschema
+import numpy as np
+import pytest
+import torch
+from toy import MS, ROOT, experiment, latency_table_of_this_machine
+
+from planer.architecture import Architecture
+from planer.config import ClusterConfig
+from planer.conversion.experts import split
+from planer.conversion.routers import initialise_routers
+from planer.evaluation.evaluate import config_hash, evaluate
+from planer.files import UserError, write_json
+from planer.latency.networks import random_model
+from planer.latency.table import LatencyTable
+from planer.model import LanguageModel, save
+from planer.source import git_commit
+
+SCHEMA = json.loads((ROOT / "config/schemas/eval.schema.json").read_text())
+CPU = torch.device("cpu")
+VOCAB_SIZE = 40
+
+CONFIG = experiment(
+    device="cpu",
+    dtype="float32",
+    evaluate={"batch": 4, "tgt_len": 64, "mem_len": 48, "taus": [0.5, 0.2], "latency_rounds": 3},
+)
+BASELINE = CONFIG.model.architecture(VOCAB_SIZE, CONFIG.patterns.baseline)
+STAGES = {"search": {"seconds": 12.5, "entropy": 1.0}, "retrain": {"seconds": 3.0}, "cluster_experts": {"scatter": 0.5}}
+
+
+@pytest.fixture(scope="module")
+def tokens() -> dict[str, np.ndarray]:
+    text = np.random.default_rng(0).integers(0, VOCAB_SIZE, 3000, dtype=np.uint8)
+    return {"train": text[:2000], "valid": text[2000:2400], "test": text[2400:]}
+
+
+def table(vocab_size: int = VOCAB_SIZE) -> LatencyTable:
+    """Made-up latencies, as if measured here."""
+    return latency_table_of_this_machine(CONFIG, vocab_size)
+
+
+def evaluated(folder, text, variant: str, architecture: Architecture, **overlay) -> dict:
+    """Evaluate an untrained network whose stages changed nothing but to split its dense layers."""
+    dense = random_model(architecture, CPU, torch.float32, seed=0)
+    converted, _, metrics = split(dense, ClusterConfig(expert_size=8, restarts=1, max_iterations=5), 8, seed=0)
+    initialise_routers(converted, torch.Generator().manual_seed(0))
+    networks: dict[str, LanguageModel] = {"retrained": dense, "sparsified": dense, "routed": converted}
+    for name, network in networks.items():
+        save(network, folder / variant / name)
+    arguments = {
+        "baseline": BASELINE,
+        "baseline_evaluation": None,
+        "table": table(),
+        "tokens": text,
+        "stages": STAGES | {"cluster_experts": metrics},
+        "seed": 7,
+        "device": CPU,
+    }
+    folders = {name: folder / variant / name for name in networks}
+    result = evaluate(CONFIG, "toy", variant, **folders, **arguments | overlay)
+    jsonschema.Draft202012Validator(SCHEMA).validate(result)
+    write_json(folder / variant / "eval.json", result)
+    return result
+
+
+@pytest.fixture(scope="module")
+def baseline(tmp_path_factory, tokens) -> dict:
+    return evaluated(tmp_path_factory.mktemp("evaluate"), tokens, "baseline", BASELINE)
+
+
+@pytest.fixture(scope="module")
+def searched(tmp_path_factory, tokens, baseline) -> dict:
+    architecture = CONFIG.model.architecture(VOCAB_SIZE, "s1fm2i")
+    folder = tmp_path_factory.mktemp("evaluate")
+    return evaluated(folder, tokens, "target_0.6", architecture, baseline_evaluation=baseline)
+
+
+def test_architecture_is_the_one_before_conversion(searched):
+    assert [block["option"] for block in searched["architecture"]["blocks"]] == [
+        "attention_1", "feed_forward", "moe_top2", "skip",
+    ]  # fmt: skip
+    expected = CONFIG.model.architecture(VOCAB_SIZE, "s1fm2i")
+    assert searched["architecture"]["params"] == expected.params() > expected.active_params()
+    assert searched["architecture"]["active_params"] == expected.active_params()
+
+
+def test_quality_by_both_protocols(searched):
+    final, train = searched["quality"]["final"], searched["quality"]["train"]
+    assert (final["mem_len"], final["same_length"]) == (48, True)
+    assert (train["tgt_len"], train["mem_len"], train["same_length"]) == (32, 32, False)
+    assert final["valid"]["tokens"] == 400 - 4 and final["test"]["tokens"] == 600 - 4
+    for score in (final["valid"], final["test"], train["valid"], train["test"]):
+        assert score["bpc"] == pytest.approx(score["nll"] / math.log(2))
+        assert score["nll"] == pytest.approx(math.log(VOCAB_SIZE), rel=0.2), "weights are random"
+
+
+def test_latency_against_baseline_and_table(searched):
+    rows = {row["attention"]: row for row in searched["latency"]}
+    assert list(rows) == ["cached", "recompute"]
+    assert [row["headline"] for row in rows.values()] == [True, False]
+    for mode, row in rows.items():
+        assert 0 < row["p10_ms"] <= row["median_ms"] <= row["p90_ms"] and row["n"] == 3
+        assert row["speed_up"] == row["baseline_median_ms"] / row["median_ms"]
+        dearer = 2 if mode == "recompute" else 1
+        assert row["table_ms"] == MS["stem"] + dearer * MS["attention_1"] + MS["feed_forward"] + MS["moe_top2"]
+        assert row["baseline_table_ms"] == MS["stem"] + 2 * (dearer * MS["attention_2"] + MS["feed_forward"])
+        rival = next(rival for rival in searched["baseline"]["latency"] if rival["attention"] == mode)
+        assert rival["median_ms"] == row["baseline_median_ms"]
+    headline = rows["cached"]
+    assert searched["target"]["requested"] == 0.6
+    assert searched["target"]["estimated"] == pytest.approx(12.5 / 15)
+    assert searched["target"]["measured"] == pytest.approx(1 / headline["speed_up"])
+
+
+def test_flops(searched):
+    work, flops = CONFIG.workload, searched["flops"]
+    assert flops["counted"] == flops["closed_form"]
+    expected = BASELINE.flops(work.batch, work.tgt_len, work.mem_len, "cached")
+    assert flops["baseline"] == expected and flops["baseline_ratio"] == flops["closed_form"] / expected
+
+
+def test_conversion_and_sweep(searched):
+    conversion, rows = searched["conversion"], searched["dynamic_k"]
+    assert conversion["converted_layers"] == 1 and conversion["blocks"] == [1]
+    assert conversion["num_experts"] == [CONFIG.model.d_inner // 8] and conversion["reason"] is None
+    assert [row["tau"] for row in rows] == [0.0, 0.2, 0.5]
+    assert conversion["tau0_difference"] == pytest.approx(0, abs=1e-5)
+    assert conversion["sparsified"] == {split: searched["quality"]["final"][split] for split in ("valid", "test")}
+    assert rows[0]["test"]["nll"] - conversion["sparsified"]["test"]["nll"] == conversion["tau0_difference"]
+    flops = [row["converted_flops"] for row in rows]
+    assert flops == sorted(flops, reverse=True) and flops[2] < flops[0]
+    routers = rows[0]["converted_flops"] - 4 * 32 * CONFIG.model.d_inner
+    assert rows[0]["network_flops"] == searched["flops"]["closed_form"] + routers
+
+
+def test_baseline_is_its_own_rival(baseline, searched):
+    assert baseline["target"] is None
+    assert all(row["speed_up"] == 1 for row in baseline["latency"])
+    assert baseline["baseline"]["quality"] == baseline["quality"] == searched["baseline"]["quality"]
+    assert baseline["baseline"]["params"] == BASELINE.params() == searched["baseline"]["params"]
+    assert searched["reference"] == baseline["reference"]
+    assert searched["reference"]["bigram"]["tokens"] == 600 - 1
+
+
+def test_provenance(searched):
+    found = searched["provenance"]
+    assert found["seed"] == 7 and found["config_hash"] == config_hash(CONFIG)
+    assert found["wall_seconds"].keys() == {"search", "retrain", "evaluate"}
+    assert found["wall_seconds"]["search"] == 12.5
+    assert found["git_commit"] == git_commit() != ""
+    assert config_hash(experiment(seed=3)) != config_hash(CONFIG)
+
+
+def test_nothing_to_convert(tmp_path, tokens):
+    found = evaluated(tmp_path, tokens, "target_0.3", CONFIG.model.architecture(VOCAB_SIZE, "s1iii"))
+    assert found["conversion"]["converted_layers"] == 0
+    assert "no feed-forward layer" in found["conversion"]["reason"]
+    assert [row["tau"] for row in found["dynamic_k"]] == [0.0]
+    assert found["dynamic_k"][0]["network_flops"] == found["flops"]["closed_form"]
+    assert found["baseline"]["quality"] is None
+
+
+def test_table_of_another_network_is_refused(tmp_path, tokens):
+    with pytest.raises(UserError, match="vocab_size 99.*vocab_size 40"):
+        evaluated(tmp_path, tokens, "baseline", BASELINE, table=table(vocab_size=99))
+
+
+def test_text_that_is_too_short_is_refused(tmp_path, tokens):
+    with pytest.raises(UserError, match="200 tokens, timing needs 4 excerpts of 65"):
+        evaluated(tmp_path, tokens, "baseline", BASELINE, tokens=tokens | {"test": tokens["test"][:200]})

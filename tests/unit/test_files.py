@@ -1,0 +1,156 @@
+"""Files appear whole or not at all, and a full or read-only disk is one line."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import tempfile
+from pathlib import Path
+
+import pandas as pd
+import pyarrow.parquet
+import pytest
+import safetensors.torch
+import torch
+from small_disk import small_disk
+
+from planer.files import UserError, check_writable, read_json, replacing, write_json, write_parquet, write_text
+
+
+def test_a_file_takes_its_place_when_the_block_succeeds(tmp_path):
+    path = tmp_path / "new" / "folder" / "file.txt"
+    with replacing(path) as temporary:
+        temporary.write_text("half")
+        assert not path.exists() and temporary.parent == path.parent
+    assert path.read_text() == "half"
+    assert list(path.parent.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("exception", [KeyboardInterrupt, ValueError, SystemExit])
+def test_a_failure_leaves_the_old_file_and_nothing_else(tmp_path, exception):
+    path = tmp_path / "file.txt"
+    write_text(path, "old")
+    with pytest.raises(exception), replacing(path) as temporary:
+        temporary.write_text("new, but only h")
+        assert path.read_text() == "old"
+        raise exception
+    assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]
+
+
+def test_the_file_changes_at_once(tmp_path):
+    """A reader that has it open goes on reading the old one."""
+    path = tmp_path / "file.txt"
+    write_text(path, "old")
+    with open(path) as reader:
+        write_text(path, "newer")
+        assert reader.read() == "old"
+    assert path.read_text() == "newer"
+
+
+def test_a_full_disk_is_one_line(tmp_path, monkeypatch):
+    path = tmp_path / "file.txt"
+    write_text(path, "old")
+
+    def full(self, text):
+        with open(self, "w") as file:
+            file.write(text[:3])
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(Path, "write_text", full)
+    with pytest.raises(UserError, match="No space left on device; free space or make the folder writable") as error:
+        write_text(path, "new")
+    assert str(path) in str(error.value) and "\n" not in str(error.value)
+    assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]
+
+
+def write_tensors(path: Path) -> None:
+    with replacing(path) as temporary:
+        safetensors.torch.save_file({"weight": torch.zeros(10_000)}, temporary)
+
+
+@pytest.mark.parametrize(
+    "write",
+    [
+        lambda path: write_text(path, "x" * 100_000),
+        lambda path: write_parquet(path, pd.DataFrame({"a": range(100_000)})),
+        write_tensors,
+        lambda path: check_writable(path.parent),
+    ],
+    ids=["text", "parquet", "safetensors", "probe"],
+)
+def test_a_write_that_fails_half_way_is_one_line(tmp_path, write):
+    with pytest.raises(UserError, match="cannot write .*; free space") as error, small_disk(2**14):
+        write(tmp_path / "file")
+    assert str(tmp_path) in str(error.value) and "\n" not in str(error.value)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.fixture
+def read_only_folder():
+    """A folder that may be entered and listed only, also where tests run as root."""
+    user = os.geteuid()
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "read-only"
+        path.mkdir()
+        path.joinpath("file.txt").write_text("old")
+        path.chmod(0o555)
+        Path(folder).chmod(0o755)
+        if user == 0:
+            os.seteuid(65534)
+        yield path
+        if user == 0:
+            os.seteuid(0)
+        path.chmod(0o755)
+
+
+def test_a_folder_that_cannot_be_written_is_one_line(read_only_folder):
+    for path in (read_only_folder / "file.txt", read_only_folder / "sub" / "file.txt"):
+        with pytest.raises(UserError, match="Permission denied; free space or make the folder writable") as error:
+            write_text(path, "new")
+        assert str(path) in str(error.value) and "\n" not in str(error.value)
+    assert [path.name for path in read_only_folder.iterdir()] == ["file.txt"]
+    assert (read_only_folder / "file.txt").read_text() == "old"
+
+
+def test_a_trial_leaves_nothing(tmp_path):
+    check_writable(tmp_path / "new" / "folder")
+    assert list((tmp_path / "new" / "folder").iterdir()) == []
+
+
+def test_a_trial_in_a_folder_that_cannot_be_written_is_one_line(read_only_folder):
+    with pytest.raises(UserError, match=f"cannot write in {read_only_folder}: Permission denied") as error:
+        check_writable(read_only_folder)
+    assert "\n" not in str(error.value)
+
+
+def test_a_file_where_the_folder_should_be_is_one_line(tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(UserError, match="cannot write"):
+        write_text(tmp_path / "file" / "inner.txt", "new")
+    assert (tmp_path / "file").read_text() == "in the way"
+
+
+def test_json_round_trip(tmp_path):
+    value = {"b": [1, 2.5, None, "x"], "a": {"nested": True}}
+    write_json(tmp_path / "v.json", value)
+    assert read_json(tmp_path / "v.json") == value
+    assert list(read_json(tmp_path / "v.json")) == ["b", "a"]
+    assert (tmp_path / "v.json").read_text().endswith("}\n")
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_json_without_numbers_that_json_lacks(tmp_path, value):
+    with pytest.raises(ValueError):
+        write_json(tmp_path / "v.json", {"loss": value})
+    assert not (tmp_path / "v.json").exists()
+
+
+def test_parquet_round_trip_with_metadata(tmp_path):
+    table = pd.DataFrame({"epoch": [0, 1], "alpha": [[[0.1, 0.2]], [[0.3, 0.4]]], "ce": [float("nan"), 1.5]})
+    write_parquet(tmp_path / "t.parquet", table, {"identity": json.dumps({"device": "x"})})
+    back = pd.read_parquet(tmp_path / "t.parquet")
+    assert back["epoch"].tolist() == [0, 1] and back["alpha"][1][0].tolist() == [0.3, 0.4]
+    assert back["ce"].isna().tolist() == [True, False]
+    metadata = pyarrow.parquet.read_schema(tmp_path / "t.parquet").metadata
+    assert json.loads(metadata[b"identity"]) == {"device": "x"} and b"pandas" in metadata

@@ -1,0 +1,224 @@
+"""The latency table: what it holds, whose it is, and how its costs are derived from timed stacks."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import re
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from toy import experiment
+
+from planer.architecture import Attention, DynamicMoE, FeedForward, MoE
+from planer.files import UserError, write_parquet
+from planer.latency import networks as networks_module
+from planer.latency import profile as profile_module
+from planer.latency.profile import measured_options, profile_blocks
+from planer.latency.table import COLUMNS, LatencyTable, identity
+
+CPU = torch.device("cpu")
+CONFIG = experiment(profile_blocks={"warmup": 1, "max_seconds": 20.0})
+VOCABULARY = 50
+MS = {"attention_1": 1.1, "attention_2": 2.3, "feed_forward": 0.7, "moe_top1": 0.9, "moe_top2": 1.7}
+MODES = {"cached": 1.0, "recompute": 1.5}
+
+
+def true_ms(option: str, attention: str) -> float:
+    return MS[option] * (MODES[attention] if option.startswith("attention") else 1.0)
+
+
+def fake_measure(fixed_ms=0.4, noise=0.0, negative=(), negative_calls=0, log=None):
+    """A device on which latencies add up; ``negative`` options cost less than nothing in their first few calls."""
+    generator = np.random.default_rng(0)
+    calls = {"blocks": 0}
+
+    def measure(callables, rounds, warmup, seed, max_seconds, device, description):
+        if log is not None:
+            log.append((description, rounds, sorted(callables)))
+        timed = description.startswith(("profile: blocks", "profile: negative"))
+        calls["blocks"] += timed
+        rows = []
+        for number in range(rounds):
+            drift = 1 + 0.5 * number  # a device that slows down from round to round
+            for name in callables:
+                parts = re.fullmatch(r"(\w+), (\w+), (\d+) copies", name)
+                ms = fixed_ms
+                if parts:
+                    option, attention, count = parts[1], parts[2], int(parts[3])
+                    falling = option in negative and timed and calls["blocks"] <= negative_calls
+                    ms += count * true_ms(option, attention) * (-0.01 if falling else 1) + drift
+                rows.append((name, number, ms + noise * generator.normal()))
+        return pd.DataFrame(rows, columns=["name", "round", "ms"])
+
+    return measure
+
+
+def table(**rows: float) -> LatencyTable:
+    rows = {"stem": 0.5, "skip": 0.0, **MS, **rows}
+    sides = identity(CPU, torch.float32, CONFIG.workload, CONFIG.model, VOCABULARY)
+    shared = {key: sides[key] for key in ("device", "dtype", "batch", "tgt_len", "mem_len")}
+    frame = pd.DataFrame(
+        [
+            {"option": option, "attention": attention, "execution": "eager", "n": 9, "p10_ms": ms, "p90_ms": ms}
+            | {"median_ms": ms * (scale if option.startswith("attention") else 1)}
+            | shared
+            for option, ms in rows.items()
+            for attention, scale in MODES.items()
+        ]
+    )
+    return LatencyTable(frame, sides, {"copies": 4, "control_ms": 1.0})
+
+
+def test_saved_and_loaded(tmp_path):
+    path = tmp_path / "table.parquet"
+    table().save(path)
+    loaded = LatencyTable.load(path)
+    assert tuple(loaded.rows.columns) == COLUMNS
+    pd.testing.assert_frame_equal(loaded.rows, table().rows[list(COLUMNS)])
+    assert (loaded.identity, loaded.notes, loaded.path) == (table().identity, table().notes, str(path))
+    loaded.check(table().identity)
+
+
+def test_identity_says_where_and_what():
+    sides = table().identity
+    assert sides["driver"] == "none"
+    assert sides["torch"] == torch.__version__
+    assert sides["threads"] == torch.get_num_threads()
+    assert sides["dtype"] == "float32"
+    assert sides["device"]
+    shapes = {"batch": 4, "tgt_len": 32, "mem_len": 32, "d_model": 32, "num_heads": 2, "d_inner": 64, "num_experts": 4}
+    assert shapes.items() <= sides.items()
+    assert (sides["norm"], sides["vocab_size"]) == ("post", 50)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [("device", "Toy Device 3000"), ("threads", 96), ("dtype", "bfloat16"), ("mem_len", 640)]
+)
+def test_a_table_of_another_device_or_shape_is_refused(tmp_path, key, value):
+    path = tmp_path / "latency_table.parquet"
+    table().save(path)
+    loaded = LatencyTable.load(path)
+    with pytest.raises(UserError) as error:
+        loaded.check(loaded.identity | {key: value})
+    assert str(error.value) == (
+        f"{path} was measured with {key} {loaded.identity[key]}, but this run has {key} {value}; "
+        f"measure again: snakemake --cores all --force {path}"
+    )
+
+
+def test_an_identity_of_another_version_is_refused():
+    with pytest.raises(UserError, match="clock 3 GHz.*clock unknown|clock unknown.*clock 3 GHz"):
+        table().check(table().identity | {"clock": "3 GHz"})
+
+
+def test_unreadable_files_are_refused(tmp_path):
+    with pytest.raises(UserError, match="does not exist.*--force"):
+        LatencyTable.load(tmp_path / "none.parquet")
+    (tmp_path / "text.parquet").write_text("no Parquet")
+    with pytest.raises(UserError, match="text.parquet is not a readable latency table"):
+        LatencyTable.load(tmp_path / "text.parquet")
+    write_parquet(tmp_path / "bare.parquet", table().rows)
+    with pytest.raises(UserError, match="bare.parquet is not a readable latency table"):
+        LatencyTable.load(tmp_path / "bare.parquet")
+    write_parquet(tmp_path / "narrow.parquet", table().rows[["option"]], {"identity": "{}", "notes": "{}"})
+    with pytest.raises(UserError, match="lacks the column device"):
+        LatencyTable.load(tmp_path / "narrow.parquet")
+
+
+def test_lookup_names_what_there_is():
+    assert table().lookup("attention_2", "cached") == 2.3
+    assert table().lookup("attention_2", "recompute") == pytest.approx(3.45)
+    with pytest.raises(UserError, match="no 'attention_7' with cached attention; it has: stem, skip, attention_1"):
+        table().lookup("attention_7", "cached")
+
+
+def test_an_estimate_is_the_exact_sum_in_any_order():
+    blocks = [CONFIG.model.option(name) for name in [*MS, "skip"] * 4]
+    costs = [0.5, *[true_ms(name, "recompute") for name in MS for _ in range(4)]]
+    for generator in map(np.random.default_rng, range(3)):
+        architecture = CONFIG.model.architecture(VOCABULARY, tuple(generator.permutation(blocks)))
+        assert table().estimate(architecture, "recompute") == math.fsum(costs)
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"vocab_size": 99}, "vocab_size 50, but the network has 99"),
+        ({"d_model": 64}, "d_model 32, but the network has 64"),
+        ({"norm": "pre"}, "norm post, but the network has pre"),
+        ({"blocks": (FeedForward(16384),)}, "d_inner 64, but the network has 16384"),
+        ({"blocks": (MoE(64, 16, 1),)}, "num_experts 4, but the network has 16"),
+        ({"blocks": (DynamicMoE(64, 8, 4),)}, "no 'dynamic_moe'"),
+    ],
+)
+def test_networks_of_other_shapes_are_not_estimated(change, named):
+    architecture = dataclasses.replace(CONFIG.model.architecture(VOCABULARY, "sf"), **change)
+    with pytest.raises(UserError, match=named):
+        table().estimate(architecture, "cached")
+
+
+def test_what_is_measured_covers_design_space_and_patterns():
+    config = experiment(design_space=["skip", "attention_1", "moe_top2"], patterns={"baseline": "(sf)x2i"})
+    assert measured_options(config) == (Attention(1, 16), MoE(64, 4, 2), Attention(2, 16), FeedForward(64))
+
+
+def test_costs_are_marginal(monkeypatch):
+    """Fixed cost and drift between rounds cancel in the difference within a round."""
+    monkeypatch.setattr(profile_module, "measure", fake_measure())
+    result = profile_blocks(CONFIG, VOCABULARY)
+    for option in MS:
+        for attention in MODES:
+            assert result.lookup(option, attention) == pytest.approx(true_ms(option, attention))
+    assert result.lookup("stem", "cached") == result.lookup("stem", "recompute") == pytest.approx(0.4)
+    assert result.notes["control_drift"] == pytest.approx(0.0)
+    assert result.notes["spread"] == pytest.approx(0.0)
+    assert (result.notes["copies"], result.notes["rounds"]) == (2, 5)
+
+
+def test_negative_costs_are_measured_again_and_only_they(monkeypatch):
+    log: list = []
+    monkeypatch.setattr(profile_module, "measure", fake_measure(negative=["moe_top1"], negative_calls=2, log=log))
+    result = profile_blocks(CONFIG, VOCABULARY)
+    assert result.lookup("moe_top1", "cached") == pytest.approx(MS["moe_top1"])
+    again = [entry for entry in log if entry[0].startswith("profile: negative")]
+    stacks = ["moe_top1, cached, 2 copies", "moe_top1, cached, 4 copies"]
+    assert [entry[1:] for entry in again] == [(10, stacks), (20, stacks)]
+
+
+def test_costs_that_stay_negative_are_refused_not_clamped(monkeypatch):
+    monkeypatch.setattr(profile_module, "measure", fake_measure(negative=["moe_top1"], negative_calls=99))
+    with pytest.raises(UserError, match=r"moe_top1 with cached attention costs -0\.009 ms .* device is too busy"):
+        profile_blocks(CONFIG, VOCABULARY)
+
+
+@pytest.mark.parametrize(("max_seconds", "copies"), [(0.6, 2), (0.5, 1), (0.001, 1)])
+def test_fewer_copies_where_rounds_would_take_too_long(monkeypatch, max_seconds, copies):
+    """One block of each kind takes 21.6 ms, so a round of N = 2 about 130 ms; four must fit into max_seconds."""
+    config = experiment(profile_blocks={"max_seconds": max_seconds})
+    monkeypatch.setattr(profile_module, "measure", fake_measure())
+    assert profile_blocks(config, VOCABULARY).notes["copies"] == copies
+
+
+def test_fewer_copies_where_memory_is_short(monkeypatch):
+    monkeypatch.setattr(profile_module, "measure", fake_measure())
+    monkeypatch.setattr(networks_module, "POOL_BYTES", 1)
+    assert profile_blocks(CONFIG, VOCABULARY).notes["copies"] == 1
+
+
+def test_a_real_profile():
+    """Structure only: the machine that runs tests is busy."""
+    result = profile_blocks(CONFIG, VOCABULARY)
+    rows = result.rows.set_index(["option", "attention"]).sort_index()
+    assert set(rows.index) == {(option, attention) for option in ("stem", "skip", *MS) for attention in MODES}
+    assert (rows.drop(index="skip")["median_ms"] > 0).all()
+    assert (rows.loc["skip", ["median_ms", "p10_ms", "p90_ms"]] == 0).all(axis=None)
+    assert (rows["p10_ms"] <= rows["median_ms"]).all() and (rows["median_ms"] <= rows["p90_ms"]).all()
+    assert (rows["n"] >= 3).all()
+    for option in ("stem", "feed_forward", "moe_top1", "moe_top2"):
+        assert rows.loc[(option, "cached")].equals(rows.loc[(option, "recompute")])
+    assert set(rows["execution"]) == {"eager"}
+    assert result.identity == identity(CPU, torch.float32, CONFIG.workload, CONFIG.model, VOCABULARY)
+    assert result.notes["control_ms"] > 0

@@ -1,0 +1,286 @@
+"""The training loop on tiny objectives: turns, history, and every way to stop and go on."""
+
+import math
+import os
+import signal
+
+import pandas as pd
+import pytest
+import torch
+from torch import nn
+
+from planer.config import OptimizerConfig
+from planer.files import UserError
+from planer.training import loop
+from planer.training.checkpoint import Checkpoint
+from planer.training.loop import Objective, Turn, fit
+from planer.training.optimizer import make_optimizer
+from planer.training.schedule import learning_rate
+
+LAMB = OptimizerConfig("lamb", 0.05, 0.01, 3, (0.9, 0.999), 1e-6, 0.01, 0.25)
+ADAM = OptimizerConfig("adamw", 0.02, 0.001, 0, (0.9, 0.999), 1e-8, 0.0, 0.0)
+
+
+class Stop(Exception):
+    """A crash in the middle of a run."""
+
+
+class TwoPlayers(Objective):
+    """Weights on two steps of three and alpha on the third, with dropout, a memory and a generator of its own."""
+
+    name = "players"
+    total_steps = 24
+
+    def __init__(self, crash_at: int | None = None):
+        torch.manual_seed(3)
+        self.model = nn.Sequential(nn.Linear(4, 8), nn.Dropout(0.3), nn.Linear(8, 4), nn.BatchNorm1d(4))
+        self.model.alpha = nn.Parameter(torch.zeros(4))
+        weights = [param for name, param in self.model.named_parameters() if name != "alpha"]
+        self.turns = {
+            "weights": Turn(make_optimizer(weights, LAMB), LAMB, 16),
+            "alpha": Turn(make_optimizer([self.model.alpha], ADAM), ADAM, 8),
+        }
+        self.generator = torch.Generator().manual_seed(5)
+        self.memory = torch.zeros(6, 4)
+        self.epochs = 0
+        self.crash_at = crash_at
+
+    def turn(self, step):
+        return "alpha" if step % 3 == 2 else "weights"
+
+    def loss(self, step):
+        if step == self.crash_at:
+            raise Stop
+        x = torch.randn(6, 4, generator=self.generator)
+        y = self.model(x + self.memory) * self.model.alpha.exp()
+        self.memory = y.detach()[:, :4]
+        self.tokens += 6
+        loss = (y - x).square().mean()
+        return loss, {"size": y.abs().mean(), "columns": x.mean(dim=0)[:2], "third": step / 3}
+
+    def end_of_step(self, step):
+        self.epochs += step % 5 == 4
+        return {"epochs": self.epochs, "valid": float(self.memory.sum())} if step % 5 == 4 else None
+
+    def state(self):
+        return {"generator": self.generator.get_state(), "memory": self.memory}, {"epochs": self.epochs}
+
+    def restore(self, tensors, values):
+        self.generator.set_state(tensors["generator"])
+        self.memory, self.epochs = tensors["memory"], values["epochs"]
+
+
+def run(objective, folder, rows=None, checkpoint_steps=4, identity="players"):
+    rows = [] if rows is None else rows
+    checkpoint = Checkpoint(folder, identity)
+    return fit(objective, log_steps=6, checkpoint_steps=checkpoint_steps, checkpoint=checkpoint, on_row=rows.append)
+
+
+def weights(objective) -> dict[str, list]:
+    return {name: tensor.tolist() for name, tensor in objective.model.state_dict().items()}
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory):
+    objective = TwoPlayers()
+    history = run(objective, tmp_path_factory.mktemp("uninterrupted"))
+    return objective, history
+
+
+@pytest.mark.parametrize("crash_at", [1, 4, 5, 11, 12, 17, 23])
+def test_a_resumed_run_ends_with_the_same_bits(uninterrupted, tmp_path, crash_at):
+    with pytest.raises(Stop):
+        run(TwoPlayers(crash_at), tmp_path)
+    torch.rand(7)  # whatever happened in between
+    resumed = TwoPlayers()
+    history = run(resumed, tmp_path)
+    assert weights(resumed) == weights(uninterrupted[0])
+    pd.testing.assert_frame_equal(history, uninterrupted[1], check_exact=True)
+    assert resumed.state()[1] == uninterrupted[0].state()[1]
+    assert all(map(torch.equal, resumed.state()[0].values(), uninterrupted[0].state()[0].values()))
+    assert resumed.tokens == uninterrupted[0].tokens == 6 * 24
+
+
+def test_a_finished_run_only_reports_again(uninterrupted, tmp_path):
+    first = run(TwoPlayers(), tmp_path)
+    again = TwoPlayers(crash_at=0)
+    rows: list[dict] = []
+    pd.testing.assert_frame_equal(run(again, tmp_path, rows), first, check_exact=True)
+    assert rows == [] and weights(again) == weights(uninterrupted[0])
+    assert again.speed["steps"] == 24 and again.speed["tokens_per_second"] > 0
+
+
+def test_another_identity_starts_over(uninterrupted, tmp_path, capsys):
+    with pytest.raises(Stop):
+        run(TwoPlayers(20), tmp_path, identity="other")
+    objective = TwoPlayers()
+    run(objective, tmp_path)
+    assert "other" in capsys.readouterr().err
+    assert weights(objective) == weights(uninterrupted[0])
+
+
+class Recorder(TwoPlayers):
+    """Notes the learning rate and weights of every step."""
+
+    def __init__(self):
+        super().__init__()
+        self.rates: dict[str, list[float]] = {"weights": [], "alpha": []}
+        self.moved: list[tuple[str, bool, bool]] = []
+
+    def loss(self, step):
+        self.before = {name: param.detach().clone() for name, param in self.model.named_parameters()}
+        return super().loss(step)
+
+    def end_of_step(self, step):
+        turn = self.turn(step)
+        self.rates[turn].append(self.turns[turn].optimizer.param_groups[0]["lr"])
+        moved = {name for name, param in self.model.named_parameters() if not torch.equal(param, self.before[name])}
+        self.moved.append((turn, "alpha" in moved, bool(moved - {"alpha"})))
+        return super().end_of_step(step)
+
+
+def test_each_step_moves_only_its_optimiser_at_its_own_rate(tmp_path):
+    objective = Recorder()
+    run(objective, tmp_path)
+    assert objective.rates["weights"] == [learning_rate(n, LAMB, 16) for n in range(1, 17)]
+    assert objective.rates["alpha"] == [learning_rate(n, ADAM, 8) for n in range(1, 9)]
+    expected = [("alpha", True, False) if step % 3 == 2 else ("weights", False, True) for step in range(24)]
+    assert objective.moved == expected
+
+
+def test_gradients_are_clipped_over_the_own_parameters_only(tmp_path):
+    class Norms(TwoPlayers):
+        norms: dict[str, float] = {}
+
+        def loss(self, step):
+            loss, metrics = super().loss(step)
+            return 1000 * loss, metrics
+
+        def end_of_step(self, step):
+            group = self.turns[self.turn(step)].optimizer.param_groups[0]["params"]
+            norm = torch.stack([param.grad.norm() for param in group]).norm().item()
+            self.norms.setdefault(self.turn(step), []).append(norm)
+
+    objective = Norms()
+    history = run(objective, tmp_path)
+    assert objective.norms["weights"] == pytest.approx([0.25] * 16, rel=1e-4)
+    assert min(objective.norms["alpha"]) > 10  # clip 0 is off
+    assert history["grad_norm"].min() > 10  # the norm before clipping
+
+
+def test_the_history_holds_means_and_validation_rows(uninterrupted):
+    history = uninterrupted[1]
+    assert history["step"].tolist() == [5, 6, 10, 12, 15, 18, 20, 24]
+    assert history["step"].dtype == "int64" and (history.dtypes.drop("step") == "float64").all()
+    logged = history[history["third"].notna()]
+    assert logged["step"].tolist() == [6, 12, 18, 24]
+    assert logged["third"].tolist() == pytest.approx([2.5 / 3, 8.5 / 3, 14.5 / 3, 20.5 / 3])
+    assert logged["lr"].tolist() == [learning_rate(n, LAMB, 16) for n in (4, 8, 12, 16)]
+    assert logged["alpha_lr"].tolist() == [learning_rate(n, ADAM, 8) for n in (2, 4, 6, 8)]
+    assert {"loss", "alpha_loss", "size", "columns_0", "columns_1", "grad_norm"} < set(history.columns)
+    assert "alpha_grad_norm" not in history.columns  # not clipped
+    assert history.loc[history["valid"].notna(), "step"].tolist() == [5, 10, 15, 20]
+
+
+def test_rows_come_live_and_validation_joins_a_logged_row(tmp_path):
+    rows: list[dict] = []
+    objective = TwoPlayers()
+    history = fit(
+        objective, log_steps=5, checkpoint_steps=100, checkpoint=Checkpoint(tmp_path, "x"), on_row=rows.append
+    )
+    assert [row["step"] for row in rows] == history["step"].tolist() == [5, 10, 15, 20, 24]
+    assert all("loss" in row for row in rows)
+    assert [row.get("valid") for row in rows[:4]] == history["valid"].tolist()[:4]
+    assert rows[-1]["loss"] == history["loss"].iloc[-1]
+    assert not {"seconds", "tokens_per_second"} & set(history.columns)
+
+
+class Terminated(TwoPlayers):
+    """Gets SIGTERM in the middle of a step."""
+
+    def loss(self, step):
+        if step == 9:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return super().loss(step)
+
+
+def test_sigterm_saves_after_the_running_step(uninterrupted, tmp_path):
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(SystemExit) as exit:
+        run(Terminated(), tmp_path, checkpoint_steps=1000)
+    assert exit.value.code == 143
+    assert signal.getsignal(signal.SIGTERM) is before
+    assert Checkpoint(tmp_path, "players").load()[1]["step"] == 10
+    resumed = TwoPlayers()
+    history = run(resumed, tmp_path)
+    assert weights(resumed) == weights(uninterrupted[0])
+    pd.testing.assert_frame_equal(history, uninterrupted[1], check_exact=True)
+
+
+class Diverging(TwoPlayers):
+    """loss or gradient stops being finite at step 14 (13 counted from 0)."""
+
+    def __init__(self, factor: float, after_step: int = 13):
+        super().__init__()
+        self.factor, self.after_step = factor, after_step
+
+    def loss(self, step):
+        loss, metrics = super().loss(step)
+        return (loss * self.factor if step == self.after_step else loss), metrics
+
+
+@pytest.mark.parametrize("factor", [math.nan, math.inf])
+def test_a_loss_that_is_no_number_stops_and_keeps_the_checkpoint(tmp_path, factor):
+    message = r"players: loss is (nan|inf) at step 14 \(learning rate 0.0\d+\): lower"
+    with pytest.raises(UserError, match=message) as error:
+        run(Diverging(factor), tmp_path)
+    assert "\n" not in str(error.value) and str(Checkpoint(tmp_path, "").path) in str(error.value)
+    tensors, values = Checkpoint(tmp_path, "players").load()
+    assert values["step"] == 12
+    assert all(tensor.isfinite().all() for name, tensor in tensors.items() if name.startswith("model."))
+
+
+def test_a_late_look_at_losses_finds_the_first_bad_one(tmp_path):
+    """As on a GPU, where losses are read once per row of history."""
+    late = loop._Run(Diverging(math.nan, after_step=1), torch.device("cpu"))
+    for _ in range(4):
+        late.train_step()
+    with pytest.raises(UserError, match=f"at step 2 .learning rate {learning_rate(2, LAMB, 16):.3g}"):
+        late.check_losses(Checkpoint(tmp_path, "x"))
+
+
+def test_weights_that_are_no_numbers_are_never_saved(tmp_path):
+    class InfiniteGradient(TwoPlayers):
+        def end_of_step(self, step):
+            if step == 15:
+                self.model.alpha.data[1] = math.nan  # as an infinite gradient of a finite loss does
+            return None
+
+    with pytest.raises(UserError, match="alpha is not finite after step 16"):
+        run(InfiniteGradient(), tmp_path)
+    assert Checkpoint(tmp_path, "players").load()[1]["step"] == 12
+
+
+def test_without_a_checkpoint_the_message_promises_none(tmp_path):
+    with pytest.raises(UserError) as error:
+        run(Diverging(math.nan, after_step=2), tmp_path)
+    assert "step 3" in str(error.value) and "checkpoint" not in str(error.value)
+
+
+def test_a_failed_checkpoint_ends_the_run_in_one_line(tmp_path):
+    (tmp_path / "checkpoint").write_text("in the way")
+    with pytest.raises(UserError, match="cannot write"):
+        run(TwoPlayers(), tmp_path)
+
+
+def test_speed_adds_up_over_resumes(tmp_path, monkeypatch):
+    clock = iter(range(0, 100_000, 10))
+    monkeypatch.setattr(loop.time, "monotonic", lambda: next(clock))
+    with pytest.raises(Stop):
+        run(TwoPlayers(crash_at=20), tmp_path)
+    _, values = Checkpoint(tmp_path, "players").load()
+    objective = TwoPlayers()
+    run(objective, tmp_path)
+    assert values["seconds"] > 0 and objective.speed["seconds"] > values["seconds"]
+    assert objective.speed["tokens"] == 6 * 24
+    assert objective.speed["tokens_per_second"] == 6 * 24 / objective.speed["seconds"]

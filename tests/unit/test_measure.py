@@ -1,0 +1,205 @@
+"""Interleaved timing, and the networks that are timed: what is called, how often, and with what in memory."""
+
+from __future__ import annotations
+
+import dataclasses
+import gc
+
+import numpy as np
+import pytest
+import torch
+from toy import experiment
+
+import planer.model
+from planer.architecture import Attention, FeedForward, MoE, Skip
+from planer.latency import measure as measure_module
+from planer.latency import networks as networks_module
+from planer.latency.measure import MIN_ROUNDS, by_round, measure, summary
+from planer.latency.networks import Pool, affordable_copies, filled_memory, random_model, timed_forward
+
+CPU = torch.device("cpu")
+CONFIG = experiment()
+VOCABULARY = 50
+SELF, HALF, DENSE, MIXTURE = Attention(2, 16), Attention(1, 16), FeedForward(64), MoE(64, 4, 1)
+
+
+class Counted:
+    """Callables that count their calls and note the order of all."""
+
+    def __init__(self, names: str):
+        self.calls: list[str] = []
+        self.callables = {name: (lambda name=name: self.calls.append(name)) for name in names}
+
+
+def run(names="abcd", rounds=5, warmup=2, seed=1, max_seconds=60.0):
+    counted = Counted(names)
+    return measure(counted.callables, rounds, warmup, seed, max_seconds, CPU), counted.calls
+
+
+def test_every_round_calls_everything_once():
+    samples, calls = run()
+    assert calls[:8] == list("abcdabcd")
+    assert calls[8:] == samples["name"].tolist()
+    for number in range(5):
+        assert sorted(samples.loc[samples["round"] == number, "name"]) == list("abcd")
+    assert (samples["ms"] >= 0).all()
+
+
+def test_order_changes_from_round_to_round_and_with_the_seed_alone():
+    first, again, other = (run("abcdefgh", seed=seed)[1][16:] for seed in (1, 1, 2))
+    rounds = [tuple(first[start : start + 8]) for start in range(0, 40, 8)]
+    assert len(set(rounds)) == 5
+    assert first == again != other
+
+
+@pytest.mark.parametrize(("rounds", "expected"), [(50, MIN_ROUNDS), (2, 2)])
+def test_time_up_stops_after_whole_rounds(rounds, expected):
+    samples, calls = run(rounds=rounds, warmup=4, max_seconds=0.0)
+    assert len(calls) == 4 + 4 * expected, "one warm-up round, then the fewest timed ones"
+    assert by_round(samples).shape == (expected, 4)
+    assert not by_round(samples).isna().any(axis=None)
+
+
+def test_times_belong_to_their_callable(monkeypatch):
+    clock = {"slow": 7.0, "fast": 0.5}
+    monkeypatch.setattr(measure_module, "_cpu_ms", lambda call, device: clock[call()])
+    samples = by_round(measure({name: (lambda name=name: name) for name in clock}, 4, 0, 0, 9.0, CPU))
+    assert (samples["slow"] == 7.0).all()
+    assert (samples["fast"] == 0.5).all()
+
+
+def test_garbage_is_not_collected_meanwhile():
+    enabled = []
+    measure({"a": lambda: enabled.append(gc.isenabled())}, 1, 0, 0, 9.0, CPU)
+    assert enabled == [False]
+    with pytest.raises(ZeroDivisionError):
+        measure({"a": lambda: 1 / 0}, 1, 0, 0, 9.0, CPU)
+    assert gc.isenabled()
+
+
+def test_summary():
+    assert summary(range(11)) == {"median_ms": 5.0, "p10_ms": 1.0, "p90_ms": 9.0, "n": 11}
+
+
+@pytest.mark.parametrize("attention", ["cached", "recompute"])
+@pytest.mark.parametrize("before", [10, 32, 80])
+def test_a_timed_call_scores_the_end_of_its_text(attention, before):
+    """The text before the last segment is the memory, up to mem_len positions of it."""
+    workload = dataclasses.replace(CONFIG.workload, batch=2, tgt_len=16, mem_len=32)
+    model = random_model(CONFIG.model.architecture(VOCABULARY, (SELF, DENSE, MIXTURE, HALF)), CPU, torch.float32, 3)
+    text = torch.randint(VOCABULARY, (2, before + 17), generator=torch.Generator().manual_seed(5))
+    nll = timed_forward(model, workload, CPU, torch.float32, attention, text)()
+    memory = None
+    with torch.inference_mode():
+        for segment in text[:, max(before - 32, 0) : before].split(16, dim=1):
+            _, memory = model(segment, memory, mem_len=32, attention="recompute")
+        memory = [None if m is None else m[:, torch.arange(32) % m.shape[1]] for m in memory]
+        hidden, _ = model(text[:, before:-1], memory, mem_len=32)
+        expected = model.nll(hidden, text[:, before + 1 :])
+    assert nll.shape == (2, 16)
+    torch.testing.assert_close(nll, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("mem_len", [0, 7, 32, 100])
+@pytest.mark.parametrize("attention", ["cached", "recompute"])
+def test_memory_is_full(attention, mem_len):
+    workload = dataclasses.replace(CONFIG.workload, mem_len=mem_len)
+    model = random_model(CONFIG.model.architecture(VOCABULARY, (SELF, Skip(), DENSE)), CPU, torch.float32, 0)
+    memory = filled_memory(model, torch.zeros(4, 32, dtype=torch.int64), workload, attention)
+    assert memory[1] is memory[2] is None
+    for part in memory[0] if attention == "cached" else [memory[0]]:
+        assert part.shape[-2] == mem_len
+
+
+def test_a_model_in_another_type_is_copied():
+    model = random_model(CONFIG.model.architecture(VOCABULARY, (SELF, MIXTURE)), CPU, torch.float32, 0)
+    nll = timed_forward(model, CONFIG.workload, CPU, torch.bfloat16, "cached")()
+    assert nll.dtype == torch.float32, "the loss is scored in single precision"
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
+    torch.testing.assert_close(
+        nll, timed_forward(model, CONFIG.workload, CPU, torch.float32, "cached")(), rtol=0, atol=0.1
+    )
+
+
+def pool(copies, attentions=("cached", "recompute"), norm="post"):
+    architecture = dataclasses.replace(CONFIG.model.architecture(VOCABULARY, ()), norm=norm)
+    return Pool(architecture, copies, CONFIG.workload, CPU, torch.float32, attentions, seed=7)
+
+
+@pytest.mark.parametrize("norm", ["post", "pre"])
+def test_networks_of_a_pool_are_language_models_of_its_blocks(norm):
+    """The same blocks in a model of their own give the same loss, under both attention modes."""
+    counts = {SELF: 2, Skip(): 1, DENSE: 2, MIXTURE: 1}
+    shared = pool(counts, norm=norm)
+    order = (DENSE, SELF, Skip(), MIXTURE, SELF, DENSE)
+    architecture = dataclasses.replace(CONFIG.model.architecture(VOCABULARY, ()), norm=norm)
+    whole = random_model(
+        dataclasses.replace(architecture, blocks=(SELF, SELF, Skip(), DENSE, DENSE, MIXTURE)), CPU, torch.float32, 7
+    )
+    tokens = networks_module.random_tokens(VOCABULARY, CONFIG.workload, 7)
+    memory = filled_memory(whole, tokens[:, :-1], CONFIG.workload, "recompute")
+    places = [3, 0, 2, 5, 1, 4]
+    model = random_model(dataclasses.replace(architecture, blocks=order), CPU, torch.float32, 7)
+    model.load_state_dict(
+        {name: value for name, value in whole.state_dict().items() if not name.startswith("blocks.")}
+        | {
+            f"blocks.{new}.{name}": value
+            for new, old in enumerate(places)
+            for name, value in whole.blocks[old].state_dict().items()
+        }
+    )
+    with torch.inference_mode():
+        hidden, _ = model(tokens[:, :-1], [memory[place] for place in places], mem_len=CONFIG.workload.mem_len)
+        expected = model.nll(hidden, tokens[:, 1:])
+    for attention in ("cached", "recompute"):
+        torch.testing.assert_close(shared.network(order, attention)(), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_positions_are_prepared_once_for_all_networks(monkeypatch):
+    """Neither a change of network nor one without attention in between makes the next call compute them anew."""
+    shared = pool({SELF: 2, HALF: 1, DENSE: 1})
+    orders = [(SELF,), (DENSE,), (SELF, SELF, HALF), (), (HALF, DENSE)]
+    calls = [shared.network(order, attention) for order in orders for attention in ("cached", "recompute")]
+    for call in calls:
+        call()
+    made = []
+    monkeypatch.setattr(planer.model, "sinusoids", lambda *arguments: made.append(arguments))
+    for index in np.random.default_rng(0).permutation(len(calls)):
+        calls[index]()
+    assert not made
+
+
+def test_a_small_pool_uses_blocks_again():
+    shared = pool({DENSE: 2}, ["cached"])
+    assert torch.equal(shared.network((DENSE,) * 4, "cached")(), shared.network((DENSE,) * 4, "cached")())
+    assert not torch.equal(shared.network((DENSE,) * 2, "cached")(), shared.network((DENSE,), "cached")())
+
+
+def test_without_head_the_last_block_is_returned():
+    hidden = pool({DENSE: 1}).network((DENSE,), "cached", head=False)()
+    assert hidden.shape == (CONFIG.workload.batch, CONFIG.workload.tgt_len, CONFIG.model.d_model)
+
+
+def test_random_networks_route_nearly_balanced():
+    mixtures = {MoE(64, 4, 1): 3, MoE(64, 4, 2): 3}
+    shared = pool(mixtures | {SELF: 2})
+    shared.network((SELF, *mixtures, SELF, *mixtures), "cached")()
+    loads = [block.sublayer.load for block in shared._model.blocks if hasattr(block.sublayer, "load")]
+    assert len(loads) == 6
+    for load in loads:
+        assert load.max() <= 2.2 * load.float().mean(), load
+
+
+def test_copies_are_bounded_by_memory(monkeypatch):
+    """PLANER's enwik8 workload in single precision: the table's stacks of 2 x 4 copies fit into POOL_BYTES."""
+    model, workload = CONFIG.model, dataclasses.replace(CONFIG.workload, batch=64, tgt_len=64, mem_len=640)
+    model = dataclasses.replace(model, d_model=512, num_heads=8, d_inner=2048, num_experts=8)
+    options = ["attention_1", "attention_2", "attention_4", "attention_8", "feed_forward", "moe_top1", "moe_top2"]
+    specs = [model.option(name) for name in options]
+    architecture = model.architecture(204, ())
+    assert 8 <= affordable_copies(architecture, specs, workload, torch.float32) <= 12
+    both = affordable_copies(architecture, specs, workload, torch.float32)
+    assert affordable_copies(architecture, specs, workload, torch.bfloat16) in (2 * both, 2 * both + 1)
+    assert affordable_copies(architecture, specs, workload, torch.float32, ["cached"]) > both
+    monkeypatch.setattr(networks_module, "POOL_BYTES", 1)
+    assert affordable_copies(architecture, specs, workload, torch.float32) == 1

@@ -1,0 +1,71 @@
+"""Progress lines in a log, on a clock that the test turns."""
+
+import sys
+
+import pytest
+
+from planer.training import progress as module
+from planer.training.progress import Progress, duration, progress
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """A clock that stands still until advanced; stderr is no terminal."""
+    now = [1000.0]
+    monkeypatch.setattr(module.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: False)
+    return now
+
+
+def test_a_line_every_ten_seconds_and_one_at_the_end(clock, capsys):
+    with Progress(600, "retrain") as bar:
+        for _ in range(600):
+            clock[0] += 0.25
+            bar.advance(loss=1.23449)
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0] == "retrain: step 40/600, 4.0 it/s, 2 min 20 s left, loss 1.234"
+    assert len(lines) == 15 + 1
+    assert lines[-1] == "retrain: step 600/600, 4.0 it/s, loss 1.234"
+
+
+def test_resumed_steps_do_not_count_towards_the_rate(clock, capsys):
+    with Progress(100, "search", start=90) as bar:
+        for _ in range(3):
+            clock[0] += 5.0
+            bar.advance()
+    assert "search: step 92/100, 5.0 s/it, 40 s left" in capsys.readouterr().err
+
+
+def test_short_work_is_silent(clock, capsys):
+    assert list(progress(5, "fast")) == [0, 1, 2, 3, 4]
+    assert capsys.readouterr().err == ""
+
+
+def test_unknown_length(clock, capsys):
+    for _ in progress(iter("abc"), "scan"):
+        clock[0] += 6.0
+    assert capsys.readouterr().err.splitlines()[0] == "scan: step 2, 6.0 s/it"
+
+
+def test_a_terminal_gets_a_bar(monkeypatch, capsys):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    with Progress(3, "retrain", start=1) as bar:
+        bar.advance(loss=2.5)
+        bar.advance(loss=2.25)
+    shown = capsys.readouterr().err
+    assert "retrain" in shown and "3/3" in shown and "loss 2.25" in shown
+
+
+@pytest.mark.parametrize(
+    "seconds, text",
+    [
+        (0.4, "0 s"),
+        (59.4, "59 s"),
+        (59.6, "1 min 0 s"),
+        (154, "2 min 34 s"),
+        (12_000, "3 h 20 min"),
+        (187_200, "2 d 4 h"),
+    ],
+)
+def test_durations(seconds, text):
+    assert duration(seconds) == text

@@ -1,0 +1,81 @@
+"""Quality: against one forward pass per token, and what the protocols promise."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from planer.architecture import Architecture, Attention, FeedForward
+from planer.evaluation.quality import in_unit, quality, unit_of
+from planer.model import LanguageModel, initialise
+
+CPU = torch.device("cpu")
+MEM_LEN = 12
+FINAL = {"batch": 3, "tgt_len": 8, "mem_len": MEM_LEN, "clamp_len": 0, "same_length": True}
+
+
+def network(*blocks, vocab_size: int = 11) -> LanguageModel:
+    model = LanguageModel(Architecture(vocab_size, 16, blocks or (Attention(2, 8), FeedForward(32)), init_std=0.3))
+    initialise(model, torch.Generator().manual_seed(0))
+    return model.double().eval()
+
+
+@pytest.fixture(scope="module")
+def text() -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 11, 200, dtype=np.uint8)
+
+
+def one_pass_per_token(model: LanguageModel, text: np.ndarray, batch: int, **options) -> float:
+    """Mean nll of every token but each stream's first, each from a pass of its own over mem_len + 1 tokens."""
+    length = len(text) // batch
+    used = torch.from_numpy(text[: batch * length].astype(np.int64))
+    total = 0.0
+    for target in range(batch * length):
+        if target % length:
+            window = used[torch.arange(target - MEM_LEN - 1, target) % len(used)]
+            hidden, _ = model(window[None], mem_len=MEM_LEN, **options)
+            total += model.nll(hidden[:, -1:], used[target].view(1, 1)).item()
+    return total / (batch * (length - 1))
+
+
+@pytest.mark.parametrize("clamp_len", [0, 5])
+def test_final_protocol_is_one_pass_per_token(text, clamp_len):
+    """With one attention block, a token's prediction depends on mem_len + 1 inputs and nothing else."""
+    model = network()
+    with torch.no_grad():
+        expected = one_pass_per_token(model, text, 3, clamp_len=clamp_len)
+    found = quality(model, text, **FINAL | {"clamp_len": clamp_len}, device=CPU)
+    assert found["nll"] == pytest.approx(expected, rel=1e-12)
+    assert found["tokens"] == 3 * (66 - 1)
+
+
+def test_final_protocol_does_not_depend_on_segment_length(text):
+    model = network()
+    found = [quality(model, text, **FINAL | {"tgt_len": tgt_len}, device=CPU)["nll"] for tgt_len in (1, 5, 12, 64)]
+    assert found == pytest.approx([found[0]] * 4, rel=1e-12)
+
+
+def test_train_protocol_does(text):
+    train = FINAL | {"same_length": False}
+    model = network()
+    found = [quality(model, text, **train | {"tgt_len": tgt_len}, device=CPU)["nll"] for tgt_len in (4, 16)]
+    assert abs(found[0] - found[1]) > 1e-4
+
+
+def test_network_that_knows_nothing_scores_the_vocabulary(text):
+    model = network()
+    for parameter in (model.embedding.weight, model.output_bias):
+        torch.nn.init.zeros_(parameter)
+    found = quality(model, text, **FINAL, device=CPU)
+    assert found["nll"] == pytest.approx(math.log(11))
+    assert found["bpc"] == pytest.approx(math.log2(11))
+    assert found["ppl"] == pytest.approx(11)
+
+
+def test_units():
+    found = {"nll": 2.0, "bpc": 2.9, "ppl": 7.4, "tokens": 5}
+    assert in_unit(found, unit_of("enwik8")) == {"nll": 2.0, "bpc": 2.9, "tokens": 5}
+    assert in_unit(found, unit_of("wikitext-103")) == {"nll": 2.0, "ppl": 7.4, "tokens": 5}

@@ -1,0 +1,219 @@
+"""Retraining with the real model at toy size: what it computes, and that a killed run ends with the same bits."""
+
+import dataclasses
+import math
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from kill import kill_at
+
+from planer.architecture import Architecture, Attention, FeedForward, MoE
+from planer.config import OptimizerConfig, RetrainConfig, derive_seed
+from planer.data.stream import StreamBatches
+from planer.model import LanguageModel, initialise
+from planer.training.checkpoint import Checkpoint
+from planer.training.lamb import Lamb
+from planer.training.retrain import LanguageModelling, retrain, train
+from planer.training.schedule import learning_rate
+from planer.training.validate import mean_nll
+
+CPU = torch.device("cpu")
+OPTIMIZER = OptimizerConfig("lamb", 0.02, 0.001, 5, (0.9, 0.999), 1e-6, 0.0, 0.25)
+CONFIG = RetrainConfig(
+    batch=4,
+    tgt_len=8,
+    mem_len=12,
+    steps=40,
+    optimizer=OPTIMIZER,
+    log_steps=10,
+    checkpoint_steps=6,
+    balance_weight=0.01,
+    eval_steps=15,
+)
+ARCHITECTURE = Architecture(
+    vocab_size=11,
+    d_model=16,
+    blocks=(Attention(2, 8), MoE(32, 4, 1), Attention(1, 8), FeedForward(32), MoE(32, 3, 2)),
+    dropout=0.1,
+    moe_dropout=0.2,
+)
+TEXT = np.random.default_rng(0).permutation(np.arange(1400) % 11).astype(np.uint8)
+VALID = TEXT[::-1][:500].copy()
+
+
+def run(folder, config=CONFIG, rows=None, architecture=ARCHITECTURE, text=TEXT, valid=VALID, seed=1):
+    on_row = (lambda row: None) if rows is None else rows.append
+    checkpoint = Checkpoint(folder, "test")
+    return retrain(architecture, text, valid, config, seed, CPU, torch.float32, checkpoint, on_row)
+
+
+def changed(**values) -> RetrainConfig:
+    return dataclasses.replace(CONFIG, **values)
+
+
+def weights(model) -> dict[str, list]:
+    return {name: tensor.tolist() for name, tensor in model.state_dict().items()}
+
+
+@pytest.fixture(scope="module")
+def result(tmp_path_factory):
+    return run(tmp_path_factory.mktemp("retrain"))
+
+
+def test_it_is_the_textbook_loop(result):
+    """The same arithmetic, written out: segments in order, memory carried on for ever, clip, LAMB, cosine."""
+    model = LanguageModel(ARCHITECTURE)
+    initialise(model, torch.Generator().manual_seed(derive_seed(1, "retrain", "initialisation")))
+    torch.manual_seed(derive_seed(1, "retrain", "dropout"))
+    optimizer = Lamb(model.parameters(), lr=1.0)
+    batches = StreamBatches(TEXT, 4, 8)
+    assert batches.segments_per_epoch == 44 and CONFIG.steps == 40
+    memory, losses = None, []
+    for step in range(40):
+        inputs, targets = batches.batch_at(step)
+        hidden, memory = model(inputs, memory, mem_len=12)
+        loss = model.nll(hidden, targets).mean() + 0.01 * model.balance_loss()
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 0.25)
+        optimizer.param_groups[0]["lr"] = learning_rate(step + 1, OPTIMIZER, 40)
+        optimizer.step()
+        losses.append(loss.item())
+    assert weights(model) == weights(result[0])
+    logged = result[1]["loss"].dropna().tolist()
+    assert logged == pytest.approx([sum(losses[i : i + 10]) / 10 for i in range(0, 40, 10)])
+
+
+def test_memory_passes_the_end_of_an_epoch(tmp_path):
+    seen = []
+
+    class Watched(LanguageModel):
+        def forward(self, tokens, memory=None, **options):
+            if self.training:
+                seen.append((tokens.shape[1], None if memory is None else memory[0].shape[1]))
+            return super().forward(tokens, memory, **options)
+
+    model = Watched(ARCHITECTURE)
+    initialise(model, torch.Generator().manual_seed(0))
+    config = changed(steps=12, eval_steps=100)
+    objective = LanguageModelling(model, TEXT[: 4 * 30], VALID, config, balance_weight=0.0, eval_steps=100)
+    train(objective, Checkpoint(tmp_path, "x"))
+    assert seen == [(8, None), (8, 8), (8, 12), (5, 12)] + [(8, 12), (8, 12), (8, 12), (5, 12)] * 2
+    assert objective.tokens == 4 * 29 * 3
+
+
+def test_history_and_metrics(result):
+    model, history, metrics = result
+    assert history["step"].tolist() == [10, 15, 20, 30, 40]
+    for block, experts in ((1, 4), (4, 3)):
+        shares = history[[f"load_{block}_{expert}" for expert in range(experts)]].dropna()
+        assert len(shares) == 4 and shares.sum(axis=1).tolist() == pytest.approx([1.0] * 4)
+    logged = history.dropna(subset="loss")
+    assert logged["loss"].tolist() == pytest.approx((logged["nll"] + 0.01 * logged["balance"]).tolist())
+    assert history.loc[history["valid_nll"].notna(), "step"].tolist() == [15, 30, 40]
+    assert not model.training
+    assert metrics["params"] == sum(param.numel() for param in model.parameters())
+    assert metrics["active_params"] < metrics["params"]
+    assert metrics["tokens"] == 40 * 4 * 8 and metrics["steps"] == 40
+    assert metrics["valid_nll"] == history["valid_nll"].iloc[-1]  # the text is shorter than VALID_TOKENS
+    assert metrics["valid_bpc"] == pytest.approx(metrics["valid_nll"] / math.log(2))
+    assert metrics["tokens_per_second"] == metrics["tokens"] / metrics["seconds"]
+
+
+def test_validation_and_logging_change_nothing(result, tmp_path):
+    model, history, _ = run(tmp_path, changed(eval_steps=1, log_steps=3, checkpoint_steps=1000))
+    assert weights(model) == weights(result[0])
+    assert history["valid_nll"].notna().sum() == 40
+
+
+def test_another_seed_is_another_network(result, tmp_path):
+    assert weights(run(tmp_path, seed=2)[0]) != weights(result[0])
+
+
+@pytest.mark.parametrize("name, lr", [("lamb", 0.05), ("adamw", 0.01)])
+def test_it_learns_a_rule(tmp_path, name, lr):
+    text = (np.arange(4000) % 11).astype(np.uint8)
+    config = changed(steps=100, optimizer=dataclasses.replace(OPTIMIZER, name=name, lr=lr))
+    metrics = run(tmp_path, config, text=text, valid=text[:500])[2]
+    assert metrics["valid_nll"] < 0.1 * math.log(11)  # a guess costs log(11)
+
+
+def test_a_subclass_adds_its_own_term(result, tmp_path):
+    class Shrinking(LanguageModelling):
+        name = "shrink"
+
+        def extra_loss(self, step):
+            size = self.model.embedding.weight.square().sum()
+            return 10.0 * size, {"size": size}
+
+    model = LanguageModel(ARCHITECTURE)
+    model.load_state_dict(result[0].state_dict())
+    before = model.embedding.weight.norm().item()
+    objective = Shrinking(model, TEXT, VALID, CONFIG, balance_weight=0.01, eval_steps=CONFIG.steps)
+    history, metrics = train(objective, Checkpoint(tmp_path, "x"))
+    assert model.embedding.weight.norm().item() < 0.8 * before
+    logged = history.dropna(subset="loss")
+    expected = logged["nll"] + 0.01 * logged["balance"] + 10 * logged["size"]
+    assert logged["loss"].tolist() == pytest.approx(expected.tolist())
+    assert history["valid_nll"].notna().sum() == 1
+
+
+def test_bfloat16_keeps_weights_in_float32(tmp_path):
+    config = changed(steps=5, checkpoint_steps=2)
+    model, history, _ = retrain(ARCHITECTURE, TEXT, VALID, config, 1, CPU, torch.bfloat16, Checkpoint(tmp_path, "x"))
+    assert {param.dtype for param in model.parameters()} == {torch.float32}
+    single = run(tmp_path / "single", config)[1]
+    assert history["loss"].iloc[0] == pytest.approx(single["loss"].iloc[0], rel=0.02)
+    assert history["loss"].iloc[0] != single["loss"].iloc[0]
+
+
+@pytest.fixture(scope="module")
+def sharp():
+    """A network whose attention matters: large random weights, in double precision so that no route is a close call."""
+    model = LanguageModel(dataclasses.replace(ARCHITECTURE, init_std=0.5)).double()
+    initialise(model, torch.Generator().manual_seed(4))
+    return model.eval()
+
+
+def test_one_long_segment_is_a_plain_mean(sharp):
+    text = torch.from_numpy(TEXT[:200].astype(np.int64))[None]
+    with torch.no_grad():
+        hidden, _ = sharp(text[:, :-1], mem_len=0)
+        expected = sharp.nll(hidden, text[:, 1:]).mean().item()
+    nll, counted = mean_nll(sharp, TEXT[:200], 1, 300, 0, device=CPU)
+    assert counted == 199 and nll == pytest.approx(expected, rel=1e-10)
+
+
+@pytest.mark.parametrize("attention", ["cached", "recompute"])
+def test_with_same_length_segments_do_not_matter(sharp, attention):
+    options = {"device": CPU, "attention": attention}
+    expected, counted = mean_nll(sharp, VALID, 2, 24, 24, 10, True, **options)
+    assert counted == 498
+    for tgt_len in (4, 12):
+        assert mean_nll(sharp, VALID, 2, tgt_len, 24, 10, True, **options)[0] == pytest.approx(expected, rel=1e-10)
+    for control in ((2, 4, 24, 10, False), (2, 4, 24, 0, True), (2, 4, 20, 10, True)):
+        assert mean_nll(sharp, VALID, *control, **options)[0] != pytest.approx(expected, rel=1e-4)
+
+
+def test_caching_keys_and_values_is_exact(sharp):
+    cached, recomputed = (mean_nll(sharp, VALID, 4, 8, 12, device=CPU, attention=a) for a in ("cached", "recompute"))
+    assert cached[0] == pytest.approx(recomputed[0], rel=1e-10)
+
+
+def test_validation_restores_training_mode(result):
+    model = result[0].train()
+    mean_nll(model, VALID, 4, 8, 12, device=CPU)
+    assert model.training
+    model.eval()
+
+
+def test_sigkill_in_the_middle_costs_nothing_but_time(result, tmp_path, capsys):
+    kill_at(20, run, tmp_path)
+    assert Checkpoint(tmp_path, "test").load()[1]["step"] == 18
+    model, history, metrics = run(tmp_path)
+    assert "retrain: resuming at step 18/40" in capsys.readouterr().err
+    assert weights(model) == weights(result[0])
+    pd.testing.assert_frame_equal(history, result[1], check_exact=True)
+    assert metrics["valid_nll"] == result[2]["valid_nll"] and metrics["tokens"] == result[2]["tokens"]

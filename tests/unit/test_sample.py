@@ -1,0 +1,100 @@
+"""From a variant's name, and the architecture weights of its search, to architecture.yaml."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+import torch
+from toy import MS, VOCAB_SIZE, experiment, latency_table
+
+from planer.architecture import Architecture
+from planer.files import UserError
+from planer.search.sample import sample_architecture
+from planer.variant import parse_variant
+
+CONFIG = experiment()
+COSTS = [MS[option] for option in CONFIG.design_space]
+BASELINE_MS = 1 + 2 * (4 + 3)
+ALPHA = 2 * torch.randn(4, 6, generator=torch.Generator().manual_seed(0))
+
+
+def sample(name, alpha=ALPHA, config=CONFIG):
+    architecture, notes = sample_architecture(config, parse_variant(name), VOCAB_SIZE, latency_table(), alpha)
+    return architecture, notes["selection"]
+
+
+def options(architecture: Architecture) -> list[int]:
+    return [CONFIG.design_space.index(block.name) for block in architecture.blocks]
+
+
+@pytest.mark.parametrize(
+    "name, blocks, ms", [("baseline", "sfsf", 15.0), ("sandwich-seed1", "ssff", 15.0), ("par", "sfff", 14.0)]
+)
+def test_a_pattern_needs_no_search(name, blocks, ms):
+    architecture, notes = sample(name, alpha=None)
+    assert architecture == CONFIG.model.architecture(VOCAB_SIZE, blocks)
+    assert notes == {
+        "variant": name,
+        "solver": "pattern",
+        "target": None,
+        "attention": "cached",
+        "estimated_ms": ms,
+        "baseline_ms": BASELINE_MS,
+        "estimated": ms / BASELINE_MS,
+    }
+
+
+@pytest.mark.parametrize("target", [0.1, 0.3, 0.5, 0.75, 1.0])
+def test_milp_is_the_best_of_all_networks_within_the_target(target):
+    architecture, notes = sample(f"target_{target}")
+    scores = ALPHA.double().log_softmax(-1)
+    feasible = {
+        choice: sum(scores[b, i].item() for b, i in enumerate(choice))
+        for choice in itertools.product(range(6), repeat=4)
+        if 1 + sum(COSTS[i] for i in choice) <= target * BASELINE_MS
+    }
+    best = max(feasible, key=feasible.get)
+    assert tuple(options(architecture)) == best
+    assert notes["score"] == pytest.approx(feasible[best]) and notes["status"] == "optimal"
+    assert notes["estimated_ms"] == 1 + sum(COSTS[i] for i in best)
+    assert notes["estimated"] <= notes["target"] == target
+
+
+def test_argmax_takes_the_largest_weights_whatever_they_cost():
+    config = experiment(sample_architecture={"solver": "argmax"})
+    architecture, notes = sample("target_0.3", config=config)
+    assert options(architecture) == ALPHA.argmax(-1).tolist()
+    assert notes["solver"] == notes["status"] == "argmax"
+    assert notes["estimated"] > 0.3  # the paper's arm can miss the target, and says so
+
+
+def test_the_notes_travel_in_architecture_yaml(tmp_path):
+    architecture, notes = sample("target_0.5-seed2")
+    assert list(notes["scores"]) == [f"position_{b}" for b in range(4)]
+    for row, expected in zip(notes["scores"].values(), ALPHA.log_softmax(-1).tolist(), strict=True):
+        assert row == pytest.approx(expected, abs=2e-6)
+    assert notes["score_options"] == list(CONFIG.design_space)
+    assert {"variant", "solver", "status", "gap", "target", "score", "attention", "baseline_ms"} < notes.keys()
+    assert notes["baseline_ms"] == BASELINE_MS and notes["variant"] == "target_0.5-seed2"
+    architecture.save(tmp_path / "architecture.yaml", selection=notes)
+    assert Architecture.load(tmp_path / "architecture.yaml") == architecture
+
+
+def test_the_attention_of_the_workload_counts():
+    """Recomputed attention costs twice as much, for the baseline too."""
+    config = experiment(workload={"attention": "recompute"})
+    _, notes = sample("baseline", alpha=None, config=config)
+    assert notes["baseline_ms"] == notes["estimated_ms"] == 1 + 2 * (8 + 3) and notes["attention"] == "recompute"
+    likes_attention = torch.zeros(4, 6)
+    likes_attention[:, 2] = 5.0
+    architecture, notes = sample("target_0.5", alpha=likes_attention, config=config)
+    assert options(architecture).count(2) == 1 and notes["estimated_ms"] <= 11.5  # 8 + 3 would be 12
+
+
+@pytest.mark.parametrize("solver", ["milp", "argmax"])
+def test_a_target_below_the_stem_is_refused(solver):
+    config = experiment(sample_architecture={"solver": solver})
+    with pytest.raises(UserError, match="target 0.06 cannot be met: reachable range is 0.07 to") as error:
+        sample("target_0.06", config=config)
+    assert "\n" not in str(error.value)

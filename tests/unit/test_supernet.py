@@ -1,0 +1,230 @@
+"""The supernet: what a super block computes, what is shared, what gets a gradient, and how options are drawn."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from planer.architecture import Architecture, Attention, FeedForward, MoE, Skip
+from planer.model import LanguageModel, initialise
+from planer.search.phase1 import LatencyLoss
+from planer.search.supernet import Supernet, gumbel
+
+OPTIONS = (Skip(), Attention(1, 8), Attention(2, 8), FeedForward(24), MoE(24, 3, 1), MoE(24, 3, 2))
+SKIP, ATTENTION, FEED_FORWARD, TOP1, TOP2 = 0, 2, 3, 4, 5
+SHARED = Architecture(vocab_size=13, d_model=16, blocks=(), dropout=0.0, moe_dropout=0.0, init_std=0.3)
+CPU = torch.device("cpu")
+
+
+def seeded(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+@pytest.fixture
+def supernet() -> Supernet:
+    supernet = Supernet(SHARED, OPTIONS, 3)
+    initialise(supernet, seeded(0))
+    nn.init.zeros_(supernet.alpha)
+    return supernet.train()
+
+
+def tokens(seed: int = 0, length: int = 5) -> torch.Tensor:
+    return torch.randint(13, (2, length), generator=seeded(seed))
+
+
+def plain_network(supernet: Supernet, choices: list[int]) -> LanguageModel:
+    """The network of the chosen options alone, with the supernet's weights."""
+    blocks = [block.options[choice] for block, choice in zip(supernet.blocks, choices, strict=True)]
+    network = LanguageModel(SHARED, blocks).train()
+    network.embedding, network.output_bias = supernet.embedding, supernet.output_bias
+    return network
+
+
+@pytest.mark.parametrize("norm", ["post", "pre"])
+@pytest.mark.parametrize("choices", [[ATTENTION, FEED_FORWARD, TOP1], [1, SKIP, ATTENTION], [TOP2, 1, FEED_FORWARD]])
+def test_hard_mode_is_the_network_of_the_chosen_options(norm, choices):
+    supernet = Supernet(Architecture(13, 16, (), norm, 0.0, 0.0, init_std=0.3), OPTIONS, 3).train()
+    initialise(supernet, seeded(0))
+    network = plain_network(supernet, choices)
+    network.final_norm = supernet.final_norm
+    supernet.choose(choices)
+    memory = expected_memory = None
+    for segment in range(3):
+        hidden, memory = supernet(tokens(segment), memory, mem_len=7)
+        expected, expected_memory = network(tokens(segment), expected_memory, mem_len=7)
+        torch.testing.assert_close(hidden, expected, rtol=0, atol=0)
+    for choice, entry, expected in zip(choices, memory, expected_memory, strict=True):
+        assert (expected is None) == (choice not in (1, ATTENTION))
+        assert expected is None or torch.equal(entry, expected)
+
+
+def test_skip_everywhere_is_the_embedding(supernet):
+    supernet.choose([SKIP] * 3)
+    hidden, _ = supernet(tokens(), mem_len=4)
+    assert torch.equal(hidden, supernet.embed(tokens()))
+
+
+def test_soft_mode_is_the_weighted_sum(supernet):
+    calls = []
+    for block in supernet.blocks:
+        block.register_forward_hook(lambda module, given, result: calls.append((module, given, result)))
+    mixture = supernet.sample_soft(2.0, seeded(2))
+    torch.testing.assert_close(mixture.sum(-1), torch.ones(3))
+    _, memory = supernet(tokens(0), mem_len=7)
+    supernet(tokens(1), memory, mem_len=7)
+    assert len(calls) == 6
+    for (block, (x, segment, past), (y, state)), weights in zip(list(calls), mixture.repeat(2, 1), strict=True):
+        outputs = torch.stack([option(x, segment, past)[0] for option in block.options])
+        torch.testing.assert_close(y, torch.einsum("n,nbtd->btd", weights, outputs))
+        assert state is None
+    x, segment, past = calls[5][1]
+    assert past.shape == (2, 5, 16)
+    assert not torch.allclose(supernet.blocks[2](x, segment, past + torch.randn(16))[0], calls[5][2][0])  # it is used
+
+
+def test_a_mixture_of_one_is_hard_mode(supernet):
+    for choice in range(len(OPTIONS)):
+        supernet.choose([choice] * 3)
+        hard, _ = supernet(tokens(), mem_len=4)
+        for block in supernet.blocks:
+            block.mixture = torch.nn.functional.one_hot(torch.tensor(choice), len(OPTIONS)).float()
+        soft, _ = supernet(tokens(), mem_len=4)
+        torch.testing.assert_close(soft, hard)
+        supernet.choose([SKIP] * 3)  # and soft mode ends here
+        assert torch.equal(supernet(tokens(), mem_len=4)[0], supernet.embed(tokens()))
+
+
+@pytest.mark.parametrize("choices", [[SKIP, SKIP, SKIP], [FEED_FORWARD, ATTENTION, TOP1], None])
+def test_every_position_remembers_its_inputs_whatever_runs(supernet, choices):
+    """A position that skips now may attend in the next segment: it then needs its true inputs."""
+    inputs: list[list[torch.Tensor]] = [[], [], []]
+    for position, block in enumerate(supernet.blocks):
+        block.register_forward_pre_hook(lambda module, given, seen=inputs[position]: seen.append(given[0].detach()))
+    memory = None
+    for segment in range(3):
+        if choices is None:
+            supernet.sample_soft(1.0, seeded(segment))
+        else:
+            supernet.choose(choices[segment:] + choices[:segment])
+        _, memory = supernet(tokens(segment), memory, mem_len=8)
+        kept = min(5 * (segment + 1), 8)
+        for entry, seen in zip(memory, inputs, strict=True):
+            assert entry.shape == (2, kept, 16) and not entry.requires_grad
+            assert torch.equal(entry, torch.cat(seen, dim=1)[:, -kept:])
+
+
+def test_mixtures_of_experts_share_their_experts_and_not_their_gates(supernet):
+    for block in supernet.blocks:
+        top1, top2 = (block.options[option].sublayer for option in (TOP1, TOP2))
+        assert top1.experts is top2.experts and (top1.top_k, top2.top_k) == (1, 2)
+        assert top1.gate is not top2.gate and not torch.equal(top1.gate, top2.gate)
+        assert all(parameter.stacked for parameter in top1.experts.parameters())
+    assert supernet.blocks[0].options[TOP1].sublayer.experts is not supernet.blocks[1].options[TOP1].sublayer.experts
+
+
+def test_weights_are_counted_once_and_without_alpha(supernet):
+    weights = supernet.weights()
+    assert len({id(parameter) for parameter in weights}) == len(weights)
+    assert all(parameter is not supernet.alpha for parameter in weights)
+    per_position = sum(spec.params(16) for spec in OPTIONS) - 3 * (2 * 16 * 24 + 24 + 16)
+    assert sum(parameter.numel() for parameter in weights) == 3 * per_position + 13 * (16 + 1)
+    assert len(weights) + 1 == len(list(supernet.parameters()))
+
+
+def test_a_space_without_mixtures_has_no_experts():
+    supernet = Supernet(SHARED, OPTIONS[:4], 2)
+    assert supernet.moe_blocks() == [] and supernet.alpha.shape == (2, 4)
+
+
+def test_a_hard_step_trains_only_the_chosen_options(supernet):
+    choices = [TOP1, ATTENTION, SKIP]
+    supernet.choose(choices)
+    hidden, _ = supernet(tokens(), mem_len=4)
+    supernet.nll(hidden, tokens(9)).mean().backward()
+    assert supernet.alpha.grad is None and supernet.embedding.weight.grad.abs().sum() > 0
+    for block, choice in zip(supernet.blocks, choices, strict=True):
+        trained = {id(parameter) for parameter in block.options[choice].parameters()}
+        for parameter in block.parameters():
+            assert (parameter.grad is not None) == (id(parameter) in trained)
+    experts = supernet.blocks[0].options[TOP2].sublayer.experts  # chosen through top-1, shared with top-2
+    assert experts.w1.grad is not None and supernet.blocks[0].options[TOP2].sublayer.gate.grad is None
+
+
+def test_a_soft_step_gives_alpha_its_gradient(supernet):
+    """Against the definition of the softmax: dL/dalpha_bi = P_bi (g_bi - sum_j P_bj g_bj) / T, g = dL/dP."""
+    mixture = supernet.sample_soft(2.0, seeded(1))
+    mixture.retain_grad()
+    hidden, _ = supernet(tokens(), mem_len=4)
+    supernet.nll(hidden, tokens(9)).mean().backward()
+    g, p = mixture.grad, mixture.detach()
+    assert (g.abs() > 0).all()
+    torch.testing.assert_close(supernet.alpha.grad, p * (g - (p * g).sum(-1, keepdim=True)) / 2.0)
+
+
+def test_hard_samples_follow_the_softmax_of_alpha(supernet):
+    nn.init.normal_(supernet.alpha, generator=seeded(3))
+    steps = 20_000
+    choices = supernet.sample_hard(steps, seeded(4))
+    assert choices.shape == (steps, 3)
+    counts = torch.nn.functional.one_hot(choices, len(OPTIONS)).sum(0)
+    expected = steps * supernet.alpha.detach().softmax(-1)
+    chi_square = ((counts - expected).square() / expected).sum(-1)
+    assert (chi_square < 25.7).all()  # one in ten thousand is above, 5 degrees of freedom
+    uniform = (counts - steps / 6).square().sum(-1) / (steps / 6)
+    assert (uniform > 100).all()  # a control: the test can tell
+
+
+def test_fair_samples_run_each_option_once_per_cycle(supernet):
+    choices = supernet.sample_fair(20, seeded(5))
+    assert choices.shape == (20, 3)
+    for start in (0, 6, 12):
+        for position in range(3):
+            assert sorted(choices[start : start + 6, position].tolist()) == [0, 1, 2, 3, 4, 5]
+    assert not torch.equal(choices[:, 0], choices[:, 1])  # positions in orders of their own
+    assert not torch.equal(choices[:6], choices[6:12])  # and cycles too
+
+
+def test_soft_samples_sharpen_as_the_temperature_falls(supernet):
+    nn.init.normal_(supernet.alpha, generator=seeded(3))
+    noise = gumbel((3, 6), seeded(6))
+    for temperature in (5.0, 1.0, 0.1):
+        mixture = supernet.sample_soft(temperature, seeded(6))
+        torch.testing.assert_close(mixture, ((supernet.alpha + noise) / temperature).softmax(-1))
+        assert mixture.requires_grad and mixture.dtype == torch.float32
+    assert mixture.max(-1).values.min() > 0.9 and supernet.sample_soft(5.0, seeded(6)).max() < 0.6
+
+
+def test_gumbel_moments():
+    noise = gumbel((200_000,), seeded(7)).double()
+    assert noise.mean().item() == pytest.approx(0.577216, abs=0.015)  # Euler's constant; 5 standard errors
+    assert noise.var().item() == pytest.approx(torch.pi**2 / 6, abs=0.05)
+    assert noise.isfinite().all() and noise.quantile(0.5).item() == pytest.approx(0.366513, abs=0.015)  # -log log 2
+
+
+@pytest.mark.parametrize("target, on", [(0.3, True), (0.9, False)])
+def test_the_gradient_of_the_expected_latency(supernet, target, on):
+    """Against central differences in double precision, with the Gumbel noise held fixed."""
+    ms, stem, temperature = [0.0, 1.5, 3.0, 2.0, 2.5, 4.5], 0.7, 0.8
+    loss = LatencyLoss(ms, stem, 10.0, target, 2.0, CPU)
+    nn.init.normal_(supernet.alpha, generator=seeded(8))
+    penalty, ratio, beta = loss(supernet.sample_soft(temperature, seeded(9)))
+    noise = gumbel((3, 6), seeded(9)).double()
+
+    def exact(alpha: torch.Tensor) -> float:
+        expected = ((alpha + noise) / temperature).softmax(-1) @ torch.tensor(ms, dtype=torch.float64)
+        return ((stem + expected.sum()) / (10.0 * target)).item()
+
+    alpha = supernet.alpha.detach().double()
+    assert ratio.item() == pytest.approx(exact(alpha), rel=1e-5)
+    assert (ratio.item() > 1) == on and beta.item() == (2.0 if on else 0.0)
+    penalty.backward()
+    gradient = torch.zeros_like(alpha)
+    for index in range(alpha.numel()):
+        step = torch.zeros(alpha.numel(), dtype=torch.float64)
+        step[index] = 1e-5
+        step = step.view_as(alpha)
+        gradient.view(-1)[index] = (exact(alpha + step) - exact(alpha - step)) / 2e-5
+    expected = (2.0 if on else 0.0) * gradient
+    torch.testing.assert_close(supernet.alpha.grad.double(), expected, rtol=1e-4, atol=1e-6)
+    assert not on or supernet.alpha.grad.abs().max() > 0.01

@@ -1,0 +1,57 @@
+"""Names of variants: what they mean, and one line for those that mean nothing."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from planer.files import UserError
+from planer.variant import PATTERNS, Variant, parse_variant
+
+
+@pytest.mark.parametrize(
+    "name, expected",
+    [
+        ("baseline", Variant("baseline", "baseline", None, 0)),
+        ("sandwich-seed2", Variant("sandwich-seed2", "sandwich", None, 2)),
+        ("par-seed10", Variant("par-seed10", "par", None, 10)),
+        ("target_0.5", Variant("target_0.5", None, 0.5, 0)),
+        ("target_0.35-seed3", Variant("target_0.35-seed3", None, 0.35, 3)),
+        ("target_1", Variant("target_1", None, 1.0, 0)),
+        ("target_1.0", Variant("target_1.0", None, 1.0, 0)),
+    ],
+)
+def test_names(name, expected):
+    assert parse_variant(name) == expected
+
+
+@pytest.mark.parametrize("target", ["0", "0.0", "1.01", "-0.5", "50", "half", "", ".5", "0.5.1", "nan", "inf", "1e-1"])
+def test_targets_outside_0_to_1(target):
+    with pytest.raises(UserError, match="above 0 and up to 1") as error:
+        parse_variant(f"target_{target}")
+    assert repr(target) in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "name", ["baseline-seed0", "baseline-seed", "par-seed-1", "target_0.5-seed1.5", "par-seed1-seed2"]
+)
+def test_seeds_that_are_no_positive_number(name):
+    with pytest.raises(UserError, match="the seed suffix must be -seed1, -seed2") as error:
+        parse_variant(name)
+    assert repr(name) in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["", "Baseline", "target", "target-0.5", "baseline_seed1", "0.5", "baseline "])
+def test_unknown_names_are_told_what_is_allowed(name):
+    with pytest.raises(UserError) as error:
+        parse_variant(name)
+    message = str(error.value)
+    assert repr(name) in message and "\n" not in message
+    assert all(allowed in message for allowed in (*PATTERNS, "target_<t>", "-seed<k>"))
+
+
+@given(st.decimals("0.001", "1", places=3), st.integers(0, 99))
+def test_every_target_and_seed_reads_back(target, repeat):
+    name = f"target_{target}" + (f"-seed{repeat}" if repeat else "")
+    assert parse_variant(name) == Variant(name, None, float(target), repeat)

@@ -1,0 +1,57 @@
+"""A tiny experiment and a made-up latency table, for tests of the search and of what it costs."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pandas as pd
+import yaml
+
+from planer.config import Experiment
+from planer.latency.table import LatencyTable, identity
+from planer.parsing import build, merge
+from planer.training.runtime import resolve_device, resolve_dtype
+
+ROOT = Path(__file__).resolve().parents[2]
+
+VOCAB_SIZE = 256
+
+MS = {
+    "stem": 1.0,
+    "skip": 0.0,
+    "attention_1": 2.0,
+    "attention_2": 4.0,
+    "feed_forward": 3.0,
+    "moe_top1": 3.5,
+    "moe_top2": 6.5,
+}
+"""Latencies with cached attention; recomputed attention costs twice as much."""
+
+
+def experiment(**overlay: object) -> Experiment:
+    """The experiment of the workflow's tests (d_model 32, 4 positions, 6 options) with some keys changed."""
+    files = (ROOT / "config/config.yaml", ROOT / "tests/workflow/tiny.yaml")
+    return build(Experiment, merge(*(yaml.safe_load(file.read_text()) for file in files), overlay))
+
+
+def latency_table_of_this_machine(config: Experiment | None = None, vocab_size: int = VOCAB_SIZE) -> LatencyTable:
+    """The same numbers, as if measured here."""
+    config = config or experiment()
+    device = resolve_device(config.device)
+    here = identity(device, resolve_dtype(config.dtype, device), config.workload, config.model, vocab_size)
+    return dataclasses.replace(latency_table(), identity=here)
+
+
+def latency_table() -> LatencyTable:
+    """What nobody measured, for that experiment, on a device that nobody has."""
+    model = experiment().model
+    shapes = {name: getattr(model, name) for name in ("d_model", "num_heads", "d_inner", "num_experts", "norm")}
+    rows = [
+        {"option": option, "attention": attention, "median_ms": ms * factor}
+        for attention in ("cached", "recompute")
+        for option, ms in MS.items()
+        for factor in [2 if attention == "recompute" and option.startswith("attention") else 1]
+    ]
+    toy = {"device": "Toy Device 3000", "vocab_size": VOCAB_SIZE, **shapes}
+    return LatencyTable(pd.DataFrame(rows), toy, notes={})

@@ -1,0 +1,68 @@
+"""Snakemake in a folder of its own, with the repository's rules and scripts and an experiment of its own."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+class Workspace:
+    """A working directory to run the workflow in."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        self.experiment = folder / "config/experiments/tiny.yaml"
+        self.experiment.parent.mkdir(parents=True)
+        shutil.copy(Path(__file__).with_name("tiny.yaml"), self.experiment)
+
+    def run(self, *arguments: str, **environment: str) -> subprocess.CompletedProcess:
+        """Run snakemake; both output streams come back as one text."""
+        command = [sys.executable, "-m", "snakemake", "--snakefile", ROOT / "Snakefile", "--directory", self.folder]
+        return subprocess.run(
+            [*map(str, command), "--cores", "2", *arguments],
+            cwd=ROOT,
+            env=os.environ | environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+
+    def planned(self, *arguments: str) -> dict[str, int]:
+        """Jobs per rule that a dry-run announces."""
+        result = self.run("--dry-run", *arguments)
+        assert result.returncode == 0, result.stdout
+        table = result.stdout.partition("Job stats:")[2].partition("Reasons:")[0]
+        jobs = {rule: int(count) for rule, count in re.findall(r"^(\w+) +(\d+)$", table, re.MULTILINE)}
+        jobs.pop("total", None)
+        return jobs
+
+    def edit(self, **sections: dict) -> None:
+        """Change keys of the experiment's file."""
+        values = yaml.safe_load(self.experiment.read_text())
+        for name, keys in sections.items():
+            values[name] = values.get(name, {}) | keys if isinstance(keys, dict) else keys
+        self.experiment.write_text(yaml.safe_dump(values, sort_keys=False))
+
+
+@pytest.fixture
+def workspace(tmp_path: Path) -> Workspace:
+    """A fresh workspace."""
+    return Workspace(tmp_path)
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
+    """A workspace in which the tiny experiment has run to its comparison.  Tests must leave its files alone."""
+    workspace = Workspace(tmp_path_factory.mktemp("finished"))
+    result = workspace.run("results/tiny/comparison.parquet")
+    assert result.returncode == 0, result.stdout
+    return workspace

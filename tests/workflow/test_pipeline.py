@@ -1,0 +1,92 @@
+"""The whole pipeline at toy size: what it leaves behind."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import yaml
+from jsonschema import Draft202012Validator
+from mlflow.tracking import MlflowClient
+
+from tests.workflow.conftest import ROOT, Workspace
+
+pytestmark = pytest.mark.workflow
+SCHEMA = json.loads((ROOT / "config/schemas/eval.schema.json").read_text())
+
+
+def evaluation(workspace: Workspace, variant: str) -> dict:
+    return json.loads((workspace.folder / f"results/tiny/{variant}/eval.json").read_text())
+
+
+@pytest.mark.parametrize("variant", ["baseline", "target_0.5"])
+def test_evaluations_fit_their_schema(finished, variant):
+    Draft202012Validator(SCHEMA).validate(evaluation(finished, variant))
+
+
+def test_the_chosen_network_meets_its_target_by_the_table(finished):
+    target = evaluation(finished, "target_0.5")["target"]
+    assert target["requested"] == 0.5
+    assert target["estimated"] <= 0.5
+
+
+def test_conversion_is_exact_and_thresholds_save_work(finished):
+    report = evaluation(finished, "baseline")
+    assert report["conversion"]["converted_layers"] == 2
+    assert abs(report["conversion"]["tau0_difference"]) < 1e-4
+    flops = [row["converted_flops"] for row in report["dynamic_k"]]
+    assert report["dynamic_k"][0]["tau"] == 0
+    assert flops == sorted(flops, reverse=True) and flops[-1] < flops[0]
+
+
+def test_report_is_one_self_contained_page(finished):
+    page = (finished.folder / "results/tiny/report.html").read_text()
+    assert "target_0.5" in page and page.count("<svg") >= 4
+    assert not re.search(r"(src|href)\s*=\s*[\"']https?:", page)
+    comparison = pd.read_parquet(finished.folder / "results/tiny/comparison.parquet")
+    assert list(comparison["variant"]) == ["baseline", "target_0.5"]
+
+
+def test_same_seed_same_table_same_network_and_loss(finished, tmp_path):
+    again = Workspace(tmp_path)
+    for name in ("results/data", "results/tiny/latency_table.parquet", ".snakemake/metadata"):
+        source, copy = finished.folder / name, again.folder / name
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copytree(source, copy) if source.is_dir() else shutil.copy2(source, copy)
+    result = again.run("results/tiny/target_0.5/retrain/metrics.json", MLFLOW_TRACKING_URI="none")
+    assert result.returncode == 0, result.stdout
+    first, second = (workspace.folder / "results/tiny/target_0.5" for workspace in (finished, again))
+    for name in ("architecture.yaml", "retrain/model.safetensors", "retrain/history.parquet"):
+        assert (first / name).read_bytes() == (second / name).read_bytes(), name
+    losses = [json.loads((folder / "retrain/metrics.json").read_text())["valid_nll"] for folder in (first, second)]
+    assert losses[0] == losses[1]
+
+
+def test_every_stage_is_in_mlflow(finished):
+    client = MlflowClient(f"sqlite:///{finished.folder}/results/mlflow.db")
+    experiment = client.get_experiment_by_name("tiny")
+    runs = client.search_runs([experiment.experiment_id], max_results=100)
+    found = {(run.data.tags["variant"], run.data.tags["stage"]): run for run in runs}
+    stages = ["sample_architecture", "retrain", "sparsify", "cluster_experts", "train_routers", "evaluate"]
+    expected = {("baseline", stage) for stage in stages} | {("target_0.5", stage) for stage in [*stages, "search"]}
+    shared = {"profile_blocks", "check_additivity", "estimate_cost", "compare"}
+    assert expected | {("shared", stage) for stage in shared} == set(found)
+    assert {run.info.status for run in runs} == {"FINISHED"}
+
+    retrain = found["baseline", "retrain"]
+    assert retrain.data.params["config.retrain.steps"] == "30"
+    series = client.get_metric_history(retrain.info.run_id, "loss")
+    history = pd.read_parquet(finished.folder / "results/tiny/baseline/retrain/history.parquet")
+    assert [point.value for point in series] == pytest.approx(history["loss"].dropna().tolist())
+    assert {"git_commit", "device", "torch"} <= set(retrain.data.tags)
+    files = {file.path for file in client.list_artifacts(retrain.info.run_id)}
+    assert {"model.safetensors", "architecture.yaml", "history.parquet", "metrics.json"} <= files
+    architecture = Path(client.download_artifacts(retrain.info.run_id, "architecture.yaml"))
+    assert yaml.safe_load(architecture.read_text())["pattern"] == "(sf)x2"
+
+    data = client.search_runs([client.get_experiment_by_name("data").experiment_id])
+    assert [run.data.tags["stage"] for run in data] == ["prepare_data"]

@@ -1,0 +1,57 @@
+"""What runs again, and what does not."""
+
+from __future__ import annotations
+
+import shutil
+
+import pytest
+
+from tests.workflow.conftest import Workspace
+
+pytestmark = pytest.mark.workflow
+TARGET = "results/tiny/comparison.parquet"
+CONVERSION = {"sparsify": 2, "cluster_experts": 2, "train_routers": 2, "evaluate": 2, "compare": 1}
+
+
+@pytest.fixture(scope="module")
+def copied(finished, tmp_path_factory) -> Workspace:
+    """A copy of the finished workspace whose config may be edited, one test after another."""
+    workspace = Workspace(tmp_path_factory.mktemp("copied"))
+    shutil.copytree(finished.folder, workspace.folder, dirs_exist_ok=True)
+    return workspace
+
+
+def test_finished_targets_are_not_repeated(finished):
+    result = finished.run(TARGET, "results/tiny/target_0.5/eval.json")
+    assert result.returncode == 0
+    assert "Nothing to be done" in result.stdout
+
+
+def test_touching_every_file_repeats_nothing(copied):
+    for path in sorted(copied.folder.glob("results/**/*")):
+        path.touch()
+    assert "Nothing to be done" in copied.run("--dry-run", TARGET).stdout
+
+
+@pytest.mark.parametrize(
+    ("sections", "expected"),
+    [
+        ({"default_variants": ["baseline"]}, {"compare": 1}),
+        ({"evaluate": {"taus": [0.0, 0.2]}}, {"evaluate": 2, "compare": 1}),
+        (
+            {"cluster_experts": {"expert_size": 4}},
+            {"cluster_experts": 2, "train_routers": 2, "evaluate": 2, "compare": 1},
+        ),
+        ({"sparsify": {"weight": 0.5}}, CONVERSION),
+        ({"retrain": {"balance_weight": 0.5}}, CONVERSION | {"retrain": 2}),
+        (
+            {"sample_architecture": {"solver": "argmax"}},
+            # The baseline's architecture.yaml is a pattern; the solver is a key of the same stage.
+            CONVERSION | {"sample_architecture": 2, "retrain": 2},
+        ),
+    ],
+)
+def test_one_key_repeats_its_stage_and_what_depends_on_it(copied, finished, sections, expected):
+    shutil.copy(finished.experiment, copied.experiment)
+    copied.edit(**sections)
+    assert copied.planned(TARGET) == expected

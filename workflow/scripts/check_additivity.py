@@ -1,0 +1,13 @@
+"""Compare the sum of table entries with the measured latency of random networks and the baseline."""
+
+from planer.files import write_json
+from planer.job import stage
+from planer.latency.additivity import check_additivity
+from planer.latency.table import LatencyTable
+
+if __name__ == "__main__":
+    with stage(snakemake) as job:
+        table = LatencyTable.load(snakemake.input.table)
+        report = check_additivity(job.config, job.vocab_size, table)
+        write_json(snakemake.output.report, report)
+        job.run.metrics({name: value for name, value in report.items() if isinstance(value, float)})

@@ -1,0 +1,31 @@
+"""Quality, latency, FLOPs and the dynamic-k sweep of one variant."""
+
+from pathlib import Path
+
+from planer.architecture import Architecture
+from planer.evaluation.evaluate import evaluate
+from planer.files import read_json, write_json
+from planer.job import stage
+from planer.latency.table import LatencyTable
+from planer.training.runtime import resolve_device
+
+if __name__ == "__main__":
+    with stage(snakemake) as job:
+        folder = Path(snakemake.output.report).parent
+        report = evaluate(
+            job.config,
+            snakemake.wildcards.experiment,
+            snakemake.wildcards.variant,
+            retrained=folder / "retrain",
+            sparsified=folder / "sparsify",
+            routed=folder / "routers",
+            baseline=Architecture.load(snakemake.input.baseline_architecture),
+            baseline_evaluation=read_json(snakemake.input.baseline) if snakemake.input.get("baseline") else None,
+            table=LatencyTable.load(snakemake.input.table),
+            tokens={split: job.tokens(split) for split in ("train", "valid", "test")},
+            stages={Path(path).parent.name: read_json(path) for path in snakemake.input.stages},
+            seed=snakemake.params.seed,
+            device=resolve_device(job.config.device),
+        )
+        write_json(snakemake.output.report, report)
+        job.run.metrics(report)

@@ -1,0 +1,28 @@
+"""Phase 1: train a supernet and its architecture weights towards a latency target."""
+
+from safetensors.torch import save_model
+
+from planer.files import replacing, write_json, write_parquet
+from planer.job import stage
+from planer.latency.table import LatencyTable
+from planer.search.phase1 import search
+from planer.variant import parse_variant
+
+if __name__ == "__main__":
+    with stage(snakemake) as job:
+        checkpoint = job.checkpoint()
+        supernet, trajectory, metrics = search(
+            job.config,
+            parse_variant(snakemake.wildcards.variant).target,
+            job.vocab_size,
+            LatencyTable.load(snakemake.input.table),
+            job.tokens("train"),
+            seed=snakemake.params.seed,
+            checkpoint=checkpoint,
+            on_row=job.run.row,
+        )
+        with replacing(snakemake.output.supernet) as temporary:
+            save_model(supernet, str(temporary))
+        write_parquet(snakemake.output.trajectory, trajectory)
+        write_json(snakemake.output.metrics, metrics)
+        checkpoint.delete()
