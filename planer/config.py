@@ -228,10 +228,20 @@ class SearchConfig(TrainingConfig):
 
 @dataclass(frozen=True)
 class SampleConfig:
-    """From architecture weights to one architecture."""
+    """From a trained supernet to one architecture."""
 
     solver: Literal["milp", "argmax"]
     """Best total score within the latency budget, proven; or the paper's argmax, which can miss the target."""
+    scores: Literal["replace_one", "alpha"]
+    """What the solver maximises: the fall of the supernet's validation loss when one option is switched, or the
+    logarithm of the architecture weights' softmax."""
+    rounds: int
+    """How often replace_one scores anew around the network chosen last."""
+    tokens: int
+    """Validation text that replace_one reads per network."""
+
+    def __post_init__(self) -> None:
+        positive(self, "rounds", "tokens")
 
 
 @dataclass(frozen=True)

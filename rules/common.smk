@@ -127,6 +127,7 @@ def architecture_inputs(wildcards):
     files = {"table": "results/{experiment}/latency_table.parquet"}
     if parse_variant(wildcards.variant).pattern is None:
         files["supernet"] = "results/{experiment}/{variant}/search/supernet.safetensors"
+        files["valid"] = dataset_file("valid.npy")(wildcards)
     return files
 
 

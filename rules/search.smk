@@ -40,12 +40,24 @@ rule sample_architecture:
         "logs/{experiment}/{variant}/sample_architecture.log",
     conda:
         "../envs/torch.yaml"
-    threads: 1
+    threads: threads_of
     resources:
-        mem_mb=4000,
-        runtime=30,
+        gpu=1,
+        mem_mb=16000,
+        runtime=240,
     params:
-        config=sections("device", "data", "model", "patterns", "design_space", "workload", "sample_architecture"),
+        config=sections(
+            "device",
+            "threads",
+            "dtype",
+            "data",
+            "model",
+            "patterns",
+            "design_space",
+            "workload",
+            "search",
+            "sample_architecture",
+        ),
         code=code_hash("sample_architecture.py"),
     message:
         "Choosing the architecture of {wildcards.experiment}/{wildcards.variant}."

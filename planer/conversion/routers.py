@@ -29,8 +29,9 @@ from planer.kernels.routing import threshold
 from planer.model import LanguageModel
 from planer.training.checkpoint import Checkpoint
 from planer.training.loop import fit
-from planer.training.retrain import VALID_BATCH, LanguageModelling
+from planer.training.retrain import LanguageModelling
 from planer.training.runtime import autocast
+from planer.training.validate import VALID_BATCH
 
 ASSESSED_TOKENS = 20_000
 """Routers are compared with the true norms on this much of the validation text."""

@@ -30,7 +30,7 @@ from planer.files import UserError
 from planer.latency.table import LatencyTable, identity
 from planer.model import initialise
 from planer.search.select import require_reachable
-from planer.search.supernet import Supernet
+from planer.search.supernet import Supernet, build_supernet
 from planer.training.checkpoint import Checkpoint
 from planer.training.loop import Objective, Turn, fit
 from planer.training.optimizer import make_optimizer
@@ -235,19 +235,18 @@ def search(
 
     config has the sections device, dtype, model, patterns, design_space, workload and search; train is the token
     array.  Returns the supernet, the trajectory (one row per epoch) and the numbers of metrics.json.  Raises UserError
-    before any training when no network of the design space
-    meets the target, or when the table was measured on another device or workload.
+    before any training when no network of the design space meets the target, or when the table was measured on another
+    device or workload.
     """
     device = resolve_device(config.device)
     dtype = resolve_dtype(config.dtype, device)
     table.check(identity(device, dtype, config.workload, config.model, vocab_size))
-    options = tuple(config.model.option(name) for name in config.design_space)
     baseline = config.model.architecture(vocab_size, config.patterns.baseline)
-    positions, attention = len(baseline.blocks), config.workload.attention
+    attention = config.workload.attention
     option_ms = [table.lookup(name, attention) for name in config.design_space]
     stem_ms, baseline_ms = table.lookup("stem", attention), table.estimate(baseline, attention)
-    require_reachable(option_ms, positions, target * baseline_ms, stem_ms, baseline_ms)
-    supernet = Supernet(baseline, options, positions)
+    require_reachable(option_ms, len(baseline.blocks), target * baseline_ms, stem_ms, baseline_ms)
+    supernet = build_supernet(config, vocab_size)
     initialise(supernet, torch.Generator().manual_seed(derive_seed(seed, "initialisation")))
     nn.init.zeros_(supernet.alpha)
     seed_everything(derive_seed(seed, "dropout"))

@@ -12,8 +12,11 @@ Letters in shapes: B sequences, T tokens, M remembered positions, D model width,
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
+from types import SimpleNamespace
 
 import torch
+from safetensors.torch import load_model
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -91,6 +94,22 @@ class Supernet(LanguageModel):
         for block, row in zip(self.blocks, mixture, strict=True):
             block.mixture = row
         return mixture
+
+
+def build_supernet(config: SimpleNamespace, vocab_size: int) -> Supernet:
+    """The supernet of an experiment: its design space at as many positions as its baseline has blocks.
+
+    config has the sections model, patterns and design_space.  Parameters are not initialised.
+    """
+    baseline = config.model.architecture(vocab_size, config.patterns.baseline)
+    return Supernet(baseline, tuple(map(config.model.option, config.design_space)), len(baseline.blocks))
+
+
+def load_supernet(path: str | Path, config: SimpleNamespace, vocab_size: int) -> Supernet:
+    """The supernet that a search left in a safetensors file.  Raises RuntimeError when it is another experiment's."""
+    supernet = build_supernet(config, vocab_size)
+    load_model(supernet, path)
+    return supernet
 
 
 def gumbel(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:

@@ -23,10 +23,8 @@ from planer.training.checkpoint import Checkpoint
 from planer.training.loop import MAIN, Objective, Turn, fit
 from planer.training.optimizer import make_optimizer
 from planer.training.runtime import autocast, seed_everything
-from planer.training.validate import mean_nll
+from planer.training.validate import VALID_BATCH, mean_nll
 
-VALID_BATCH = 16
-"""Streams of a validation, as in NVIDIA's train.py; the result hardly depends on it."""
 VALID_TOKENS = 100_000
 """Validation during training reads this much of the text: a standard error of about 0.005 nats at 1 nat per token."""
 

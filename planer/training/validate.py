@@ -10,6 +10,9 @@ from planer.model import LanguageModel
 from planer.training.progress import progress
 from planer.training.runtime import autocast
 
+VALID_BATCH = 16
+"""Streams of a validation, as in NVIDIA's train.py; the result hardly depends on it."""
+
 
 @torch.inference_mode()
 def mean_nll(

@@ -1,0 +1,166 @@
+"""Replace-one scores: what they measure on a real supernet, and that a planted best network is found with them."""
+
+from __future__ import annotations
+
+import itertools
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from toy import MS, VOCAB_SIZE, experiment, latency_table
+
+from planer.data.stream import EvalBatches, StreamBatches
+from planer.model import LanguageModel, initialise
+from planer.search.replace_one import path_loss, replace_one_scores
+from planer.search.sample import choose, sample_architecture
+from planer.search.select import select
+from planer.search.supernet import Supernet, build_supernet
+from planer.training.validate import VALID_BATCH
+from planer.variant import parse_variant
+
+CONFIG = experiment()
+OPTIONS = list(CONFIG.design_space)
+COSTS = np.array([MS[option] for option in OPTIONS])
+BASELINE_MS = 1 + 2 * (4 + 3)
+CPU = torch.device("cpu")
+
+
+def text(length: int = 2000) -> np.ndarray:
+    return np.random.default_rng(0).integers(0, VOCAB_SIZE, length).astype(np.uint8)
+
+
+@pytest.fixture
+def supernet() -> Supernet:
+    supernet = build_supernet(CONFIG, VOCAB_SIZE)
+    initialise(supernet, torch.Generator().manual_seed(0))
+    torch.nn.init.normal_(supernet.alpha, generator=torch.Generator().manual_seed(1))
+    return supernet
+
+
+def real_loss(supernet):
+    return path_loss(supernet, text(), CONFIG.search, CPU, torch.float32)
+
+
+def test_a_path_scores_what_the_network_of_its_blocks_scores(supernet):
+    """Against a plain network with the same blocks, and a mean taken here."""
+    path = [2, 3, 0, 4]
+    blocks = [block.options[i] for block, i in zip(supernet.blocks, path, strict=True)]
+    network = LanguageModel(supernet.architecture, blocks).eval()
+    network.embedding, network.output_bias = supernet.embedding, supernet.output_bias
+    total, count, memory = 0.0, 0, None
+    batches = EvalBatches(text(), VALID_BATCH, CONFIG.search.tgt_len, CONFIG.search.mem_len)
+    with torch.no_grad():
+        for inputs, targets, counted in batches:
+            hidden, memory = network(inputs, memory, mem_len=CONFIG.search.mem_len)
+            if counted:
+                total += network.nll(hidden, targets).double().sum().item()
+                count += targets.numel()
+    assert real_loss(supernet)(path) == pytest.approx(total / count, rel=1e-6)
+
+
+def test_scores_are_falls_of_the_loss(supernet):
+    loss, incumbent = real_loss(supernet), [2, 3, 1, 0]
+    scores = replace_one_scores(loss, incumbent, len(OPTIONS))
+    assert scores.shape == (4, len(OPTIONS))
+    assert (scores[range(4), incumbent] == 0).all()
+    assert scores[1, 5] == loss(incumbent) - loss([2, 5, 1, 0]) != 0
+    assert scores[3, 4] == loss(incumbent) - loss([2, 3, 1, 4]) != 0
+
+
+def solver(target: float):
+    """What sample_architecture hands to choose."""
+    return lambda scores: select(scores, OPTIONS, COSTS, target * BASELINE_MS, 1.0, "milp", BASELINE_MS)
+
+
+def config(rounds: int = 2) -> SimpleNamespace:
+    return SimpleNamespace(scores="replace_one", rounds=rounds)
+
+
+def within(target: float) -> list[tuple[int, ...]]:
+    paths = itertools.product(range(len(OPTIONS)), repeat=4)
+    return [path for path in paths if 1 + COSTS[list(path)].sum() <= target * BASELINE_MS]
+
+
+@pytest.mark.parametrize("seed", range(20))
+@pytest.mark.parametrize("target", [0.3, 0.5, 0.8])
+def test_the_planted_best_network_is_found_where_the_architecture_weights_mislead(seed, target):
+    """Losses that add up over positions; architecture weights that know nothing of them."""
+    random = np.random.default_rng(seed)
+    worth = random.normal(size=(4, len(OPTIONS)))
+
+    def loss(path):
+        return 5.0 - worth[range(4), list(path)].sum()
+
+    best = min(within(target), key=loss)
+    alpha = torch.from_numpy(random.normal(size=worth.shape))
+    choice, notes = choose(alpha, loss, solver(target), config(rounds=1))
+    assert tuple(choice.options) == best
+    assert notes["rounds"][0]["supernet_nll"] >= notes["rounds"][-1]["supernet_nll"] == pytest.approx(loss(best))
+    by_alpha = select(alpha.numpy(), OPTIONS, COSTS, target * BASELINE_MS, 1.0, "argmax", BASELINE_MS)
+    assert by_alpha.estimated_ms > target * BASELINE_MS or loss(by_alpha.options) >= loss(best)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_the_choice_is_never_worse_than_any_incumbent(seed):
+    """Also where options depend on each other, so that single switches do not add up."""
+    random = np.random.default_rng(seed)
+    worth, pairs = random.normal(size=(4, len(OPTIONS))), 2 * random.normal(size=(len(OPTIONS), len(OPTIONS)))
+
+    def loss(path):
+        return -worth[range(4), list(path)].sum() - sum(pairs[a, b] for a, b in itertools.pairwise(path))
+
+    alpha = torch.from_numpy(random.normal(size=worth.shape))
+    choice, notes = choose(alpha, loss, solver(0.5), config(rounds=3))
+    assert loss(choice.options) == min(entry["supernet_nll"] for entry in notes["rounds"])
+    assert loss(choice.options) <= loss(solver(0.5)(alpha.log_softmax(-1).numpy()).options)
+    assert choice.estimated_ms <= 0.5 * BASELINE_MS
+    assert 1 <= len(notes["rounds"]) <= 4
+
+
+@pytest.fixture(scope="module")
+def trained() -> tuple[Supernet, np.ndarray]:
+    """A supernet that has learned to count, all options equally often, and what it has learned from."""
+    counting = np.arange(4000, dtype=np.uint8) % 50
+    supernet = build_supernet(CONFIG, VOCAB_SIZE)
+    initialise(supernet, torch.Generator().manual_seed(0))
+    optimizer = torch.optim.Adam(supernet.weights(), lr=1e-2)
+    batches = StreamBatches(counting, 4, 32)
+    for step, path in enumerate(supernet.sample_fair(60, torch.Generator().manual_seed(0)).tolist()):
+        supernet.choose(path)
+        inputs, targets = batches.batch_at(step)
+        loss = supernet.nll(supernet(inputs, None, mem_len=0)[0], targets).mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert loss < 1.0
+    return supernet, counting
+
+
+@pytest.mark.parametrize("seed", range(12))
+@pytest.mark.parametrize("target", [0.4, 0.6, 1.0])
+def test_an_option_made_useless_is_never_chosen(trained, target, seed):
+    """Feed-forward layers that put out noise, and architecture weights that know nothing of it."""
+    supernet, counting = trained
+    useless = OPTIONS.index("feed_forward")
+    for block in supernet.blocks:
+        torch.nn.init.normal_(block.options[useless].sublayer.w2.weight, std=100.0)
+    alpha = torch.randn(4, len(OPTIONS), generator=torch.Generator().manual_seed(seed))
+    loss = path_loss(supernet, counting, CONFIG.search, CPU, torch.float32)
+    variant = parse_variant(f"target_{target}")
+    architecture, notes = sample_architecture(CONFIG, variant, VOCAB_SIZE, latency_table(), alpha, loss)
+    assert "feed_forward" not in [block.name for block in architecture.blocks]
+
+
+def test_a_useless_option_is_chosen_where_nothing_else_fits():
+    """Only the useless option is within the budget at every position but one."""
+    costs = np.array([5.0, 1.0])
+
+    def loss(path):
+        return float(sum(path))  # option 1 is worth less everywhere
+
+    def solve(scores):
+        return select(scores, ["good", "useless"], costs, 9.0, 1.0, "milp", 20.0)
+
+    choice, _ = choose(torch.zeros(4, 2), loss, solve, config())
+    assert sorted(choice.options) == [0, 1, 1, 1]
