@@ -29,7 +29,7 @@ from planer.data.stream import StreamBatches
 from planer.files import UserError
 from planer.latency.table import LatencyTable, identity
 from planer.model import initialise
-from planer.search.select import require_reachable
+from planer.search.select import Limit
 from planer.search.supernet import Supernet, build_supernet
 from planer.training.checkpoint import Checkpoint
 from planer.training.loop import Objective, Turn, fit
@@ -245,7 +245,7 @@ def search(
     attention = config.workload.attention
     option_ms = [table.lookup(name, attention) for name in config.design_space]
     stem_ms, baseline_ms = table.lookup("stem", attention), table.estimate(baseline, attention)
-    require_reachable(option_ms, len(baseline.blocks), target * baseline_ms, stem_ms, baseline_ms)
+    Limit("target", option_ms, stem_ms, target * baseline_ms, baseline_ms).require_reachable(len(baseline.blocks))
     supernet = build_supernet(config, vocab_size)
     initialise(supernet, torch.Generator().manual_seed(derive_seed(seed, "initialisation")))
     nn.init.zeros_(supernet.alpha)

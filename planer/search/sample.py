@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from types import SimpleNamespace
 
-import numpy as np
 import torch
 
 from planer.architecture import Architecture
 from planer.config import SampleConfig
 from planer.latency.table import LatencyTable
 from planer.search.replace_one import PathLoss, replace_one_scores
-from planer.search.select import Selection, select
+from planer.search.select import Limit, Selection, select
 from planer.variant import Variant
 
 
@@ -37,19 +37,10 @@ def sample_architecture(
         notes = {"solver": "pattern", "target": None}
     else:
         how = config.sample_architecture
-
-        def solve(scores: np.ndarray) -> Selection:
-            return select(
-                scores,
-                list(config.design_space),
-                [table.lookup(option, attention) for option in config.design_space],
-                budget_ms=variant.target * reference_ms,
-                fixed_ms=table.lookup("stem", attention),
-                solver=how.solver,
-                baseline_ms=reference_ms,
-            )
-
-        choice, notes = choose(alpha, loss, solve, how)
+        costs = [table.lookup(option, attention) for option in config.design_space]
+        stem_ms = table.lookup("stem", attention)
+        limits = [Limit("target", costs, stem_ms, variant.target * reference_ms, reference_ms)]
+        choice, notes = choose(alpha, loss, partial(select, options=config.design_space, limits=limits), how)
         blocks = tuple(config.model.option(config.design_space[option]) for option in choice.options)
         notes = {"solver": how.solver, "target": variant.target, **notes, "score_options": list(config.design_space)}
     architecture = config.model.architecture(vocab_size, blocks)
@@ -64,29 +55,32 @@ def sample_architecture(
 
 
 def choose(
-    alpha: torch.Tensor, loss: PathLoss, solve: Callable[[np.ndarray], Selection], config: SampleConfig
+    alpha: torch.Tensor, loss: PathLoss, solve: Callable[..., Selection], config: SampleConfig
 ) -> tuple[Selection, dict]:
     """The network that the supernet's scores lead to, and notes on the way there.
 
-    solve maps scores [positions, options] to the best network within the budget.  With ``replace_one`` the network of
-    the architecture weights is the first incumbent; each round scores all single switches of the incumbent, and what
-    the solver makes of them is the next.  Scores of single switches add up only roughly, so the incumbent with the
-    lowest loss is chosen, whichever round it came from.
+    solve is ``select`` for one design space and its limits.  With ``replace_one`` the network of the architecture
+    weights is the first incumbent.  Every round scores all single switches of the incumbent.  Their scores add up only
+    as long as few positions change (a block that destroys the signal hides all others), so the solver is asked for the
+    best networks at up to all, half, a quarter, ... of the positions, and the one with the lowest loss is the next
+    incumbent; when none improves on it, the search has ended.
     """
     scores = alpha.double().log_softmax(-1).numpy()
-    best = solve(scores)
+    best = solve(scores, solver=config.solver)
     rounds = []
     if config.scores == "replace_one":
-        tried = {tuple(best.options): (loss(best.options), best, scores)}
-        incumbent = best
+        lowest = loss(best.options)
+        rounds.append({"options": best.options, "supernet_nll": lowest})
         for number in range(1, config.rounds + 1):
-            scores = replace_one_scores(loss, incumbent.options, alpha.shape[1], f"replace-one scores, round {number}")
-            incumbent = solve(scores)
-            if tuple(incumbent.options) in tried:
+            incumbent = best.options
+            scores = replace_one_scores(loss, incumbent, alpha.shape[1], f"replace-one scores, round {number}")
+            for reach in [len(incumbent) >> halvings for halvings in range(len(incumbent).bit_length())]:
+                candidate = solve(scores, solver=config.solver, near=(incumbent, reach))
+                if candidate.options != incumbent and (nll := loss(candidate.options)) < lowest:
+                    best, lowest = candidate, nll
+            if best.options == incumbent:
                 break
-            tried[tuple(incumbent.options)] = (loss(incumbent.options), incumbent, scores)
-        rounds = [{"options": path, "supernet_nll": nll} for path, (nll, _, _) in tried.items()]
-        _, best, scores = min(tried.values(), key=lambda entry: entry[0])
+            rounds.append({"options": best.options, "supernet_nll": lowest})
     return best, {
         "scored_by": config.scores,
         "status": best.status,

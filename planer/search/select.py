@@ -1,18 +1,19 @@
-"""From scores to one architecture: the best total score within a latency budget, proven, or the paper's argmax.
+"""From scores to one architecture: the best total score within every limit, proven, or the paper's argmax.
 
     maximise   sum_b sum_i s_bi x_bi        s_bi: score of option i at position b
-    subject to sum_i x_bi = 1, x_bi in {0, 1},  fixed + sum_b sum_i Lat_i x_bi <= budget
+    subject to sum_i x_bi = 1, x_bi in {0, 1},  and for every limit  fixed + sum_b sum_i cost_i x_bi <= budget
 
 PLANER (arXiv 2208.14580) takes the argmax of the architecture weights, whose latency is not the expected latency that
 its loss controlled, so it can miss the target.  The integer program cannot: HiGHS (scipy.optimize.milp) solves it to
-a gap of zero, within a second or two for 80 positions and 16 options, and its answer is checked against the budget in
+a gap of zero, within a second or two for 80 positions and 16 options, and its answer is checked against the budgets in
 float64.
 
 Ties: scores are the same when they differ by less than a hundred-millionth of their spread.  Among networks of the
-same score the cheapest wins; then, wherever two positions could trade options without loss of score, the option named
-first in the design space goes to the earlier position.  What ties remain HiGHS breaks, always in the same way.
+same score the cheapest by the first limit wins; then, wherever two positions could trade options without loss of
+score, the option named first in the design space goes to the earlier position.  What ties remain HiGHS breaks, always
+in the same way.
 
-Letters in shapes: P positions, N options.
+Letters in shapes: P positions, N options, L limits.
 """
 
 from __future__ import annotations
@@ -43,127 +44,197 @@ limit, it ends in the same place on every machine."""
 
 
 @dataclass(frozen=True)
+class Limit:
+    """What a network may cost at most in one currency: fixed + the costs of its options <= budget."""
+
+    name: str
+    """What messages call it: ``target`` for the latency, else ``params``, ``flops``, ..."""
+    costs: Sequence[float]
+    """Of each option [N], the same at every position."""
+    fixed: float
+    """What every network pays besides its blocks."""
+    budget: float
+    """For the whole network."""
+    baseline: float
+    """What the baseline costs; limits are given as shares of it."""
+    unit: str = "ms"
+    """Of all these numbers."""
+
+    def of(self, chosen: Sequence[int]) -> float:
+        """Cost of a network, summed exactly as the latency table does."""
+        return math.fsum([self.fixed, *[self.costs[option] for option in chosen]])
+
+    def reachable(self, positions: int) -> tuple[float, float]:
+        """Smallest and largest cost of a network of so many positions."""
+        return tuple(math.fsum([self.fixed, *[pick(self.costs)] * positions]) for pick in (min, max))
+
+    def require_reachable(self, positions: int) -> None:
+        """Raise UserError, naming the reachable range, when no network at all keeps the limit."""
+        if self.budget < self.reachable(positions)[0]:
+            raise UserError(
+                f"{self.name} {self.share:g} cannot be met: reachable range is {self._range(positions)} of the "
+                f"baseline's {self.baseline:.4g} {self.unit}; choose a {self.name} in that range"
+            )
+
+    @property
+    def share(self) -> float:
+        """The budget as a share of the baseline's cost."""
+        return self.budget / self.baseline
+
+    def _range(self, positions: int) -> str:
+        low, high = self.reachable(positions)
+        lowest = math.ceil(low / self.baseline * 100) / 100  # rounded up, so that the number printed can be reached
+        return f"{lowest:.2f} to {high / self.baseline:.2f}"
+
+
+@dataclass(frozen=True)
 class Selection:
     """A chosen network and how it was chosen."""
 
     options: list[int]
     """The number of the option at every position."""
-    estimated_ms: float
-    """Fixed cost plus the options' costs, summed exactly as the latency table does."""
+    cost: float
+    """By the first limit."""
     score: float
     """Sum of the chosen scores."""
     status: str
-    """``optimal`` (proven), ``node limit`` (within ``gap`` of it), or ``argmax`` (the budget was not looked at)."""
+    """``optimal`` (proven), ``node limit`` (within ``gap`` of it), or ``argmax`` (no limit was looked at)."""
     gap: float | None
     """Relative distance to the best score that could not be ruled out; None for argmax."""
-
-
-def reachable(costs_ms: Sequence[float], positions: int, fixed_ms: float) -> tuple[float, float]:
-    """Smallest and largest latency in ms of a network of so many positions."""
-    return (
-        math.fsum([fixed_ms, *[min(costs_ms)] * positions]),
-        math.fsum([fixed_ms, *[max(costs_ms)] * positions]),
-    )
-
-
-def require_reachable(
-    costs_ms: Sequence[float], positions: int, budget_ms: float, fixed_ms: float, baseline_ms: float
-) -> None:
-    """Raise UserError, naming the reachable range, when no network at all meets the budget."""
-    low, high = reachable(costs_ms, positions, fixed_ms)
-    if budget_ms < low:
-        lowest = math.ceil(low / baseline_ms * 100) / 100  # rounded up, so that the number printed can be reached
-        raise UserError(
-            f"target {budget_ms / baseline_ms:g} cannot be met: reachable range is {lowest:.2f} to "
-            f"{high / baseline_ms:.2f} of the baseline's {baseline_ms:.4g} ms; choose a target in that range"
-        )
 
 
 def select(
     scores: np.ndarray,
     options: Sequence[str],
-    costs_ms: Sequence[float],
-    budget_ms: float,
-    fixed_ms: float,
-    solver: str,
-    baseline_ms: float,
+    limits: Sequence[Limit],
+    solver: str = "milp",
+    *,
+    near: tuple[Sequence[int], int] | None = None,
+    apart: tuple[Sequence[Sequence[int]], int] = ((), 0),
 ) -> Selection:
     """Choose one option per position.
 
-    scores: [P, N], higher is better.  options: the N names in column order.  costs_ms: [N], the same at every
-    position.  budget_ms: for the whole network.  fixed_ms: what it pays besides its blocks (the stem).
-    baseline_ms: what targets are fractions of.  solver: ``milp``, within the budget, or ``argmax``, whatever it costs.
-    Raises UserError when no network meets the budget, for either solver, and ValueError for arrays that do not fit.
+    scores: [P, N], higher is better.  options: the N names in column order.  limits: at least one, all of them kept by
+    ``milp`` and none by ``argmax``.  near: a network, and at how many positions the choice may differ from it.  apart:
+    networks, and at how many positions the choice must differ from each of them.  Raises UserError when no network
+    keeps the limits, and ValueError for arrays that do not fit.
     """
     scores = np.asarray(scores, dtype=np.float64)
-    costs = np.asarray(costs_ms, dtype=np.float64)
-    if scores.ndim != 2 or scores.shape[1] != len(options) or costs.shape != (len(options),):
+    costs = np.asarray([limit.costs for limit in limits], dtype=np.float64)
+    if scores.ndim != 2 or scores.shape[1] != len(options) or costs.shape != (len(limits), len(options)):
         raise ValueError(
             f"scores are {scores.shape} and costs {costs.shape}; expected [positions, {len(options)}] and "
-            f"[{len(options)}], a column for each of {', '.join(options)}"
+            f"[limits, {len(options)}], a column for each of {', '.join(options)}"
         )
     if not (np.isfinite(scores).all() and np.isfinite(costs).all()):
         raise ValueError("scores and costs must be finite")
     if solver not in ("milp", "argmax"):
         raise ValueError(f"solver is {solver!r}; allowed: milp, argmax")
-    require_reachable(costs.tolist(), len(scores), budget_ms, fixed_ms, baseline_ms)
+    for limit in limits:
+        limit.require_reachable(len(scores))
     if solver == "argmax":
-        chosen, status, gap = _best_then_cheapest(scores, costs), "argmax", None
+        chosen, status, gap = _best_then_cheapest(scores, costs[0]), "argmax", None
     else:
-        chosen, gap = _Problem(scores, costs, budget_ms, fixed_ms).solve()
+        chosen, gap = _Problem(scores, limits, near, apart).solve()
         status = "optimal" if gap == 0 else "node limit"
-    return Selection(chosen, _latency(chosen, costs, fixed_ms), _total(chosen, scores), status, gap)
+    return Selection(chosen, limits[0].of(chosen), _total(chosen, scores), status, gap)
 
 
 class _Problem:
     """The integer program, in scaled scores (at most 0) and scaled costs above the cheapest option's (at least 0)."""
 
-    def __init__(self, scores: np.ndarray, costs: np.ndarray, budget_ms: float, fixed_ms: float):
-        self.true_scores, self.true_costs, self.budget_ms, self.fixed_ms = scores, costs, budget_ms, fixed_ms
+    def __init__(
+        self,
+        scores: np.ndarray,
+        limits: Sequence[Limit],
+        near: tuple[Sequence[int], int] | None,
+        apart: tuple[Sequence[Sequence[int]], int],
+    ):
+        self.limits, self.near, self.apart = limits, near, apart
         positions, options = scores.shape
         loss = scores - scores.max(axis=1, keepdims=True)
         self.scores = loss / (-loss.min() or 1.0) * SPREAD
-        unit = np.ptp(costs) or 1.0
-        self.costs = np.tile((costs - costs.min()) / unit * SPREAD, (positions, 1))
-        self.room = (budget_ms - reachable(costs, positions, fixed_ms)[0]) / unit * SPREAD
+        units = [np.ptp(limit.costs) or 1.0 for limit in limits]
+        scaled = [(np.subtract(x.costs, min(x.costs))) / unit * SPREAD for x, unit in zip(limits, units, strict=True)]
+        self.costs = np.stack([np.tile(row, (positions, 1)) for row in scaled])
+        self.room = np.array(
+            [(x.budget - x.reachable(positions)[0]) / unit * SPREAD for x, unit in zip(limits, units, strict=True)]
+        )
         variables = np.arange(positions * options)
         one_hot = csr_array((np.ones(positions * options), (variables // options, variables)))
-        self.one_option = LinearConstraint(one_hot, 1, 1)
+        self.constraints = [LinearConstraint(one_hot, 1, 1)]
+        if near is not None:
+            self.constraints.append(LinearConstraint(self._same([near[0]]), positions - near[1], positions))
+        if apart[0]:
+            self.constraints.append(LinearConstraint(self._same(apart[0]), 0, positions - apart[1]))
+
+    def _same(self, networks: Sequence[Sequence[int]]) -> csr_array:
+        """Rows that count the positions at which the choice is the network's."""
+        positions, options = self.scores.shape
+        rows = [np.zeros((positions, options)) for _ in networks]
+        for row, network in zip(rows, networks, strict=True):
+            row[np.arange(positions), network] = 1
+        return csr_array(np.stack(rows).reshape(len(rows), -1))
 
     def solve(self) -> tuple[list[int], float]:
-        """The best network within the budget and the relative gap of its score."""
-        chosen, gap = self._minimise(-self.scores, -np.inf)
+        """The best network within the limits and the relative gap of its score."""
+        found = self._minimise(-self.scores, -np.inf)
+        if found is None:
+            raise UserError(self._infeasible())
+        chosen, gap = found
         lowest = _total(chosen, self.scores) - SAME_SCORE
-        cheaper, _ = self._minimise(self.costs, lowest)
-        if _total(cheaper, self.scores) >= lowest and self._latency(cheaper) < self._latency(chosen):
+        cheaper, _ = self._minimise(self.costs[0], lowest) or found
+        if _total(cheaper, self.scores) >= lowest and self.limits[0].of(cheaper) < self.limits[0].of(chosen):
             chosen = cheaper
         return self._in_order(chosen), gap
 
-    def _minimise(self, objective: np.ndarray, lowest_score: float) -> tuple[list[int], float]:
-        """The network of least objective [P, N] within the budget, scoring lowest_score or more, and its gap.
+    def _minimise(self, objective: np.ndarray, lowest_score: float) -> tuple[list[int], float] | None:
+        """The network of least objective [P, N] within the limits, scoring lowest_score or more, and its gap.
 
-        HiGHS may overrun a constraint by its tolerance.  While the answer is over the true budget, the limit given to
-        it shrinks; when nothing is left, the cheapest network is within the budget by require_reachable.
+        HiGHS may overrun a constraint by its tolerance.  While the answer is over a true budget, the limits given to
+        it shrink; when nothing is left there may still be the cheapest network, which can meet its budget exactly.
         """
-        limit, step = self.room, 1e-6
+        room, step = self.room.copy(), 1e-6
         score = LinearConstraint(self.scores.reshape(1, -1), lowest_score, np.inf)
         while True:
+            costs = LinearConstraint(csr_array(self.costs.reshape(len(room), -1)), -np.inf, room)
             result = milp(
                 objective.ravel(),
-                integrality=1,
+                integrality=np.ones(objective.size),
                 bounds=Bounds(0, 1),
-                constraints=[self.one_option, score, LinearConstraint(self.costs.reshape(1, -1), -np.inf, limit)],
-                options={"mip_rel_gap": 0, "node_limit": NODE_LIMIT},
+                constraints=[*self.constraints, costs, score],
+                options={"mip_rel_gap": 0.0, "node_limit": NODE_LIMIT},
             )
             if result.x is None:
-                return _best_then_cheapest(-np.tile(self.true_costs, (len(self.scores), 1)), -self.true_scores), 0.0
+                return self._cheapest()
             chosen = result.x.reshape(self.scores.shape).argmax(axis=1).tolist()
-            if self._latency(chosen) <= self.budget_ms:
+            over = np.array([limit.of(chosen) > limit.budget for limit in self.limits])
+            if not over.any():
                 return chosen, 0.0 if result.status == OPTIMAL else float(result.mip_gap)
-            limit, step = limit - step, 2 * step
+            room, step = room - step * over, 2 * step
 
-    def _latency(self, chosen: list[int]) -> float:
-        return _latency(chosen, self.true_costs, self.fixed_ms)
+    def _cheapest(self) -> tuple[list[int], float] | None:
+        """The network of every position's cheapest option, best scores first, if it keeps all limits."""
+        chosen = _best_then_cheapest(-self.costs[0], -self.scores)
+        return (chosen, 0.0) if self._allowed(chosen) else None
+
+    def _allowed(self, chosen: list[int]) -> bool:
+        """Whether a network keeps limits and distances."""
+
+        def distance(network: Sequence[int]) -> int:
+            return sum(a != b for a, b in zip(chosen, network, strict=True))
+
+        return (
+            all(limit.of(chosen) <= limit.budget for limit in self.limits)
+            and (self.near is None or distance(self.near[0]) <= self.near[1])
+            and all(distance(network) >= self.apart[1] for network in self.apart[0])
+        )
+
+    def _infeasible(self) -> str:
+        positions = len(self.scores)
+        ranges = ", ".join(f"{x.name} {x.share:g} (alone {x._range(positions)})" for x in self.limits)
+        distance = f", {self.apart[1]} positions away from {len(self.apart[0])} networks" if self.apart[0] else ""
+        return f"no network keeps all limits at once{distance}: {ranges}; loosen one of them"
 
     def _in_order(self, chosen: list[int]) -> list[int]:
         """Trade options between positions while that brings an earlier option forward and costs no score."""
@@ -176,7 +247,10 @@ class _Problem:
                 i, k = chosen[a], chosen[b]
                 gain = self.scores[a, k] + self.scores[b, i] - self.scores[a, i] - self.scores[b, k]
                 if k < i and gain >= 0:
-                    chosen[a], chosen[b], moved = k, i, True
+                    traded = list(chosen)
+                    traded[a], traded[b] = k, i
+                    if self._allowed(traded):
+                        chosen, moved = traded, True
         return chosen
 
 
@@ -184,10 +258,6 @@ def _best_then_cheapest(scores: np.ndarray, costs: np.ndarray) -> list[int]:
     """Per position the highest score [P, N]; among equals the lowest cost [N] or [P, N], then the first named."""
     costs = np.broadcast_to(costs, scores.shape)
     return [int(np.lexsort((cost, -row))[0]) for row, cost in zip(scores, costs, strict=True)]
-
-
-def _latency(chosen: list[int], costs: np.ndarray, fixed_ms: float) -> float:
-    return math.fsum([fixed_ms, *costs[chosen].tolist()])
 
 
 def _total(chosen: list[int], scores: np.ndarray) -> float:

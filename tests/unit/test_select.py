@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from planer.files import UserError
 from planer.search import select as select_module
-from planer.search.select import reachable, select
+from planer.search.select import Limit, select
 
 
 def latency(chosen, costs, fixed):
@@ -28,9 +28,17 @@ def every_network(scores, costs, budget, fixed):
             yield math.fsum(scores[b][i] for b, i in enumerate(chosen)), ms, list(chosen)
 
 
-def solve(scores, costs, budget, fixed=0.0, solver="milp", baseline=1.0):
-    names = [f"option_{i}" for i in range(len(costs))]
-    return select(np.array(scores), names, costs, budget, fixed, solver, baseline)
+def reachable(costs, positions, fixed):
+    return Limit("target", costs, fixed, 0.0, 1.0).reachable(positions)
+
+
+def solve(scores, costs, budget, fixed=0.0, solver="milp", baseline=1.0, more=(), **distances):
+    limit = Limit("target", costs, fixed, budget, baseline)
+    return select(np.array(scores), names(costs), [limit, *more], solver, **distances)
+
+
+def names(costs):
+    return [f"option_{i}" for i in range(len(costs))]
 
 
 ANY_SCORE = st.floats(-20, 0)
@@ -58,7 +66,7 @@ def test_never_over_budget_and_never_worse_than_brute_force(problem):
     selection = solve(scores, costs, budget, fixed)
     best = max(score for score, _, _ in every_network(scores, costs, budget, fixed))
     spread = max(max(row) - min(row) for row in scores)
-    assert selection.estimated_ms == latency(selection.options, costs, fixed) <= budget
+    assert selection.cost == latency(selection.options, costs, fixed) <= budget
     assert selection.score == pytest.approx(math.fsum(scores[b][i] for b, i in enumerate(selection.options)), abs=1e-12)
     assert selection.score >= best - 2e-8 * spread - 1e-12
     assert selection.status == "optimal"
@@ -71,7 +79,7 @@ def test_equal_scores_go_to_the_cheapest_network(problem):
     scores, costs, fixed, budget = problem
     selection = solve(scores, costs, budget, fixed)
     best, ms = max((score, -ms) for score, ms, _ in every_network(scores, costs, budget, fixed))
-    assert (selection.score, selection.estimated_ms) == (best, -ms)
+    assert (selection.score, selection.cost) == (best, -ms)
 
 
 @settings(max_examples=25, deadline=None)
@@ -100,7 +108,7 @@ def test_a_budget_met_exactly_is_not_exceeded_by_rounding():
     scores[np.arange(12), baseline] = 1.0
     selection = solve(scores, costs, budget, 0.7)
     assert selection.options == baseline
-    assert selection.estimated_ms == budget
+    assert selection.cost == budget
 
 
 def test_an_overrun_within_the_solvers_tolerance_is_caught():
@@ -113,7 +121,7 @@ def test_the_smallest_reachable_budget_gives_the_cheapest_network():
     low, _ = reachable(costs, 7, 0.1)
     selection = solve(np.random.default_rng(0).normal(size=(7, 3)), costs, low, 0.1)
     assert selection.options == [1] * 7
-    assert selection.estimated_ms == low
+    assert selection.cost == low
 
 
 def test_a_budget_below_every_sum_by_rounding_only_is_refused():
@@ -138,7 +146,7 @@ def test_argmax_ignores_the_budget_and_breaks_ties_by_cost_then_order():
     scores = [[0.0, 1.0, 1.0, 1.0], [3.0, 0.0, 0.0, 0.0]]
     selection = solve(scores, [9.0, 5.0, 2.0, 2.0], 5.0, 1.0, "argmax")
     assert selection.options == [2, 0]
-    assert (selection.estimated_ms, selection.score) == (12.0, 4.0)
+    assert (selection.cost, selection.score) == (12.0, 4.0)
     assert (selection.status, selection.gap) == ("argmax", None)
 
 
@@ -155,7 +163,7 @@ def test_a_search_that_does_not_end_reports_its_gap(monkeypatch):
     selection = solve(np.tile(costs, (24, 1)), costs, 12.0)
     assert selection.status == "node limit"
     assert 0 < selection.gap < 1e-2
-    assert selection.estimated_ms <= 12.0
+    assert selection.cost <= 12.0
 
 
 def test_a_realistic_space_is_solved_to_the_bound_of_its_relaxation():
@@ -181,4 +189,60 @@ def test_a_realistic_space_is_solved_to_the_bound_of_its_relaxation():
 )
 def test_misuse_is_refused(scores, costs, solver):
     with pytest.raises(ValueError):
-        select(scores, [f"option_{i}" for i in range(len(costs))], costs, 10.0, 0.0, solver, 1.0)
+        solve(scores, costs, 10.0, solver=solver)
+
+
+def distance(a, b):
+    return sum(x != y for x, y in zip(a, b, strict=True))
+
+
+@settings(max_examples=60, deadline=None)
+@given(problems(), st.data())
+def test_several_limits_and_distances_against_brute_force(problem, data):
+    """A second currency, a network to stay near to and another to keep away from; infeasible exactly where it is."""
+    scores, costs, fixed, budget = problem
+    positions, options = np.shape(scores)
+    network = st.lists(st.integers(0, options - 1), min_size=positions, max_size=positions)
+    size = data.draw(st.lists(ANY_COST, min_size=options, max_size=options))
+    limit = Limit("params", size, 0.5, latency(data.draw(network), size, 0.5), 2.0, "parameters")
+    near, apart = (data.draw(network), data.draw(st.integers(0, positions))), data.draw(network)
+    away = data.draw(st.integers(0, positions))
+    allowed = [
+        (score, chosen)
+        for score, _, chosen in every_network(scores, costs, budget, fixed)
+        if limit.of(chosen) <= limit.budget and distance(chosen, near[0]) <= near[1] and distance(chosen, apart) >= away
+    ]
+    if not allowed:
+        with pytest.raises(UserError, match="no network keeps all limits at once"):
+            solve(scores, costs, budget, fixed, more=[limit], near=near, apart=([apart], away))
+        return
+    selection = solve(scores, costs, budget, fixed, more=[limit], near=near, apart=([apart], away))
+    assert any(selection.options == chosen for _, chosen in allowed)
+    spread = max(max(row) - min(row) for row in scores)
+    assert selection.score >= max(allowed)[0] - 2e-8 * spread - 1e-12
+
+
+def test_limits_that_exclude_each_other_name_the_range_of_each():
+    more = [Limit("params", [5.0, 1.0], 0.0, 5.0, 10.0, "parameters")]
+    with pytest.raises(UserError) as error:
+        solve(np.zeros((4, 2)), [1.0, 5.0], 5.0, 1.0, baseline=10.0, more=more)
+    assert str(error.value) == (
+        "no network keeps all limits at once: target 0.5 (alone 0.50 to 2.10), params 0.5 (alone 0.40 to 2.00); "
+        "loosen one of them"
+    )
+
+
+def test_diverse_alternatives_are_each_the_best_that_is_left():
+    """Four solutions, any two of them different at two positions or more, in falling order of score."""
+    scores = np.random.default_rng(3).normal(size=(5, 4))
+    costs = [0.0, 1.0, 2.0, 3.0]
+    found = []
+    for _ in range(4):
+        found.append(solve(scores, costs, 7.0, apart=([s.options for s in found], 2)))
+        best = max(
+            score
+            for score, _, chosen in every_network(scores, costs, 7.0, 0.0)
+            if all(distance(chosen, earlier.options) >= 2 for earlier in found[:-1])
+        )
+        assert found[-1].score == pytest.approx(best)
+    assert [s.score for s in found] == sorted((s.score for s in found), reverse=True)
