@@ -108,11 +108,19 @@ class Attention(BlockSpec):
 
 @dataclass(frozen=True)
 class FeedForward(BlockSpec):
-    """Position-wise feed-forward layer, ReLU, with biases."""
+    """Position-wise feed-forward layer, ReLU, with biases; ``scale`` times as wide as the backbone's."""
 
     d_inner: int
+    scale: int = 1
     kind: ClassVar[str] = "feed_forward"
-    symbol: ClassVar[str] = "f"
+
+    @property
+    def name(self) -> str:
+        return f"feed_forward_x{self.scale}" if self.scale > 1 else "feed_forward"
+
+    @property
+    def symbol(self) -> str:
+        return f"f{self.scale}" if self.scale > 1 else "f"
 
     def params(self, d_model: int) -> int:
         return 2 * d_model * self.d_inner + self.d_inner + d_model + 2 * d_model

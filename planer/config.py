@@ -62,35 +62,41 @@ class ModelConfig:
         """Width of one head."""
         return self.d_model // self.num_heads
 
-    def option(self, name: str) -> BlockSpec:
-        """The block that a design-space name stands for: skip, attention_<h>, feed_forward, moe_top<k>."""
+    def option(self, name: str, key: str = "design_space") -> BlockSpec:
+        """The block that a name stands for: skip, attention_<h>, feed_forward, feed_forward_x<s>, moe_top<k>.
+
+        key is the config key that names it, for messages.
+        """
         stem, _, number = name.rpartition("_")
         if name == "skip":
             return Skip()
         if name == "feed_forward":
             return FeedForward(self.d_inner)
+        if stem == "feed_forward" and number.startswith("x") and number[1:].isdecimal() and int(number[1:]) > 1:
+            return FeedForward(self.d_inner * int(number[1:]), int(number[1:]))
         if stem == "attention" and number.isdecimal():
             if not 1 <= int(number) <= self.num_heads:
-                raise UserError(f"design_space: {name!r} asks for {number} heads; allowed: 1 to {self.num_heads}")
+                raise UserError(f"{key}: {name!r} asks for {number} heads; allowed: 1 to {self.num_heads}")
             return Attention(int(number), self.d_head)
         if stem == "moe" and number.startswith("top") and number[3:].isdecimal():
             top_k = int(number[3:])
             if not 1 <= top_k <= self.num_experts:
                 raise UserError(
-                    f"design_space: {name!r} has top_k {top_k}, more than num_experts allows; "
-                    f"allowed: 1 to {self.num_experts}"
+                    f"{key}: {name!r} has top_k {top_k}, more than num_experts allows; allowed: 1 to {self.num_experts}"
                 )
             return MoE(self.d_inner, self.num_experts, top_k)
         raise UserError(
-            f"design_space: unknown option {name!r}; allowed: skip, attention_<heads>, feed_forward, moe_top<k>"
+            f"{key}: unknown option {name!r}; allowed: skip, attention_<heads>, feed_forward, "
+            "feed_forward_x<2 or more>, moe_top<k>"
         )
 
     def symbols(self) -> dict[str, BlockSpec]:
         """Pattern symbols and the blocks they stand for."""
         heads = {f"s{h}": Attention(h, self.d_head) for h in range(1, self.num_heads + 1)}
         experts = {f"m{k}": MoE(self.d_inner, self.num_experts, k) for k in range(1, self.num_experts + 1)}
+        wide = {f"f{x}": FeedForward(self.d_inner * x, x) for x in range(2, self.num_experts + 1)}
         full = Attention(self.num_heads, self.d_head)
-        return {"i": Skip(), "s": full, "f": FeedForward(self.d_inner), **heads, **experts}
+        return {"i": Skip(), "s": full, "f": FeedForward(self.d_inner), **heads, **wide, **experts}
 
     def architecture(self, vocab_size: int, blocks: tuple[BlockSpec, ...] | str) -> Architecture:
         """A network of this backbone; blocks may be given in pattern notation."""
@@ -110,6 +116,16 @@ class PatternsConfig:
     """Sandwich Transformer: attention first, feed-forward last."""
     par: str
     """PAR: attention only where required."""
+
+
+@dataclass(frozen=True)
+class ArmsConfig:
+    """Design spaces of the searches that target_<t> is compared with."""
+
+    par_search: tuple[str, ...]
+    """PAR (arXiv 2009.04534): attention or not."""
+    isoparam: tuple[str, ...]
+    """PLANER's iso-parameter arm: a dense layer as wide as all experts instead of the experts."""
 
 
 @dataclass(frozen=True)
@@ -215,8 +231,10 @@ class SearchConfig(TrainingConfig):
     """Factor on the temperature after each unfrozen epoch."""
     temperature_floor: float
     """The temperature never falls below this (below about 0.1 gradients vanish or spike)."""
+    latency_loss: Literal["switch", "hinge", "dual"]
+    """How the latency loss presses: beta on or off (the paper), a smooth hinge, or a multiplier by dual ascent."""
     latency_weight: float
-    """beta of the dynamic latency loss while the expected latency exceeds the target; 0 otherwise."""
+    """beta while the expected latency exceeds the target; slope of the hinge; step size of the dual ascent."""
     alpha_optimizer: OptimizerConfig
 
     def __post_init__(self) -> None:
@@ -224,6 +242,10 @@ class SearchConfig(TrainingConfig):
         positive(self, "temperature", "anneal", "temperature_floor")
         not_negative(self, "epoch_steps", "latency_weight")
         share(self, "alpha_share", "frozen_share")
+
+
+LIMITS = ("params", "active_params", "flops", "memory")
+"""What a chosen network can be held to beside its latency."""
 
 
 @dataclass(frozen=True)
@@ -239,9 +261,25 @@ class SampleConfig:
     """How often replace_one scores anew around the network chosen last."""
     tokens: int
     """Validation text that replace_one reads per network."""
+    limits: dict[str, float]
+    """Further limits as shares of the baseline's: params, active_params, flops, memory."""
+    num_solutions: int
+    """Networks listed in architecture.yaml; the first is used, the others are the best that are left."""
+    min_distance: int
+    """Positions at which any two of them differ."""
+    corrections: int
+    """How often the network may be measured, found slower than its target, and chosen again; 0: not measured."""
+    measure_rounds: int
+    """Timed rounds per measurement, in turn with the baseline."""
 
     def __post_init__(self) -> None:
-        positive(self, "rounds", "tokens")
+        positive(self, "rounds", "tokens", "num_solutions", "min_distance", "measure_rounds")
+        not_negative(self, "corrections")
+        for name, value in self.limits.items():
+            if name not in LIMITS:
+                raise UserError(f"limits: unknown limit {name!r}; allowed: {', '.join(LIMITS)}")
+            if value <= 0:
+                raise UserError(f"limits: {name} is {value}; it must be above 0")
 
 
 @dataclass(frozen=True)
@@ -349,7 +387,8 @@ class Experiment:
     model: ModelConfig
     patterns: PatternsConfig
     design_space: tuple[str, ...]
-    """Options of every searched position; skip, attention_<heads>, feed_forward, moe_top<k>."""
+    """Options of every searched position: skip, attention_<heads>, feed_forward, feed_forward_x<s>, moe_top<k>."""
+    arms: ArmsConfig
     workload: WorkloadConfig
     profile_blocks: ProfileConfig
     search: SearchConfig
@@ -370,10 +409,14 @@ class Experiment:
                 from_notation(getattr(self.patterns, name), symbols)
             except ValueError as error:
                 raise UserError(f"patterns.{name}: {error}") from error
-        if len(set(self.design_space)) != len(self.design_space) or len(self.design_space) < 2:
-            raise UserError(f"design_space: {list(self.design_space)} must name at least two options, each once")
-        for option in self.design_space:
-            self.model.option(option)
+        spaces = {"design_space": self.design_space} | {
+            f"arms.{name}": space for name, space in vars(self.arms).items()
+        }
+        for name, space in spaces.items():
+            if len(set(space)) != len(space) or len(space) < 2:
+                raise UserError(f"{name}: {list(space)} must name at least two options, each once")
+            for option in space:
+                self.model.option(option, name)
         size = self.cluster_experts.expert_size
         if self.model.d_inner % size:
             raise UserError(f"cluster_experts.expert_size: {size} must divide model.d_inner ({self.model.d_inner})")

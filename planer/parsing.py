@@ -67,6 +67,10 @@ def convert(hint, value, path: str):
         return tuple(
             convert(kind, item, f"{path}[{i}]") for i, (kind, item) in enumerate(zip(kinds, value, strict=True))
         )
+    if origin is dict:
+        if not isinstance(value, dict):
+            raise UserError(f"config: {path} is {value!r}; it must be a mapping, {{}} for none")
+        return {str(key): convert(arguments[1], item, f"{path}.{key}") for key, item in value.items()}
     number = isinstance(value, (int, float)) and not isinstance(value, bool)
     if hint is float and number:
         return float(value)

@@ -1,7 +1,13 @@
 """Variants: the names of the networks in an experiment, which are also its folders.
 
-``baseline``, ``sandwich`` and ``par`` are patterns from the config; ``target_<t>`` is searched for a latency of t
-times the baseline's, 0 < t <= 1; the suffix ``-seed<k>`` repeats any of them with other random streams.
+    baseline, sandwich, par     patterns from the config
+    target_<t>                  searched for a latency of t times the baseline's, 0 < t <= 1 (PLANER)
+    isoparam_<t>                the same search with a wide dense layer in the place of mixtures of experts (PLANER)
+    par_search                  searched in PAR's space, without a latency term
+    lts_<t>                     most decoder parameters within the latency, no search (LTS, arXiv 2203.02094)
+    random_<t>_<n>              control n: drawn from the networks that use 98 to 100 % of the latency, no search
+
+The suffix ``-seed<k>`` repeats any of them with other random streams.
 """
 
 from __future__ import annotations
@@ -14,7 +20,11 @@ from planer.files import UserError
 FOLDER = r"[^/]+"
 """What the name of a dataset, an experiment or a variant may be made of: it is one folder of results/."""
 PATTERNS = ("baseline", "sandwich", "par")
-ALLOWED = "baseline, sandwich, par, target_<t> with 0 < t <= 1; add -seed<k> to repeat one with another seed"
+SEARCHED = ("target", "isoparam", "par_search")
+ALLOWED = (
+    "baseline, sandwich, par, par_search, target_<t>, isoparam_<t>, lts_<t>, random_<t>_<n> with 0 < t <= 1 and "
+    "n = 1, 2, ...; add -seed<k> to repeat one with another seed"
+)
 
 
 @dataclass(frozen=True)
@@ -22,12 +32,24 @@ class Variant:
     """What a variant's name says."""
 
     name: str
-    pattern: str | None
-    """Name of the pattern, or None when the network is searched."""
-    target: float | None
-    """Wanted latency over the baseline's, or None for a pattern."""
-    repeat: int
+    arm: str
+    """The name without its numbers, which says how the network comes about."""
+    target: float | None = None
+    """Wanted latency over the baseline's, or None where latency has no say."""
+    number: int = 0
+    """The n of a random control."""
+    repeat: int = 0
     """The k of ``-seed<k>``; 0 without the suffix."""
+
+    @property
+    def pattern(self) -> str | None:
+        """Name of the pattern in the config, or None."""
+        return self.arm if self.arm in PATTERNS else None
+
+    @property
+    def searched(self) -> bool:
+        """Whether a supernet is trained for it."""
+        return self.arm in SEARCHED
 
 
 def parse_variant(name: str) -> Variant:
@@ -38,12 +60,22 @@ def parse_variant(name: str) -> Variant:
     stem, separator, repeat = name.partition("-seed")
     if separator and not re.fullmatch(r"[1-9]\d*", repeat):
         raise UserError(f"variant {name!r}: the seed suffix must be -seed1, -seed2, ...; allowed: {ALLOWED}")
-    number = int(repeat) if separator else 0
-    if stem in PATTERNS:
-        return Variant(name, stem, None, number)
-    if stem.startswith("target_"):
-        text = stem.removeprefix("target_")
-        if not re.fullmatch(r"-?\d+(\.\d+)?", text) or not 0 < float(text) <= 1:
-            raise UserError(f"variant {name!r}: target {text!r} must be a number above 0 and up to 1, as in target_0.5")
-        return Variant(name, None, float(text), number)
+    seed = int(repeat) if separator else 0
+    if stem in (*PATTERNS, "par_search"):
+        return Variant(name, stem, repeat=seed)
+    arm, separator, rest = stem.partition("_")
+    if separator and arm in ("target", "isoparam", "lts"):
+        return Variant(name, arm, _target(name, rest, arm), repeat=seed)
+    if separator and arm == "random":
+        text, _, number = rest.partition("_")
+        target = _target(name, text, arm)
+        if not re.fullmatch(r"[1-9]\d*", number):
+            raise UserError(f"variant {name!r}: number {number!r} must be 1, 2, ..., as in random_0.5_1")
+        return Variant(name, arm, target, int(number), seed)
     raise UserError(f"unknown variant {name!r}; allowed: {ALLOWED}")
+
+
+def _target(name: str, text: str, arm: str) -> float:
+    if not re.fullmatch(r"-?\d+(\.\d+)?", text) or not 0 < float(text) <= 1:
+        raise UserError(f"variant {name!r}: target {text!r} must be a number above 0 and up to 1, as in {arm}_0.5")
+    return float(text)

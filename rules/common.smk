@@ -123,9 +123,9 @@ def dataset_file(name):
 
 
 def architecture_inputs(wildcards):
-    """A searched variant needs its supernet; a pattern needs nothing but the table that estimates its latency."""
+    """A searched variant needs its supernet; others need nothing but the table that estimates latencies."""
     files = {"table": "results/{experiment}/latency_table.parquet"}
-    if parse_variant(wildcards.variant).pattern is None:
+    if parse_variant(wildcards.variant).searched:
         files["supernet"] = "results/{experiment}/{variant}/search/supernet.safetensors"
         files["valid"] = dataset_file("valid.npy")(wildcards)
     return files
@@ -138,7 +138,7 @@ def baseline_report(wildcards):
 
 def stage_metrics(wildcards):
     """Numbers of every stage that this variant went through, in order."""
-    searched = [] if parse_variant(wildcards.variant).pattern else ["search"]
+    searched = ["search"] if parse_variant(wildcards.variant).searched else []
     stages = [*searched, "retrain", "sparsify", "cluster", "routers"]
     return expand("results/{experiment}/{variant}/{stage}/metrics.json", stage=stages, allow_missing=True)
 

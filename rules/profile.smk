@@ -25,6 +25,7 @@ rule profile_blocks:
             "model",
             "patterns",
             "design_space",
+            "arms",
             "workload",
             "profile_blocks",
         ),

@@ -22,7 +22,9 @@ rule search:
         mem_mb=32000,
         runtime=2880,
     params:
-        config=sections("device", "threads", "dtype", "data", "model", "patterns", "design_space", "workload", "search"),
+        config=sections(
+            "device", "threads", "dtype", "data", "model", "patterns", "design_space", "arms", "workload", "search"
+        ),
         seed=seed("search"),
         code=code_hash("search.py"),
     message:
@@ -40,7 +42,7 @@ rule sample_architecture:
         "logs/{experiment}/{variant}/sample_architecture.log",
     conda:
         "../envs/torch.yaml"
-    threads: threads_of
+    threads: whole_machine  # it measures what it chose
     resources:
         gpu=1,
         mem_mb=16000,
@@ -54,10 +56,12 @@ rule sample_architecture:
             "model",
             "patterns",
             "design_space",
+            "arms",
             "workload",
             "search",
             "sample_architecture",
         ),
+        seed=seed("sample_architecture"),
         code=code_hash("sample_architecture.py"),
     message:
         "Choosing the architecture of {wildcards.experiment}/{wildcards.variant}."

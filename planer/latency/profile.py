@@ -61,9 +61,10 @@ def profile_blocks(config: SimpleNamespace, vocab_size: int) -> LatencyTable:
 
 
 def measured_options(config: SimpleNamespace) -> tuple[BlockSpec, ...]:
-    """Blocks of the design space and of the patterns, and the full-size ones, each once; skip is not among them."""
+    """Blocks of all design spaces and of the patterns, and the full-size ones, each once; skip is not among them."""
     model, patterns = config.model, config.patterns
-    blocks = [model.option(name) for name in config.design_space]
+    spaces = (config.design_space, config.arms.isoparam, config.arms.par_search)
+    blocks = [model.option(name) for space in spaces for name in space]
     for pattern in (patterns.baseline, patterns.sandwich, patterns.par):
         blocks += from_notation(pattern, model.symbols())
     blocks += [Attention(model.num_heads, model.d_head), FeedForward(model.d_inner)]

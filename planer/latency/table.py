@@ -103,7 +103,11 @@ class LatencyTable:
         """
         shapes = {key: getattr(architecture, key) for key in ("vocab_size", "d_model", "norm")}
         for block in architecture.blocks:
-            shapes |= {"d_inner": block.d_inner} if isinstance(block, (FeedForward, MoE)) else {}
+            shapes |= (
+                {"d_inner": block.d_inner // getattr(block, "scale", 1)}
+                if isinstance(block, (FeedForward, MoE))
+                else {}
+            )
             shapes |= {"num_experts": block.num_experts} if isinstance(block, MoE) else {}
         for key, value in shapes.items():
             if self.identity[key] != value:

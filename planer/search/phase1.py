@@ -4,11 +4,8 @@ PLANER (arXiv 2208.14580), section 3 and appendix.  An epoch is ``epoch_steps`` 
 with hard sampling, then ``alpha_share`` as many architecture steps with soft sampling, on a stretch of the training
 text that starts at a random place (consecutive, because the memory must be the true left context).  Epochs that begin
 in the first ``frozen_share`` of the weight steps have no architecture steps, and sample all options equally often; from
-then on the temperature falls by ``anneal`` after every epoch, down to a floor.  The latency loss enters the
-architecture steps only:
-
-    Lat = Lat_stem + sum_b sum_i P_bi Lat_i        Lat_loss = Lat / (Lat_base * target)
-    Loss = CE + beta * Lat_loss                    beta = latency_weight if Lat_loss > 1 else 0
+then on the temperature falls by ``anneal`` after every epoch, down to a floor.  Architecture steps minimise
+cross-entropy plus the latency loss (latency_loss.py).
 """
 
 from __future__ import annotations
@@ -29,41 +26,15 @@ from planer.data.stream import StreamBatches
 from planer.files import UserError
 from planer.latency.table import LatencyTable, identity
 from planer.model import initialise
+from planer.search.arms import config_of, stop_share
+from planer.search.latency_loss import LatencyLoss
 from planer.search.select import Limit
 from planer.search.supernet import Supernet, build_supernet
 from planer.training.checkpoint import Checkpoint
 from planer.training.loop import Objective, Turn, fit
 from planer.training.optimizer import make_optimizer
 from planer.training.runtime import autocast, resolve_device, resolve_dtype, seed_everything
-
-
-class LatencyLoss:
-    """Expected latency of a mixture, over the target."""
-
-    def __init__(
-        self,
-        option_ms: list[float],
-        stem_ms: float,
-        baseline_ms: float,
-        target: float,
-        weight: float,
-        device: torch.device,
-    ):
-        """Latencies in ms; target is wanted latency over the baseline's; weight is beta while the target is missed."""
-        self.option_ms = torch.tensor(option_ms, dtype=torch.float32, device=device)
-        self.stem_ms = stem_ms
-        self.budget_ms = baseline_ms * target
-        self.weight = weight
-
-    def expected_ms(self, mixture: Tensor) -> Tensor:
-        """Stem plus sum over positions and options of P_bi * Lat_i, for a mixture [P, N]."""
-        return self.stem_ms + (mixture * self.option_ms).sum()
-
-    def __call__(self, mixture: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """(beta * Lat_loss, Lat_loss, beta); beta switches the term off while the expectation meets the target."""
-        ratio = self.expected_ms(mixture) / self.budget_ms
-        beta = self.weight * (ratio.detach() > 1).float()
-        return beta * ratio, ratio, beta
+from planer.variant import Variant
 
 
 class Phase1(Objective):
@@ -80,12 +51,15 @@ class Phase1(Objective):
         seed: int,
         device: torch.device,
         dtype: torch.dtype,
+        stop_share: float = 0.0,
     ):
         """supernet and latency are on the device already; train is the 1-D token array; dtype is of matrix products.
 
+        stop_share: the search ends when the argmax has not changed for this share of its architecture phase; 0: never.
         Raises UserError when the plan has no architecture step.
         """
         self.model = supernet
+        self.stop_share = stop_share
         self.latency, self.config, self.seed, self.device, self.dtype = latency, config, seed, device, dtype
         self.batches = StreamBatches(train, config.batch, config.tgt_len)
         self.epoch_steps = config.epoch_steps or self.batches.segments_per_epoch
@@ -109,6 +83,7 @@ class Phase1(Objective):
         self.choices: Tensor | None = None  # of the current epoch's weight steps, [steps, P] on the CPU
         self.memory: dict[str, list | None] = {"weights": None, "alpha": None}
         self.sums: dict[str, tuple[Tensor, int]] = {}  # of the current epoch: metric -> (sum, count)
+        self.expert_tokens: Tensor | int = 0  # of the current epoch: [P, E], tokens that trained each expert
         self.trajectory: list[dict] = []
 
     def _plan(self) -> list[tuple[str, int, int]]:
@@ -130,6 +105,13 @@ class Phase1(Objective):
         annealed = self.config.temperature * self.config.anneal ** max(0, epoch - self.frozen_epochs)
         return max(annealed, self.config.temperature_floor)
 
+    @property
+    def converged(self) -> bool:
+        """Whether the argmax has stayed the same for stop_share of the epochs that train the architecture."""
+        steady = math.ceil(self.stop_share * (self.epochs - self.frozen_epochs))
+        unfrozen = self.trajectory[self.frozen_epochs :]
+        return 0 < steady <= len(unfrozen) and not any(row["flips"] for row in unfrozen[-steady:])
+
     def turn(self, step: int) -> str:
         """Which parameters this step trains."""
         return self.plan[step][0]
@@ -145,11 +127,13 @@ class Phase1(Objective):
         else:
             mixture = self.model.sample_soft(self.temperature(epoch), self.generator)
             penalty, ratio, beta = self.latency(mixture)
-            metrics = {"latency_loss": ratio.detach(), "beta": beta}
+            metrics = {"latency_loss": ratio.detach(), "beta": beta, "beta_on": (beta > 0).float()}
         tokens, targets = (part.to(self.device, non_blocking=True) for part in self.batches.batch_at(segment))
         with autocast(self.device, self.dtype):
             hidden, self.memory[turn] = self.model(tokens, self.memory[turn], mem_len=self.config.mem_len)
             cross_entropy = self.model.nll(hidden, targets).mean()
+        if turn == "weights":
+            self.expert_tokens = self.expert_tokens + self.model.expert_loads()
         self.tokens += targets.numel()
         metrics[f"ce_{turn}"] = cross_entropy.detach()
         for name, value in metrics.items():
@@ -172,6 +156,7 @@ class Phase1(Objective):
         alpha = self.model.alpha.detach()
         probability = alpha.softmax(-1)
         options = alpha.shape[1]
+        before = torch.tensor(self.trajectory[-1]["alpha"]) if self.trajectory else torch.zeros(alpha.shape)
         skips = [number for number, spec in enumerate(self.model.specs) if isinstance(spec, Skip)]
         row = {
             "epoch": epoch,
@@ -180,12 +165,15 @@ class Phase1(Objective):
             "argmax_ms": float(self.latency.expected_ms(F.one_hot(alpha.argmax(-1), options))),
             "budget_ms": self.latency.budget_ms,
             "entropy": float(torch.special.entr(probability).sum(-1).mean()),
+            "flips": int((before.argmax(-1) != alpha.argmax(-1).cpu()).sum()),
             "skip_share": float(probability[:, skips].sum(-1).mean()),
             **{name: float(total) / count for name, (total, count) in self.sums.items()},
         }
         updates = F.one_hot(self.choices, options).sum(0)
-        self.trajectory.append(row | {"alpha": alpha.tolist(), "updates": updates.tolist()})
-        self.sums, self.choices, self.memory["alpha"] = {}, None, None  # the next stretch for alpha is another text
+        counts = {"updates": updates.tolist(), "expert_tokens": self.expert_tokens.tolist()}
+        self.trajectory.append(row | {"alpha": alpha.tolist()} | counts)
+        self.sums, self.expert_tokens, self.choices = {}, 0, None
+        self.memory["alpha"] = None  # the next stretch for alpha is another text
         return row
 
     def state(self) -> tuple[dict[str, Tensor], dict]:
@@ -198,6 +186,9 @@ class Phase1(Objective):
                 tensors[f"memory/{turn}/{position}"] = tensor
         for name, (total, _) in self.sums.items():
             tensors[f"sum/{name}"] = total
+        tensors["multiplier"] = self.latency.multiplier
+        if torch.is_tensor(self.expert_tokens):
+            tensors["expert_tokens"] = self.expert_tokens
         counts = {name: count for name, (_, count) in self.sums.items()}
         return tensors, {"counts": counts, "trajectory": self.trajectory}
 
@@ -210,19 +201,22 @@ class Phase1(Objective):
             present = names[0] in tensors
             self.memory[turn] = [tensors[name].to(self.device) for name in names] if present else None
         self.sums = {name: (tensors[f"sum/{name}"].to(self.device), n) for name, n in values["counts"].items()}
+        self.latency.multiplier = tensors["multiplier"].to(self.device)
+        self.expert_tokens = tensors["expert_tokens"].to(self.device) if "expert_tokens" in tensors else 0
         self.trajectory = values["trajectory"]
 
     def trajectory_table(self) -> pd.DataFrame:
-        """One row per epoch: the numbers of its row in the history, alpha at its end, and how many of its weight steps
-        ran each option (``updates``), both nested lists [position][option].  Frozen epochs have no ce_alpha,
-        latency_loss and beta.
+        """One row per epoch: the numbers of its row in the history, alpha at its end, how many of its weight steps
+        ran each option (``updates``), both nested lists [position][option], and how many tokens trained each expert
+        (``expert_tokens`` [position][expert]).  Frozen epochs have no ce_alpha,
+        latency_loss, beta and beta_on.
         """
         return pd.DataFrame(self.trajectory)
 
 
 def search(
     config: SimpleNamespace,
-    target: float,
+    variant: Variant,
     vocab_size: int,
     table: LatencyTable,
     train: np.ndarray,
@@ -231,13 +225,14 @@ def search(
     checkpoint: Checkpoint,
     on_row: Callable[[dict], None],
 ) -> tuple[Supernet, pd.DataFrame, dict]:
-    """Train a supernet towards a latency target.
+    """Train the supernet of a variant, towards its latency target if it has one.
 
-    config has the sections device, dtype, model, patterns, design_space, workload and search; train is the token
+    config has the sections device, dtype, model, patterns, design_space, arms, workload and search; train is the token
     array.  Returns the supernet, the trajectory (one row per epoch) and the numbers of metrics.json.  Raises UserError
     before any training when no network of the design space meets the target, or when the table was measured on another
     device or workload.
     """
+    config, target = config_of(config, variant), variant.target or 1.0
     device = resolve_device(config.device)
     dtype = resolve_dtype(config.dtype, device)
     table.check(identity(device, dtype, config.workload, config.model, vocab_size))
@@ -250,8 +245,10 @@ def search(
     initialise(supernet, torch.Generator().manual_seed(derive_seed(seed, "initialisation")))
     nn.init.zeros_(supernet.alpha)
     seed_everything(derive_seed(seed, "dropout"))
-    latency = LatencyLoss(option_ms, stem_ms, baseline_ms, target, config.search.latency_weight, device)
-    phase1 = Phase1(supernet.to(device).train(), latency, train, config.search, seed, device, dtype)
+    pressure = (config.search.latency_loss, config.search.latency_weight)
+    latency = LatencyLoss(option_ms, stem_ms, baseline_ms, target, *pressure, device)
+    stop = stop_share(variant)
+    phase1 = Phase1(supernet.to(device).train(), latency, train, config.search, seed, device, dtype, stop)
     fit(
         phase1,
         log_steps=config.search.log_steps,
@@ -259,6 +256,10 @@ def search(
         checkpoint=checkpoint,
         on_row=on_row,
     )
-    last = {name: value for name, value in phase1.trajectory[-1].items() if name not in ("alpha", "updates")}
+    last = {name: value for name, value in phase1.trajectory[-1].items() if not isinstance(value, list)}
     size = sum(parameter.numel() for parameter in supernet.parameters())
-    return supernet, phase1.trajectory_table(), {**last, **phase1.speed, "supernet_params": size, "target": target}
+    return (
+        supernet,
+        phase1.trajectory_table(),
+        {**last, **phase1.speed, "supernet_params": size, "target": variant.target},
+    )

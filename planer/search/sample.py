@@ -1,18 +1,21 @@
-"""From a variant's name to its architecture: a pattern of the config, or what a search's supernet leads to."""
+"""From a variant's name to its architecture: a pattern, a control, or what a search's supernet leads to."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import partial
 from types import SimpleNamespace
 
 import torch
 
 from planer.architecture import Architecture
-from planer.config import SampleConfig
+from planer.config import derive_seed
 from planer.latency.table import LatencyTable
-from planer.search.replace_one import PathLoss, replace_one_scores
-from planer.search.select import Limit, Selection, select
+from planer.search.arms import config_of
+from planer.search.choose import Chooser
+from planer.search.closed_loop import Measurement, correct
+from planer.search.controls import random_network, size_scores
+from planer.search.limits import limits_of, used
+from planer.search.replace_one import PathLoss
+from planer.search.select import Selection
 from planer.variant import Variant
 
 
@@ -21,30 +24,27 @@ def sample_architecture(
     variant: Variant,
     vocab_size: int,
     table: LatencyTable,
+    *,
+    seed: int = 0,
     alpha: torch.Tensor | None = None,
     loss: PathLoss | None = None,
+    measured: Measurement | None = None,
 ) -> tuple[Architecture, dict]:
     """The variant's architecture and the notes that architecture.yaml keeps beside it.
 
-    alpha [positions, options] and the loss of paths come from the variant's supernet; patterns need neither.  Raises
-    UserError when no architecture of the design space meets the target.
+    seed is for random controls.  alpha [positions, options] and the loss of paths come from the supernet of a searched
+    variant.  With ``measured``, a network that was chosen for a latency target passes the closed loop.  Raises
+    UserError when no architecture of the design space meets the target and the limits.
     """
     attention = config.workload.attention
     baseline = config.model.architecture(vocab_size, config.patterns.baseline)
-    reference_ms = table.estimate(baseline, attention)
     if variant.pattern is not None:
-        blocks = getattr(config.patterns, variant.pattern)
+        blocks = config.model.architecture(vocab_size, getattr(config.patterns, variant.pattern)).blocks
         notes = {"solver": "pattern", "target": None}
     else:
-        how = config.sample_architecture
-        costs = [table.lookup(option, attention) for option in config.design_space]
-        stem_ms = table.lookup("stem", attention)
-        limits = [Limit("target", costs, stem_ms, variant.target * reference_ms, reference_ms)]
-        choice, notes = choose(alpha, loss, partial(select, options=config.design_space, limits=limits), how)
-        blocks = tuple(config.model.option(config.design_space[option]) for option in choice.options)
-        notes = {"solver": how.solver, "target": variant.target, **notes, "score_options": list(config.design_space)}
+        blocks, notes = _choice(config_of(config, variant), variant, baseline, table, seed, alpha, loss, measured)
     architecture = config.model.architecture(vocab_size, blocks)
-    estimated_ms = table.estimate(architecture, attention)
+    estimated_ms, reference_ms = (table.estimate(network, attention) for network in (architecture, baseline))
     latency = {
         "attention": attention,
         "estimated_ms": estimated_ms,
@@ -54,38 +54,52 @@ def sample_architecture(
     return architecture, {"selection": {"variant": variant.name, **notes, **latency}}
 
 
-def choose(
-    alpha: torch.Tensor, loss: PathLoss, solve: Callable[..., Selection], config: SampleConfig
-) -> tuple[Selection, dict]:
-    """The network that the supernet's scores lead to, and notes on the way there.
+def _choice(
+    config: SimpleNamespace,
+    variant: Variant,
+    baseline: Architecture,
+    table: LatencyTable,
+    seed: int,
+    alpha: torch.Tensor | None,
+    loss: PathLoss | None,
+    measured: Measurement | None,
+) -> tuple[tuple, dict]:
+    """Blocks and notes of a variant that is no pattern."""
+    how, positions = config.sample_architecture, len(baseline.blocks)
+    options = [config.model.option(name) for name in config.design_space]
+    limits = limits_of(config, baseline, table, variant.target or 1.0, **how.limits)
 
-    solve is ``select`` for one design space and its limits.  With ``replace_one`` the network of the architecture
-    weights is the first incumbent.  Every round scores all single switches of the incumbent.  Their scores add up only
-    as long as few positions change (a block that destroys the signal hides all others), so the solver is asked for the
-    best networks at up to all, half, a quarter, ... of the positions, and the one with the lowest loss is the next
-    incumbent; when none improves on it, the search has ended.
-    """
-    scores = alpha.double().log_softmax(-1).numpy()
-    best = solve(scores, solver=config.solver)
-    rounds = []
-    if config.scores == "replace_one":
-        lowest = loss(best.options)
-        rounds.append({"options": best.options, "supernet_nll": lowest})
-        for number in range(1, config.rounds + 1):
-            incumbent = best.options
-            scores = replace_one_scores(loss, incumbent, alpha.shape[1], f"replace-one scores, round {number}")
-            for reach in [len(incumbent) >> halvings for halvings in range(len(incumbent).bit_length())]:
-                candidate = solve(scores, solver=config.solver, near=(incumbent, reach))
-                if candidate.options != incumbent and (nll := loss(candidate.options)) < lowest:
-                    best, lowest = candidate, nll
-            if best.options == incumbent:
-                break
-            rounds.append({"options": best.options, "supernet_nll": lowest})
-    return best, {
-        "scored_by": config.scores,
-        "status": best.status,
-        "gap": best.gap,
-        "score": best.score,
-        "rounds": rounds,
-        "scores": {f"position_{b}": [round(s, 6) for s in row] for b, row in enumerate(scores.tolist())},
+    def network(choice: Selection) -> Architecture:
+        return config.model.architecture(baseline.vocab_size, tuple(options[option] for option in choice.options))
+
+    if variant.arm == "random":
+        path = random_network(limits[0], positions, derive_seed(seed, "random", variant.number))
+        notes = {"solver": "random", "target": variant.target, "used": used(limits, path)}
+        return tuple(options[option] for option in path), notes
+
+    chooser = Chooser(how, config.design_space, limits)
+    if variant.arm == "lts":
+        choice = chooser.by_scores(size_scores([block.params(baseline.d_model) for block in options], positions))
+    else:
+        choice = chooser.by_supernet(alpha, loss)
+    rounds: list[dict] = []
+    if measured is not None and variant.target is not None:
+        choice, rounds = correct(choice, chooser.again, limits[0], lambda c: measured(network(c)), how.corrections)
+    others = [
+        {"pattern": network(other).pattern, "score": other.score, "estimated": other.cost / limits[0].baseline}
+        for other in chooser.alternatives(choice)[1:]
+    ]
+    return network(choice).blocks, {
+        "solver": how.solver,
+        "scored_by": "params" if variant.arm == "lts" else how.scores,
+        "status": choice.status,
+        "gap": choice.gap,
+        "target": variant.target,
+        "score": choice.score,
+        "used": used(limits, choice.options),
+        "rounds": chooser.rounds,
+        "closed_loop": rounds,
+        "alternatives": others,
+        "scores": {f"position_{b}": [round(s, 6) for s in row] for b, row in enumerate(chooser.scores.tolist())},
+        "score_options": list(config.design_space),
     }

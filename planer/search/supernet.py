@@ -6,7 +6,8 @@ runs, so a step costs about one network; under soft sampling all run.  Options t
 their experts (the gates differ): sampled uniformly, an expert of its own would see far fewer tokens than a dense layer
 does.
 
-Letters in shapes: B sequences, T tokens, M remembered positions, D model width, P positions, N options, S steps.
+Letters in shapes: B sequences, T tokens, M remembered positions, D model width, P positions, N options, E experts,
+S steps.
 """
 
 from __future__ import annotations
@@ -86,6 +87,15 @@ class Supernet(LanguageModel):
         """Run exactly these options, one per position."""
         for block, choice in zip(self.blocks, choices, strict=True):
             block.choice, block.mixture = choice, None
+
+    def expert_loads(self) -> Tensor:
+        """Tokens that every expert received in the last hard pass [P, E]; 0 where no mixture of experts was chosen."""
+        num_experts = max((spec.num_experts for spec in self.specs if isinstance(spec, MoE)), default=0)
+        loads = torch.zeros(len(self.blocks), num_experts, dtype=torch.int64, device=self.alpha.device)
+        for row, block in zip(loads, self.blocks, strict=True):
+            if isinstance(self.specs[block.choice], MoE):
+                row += block.options[block.choice].sublayer.load
+        return loads
 
     def sample_soft(self, temperature: float, generator: torch.Generator) -> Tensor:
         """Mix all options with P = softmax((alpha + Gumbel noise) / T); returns P [P, N], differentiable in alpha."""

@@ -61,6 +61,11 @@ class Objective:
     """Set by fit(): steps, tokens, seconds, tokens_per_second, over all resumed parts.  Wall-clock time stays out of
     the history, which is the same to the last bit for the same seed."""
 
+    @property
+    def converged(self) -> bool:
+        """True ends the training before its last step; must follow from what state() saves."""
+        return False
+
     def turn(self, step: int) -> str:
         """Name of the optimiser that this step drives.  Only its gradients are zeroed, clipped and applied."""
         return MAIN
@@ -95,8 +100,9 @@ def fit(
     checkpoint: Checkpoint,
     on_row: Callable[[dict], None] = lambda row: None,
 ) -> pd.DataFrame:
-    """Train the objective's model to its last step, from the checkpoint if there is one, and return the history.
+    """Train the objective's model to its last step or until it has converged, from the checkpoint if there is one.
 
+    Returns the history.
     The history has a row every log_steps: ``step`` (steps done), ``loss``, ``lr`` and ``grad_norm`` (before clipping,
     and only when clipping) with the prefix ``<turn>_`` for other optimisers than ``weights``, and the objective's
     metrics.  on_row gets each new row as a dict, for a live mirror; a resumed run repeats those after its checkpoint.
@@ -115,7 +121,7 @@ def fit(
     last = objective.total_steps
 
     with reproducible(device), _sigterm() as stop, Progress(last, objective.name, start=run.step) as bar:
-        while run.step < last:
+        while run.step < last and not objective.converged:
             run.train_step()
             log_now = run.step % log_steps == 0 or run.step == last
             if log_now or device.type == "cpu":  # elsewhere every look at a loss waits for the device
@@ -126,7 +132,7 @@ def fit(
                 on_row(run.add_row(row))
             run.seconds = seconds_before + time.monotonic() - began
             stopping = stop.is_set()
-            if run.step % checkpoint_steps == 0 or run.step == last or stopping:
+            if run.step % checkpoint_steps == 0 or run.step == last or objective.converged or stopping:
                 run.check_losses(checkpoint)
                 run.check_weights(checkpoint)
                 checkpoint.save(*run.state())
@@ -135,7 +141,7 @@ def fit(
                 raise SystemExit(143)
 
     tokens, seconds = objective.tokens, run.seconds
-    objective.speed = {"steps": last, "tokens": tokens, "seconds": seconds, "tokens_per_second": tokens / seconds}
+    objective.speed = {"steps": run.step, "tokens": tokens, "seconds": seconds, "tokens_per_second": tokens / seconds}
     return run.history()
 
 

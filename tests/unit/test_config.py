@@ -64,8 +64,9 @@ def test_the_defaults_are_exactly_the_keys_there_are():
         hints = typing.get_type_hints(cls)
         assert sorted(values) == sorted(field.name for field in dataclasses.fields(cls))
         for name, value in values.items():
-            assert dataclasses.is_dataclass(hints[name]) == isinstance(value, dict), name
-            if isinstance(value, dict):
+            mapping = typing.get_origin(hints[name]) is dict
+            assert (mapping or dataclasses.is_dataclass(hints[name])) == isinstance(value, dict), name
+            if isinstance(value, dict) and not mapping:
                 compare(hints[name], value)
 
     compare(Experiment, DEFAULTS)
@@ -183,11 +184,19 @@ def test_a_wrong_type_or_choice(path, value, allowed):
         ("evaluate.taus", [0.0, 1.5], "outside 0 to 1"),
         ("design_space", ["skip"], "at least two options, each once"),
         ("design_space", ["skip", "feed_forward", "skip"], "at least two options, each once"),
-        ("design_space", ["skip", "conv_3"], "allowed: skip, attention_<heads>, feed_forward, moe_top<k>"),
+        (
+            "design_space",
+            ["skip", "conv_3"],
+            "allowed: skip, attention_<heads>, feed_forward, feed_forward_x<2 or more>, moe_top<k>",
+        ),
         ("design_space", ["skip", "attention_16"], "allowed: 1 to 8"),
         ("design_space", ["skip", "attention_0"], "allowed: 1 to 8"),
         ("design_space", ["skip", "moe_top9"], "allowed: 1 to 8"),
-        ("design_space", ["skip", "moe_top"], "allowed: skip, attention_<heads>, feed_forward, moe_top<k>"),
+        (
+            "design_space",
+            ["skip", "moe_top"],
+            "allowed: skip, attention_<heads>, feed_forward, feed_forward_x<2 or more>, moe_top<k>",
+        ),
         ("patterns.par", "(sx)x2", "allowed: i, s, f, s1"),
         ("patterns.par", "s9", "allowed: i, s, f, s1"),
         ("patterns.par", "(sf)", "write groups as (sf)x4"),

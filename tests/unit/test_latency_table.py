@@ -22,7 +22,14 @@ from planer.latency.table import COLUMNS, LatencyTable, identity
 CPU = torch.device("cpu")
 CONFIG = experiment(profile_blocks={"warmup": 1, "max_seconds": 20.0})
 VOCABULARY = 50
-MS = {"attention_1": 1.1, "attention_2": 2.3, "feed_forward": 0.7, "moe_top1": 0.9, "moe_top2": 1.7}
+MS = {
+    "attention_1": 1.1,
+    "attention_2": 2.3,
+    "feed_forward": 0.7,
+    "feed_forward_x4": 2.6,
+    "moe_top1": 0.9,
+    "moe_top2": 1.7,
+}
 MODES = {"cached": 1.0, "recompute": 1.5}
 
 
@@ -160,9 +167,11 @@ def test_networks_of_other_shapes_are_not_estimated(change, named):
         table().estimate(architecture, "cached")
 
 
-def test_what_is_measured_covers_design_space_and_patterns():
-    config = experiment(design_space=["skip", "attention_1", "moe_top2"], patterns={"baseline": "(sf)x2i"})
-    assert measured_options(config) == (Attention(1, 16), MoE(64, 4, 2), Attention(2, 16), FeedForward(64))
+def test_what_is_measured_covers_design_spaces_and_patterns():
+    arms = {"isoparam": ["skip", "feed_forward_x4"], "par_search": ["skip", "attention_2"]}
+    config = experiment(design_space=["skip", "attention_1", "moe_top2"], arms=arms, patterns={"baseline": "(sf)x2i"})
+    wide = FeedForward(256, 4)
+    assert measured_options(config) == (Attention(1, 16), MoE(64, 4, 2), wide, Attention(2, 16), FeedForward(64))
 
 
 def test_costs_are_marginal(monkeypatch):
@@ -194,9 +203,9 @@ def test_costs_that_stay_negative_are_refused_not_clamped(monkeypatch):
         profile_blocks(CONFIG, VOCABULARY)
 
 
-@pytest.mark.parametrize(("max_seconds", "copies"), [(0.6, 2), (0.5, 1), (0.001, 1)])
+@pytest.mark.parametrize(("max_seconds", "copies"), [(0.75, 2), (0.5, 1), (0.001, 1)])
 def test_fewer_copies_where_rounds_would_take_too_long(monkeypatch, max_seconds, copies):
-    """One block of each kind takes 21.6 ms, so a round of N = 2 about 130 ms; four must fit into max_seconds."""
+    """One block of each kind takes 24.6 ms, so a round of N = 2 about 150 ms; four must fit into max_seconds."""
     config = experiment(profile_blocks={"max_seconds": max_seconds})
     monkeypatch.setattr(profile_module, "measure", fake_measure())
     assert profile_blocks(config, VOCABULARY).notes["copies"] == copies

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
-from functools import partial
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,9 +12,10 @@ from toy import MS, VOCAB_SIZE, experiment, latency_table
 
 from planer.data.stream import EvalBatches, StreamBatches
 from planer.model import LanguageModel, initialise
+from planer.search.choose import Chooser
 from planer.search.replace_one import path_loss, replace_one_scores
-from planer.search.sample import choose, sample_architecture
-from planer.search.select import Limit, select
+from planer.search.sample import sample_architecture
+from planer.search.select import Limit
 from planer.search.supernet import Supernet, build_supernet
 from planer.training.validate import VALID_BATCH
 from planer.variant import parse_variant
@@ -69,13 +69,9 @@ def test_scores_are_falls_of_the_loss(supernet):
     assert scores[3, 4] == loss(incumbent) - loss([2, 3, 1, 4]) != 0
 
 
-def solver(target: float):
-    """What sample_architecture hands to choose."""
-    return partial(select, options=OPTIONS, limits=[Limit("target", COSTS, 1.0, target * BASELINE_MS, BASELINE_MS)])
-
-
-def config(rounds: int = 2) -> SimpleNamespace:
-    return SimpleNamespace(solver="milp", scores="replace_one", rounds=rounds)
+def chooser(target: float, **changes) -> Chooser:
+    limit = Limit("target", COSTS, 1.0, target * BASELINE_MS, BASELINE_MS)
+    return Chooser(dataclasses.replace(CONFIG.sample_architecture, **changes), OPTIONS, [limit])
 
 
 def within(target: float) -> list[tuple[int, ...]]:
@@ -95,10 +91,10 @@ def test_the_planted_best_network_is_found_where_the_architecture_weights_mislea
 
     best = min(within(target), key=loss)
     alpha = torch.from_numpy(random.normal(size=worth.shape))
-    choice, notes = choose(alpha, loss, solver(target), config(rounds=1))
-    assert tuple(choice.options) == best
-    assert notes["rounds"][0]["supernet_nll"] >= notes["rounds"][-1]["supernet_nll"] == pytest.approx(loss(best))
-    by_alpha = solver(target)(alpha.numpy(), solver="argmax")
+    choose = chooser(target, rounds=1)
+    assert tuple(choose.by_supernet(alpha, loss).options) == best
+    assert choose.rounds[0]["supernet_nll"] >= choose.rounds[-1]["supernet_nll"] == pytest.approx(loss(best))
+    by_alpha = chooser(target, scores="alpha", solver="argmax").by_supernet(alpha)
     assert by_alpha.cost > target * BASELINE_MS or loss(by_alpha.options) >= loss(best)
 
 
@@ -112,11 +108,12 @@ def test_the_choice_is_never_worse_than_any_incumbent(seed):
         return -worth[range(4), list(path)].sum() - sum(pairs[a, b] for a, b in itertools.pairwise(path))
 
     alpha = torch.from_numpy(random.normal(size=worth.shape))
-    choice, notes = choose(alpha, loss, solver(0.5), config(rounds=3))
-    assert loss(choice.options) == min(entry["supernet_nll"] for entry in notes["rounds"])
-    assert loss(choice.options) <= loss(solver(0.5)(alpha.log_softmax(-1).numpy()).options)
+    choose = chooser(0.5)
+    choice = choose.by_supernet(alpha, loss)
+    assert loss(choice.options) == min(entry["supernet_nll"] for entry in choose.rounds)
+    assert loss(choice.options) <= loss(chooser(0.5, scores="alpha").by_supernet(alpha).options)
     assert choice.cost <= 0.5 * BASELINE_MS
-    assert 1 <= len(notes["rounds"]) <= 4
+    assert 1 <= len(choose.rounds) <= 4
 
 
 @pytest.fixture(scope="module")
@@ -150,7 +147,7 @@ def test_an_option_made_useless_is_never_chosen(trained, target, position):
     alpha[position, useless] = 1.0
     loss = path_loss(supernet, counting, CONFIG.search, CPU, torch.float32)
     variant = parse_variant(f"target_{target}")
-    architecture, notes = sample_architecture(CONFIG, variant, VOCAB_SIZE, latency_table(), alpha, loss)
+    architecture, notes = sample_architecture(CONFIG, variant, VOCAB_SIZE, latency_table(), alpha=alpha, loss=loss)
     assert notes["selection"]["rounds"][0]["options"].count(useless) == 1
     assert "feed_forward" not in [block.name for block in architecture.blocks]
 
@@ -162,6 +159,6 @@ def test_a_useless_option_is_chosen_where_nothing_else_fits():
     def loss(path):
         return float(sum(path))  # option 1 is worth less everywhere
 
-    solve = partial(select, options=["good", "useless"], limits=[Limit("target", costs, 1.0, 9.0, 20.0)])
-    choice, _ = choose(torch.zeros(4, 2), loss, solve, config())
+    choose = Chooser(CONFIG.sample_architecture, ["good", "useless"], [Limit("target", costs, 1.0, 9.0, 20.0)])
+    choice = choose.by_supernet(torch.zeros(4, 2), loss)
     assert sorted(choice.options) == [0, 1, 1, 1]

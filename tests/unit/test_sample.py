@@ -20,7 +20,8 @@ ALPHA = 2 * torch.randn(4, 6, generator=torch.Generator().manual_seed(0))
 
 
 def sample(name, alpha=ALPHA, config=CONFIG):
-    architecture, notes = sample_architecture(config, parse_variant(name), VOCAB_SIZE, latency_table(), alpha)
+    variant = parse_variant(name)
+    architecture, notes = sample_architecture(config, variant, VOCAB_SIZE, latency_table(), alpha=alpha)
     return architecture, notes["selection"]
 
 

@@ -8,7 +8,7 @@ from torch import nn
 
 from planer.architecture import Architecture, Attention, FeedForward, MoE, Skip
 from planer.model import LanguageModel, initialise
-from planer.search.phase1 import LatencyLoss
+from planer.search.latency_loss import LatencyLoss
 from planer.search.supernet import Supernet, gumbel
 
 OPTIONS = (Skip(), Attention(1, 8), Attention(2, 8), FeedForward(24), MoE(24, 3, 1), MoE(24, 3, 2))
@@ -206,7 +206,7 @@ def test_gumbel_moments():
 def test_the_gradient_of_the_expected_latency(supernet, target, on):
     """Against central differences in double precision, with the Gumbel noise held fixed."""
     ms, stem, temperature = [0.0, 1.5, 3.0, 2.0, 2.5, 4.5], 0.7, 0.8
-    loss = LatencyLoss(ms, stem, 10.0, target, 2.0, CPU)
+    loss = LatencyLoss(ms, stem, 10.0, target, "switch", 2.0, CPU)
     nn.init.normal_(supernet.alpha, generator=seeded(8))
     penalty, ratio, beta = loss(supernet.sample_soft(temperature, seeded(9)))
     noise = gumbel((3, 6), seeded(9)).double()

@@ -13,13 +13,18 @@ from planer.variant import PATTERNS, Variant, parse_variant
 @pytest.mark.parametrize(
     "name, expected",
     [
-        ("baseline", Variant("baseline", "baseline", None, 0)),
-        ("sandwich-seed2", Variant("sandwich-seed2", "sandwich", None, 2)),
-        ("par-seed10", Variant("par-seed10", "par", None, 10)),
-        ("target_0.5", Variant("target_0.5", None, 0.5, 0)),
-        ("target_0.35-seed3", Variant("target_0.35-seed3", None, 0.35, 3)),
-        ("target_1", Variant("target_1", None, 1.0, 0)),
-        ("target_1.0", Variant("target_1.0", None, 1.0, 0)),
+        ("baseline", Variant("baseline", "baseline")),
+        ("sandwich-seed2", Variant("sandwich-seed2", "sandwich", repeat=2)),
+        ("par-seed10", Variant("par-seed10", "par", repeat=10)),
+        ("target_0.5", Variant("target_0.5", "target", 0.5)),
+        ("target_0.35-seed3", Variant("target_0.35-seed3", "target", 0.35, repeat=3)),
+        ("target_1", Variant("target_1", "target", 1.0)),
+        ("target_1.0", Variant("target_1.0", "target", 1.0)),
+        ("par_search", Variant("par_search", "par_search")),
+        ("isoparam_0.75-seed2", Variant("isoparam_0.75-seed2", "isoparam", 0.75, repeat=2)),
+        ("lts_0.5", Variant("lts_0.5", "lts", 0.5)),
+        ("random_0.5_3", Variant("random_0.5_3", "random", 0.5, 3)),
+        ("random_0.5_12-seed1", Variant("random_0.5_12-seed1", "random", 0.5, 12, 1)),
     ],
 )
 def test_names(name, expected):
@@ -51,7 +56,21 @@ def test_unknown_names_are_told_what_is_allowed(name):
     assert all(allowed in message for allowed in (*PATTERNS, "target_<t>", "-seed<k>"))
 
 
+@pytest.mark.parametrize("name", ["random_0.5", "random_0.5_", "random_0.5_0", "random_0.5_x", "random_0.5_1_2"])
+def test_random_controls_are_numbered(name):
+    with pytest.raises(UserError, match="must be 1, 2, ..., as in random_0.5_1") as error:
+        parse_variant(name)
+    assert repr(name) in str(error.value) and "\n" not in str(error.value)
+
+
+def test_what_is_searched_and_what_is_a_pattern():
+    searched = ("target_0.5", "isoparam_0.5", "par_search")
+    names = ("baseline", "sandwich", "par", "lts_0.5", "random_0.5_1", *searched)
+    assert tuple(name for name in names if parse_variant(name).searched) == searched
+    assert [parse_variant(name).pattern for name in names] == ["baseline", "sandwich", "par"] + [None] * 5
+
+
 @given(st.decimals("0.001", "1", places=3), st.integers(0, 99))
 def test_every_target_and_seed_reads_back(target, repeat):
     name = f"target_{target}" + (f"-seed{repeat}" if repeat else "")
-    assert parse_variant(name) == Variant(name, None, float(target), repeat)
+    assert parse_variant(name) == Variant(name, "target", float(target), repeat=repeat)

@@ -23,6 +23,7 @@ MS = {
     "attention_1": 2.0,
     "attention_2": 4.0,
     "feed_forward": 3.0,
+    "feed_forward_x4": 9.0,
     "moe_top1": 3.5,
     "moe_top2": 6.5,
 }

@@ -13,7 +13,7 @@ if __name__ == "__main__":
         checkpoint = job.checkpoint()
         supernet, trajectory, metrics = search(
             job.config,
-            parse_variant(snakemake.wildcards.variant).target,
+            parse_variant(snakemake.wildcards.variant),
             job.vocab_size,
             LatencyTable.load(snakemake.input.table),
             job.tokens("train"),

@@ -1,0 +1,105 @@
+"""From a trained supernet to the options of one network: scores, incumbents, alternatives.
+
+With ``alpha`` the scores are log softmax of the architecture weights.  With ``replace_one`` the network that they lead
+to is only the first incumbent.  Every round scores all single switches of the incumbent.  Those scores add up only as
+long as few positions change (a block that destroys the signal hides all others), so the solver is asked for the best
+networks that differ from the incumbent at up to all, half, a quarter, ... of the positions, and the one with the lowest
+loss of the supernet is the next incumbent.  When none improves on it, the rounds end.
+
+Letters in shapes: P positions, N options.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from planer.config import SampleConfig
+from planer.files import UserError
+from planer.search.replace_one import PathLoss, replace_one_scores
+from planer.search.select import Limit, Selection, select
+
+
+class Chooser:
+    """The choices within one design space and its limits."""
+
+    def __init__(self, config: SampleConfig, options: Sequence[str], limits: Sequence[Limit]):
+        """options: names; limits: the first one is the latency's."""
+        self.config, self.options, self.limits = config, list(options), list(limits)
+        self.scores: np.ndarray | None = None
+        """[P, N], what the last choice went by."""
+        self.rounds: list[dict] = []
+        """``options`` and ``supernet_nll`` of every incumbent of replace_one."""
+        self._loss: PathLoss | None = None
+
+    def by_scores(self, scores: np.ndarray) -> Selection:
+        """The best network for given scores [P, N].  Raises UserError when the limits allow none."""
+        self.scores = scores
+        return self._solve()
+
+    def by_supernet(self, alpha: torch.Tensor, loss: PathLoss | None = None) -> Selection:
+        """The network of a supernet with architecture weights alpha [P, N] and, for replace_one, the loss of its paths.
+
+        Raises UserError when the limits allow none.
+        """
+        best = self.by_scores(alpha.double().log_softmax(-1).numpy(force=True))
+        if self.config.scores == "alpha":
+            return best
+        self._loss, lowest = loss, loss(best.options)
+        self._note(best, lowest)
+        for number in range(1, self.config.rounds + 1):
+            description = f"replace-one scores, round {number} of at most {self.config.rounds}"
+            self.scores = replace_one_scores(loss, best.options, len(self.options), description)
+            found, nll = self._best_near(best)
+            if nll >= lowest:
+                break
+            best, lowest = found, nll
+            self._note(best, lowest)
+        return best
+
+    def again(self, chosen: Selection, limit: Limit) -> Selection:
+        """Another choice by the same scores, under another latency limit.  Raises UserError when there is none."""
+        self.limits = [limit, *self.limits[1:]]
+        if self._loss is None:
+            return self._solve()
+        found, nll = self._best_near(chosen)
+        if math.isinf(nll):
+            raise UserError(f"no network keeps the limits with {limit.name} {limit.share:g}")
+        self._note(found, nll)
+        return found
+
+    def alternatives(self, chosen: Selection) -> list[Selection]:
+        """The choice and the best networks that are left when any two must differ at min_distance positions.
+
+        num_solutions of them, or as many as there are.
+        """
+        found = [chosen]
+        while len(found) < self.config.num_solutions:
+            try:
+                found.append(self._solve(apart=([s.options for s in found], self.config.min_distance)))
+            except UserError:
+                break
+        return found
+
+    def _solve(self, **distances) -> Selection:
+        return select(self.scores, self.options, self.limits, self.config.solver, **distances)
+
+    def _best_near(self, incumbent: Selection) -> tuple[Selection, float]:
+        """Of the best networks near to the incumbent, the one with the lowest loss, and that loss."""
+        positions = len(incumbent.options)
+        best, lowest = incumbent, math.inf
+        for reach in (positions >> halvings for halvings in range(positions.bit_length())):
+            try:
+                candidate = self._solve(near=(incumbent.options, reach))
+            except UserError:  # the incumbent is over a limit that was lowered, and so is all that is so near to it
+                continue
+            nll = self._loss(candidate.options)
+            if nll < lowest:
+                best, lowest = candidate, nll
+        return best, lowest
+
+    def _note(self, incumbent: Selection, nll: float) -> None:
+        self.rounds.append({"options": incumbent.options, "supernet_nll": nll})

@@ -1,0 +1,86 @@
+"""Measuring a chosen network before it is trained, and choosing again when it is slower than its target.
+
+Sums of block latencies are off by a few percent on a real device.  The bias of the network just measured corrects the
+budget of the next choice:
+
+    budget_1 = target,    budget_{k+1} = target * estimated_k / measured_k    (all over the baseline's latency)
+
+Only downwards: by the table, too, a network never exceeds its target.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from types import SimpleNamespace
+
+import torch
+
+from planer.architecture import Architecture
+from planer.config import derive_seed
+from planer.files import UserError
+from planer.latency.measure import by_round, measure
+from planer.latency.networks import random_model, timed_forward
+from planer.search.select import Limit, Selection
+
+TOLERANCE = 0.02
+"""A network may be this share slower than its target before it is replaced."""
+WARMUP = 3
+"""Untimed rounds of a measurement."""
+MAX_SECONDS = 60.0
+"""A measurement stops after this long, at a whole round."""
+
+Measurement = Callable[[Architecture], float]
+"""From a network to its measured latency over the baseline's."""
+
+
+def against(
+    baseline: Architecture, config: SimpleNamespace, seed: int, device: torch.device, dtype: torch.dtype
+) -> Measurement:
+    """Measurements in turn with the baseline, for the workload, with random weights: medians over rounds."""
+
+    def relative_latency(network: Architecture) -> float:
+        calls = {
+            name: timed_forward(
+                random_model(architecture, device, dtype, seed),
+                config.workload,
+                device,
+                dtype,
+                config.workload.attention,
+            )
+            for name, architecture in (("network", network), ("baseline", baseline))
+        }
+        rounds, order = config.sample_architecture.measure_rounds, derive_seed(seed, "closed loop")
+        samples = by_round(measure(calls, rounds, WARMUP, order, MAX_SECONDS, device, "measuring the choice"))
+        return float(samples["network"].median() / samples["baseline"].median())
+
+    return relative_latency
+
+
+def correct(
+    first: Selection,
+    choose: Callable[[Selection, Limit], Selection],
+    limit: Limit,
+    measured: Callable[[Selection], float],
+    corrections: int,
+) -> tuple[Selection, list[dict]]:
+    """Measure the first choice and, up to ``corrections`` times, choose and measure anew.
+
+    choose makes another choice, given the last one, under another latency limit.  Returns the fastest choice, which is
+    the last unless measurements contradict the table, and one entry per round: options, and over the baseline's latency
+    its budget, estimated and measured.
+    """
+    target, budget, choice, rounds = limit.share, limit.share, first, []
+    tried: list[tuple[float, Selection]] = []
+    while True:
+        estimated, ratio = choice.cost / limit.baseline, measured(choice)
+        rounds.append({"budget": budget, "estimated": estimated, "measured": ratio, "options": choice.options})
+        tried.append((ratio, choice))
+        if ratio <= target * (1 + TOLERANCE) or len(rounds) > corrections:
+            break
+        budget = min(budget, target * estimated / ratio)
+        try:
+            choice = choose(choice, dataclasses.replace(limit, budget=budget * limit.baseline))
+        except UserError:  # the corrected budget is out of reach: what was measured is the best there is
+            break
+    return min(tried, key=lambda entry: entry[0])[1], rounds

@@ -1,0 +1,71 @@
+"""What a chosen network may cost: its latency by the table, and whatever else the config limits.
+
+All costs add up over blocks, so each is one linear constraint of the integer program.  Limits are shares of what the
+baseline costs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from types import SimpleNamespace
+
+from planer.architecture import Architecture, Attention, BlockSpec
+from planer.latency.table import LatencyTable
+from planer.search.select import Limit
+
+BYTES = 4
+"""Of a weight or a remembered number: fp32."""
+
+
+def limits_of(
+    config: SimpleNamespace, baseline: Architecture, table: LatencyTable, target: float, **more: float
+) -> list[Limit]:
+    """The latency limit, called ``target``, and those of ``more``: params, active_params, flops, memory (shares).
+
+    config has the sections model, design_space and workload.  FLOPs are per token of the workload; memory is weights
+    and the memory of its batch, in bytes.  Raises UserError when the table lacks an option.
+    """
+    attention, blocks = config.workload.attention, [config.model.option(name) for name in config.design_space]
+    latency = Limit(
+        "target",
+        [table.lookup(name, attention) for name in config.design_space],
+        table.lookup("stem", attention),
+        target * table.estimate(baseline, attention),
+        table.estimate(baseline, attention),
+    )
+    cost, empty = _costs(config, baseline), config.model.architecture(baseline.vocab_size, ())
+    fixed = {
+        "params": empty.params(),
+        "active_params": empty.active_params(),
+        "flops": empty.flops(1, 1, 0, attention),
+        "memory": BYTES * empty.params(),
+    }
+    units = {"params": "parameters", "active_params": "parameters", "flops": "FLOPs per token", "memory": "bytes"}
+    limits = [latency]
+    for name, share in more.items():
+        whole = fixed[name] + sum(cost[name](block) for block in baseline.blocks)
+        limits.append(Limit(name, [cost[name](b) for b in blocks], fixed[name], share * whole, whole, units[name]))
+    return limits
+
+
+def _costs(config: SimpleNamespace, baseline: Architecture) -> dict[str, Callable[[BlockSpec], float]]:
+    """What one block costs, by name."""
+    width, work = baseline.d_model, config.workload
+
+    def remembered(block: BlockSpec) -> int:
+        """Numbers per position that an inference keeps for a block: keys and values, or hidden states."""
+        if not isinstance(block, Attention):
+            return 0
+        return 2 * block.width if work.attention == "cached" else width
+
+    return {
+        "params": lambda block: block.params(width),
+        "active_params": lambda block: block.active_params(width),
+        "flops": lambda block: block.flops(width, work.batch, work.tgt_len, work.mem_len, work.attention),
+        "memory": lambda block: BYTES * (block.params(width) + work.batch * work.mem_len * remembered(block)),
+    }
+
+
+def used(limits: Sequence[Limit], options: Sequence[int]) -> dict[str, float]:
+    """What a network costs by every limit, as a share of the baseline's."""
+    return {limit.name: limit.of(options) / limit.baseline for limit in limits}

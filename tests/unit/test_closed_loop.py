@@ -1,0 +1,67 @@
+"""The closed loop: what is measured too slow is chosen again with a budget that its bias corrects."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+from toy import VOCAB_SIZE, experiment
+
+from planer.files import UserError
+from planer.search.closed_loop import against, correct
+from planer.search.select import Limit, Selection
+
+LIMIT = Limit("target", [1.0], 0.0, 50.0, 100.0)
+
+
+def selection(cost: float) -> Selection:
+    return Selection([int(cost)], cost, 0.0, "optimal", 0.0)
+
+
+def run(bias: float, corrections: int = 3, first: float = 50.0, smallest: float = 0.0):
+    """A device that is slower by ``bias`` than the table says, and networks of every latency in whole ms."""
+
+    def choose(last: Selection, limit: Limit) -> Selection:
+        if limit.budget < smallest:
+            raise UserError("nothing is that fast")
+        return selection(float(int(limit.budget)))
+
+    return correct(selection(first), choose, LIMIT, lambda choice: bias * choice.cost / 100, corrections)
+
+
+@pytest.mark.parametrize("bias", [0.5, 0.97, 1.0, 1.02])
+def test_what_meets_its_target_is_kept(bias):
+    choice, rounds = run(bias)
+    assert choice.cost == 50.0 and len(rounds) == 1
+    assert rounds[0] == {"budget": 0.5, "estimated": 0.5, "measured": pytest.approx(bias / 2), "options": [50]}
+
+
+def test_a_slow_network_is_replaced_by_one_that_meets_the_target_when_measured():
+    choice, rounds = run(bias=1.1)
+    assert choice.cost == 45.0  # 50 / 1.1, rounded down
+    assert [entry["estimated"] for entry in rounds] == [0.5, 0.45]
+    assert rounds[1]["budget"] == pytest.approx(0.5 / 1.1) and rounds[1]["measured"] <= 0.5
+
+
+def test_corrections_are_counted_and_the_fastest_is_kept():
+    measurements = iter([0.7, 0.6, 0.65])
+    cheaper = iter([40.0, 30.0])
+    choice, rounds = correct(
+        selection(50.0), lambda last, limit: selection(next(cheaper)), LIMIT, lambda choice: next(measurements), 2
+    )
+    assert len(rounds) == 3 and choice.cost == 40.0
+    assert [entry["budget"] for entry in rounds] == sorted((entry["budget"] for entry in rounds), reverse=True)
+
+
+def test_out_of_reach_ends_with_what_was_measured():
+    choice, rounds = run(bias=1.3, smallest=40.0)
+    assert choice.cost == 50.0 and len(rounds) == 1
+
+
+def test_a_real_measurement_tells_a_large_network_from_a_small_one():
+    config = experiment(sample_architecture={"measure_rounds": 3})
+    baseline = config.model.architecture(VOCAB_SIZE, config.patterns.baseline)
+    measured = against(baseline, config, 0, torch.device("cpu"), torch.float32)
+    twice = dataclasses.replace(baseline, blocks=baseline.blocks * 4)
+    assert measured(twice) > measured(dataclasses.replace(baseline, blocks=())) > 0
