@@ -18,12 +18,15 @@ def limit(costs, budget, fixed=0.5):
     return Limit("target", costs, fixed, budget, 2 * budget)
 
 
-@pytest.mark.parametrize("costs", [[0.0, 1.0, 1.02, 2.5, 0.4], [0.3, 0.31, 0.9, 1.9]])
-def test_every_network_in_the_window_is_drawn_equally_often(costs):
-    wanted = limit(costs, 5.0)
+@pytest.mark.parametrize("costs, budget", [([0.0, 1.0, 1.02, 2.5, 0.4], 5.0), ([0.3, 0.31, 0.9, 0.61], 3.0)])
+def test_every_network_in_the_window_is_drawn_equally_often(costs, budget):
+    wanted = limit(costs, budget)
     window = [
-        path for path in itertools.product(range(len(costs)), repeat=5) if (1 - WINDOW) * 5.0 <= wanted.of(path) <= 5.0
+        path
+        for path in itertools.product(range(len(costs)), repeat=5)
+        if (1 - WINDOW) * budget <= wanted.of(path) <= budget
     ]
+    assert len(window) > 20
     draws = Counter(tuple(random_network(wanted, 5, seed)) for seed in range(20 * len(window)))
     assert set(draws) <= set(window)
     assert chisquare([draws[path] for path in window]).pvalue > 1e-3

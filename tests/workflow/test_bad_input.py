@@ -26,7 +26,7 @@ def test_target_outside_its_range(workspace, value):
 
 def test_unknown_variant(workspace):
     line = complaint(workspace, "results/demo/basline/eval.json")
-    assert "'basline'" in line and "baseline, sandwich, par, target_<t>" in line
+    assert "'basline'" in line and "baseline, sandwich, par, par_search, target_<t>" in line
 
 
 def test_unknown_experiment(workspace):

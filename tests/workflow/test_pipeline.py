@@ -23,6 +23,16 @@ def evaluation(workspace: Workspace, variant: str) -> dict:
     return json.loads((workspace.folder / f"results/tiny/{variant}/eval.json").read_text())
 
 
+def copied(finished: Workspace, folder: Path) -> Workspace:
+    """Another workspace with the same corpus and the same latency table."""
+    again = Workspace(folder)
+    for name in ("results/data", "results/tiny/latency_table.parquet", ".snakemake/metadata"):
+        source, copy = finished.folder / name, again.folder / name
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copytree(source, copy) if source.is_dir() else shutil.copy2(source, copy)
+    return again
+
+
 @pytest.mark.parametrize("variant", ["baseline", "target_0.5"])
 def test_evaluations_fit_their_schema(finished, variant):
     Draft202012Validator(SCHEMA).validate(evaluation(finished, variant))
@@ -52,11 +62,7 @@ def test_report_is_one_self_contained_page(finished):
 
 
 def test_same_seed_same_table_same_network_and_loss(finished, tmp_path):
-    again = Workspace(tmp_path)
-    for name in ("results/data", "results/tiny/latency_table.parquet", ".snakemake/metadata"):
-        source, copy = finished.folder / name, again.folder / name
-        copy.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copytree(source, copy) if source.is_dir() else shutil.copy2(source, copy)
+    again = copied(finished, tmp_path)
     result = again.run("results/tiny/target_0.5/retrain/metrics.json", MLFLOW_TRACKING_URI="none")
     assert result.returncode == 0, result.stdout
     first, second = (workspace.folder / "results/tiny/target_0.5" for workspace in (finished, again))
@@ -64,6 +70,24 @@ def test_same_seed_same_table_same_network_and_loss(finished, tmp_path):
         assert (first / name).read_bytes() == (second / name).read_bytes(), name
     losses = [json.loads((folder / "retrain/metrics.json").read_text())["valid_nll"] for folder in (first, second)]
     assert losses[0] == losses[1]
+
+
+def test_the_other_arms_and_controls(finished, tmp_path):
+    """Each chooses from its own space, within its latency where it has one, on the finished experiment's table."""
+    again = copied(finished, tmp_path)
+    variants = ["isoparam_0.6", "par_search", "lts_0.6", "random_0.6_1", "random_0.6_2"]
+    result = again.run(*(f"results/tiny/{variant}/architecture.yaml" for variant in variants))
+    assert result.returncode == 0, result.stdout
+    chosen = {}
+    for variant in variants:
+        content = yaml.safe_load((again.folder / f"results/tiny/{variant}/architecture.yaml").read_text())
+        chosen[variant] = content["selection"] | {"pattern": content["pattern"]}
+    kinds = {variant: set(re.findall(r"[a-z]\d*", notes["pattern"])) for variant, notes in chosen.items()}
+    assert kinds["par_search"] <= {"s", "f", "i", "x2", "x3", "x4"}
+    assert not any(kind.startswith("m") for kind in kinds["isoparam_0.6"])
+    assert all(chosen[variant]["estimated"] <= 0.6 for variant in variants if variant != "par_search")
+    assert all(chosen[f"random_0.6_{n}"]["estimated"] >= 0.98 * 0.6 for n in (1, 2))
+    assert chosen["lts_0.6"]["scored_by"] == "params"
 
 
 def test_every_stage_is_in_mlflow(finished):
