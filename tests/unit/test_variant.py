@@ -22,9 +22,12 @@ from planer.variant import PATTERNS, Variant, parse_variant
         ("target_1.0", Variant("target_1.0", "target", 1.0)),
         ("par_search", Variant("par_search", "par_search")),
         ("isoparam_0.75-seed2", Variant("isoparam_0.75-seed2", "isoparam", 0.75, repeat=2)),
+        ("shared_0.6", Variant("shared_0.6", "shared", 0.6)),
+        ("target_0.5-inherit", Variant("target_0.5-inherit", "target", 0.5, start="inherit")),
+        ("par-distill-seed3", Variant("par-distill-seed3", "par", start="distill", repeat=3)),
         ("lts_0.5", Variant("lts_0.5", "lts", 0.5)),
         ("random_0.5_3", Variant("random_0.5_3", "random", 0.5, 3)),
-        ("random_0.5_12-seed1", Variant("random_0.5_12-seed1", "random", 0.5, 12, 1)),
+        ("random_0.5_12-seed1", Variant("random_0.5_12-seed1", "random", 0.5, 12, repeat=1)),
     ],
 )
 def test_names(name, expected):
@@ -61,6 +64,30 @@ def test_random_controls_are_numbered(name):
     with pytest.raises(UserError, match="must be 1, 2, ..., as in random_0.5_1") as error:
         parse_variant(name)
     assert repr(name) in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "name, reason",
+    [
+        ("target_0.5-warm", "unknown suffix -warm"),
+        ("baseline-distill", "what warm starts begin from"),
+        ("lts_0.5-inherit", "only a searched network can inherit"),
+        ("target_0.5-seed1-inherit", "the seed suffix must be"),
+    ],
+)
+def test_warm_starts_that_make_no_sense(name, reason):
+    with pytest.raises(UserError, match=reason) as error:
+        parse_variant(name)
+    assert repr(name) in str(error.value) and "\n" not in str(error.value)
+
+
+def test_the_original_of_a_warm_start():
+    names = {
+        "target_0.5-inherit-seed2": "target_0.5-seed2",
+        "par-distill": "par",
+        "target_0.5-seed1": "target_0.5-seed1",
+    }
+    assert {name: parse_variant(name).original for name in names} == names
 
 
 def test_what_is_searched_and_what_is_a_pattern():
