@@ -263,6 +263,8 @@ class SampleConfig:
     """Validation text that replace_one reads per network."""
     limits: dict[str, float]
     """Further limits as shares of the baseline's: params, active_params, flops, memory."""
+    slack: float
+    """Share of the latency budget that may stay unused where some network uses more; milp only."""
     num_solutions: int
     """Networks listed in architecture.yaml; the first is used, the others are the best that are left."""
     min_distance: int
@@ -273,7 +275,7 @@ class SampleConfig:
     """Timed rounds per measurement, in turn with the baseline."""
 
     def __post_init__(self) -> None:
-        positive(self, "rounds", "tokens", "num_solutions", "min_distance", "measure_rounds")
+        positive(self, "rounds", "tokens", "slack", "num_solutions", "min_distance", "measure_rounds")
         not_negative(self, "corrections")
         for name, value in self.limits.items():
             if name not in LIMITS:

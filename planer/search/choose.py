@@ -6,11 +6,16 @@ long as few positions change (a block that destroys the signal hides all others)
 networks that differ from the incumbent at up to all, half, a quarter, ... of the positions, and the one with the lowest
 loss of the supernet is the next incumbent.  When none improves on it, the rounds end.
 
+A latency budget is there to be used: a supernet that was trained briefly hardly tells apart what training will, and
+capacity left out is quality lost.  So every choice fills its budget but for a given slack, where there is a network
+that does.
+
 Letters in shapes: P positions, N options.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Sequence
 
@@ -38,6 +43,19 @@ class Chooser:
     def by_scores(self, scores: np.ndarray) -> Selection:
         """The best network for given scores [P, N].  Raises UserError when the limits allow none."""
         self.scores = scores
+        return self._fill(self.limits[0])
+
+    def _fill(self, limit: Limit) -> Selection:
+        """The best network that leaves no more of the latency budget unused than ``slack``, or twice, four times, ...
+        as much where there is none."""
+        slack = self.config.slack
+        while slack < 1:
+            self.limits[0] = dataclasses.replace(limit, floor=(1 - slack) * limit.budget)
+            try:
+                return self._solve()
+            except UserError:
+                slack *= 2
+        self.limits[0] = limit
         return self._solve()
 
     def by_supernet(self, alpha: torch.Tensor, loss: PathLoss | None = None) -> Selection:
@@ -62,12 +80,10 @@ class Chooser:
 
     def again(self, chosen: Selection, limit: Limit) -> Selection:
         """Another choice by the same scores, under another latency limit.  Raises UserError when there is none."""
-        self.limits = [limit, *self.limits[1:]]
+        filled = self._fill(limit)
         if self._loss is None:
-            return self._solve()
+            return filled
         found, nll = self._best_near(chosen)
-        if math.isinf(nll):
-            raise UserError(f"no network keeps the limits with {limit.name} {limit.share:g}")
         self._note(found, nll)
         return found
 

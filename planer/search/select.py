@@ -59,6 +59,8 @@ class Limit:
     """What the baseline costs; limits are given as shares of it."""
     unit: str = "ms"
     """Of all these numbers."""
+    floor: float = -math.inf
+    """What a network must cost at least, for a budget that is to be used."""
 
     def of(self, chosen: Sequence[int]) -> float:
         """Cost of a network, summed exactly as the latency table does."""
@@ -157,8 +159,10 @@ class _Problem:
         units = [np.ptp(limit.costs) or 1.0 for limit in limits]
         scaled = [(np.subtract(x.costs, min(x.costs))) / unit * SPREAD for x, unit in zip(limits, units, strict=True)]
         self.costs = np.stack([np.tile(row, (positions, 1)) for row in scaled])
-        self.room = np.array(
-            [(x.budget - x.reachable(positions)[0]) / unit * SPREAD for x, unit in zip(limits, units, strict=True)]
+        least = [limit.reachable(positions)[0] for limit in limits]
+        self.room, self.floor = (
+            np.array([(x - low) / unit * SPREAD for x, low, unit in zip(ends, least, units, strict=True)])
+            for ends in ([limit.budget for limit in limits], [limit.floor for limit in limits])
         )
         variables = np.arange(positions * options)
         one_hot = csr_array((np.ones(positions * options), (variables // options, variables)))
@@ -197,7 +201,7 @@ class _Problem:
         room, step = self.room.copy(), 1e-6
         score = LinearConstraint(self.scores.reshape(1, -1), lowest_score, np.inf)
         while True:
-            costs = LinearConstraint(csr_array(self.costs.reshape(len(room), -1)), -np.inf, room)
+            costs = LinearConstraint(csr_array(self.costs.reshape(len(room), -1)), np.minimum(self.floor, room), room)
             result = milp(
                 objective.ravel(),
                 integrality=np.ones(objective.size),
@@ -209,7 +213,7 @@ class _Problem:
                 return self._cheapest()
             chosen = result.x.reshape(self.scores.shape).argmax(axis=1).tolist()
             over = np.array([limit.of(chosen) > limit.budget for limit in self.limits])
-            if not over.any():
+            if not over.any():  # a floor that is missed by the tolerance does no harm
                 return chosen, 0.0 if result.status == OPTIMAL else float(result.mip_gap)
             room, step = room - step * over, 2 * step
 
@@ -225,7 +229,7 @@ class _Problem:
             return sum(a != b for a, b in zip(chosen, network, strict=True))
 
         return (
-            all(limit.of(chosen) <= limit.budget for limit in self.limits)
+            all(limit.floor <= limit.of(chosen) <= limit.budget for limit in self.limits)
             and (self.near is None or distance(self.near[0]) <= self.near[1])
             and all(distance(network) >= self.apart[1] for network in self.apart[0])
         )

@@ -10,7 +10,7 @@ from planer.search.limits import limits_of, used
 from planer.search.sample import sample_architecture
 from planer.variant import parse_variant
 
-CONFIG = experiment(sample_architecture={"scores": "alpha"})
+CONFIG = experiment(sample_architecture={"scores": "alpha", "slack": 1.0})
 BASELINE = CONFIG.model.architecture(VOCAB_SIZE, CONFIG.patterns.baseline)
 ALL = {"params": 0.9, "active_params": 0.8, "flops": 0.7, "memory": 0.6}
 
@@ -31,7 +31,7 @@ def test_costs_are_those_of_the_whole_network(path):
 
 
 def test_the_choice_keeps_every_limit():
-    config = experiment(sample_architecture={"scores": "alpha", "limits": ALL, "num_solutions": 3})
+    config = experiment(sample_architecture={"scores": "alpha", "slack": 1.0, "limits": ALL, "num_solutions": 3})
     alpha = torch.randn(4, 6, generator=torch.Generator().manual_seed(3))
     architecture, notes = sample_architecture(
         config, parse_variant("target_0.8"), VOCAB_SIZE, latency_table(), alpha=alpha

@@ -20,7 +20,7 @@ from planer.search.supernet import Supernet, build_supernet
 from planer.training.validate import VALID_BATCH
 from planer.variant import parse_variant
 
-CONFIG = experiment()
+CONFIG = experiment(sample_architecture={"slack": 1.0})
 OPTIONS = list(CONFIG.design_space)
 COSTS = np.array([MS[option] for option in OPTIONS])
 BASELINE_MS = 1 + 2 * (4 + 3)

@@ -13,7 +13,7 @@ from planer.files import UserError
 from planer.search.sample import sample_architecture
 from planer.variant import parse_variant
 
-CONFIG = experiment(sample_architecture={"scores": "alpha"})
+CONFIG = experiment(sample_architecture={"scores": "alpha", "slack": 1.0})
 COSTS = [MS[option] for option in CONFIG.design_space]
 BASELINE_MS = 1 + 2 * (4 + 3)
 ALPHA = 2 * torch.randn(4, 6, generator=torch.Generator().manual_seed(0))
@@ -63,7 +63,7 @@ def test_milp_is_the_best_of_all_networks_within_the_target(target):
 
 
 def test_argmax_takes_the_largest_weights_whatever_they_cost():
-    config = experiment(sample_architecture={"scores": "alpha", "solver": "argmax"})
+    config = experiment(sample_architecture={"scores": "alpha", "slack": 1.0, "solver": "argmax"})
     architecture, notes = sample("target_0.3", config=config)
     assert options(architecture) == ALPHA.argmax(-1).tolist()
     assert notes["solver"] == notes["status"] == "argmax"
@@ -84,7 +84,7 @@ def test_the_notes_travel_in_architecture_yaml(tmp_path):
 
 def test_the_attention_of_the_workload_counts():
     """Recomputed attention costs twice as much, for the baseline too."""
-    config = experiment(sample_architecture={"scores": "alpha"}, workload={"attention": "recompute"})
+    config = experiment(sample_architecture={"scores": "alpha", "slack": 1.0}, workload={"attention": "recompute"})
     _, notes = sample("baseline", alpha=None, config=config)
     assert notes["baseline_ms"] == notes["estimated_ms"] == 1 + 2 * (8 + 3) and notes["attention"] == "recompute"
     likes_attention = torch.zeros(4, 6)
@@ -95,7 +95,7 @@ def test_the_attention_of_the_workload_counts():
 
 @pytest.mark.parametrize("solver", ["milp", "argmax"])
 def test_a_target_below_the_stem_is_refused(solver):
-    config = experiment(sample_architecture={"scores": "alpha", "solver": solver})
+    config = experiment(sample_architecture={"scores": "alpha", "slack": 1.0, "solver": solver})
     with pytest.raises(UserError, match="target 0.06 cannot be met: reachable range is 0.07 to") as error:
         sample("target_0.06", config=config)
     assert "\n" not in str(error.value)

@@ -222,6 +222,25 @@ def test_several_limits_and_distances_against_brute_force(problem, data):
     assert selection.score >= max(allowed)[0] - 2e-8 * spread - 1e-12
 
 
+@settings(max_examples=40, deadline=None)
+@given(problems(), st.floats(0, 1))
+def test_a_floor_against_brute_force(problem, share):
+    scores, costs, fixed, budget = problem
+    low, _ = reachable(costs, len(scores), fixed)
+    floor = low + share * (budget - low)
+    limit = Limit("target", costs, fixed, budget, 1.0, floor=floor)
+    allowed = [score for score, ms, _ in every_network(scores, costs, budget, fixed) if ms >= floor]
+    if not allowed:
+        with pytest.raises(UserError):
+            select(np.array(scores), names(costs), [limit])
+        return
+    selection = select(np.array(scores), names(costs), [limit])
+    tolerance = 1e-8 * (np.ptp(costs) or 1.0)
+    assert floor - tolerance <= selection.cost <= budget
+    spread = max(max(row) - min(row) for row in scores)
+    assert selection.score >= max(allowed) - 2e-8 * spread - 1e-12
+
+
 def test_limits_that_exclude_each_other_name_the_range_of_each():
     more = [Limit("params", [5.0, 1.0], 0.0, 5.0, 10.0, "parameters")]
     with pytest.raises(UserError) as error:
