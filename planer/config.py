@@ -286,7 +286,7 @@ class SampleConfig:
 
 @dataclass(frozen=True)
 class RetrainConfig(TrainingConfig):
-    """Phase 2: the chosen network from scratch."""
+    """Phase 2: training the chosen network."""
 
     balance_weight: float
     """lambda of the Switch load-balancing loss."""
@@ -297,6 +297,21 @@ class RetrainConfig(TrainingConfig):
         super().__post_init__()
         positive(self, "eval_steps")
         not_negative(self, "balance_weight")
+
+
+@dataclass(frozen=True)
+class DistillConfig:
+    """The baseline as a second teacher in the retraining of <variant>-distill."""
+
+    weight: float
+    """w: share of the divergence from the teacher in the loss; the cross-entropy has the rest."""
+    temperature: float
+    """T: both networks' logits are divided by it where they are compared."""
+
+    def __post_init__(self) -> None:
+        positive(self, "temperature")
+        if not 0 <= self.weight <= 1:
+            raise UserError(f"weight is {self.weight}; it must be in [0, 1]")
 
 
 @dataclass(frozen=True)
@@ -396,6 +411,7 @@ class Experiment:
     search: SearchConfig
     sample_architecture: SampleConfig
     retrain: RetrainConfig
+    distill: DistillConfig
     sparsify: SparsifyConfig
     cluster_experts: ClusterConfig
     train_routers: RouterConfig

@@ -6,7 +6,7 @@ Letters in shapes: B sequences, T tokens of a segment, M remembered positions, K
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import safetensors
@@ -136,25 +136,31 @@ class LanguageModel(nn.Module):
         return segment
 
     def nll(self, hidden: Tensor, targets: Tensor) -> Tensor:
-        """Negative log-likelihood of targets [B, T], in nats per token: [B, T], single precision.
+        """Negative log-likelihood of targets [B, T], in nats per token: [B, T], single precision."""
+        return self.by_rows(self._row_nll, hidden.flatten(0, -2), targets.flatten()).view_as(targets)
 
-        Rows are scored in chunks, recomputed in the backward pass, so that no more than LOGITS_AT_ONCE logits exist
-        at a time whatever the vocabulary.
+    def by_rows(self, score: Callable[..., Tensor], *rows: Tensor) -> Tensor:
+        """score(*rows), from rows [N, ...] to [..., N], for a score that makes logits of its rows.
+
+        Done in chunks, recomputed in the backward pass, so that no more than LOGITS_AT_ONCE logits exist at a time
+        whatever the vocabulary.
         """
-        rows, words = hidden.flatten(0, -2), targets.flatten()
         size = max(LOGITS_AT_ONCE // self.architecture.vocab_size, 1)
-        if rows.shape[0] <= size:
-            return self._row_nll(rows, words).view_as(targets)
+        if rows[0].shape[0] <= size:
+            return score(*rows)
         chunks = [
-            checkpoint(self._row_nll, *chunk, use_reentrant=False, preserve_rng_state=False)
-            for chunk in zip(rows.split(size), words.split(size), strict=True)
+            checkpoint(score, *chunk, use_reentrant=False, preserve_rng_state=False)
+            for chunk in zip(*(part.split(size) for part in rows), strict=True)
         ]
-        return torch.cat(chunks).view_as(targets)
+        return torch.cat(chunks, dim=-1)
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """[..., D] to [..., V], in at least single precision."""
+        logits = F.linear(hidden, self.embedding.weight, self.output_bias)
+        return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
     def _row_nll(self, rows: Tensor, words: Tensor) -> Tensor:
-        logits = F.linear(rows, self.embedding.weight, self.output_bias)
-        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-        return F.cross_entropy(logits, words, reduction="none")
+        return F.cross_entropy(self.logits(rows), words, reduction="none")
 
     def balance_loss(self) -> Tensor:
         """Mean load-balancing loss of the mixtures of experts that ran in the last training pass; 0 without any."""

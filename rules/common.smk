@@ -123,9 +123,12 @@ def dataset_file(name):
 
 
 def architecture_inputs(wildcards):
-    """A searched variant needs its supernet; others need nothing but the table that estimates latencies."""
+    """A warm start has the network of its original; a searched variant needs its supernet, others only the table."""
+    variant = parse_variant(wildcards.variant)
+    if variant.start != "scratch":
+        return {"original": f"results/{{experiment}}/{variant.original}/architecture.yaml"}
     files = {"table": "results/{experiment}/latency_table.parquet"}
-    if parse_variant(wildcards.variant).searched:
+    if variant.searched:
         files["supernet"] = "results/{experiment}/{variant}/search/supernet.safetensors"
         files["valid"] = dataset_file("valid.npy")(wildcards)
     return files
@@ -137,10 +140,11 @@ def baseline_report(wildcards):
 
 
 def stage_metrics(wildcards):
-    """Numbers of every stage that this variant went through, in order."""
-    searched = ["search"] if parse_variant(wildcards.variant).searched else []
-    stages = [*searched, "retrain", "sparsify", "cluster", "routers"]
-    return expand("results/{experiment}/{variant}/{stage}/metrics.json", stage=stages, allow_missing=True)
+    """Numbers of every stage that this variant went through, in order; a warm start's search is its original's."""
+    variant = parse_variant(wildcards.variant)
+    searched = [f"results/{{experiment}}/{variant.original}/search/metrics.json"] if variant.searched else []
+    stages = ["retrain", "sparsify", "cluster", "routers"]
+    return searched + expand("results/{experiment}/{variant}/{stage}/metrics.json", stage=stages, allow_missing=True)
 
 
 def compared_reports(wildcards):

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from types import SimpleNamespace
 
 import torch
+import yaml
 
 from planer.architecture import Architecture
 from planer.config import derive_seed
@@ -52,6 +54,12 @@ def sample_architecture(
         "estimated": estimated_ms / reference_ms,
     }
     return architecture, {"selection": {"variant": variant.name, **notes, **latency}}
+
+
+def same_architecture(path: str | Path, variant: Variant) -> tuple[Architecture, dict]:
+    """The architecture.yaml of another variant and its notes, for one that differs in its training alone."""
+    notes = yaml.safe_load(Path(path).read_text())["selection"]
+    return Architecture.load(path), {"selection": notes | {"variant": variant.name}}
 
 
 def _choice(

@@ -1,8 +1,9 @@
-"""Training a language model from scratch: the baseline, and phase 2 of PLANER (arXiv 2208.14580, section 3).
+"""Training a language model: the baseline, and phase 2 of PLANER (arXiv 2208.14580, section 3).
 
     Loss = CE + balance_weight * mean over mixtures of experts of  E * sum_e f_e p_e      (Switch, arXiv 2101.03961)
 
-Fine-tuning stages subclass LanguageModelling and add a term of their own.
+It starts from random weights, or from some that a trained network lends.  Fine-tuning stages subclass
+LanguageModelling and add a term of their own.
 """
 
 from __future__ import annotations
@@ -70,9 +71,8 @@ class LanguageModelling(Objective):
         inputs, targets = (tokens.to(self.device, non_blocking=True) for tokens in self.batches.batch_at(step))
         with autocast(self.device, self.dtype):
             hidden, self.memory = self.model(inputs, self.memory, mem_len=self.config.mem_len)
-            nll = self.model.nll(hidden, targets).mean()
+            loss, metrics = self.prediction_loss(inputs, hidden, targets)
         self.tokens += targets.numel()
-        loss, metrics = nll, {"nll": nll}
         if self._moe_positions:
             balance = self.model.balance_loss()
             loss = loss + self.balance_weight * balance
@@ -81,6 +81,13 @@ class LanguageModelling(Objective):
                 metrics[f"load_{position}"] = moe.load / moe.load.sum()
         extra, extra_metrics = self.extra_loss(step)
         return loss + extra, metrics | extra_metrics
+
+    def prediction_loss(
+        self, inputs: Tensor, hidden: Tensor, targets: Tensor
+    ) -> tuple[Tensor, dict[str, Tensor | float]]:
+        """What predicting targets [B, T] from hidden [B, T, D] costs, with its metrics: the cross-entropy."""
+        nll = self.model.nll(hidden, targets).mean()
+        return nll, {"nll": nll}
 
     def extra_loss(self, step: int) -> tuple[Tensor | float, dict[str, Tensor | float]]:
         """A term that a subclass adds to the loss, with its metrics; called after the forward pass of the step."""
@@ -147,16 +154,23 @@ def retrain(
     dtype: torch.dtype,
     checkpoint: Checkpoint,
     on_row: Callable[[dict], None] = lambda row: None,
-) -> tuple[LanguageModel, pd.DataFrame, dict[str, float]]:
-    """Train the architecture from scratch, or from the checkpoint.
+    *,
+    start: str = "scratch",
+    weights: dict[str, Tensor] | None = None,
+    objective: Callable[..., LanguageModelling] = LanguageModelling,
+) -> tuple[LanguageModel, pd.DataFrame, dict]:
+    """Train the architecture from its start, or from the checkpoint.
 
-    Returns the model in eval mode, the history and the metrics of ``train``.  The caller deletes the checkpoint when it
-    has written them.
+    start: what the metrics call the start.  weights: to begin with, by their names in the model; what is not among
+    them is random.  objective: what makes the Objective, from the arguments of LanguageModelling.
+    Returns the model in eval mode, the history, and the metrics of ``train`` with ``start`` and, where weights are
+    given, ``valid_nll_before``.  The caller deletes the checkpoint when it has written them.
     """
     model = LanguageModel(architecture)
     initialise(model, torch.Generator().manual_seed(derive_seed(seed, "retrain", "initialisation")))
+    model.load_state_dict(model.state_dict() | (weights or {}))
     seed_everything(derive_seed(seed, "retrain", "dropout"))
-    objective = LanguageModelling(
+    training = objective(
         model.to(device),
         train_tokens,
         valid_tokens,
@@ -165,5 +179,6 @@ def retrain(
         eval_steps=config.eval_steps,
         dtype=dtype,
     )
-    history, metrics = train(objective, checkpoint, on_row)
-    return model, history, metrics
+    before = {"valid_nll_before": training.validate(valid_tokens)} if weights else {}
+    history, metrics = train(training, checkpoint, on_row)
+    return model, history, {"start": start, **before, **metrics}

@@ -176,6 +176,8 @@ def test_a_wrong_type_or_choice(path, value, allowed):
         ("search.alpha_optimizer.warmup_steps", -5, "must not be negative"),
         ("retrain.eval_steps", 0, "above 0"),
         ("retrain.balance_weight", -0.01, "must not be negative"),
+        ("distill.weight", 1.1, "[0, 1]"),
+        ("distill.temperature", 0.0, "above 0"),
         ("sparsify.weight", -1.0, "must not be negative"),
         ("cluster_experts.restarts", 0, "above 0"),
         ("cluster_experts.expert_size", 24, "must divide model.d_inner (2048)"),

@@ -23,6 +23,31 @@ def test_patterns_skip_the_search(workspace):
 
 
 @pytest.mark.workflow
+@pytest.mark.parametrize(
+    ("variant", "expected"),
+    [
+        ("target_0.5-inherit", {"search": 1, "warm_start": 1, "sample_architecture": 2, "retrain": 1}),
+        ("target_0.5-upcycle", {"search": 1, "warm_start": 1, "sample_architecture": 3, "retrain": 2}),
+        ("target_0.5-distill", {"search": 1, "sample_architecture": 3, "retrain": 2}),
+        ("isoparam_0.5-inherit-seed2", {"search": 1, "warm_start": 1, "sample_architecture": 2, "retrain": 1}),
+        ("par-upcycle", {"warm_start": 1, "sample_architecture": 3, "retrain": 2}),
+        ("random_0.5_1-distill", {"sample_architecture": 3, "retrain": 2}),
+    ],
+)
+def test_a_warm_start_needs_the_network_of_its_original_and_what_lends_weights(workspace, variant, expected):
+    """The original itself is not trained: sharing its network is enough."""
+    jobs = workspace.planned(f"results/tiny/{variant}/retrain/metrics.json")
+    assert jobs == dict.fromkeys(("prepare_data", "profile_blocks", "estimate_cost"), 1) | expected
+
+
+@pytest.mark.workflow
+def test_evaluating_a_warm_start_takes_the_search_of_its_original(workspace):
+    jobs = workspace.planned("results/tiny/target_0.5-inherit/eval.json", "results/tiny/target_0.5/eval.json")
+    assert jobs["search"] == 1
+    assert jobs["retrain"] == jobs["evaluate"] == jobs["sample_architecture"] == 3
+
+
+@pytest.mark.workflow
 def test_comparison_holds_the_default_variants(workspace):
     workspace.edit(default_variants=["baseline", "par", "target_0.5", "target_0.75"])
     jobs = workspace.planned("results/tiny/comparison.parquet")

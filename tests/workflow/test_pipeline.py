@@ -90,6 +90,24 @@ def test_the_other_arms_and_controls(finished, tmp_path):
     assert chosen["lts_0.6"]["scored_by"] == "params"
 
 
+def test_warm_starts_train_the_network_of_their_original(finished, tmp_path):
+    again = Workspace(tmp_path)
+    shutil.copytree(finished.folder, again.folder, dirs_exist_ok=True)
+    starts = ("inherit", "upcycle", "distill")
+    result = again.run(*(f"results/tiny/target_0.5-{start}/retrain/metrics.json" for start in starts))
+    assert result.returncode == 0, result.stdout
+    folders = {start: again.folder / f"results/tiny/target_0.5-{start}" for start in starts}
+    original = yaml.safe_load((again.folder / "results/tiny/target_0.5/architecture.yaml").read_text())
+    for start, folder in folders.items():
+        content = yaml.safe_load((folder / "architecture.yaml").read_text())
+        assert content.pop("selection") == original["selection"] | {"variant": folder.name}
+        assert content == {name: value for name, value in original.items() if name != "selection"}
+        metrics = json.loads((folder / "retrain/metrics.json").read_text())
+        assert metrics["start"] == start and metrics["steps"] == 30
+        assert ("valid_nll_before" in metrics) == (folder / "warm_start.safetensors").exists() == (start != "distill")
+    assert "divergence" in pd.read_parquet(folders["distill"] / "retrain/history.parquet")
+
+
 def test_every_stage_is_in_mlflow(finished):
     client = MlflowClient(f"sqlite:///{finished.folder}/results/mlflow.db")
     experiment = client.get_experiment_by_name("tiny")

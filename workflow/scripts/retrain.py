@@ -1,9 +1,22 @@
-"""Phase 2: train the chosen architecture from scratch."""
+"""Phase 2: train the chosen architecture, from random weights or from a warm start."""
 
+from functools import partial
+from pathlib import Path
+
+from safetensors.torch import load_file
+
+from planer import model
 from planer.architecture import Architecture
 from planer.job import stage
+from planer.training.distillation import Distillation
 from planer.training.retrain import retrain
 
 if __name__ == "__main__":
     with stage(snakemake) as job:
-        job.train(retrain, Architecture.load(snakemake.input.architecture), job.config.retrain)
+        how = {"start": snakemake.params.start}
+        if snakemake.input.get("weights"):
+            how["weights"] = load_file(snakemake.input.weights)
+        if snakemake.input.get("teacher"):
+            teacher = model.load(Path(snakemake.input.teacher).parent)
+            how["objective"] = partial(Distillation, teacher=teacher, distill=job.config.distill)
+        job.train(partial(retrain, **how), Architecture.load(snakemake.input.architecture), job.config.retrain)
