@@ -3,7 +3,7 @@
 
 rule compare:
     input:
-        reports=compared_reports,
+        unpack(compared_files),
         table="results/{experiment}/latency_table.parquet",
         additivity="results/{experiment}/additivity.json",
     output:
@@ -24,3 +24,48 @@ rule compare:
         "Comparing the networks of {wildcards.experiment}."
     script:
         "../workflow/scripts/compare.py"
+
+
+rule repeatability:
+    input:
+        unpack(repeated_reports),
+    output:
+        report="results/{experiment}/repeatability.json",
+    log:
+        "logs/{experiment}/repeatability.log",
+    conda:
+        "../envs/torch.yaml"
+    threads: 1
+    resources:
+        mem_mb=2000,
+        runtime=10,
+    params:
+        config=sections("repeatability"),
+        code=code_hash("repeatability.py"),
+    message:
+        "Comparing repeats of the search of {wildcards.experiment}."
+    script:
+        "../workflow/scripts/repeatability.py"
+
+
+rule pareto:
+    input:
+        unpack(pareto_files),
+    output:
+        report="results/{experiment}/pareto.json",
+        figure="results/{experiment}/pareto.svg",
+    log:
+        "logs/{experiment}/pareto.log",
+    conda:
+        "../envs/torch.yaml"
+    threads: 1
+    resources:
+        mem_mb=2000,
+        runtime=10,
+    params:
+        config=sections("pareto"),
+        code=code_hash("pareto.py"),
+    message:
+        "Comparing one supernet for all targets of {wildcards.experiment} with searches of their own."
+    script:
+        "../workflow/scripts/pareto.py"

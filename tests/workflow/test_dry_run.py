@@ -54,3 +54,32 @@ def test_comparison_holds_the_default_variants(workspace):
     assert jobs["evaluate"] == 4
     assert jobs["search"] == 2
     assert jobs["check_additivity"] == 1
+
+
+@pytest.mark.workflow
+@pytest.mark.parametrize("experiment", ["demo", "tiny"])
+def test_repeats_search_and_train_anew(workspace, experiment):
+    jobs = workspace.planned(f"results/{experiment}/repeatability.json")
+    once = dict.fromkeys(("prepare_data", "profile_blocks", "estimate_cost", "repeatability"), 1)
+    assert jobs == once | {"search": 3} | dict.fromkeys(STAGES, 6)
+
+
+@pytest.mark.workflow
+@pytest.mark.parametrize("experiment", ["demo", "tiny"])
+def test_a_shared_supernet_spares_searches(workspace, experiment):
+    """Ten targets from one supernet; beside it two more searches, and the baseline and five networks to train.
+
+    The mildest target has one network, not two: its own search is the shared one.
+    """
+    jobs = workspace.planned(f"results/{experiment}/pareto.json")
+    once = dict.fromkeys(("prepare_data", "profile_blocks", "estimate_cost", "pareto"), 1)
+    assert jobs == once | {"search": 3} | dict.fromkeys(STAGES, 6) | {"sample_architecture": 9 + 3 + 1}
+
+
+@pytest.mark.workflow
+def test_a_network_from_the_shared_supernet_needs_no_search_of_its_own(workspace):
+    """A repeat of it takes the repeat of the search."""
+    result = workspace.run("--dry-run", "results/tiny/shared_0.6-seed2/eval.json")
+    assert result.returncode == 0, result.stdout
+    assert "results/tiny/target_0.95-seed2/search/supernet.safetensors" in result.stdout
+    assert "shared_0.6-seed2/search" not in result.stdout

@@ -1,0 +1,188 @@
+"""One supernet for many latency targets, against a search of its own for each.
+
+The supernet of the mildest target serves all targets: its networks are picked by replace-one scores under each budget,
+which costs no training.  For some targets both networks are trained and evaluated by the same road, that from the
+shared supernet (``shared_<t>``) and that from a search at the target itself (``target_<t>``).  For the mildest target
+they are the same network by construction.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from planer.architecture import Architecture
+from planer.config import ParetoConfig
+from planer.evaluation.comparison import headline
+from planer.evaluation.drawing import MUTED, SERIES_COLOURS, SERIES_MARKERS, SURFACE, label_points, new_figure
+from planer.evaluation.figures import UNITS
+
+RULE = (
+    "Both networks of a target keep the same latency budget and are retrained alike; the one with the better test "
+    "quality wins. A target is charged the seconds of the shared search over the number of targets that it serves, or "
+    "all seconds of a search of its own."
+)
+ROADS = {"shared": "from the shared supernet", "own": "from a search of its own"}
+
+
+def pareto(config: ParetoConfig, networks: Sequence[dict], evaluations: Sequence[dict]) -> dict:
+    """The content of pareto.json; rows go from the tightest target to the mildest.
+
+    networks: contents of architecture.yaml of ``config.shared(target)``, one per target, in the order of the config.
+    evaluations: contents of eval.json of both networks of the compared targets, in any order.
+    """
+    found = {evaluation["variant"]: evaluation for evaluation in evaluations}
+    rows = [_choice(config, *pair) for pair in sorted(zip(config.targets, networks, strict=True), key=lambda p: p[0])]
+    compared = [_comparison(config, target, found) for target in sorted(config.compared)]
+    return {
+        "experiment": evaluations[0]["experiment"],
+        "supernet": config.supernet,
+        "unit": evaluations[0]["quality"]["unit"],
+        "rule": RULE,
+        "targets": [row | {"on_front": _on_front(row, rows)} for row in rows],
+        "compared": compared,
+        "totals": _totals(config, compared),
+    }
+
+
+def _choice(config: ParetoConfig, target: float, network: dict) -> dict:
+    """What the shared supernet led to for a target."""
+    selection = network["selection"]
+    return {
+        "target": target,
+        "variant": config.shared(target),
+        "pattern": network["pattern"],
+        "estimated": selection["estimated"],
+        "slack": 1 - selection["estimated"] / target,
+        "supernet_nll": supernet_nll(network),
+    }
+
+
+def supernet_nll(network: dict) -> float | None:
+    """The supernet's validation loss on the network of an architecture.yaml, in nats per token.
+
+    Not always that of the last round: the closed loop may return to an earlier choice.  None for networks that were
+    chosen by architecture weights, without a look at the loss.
+    """
+    selection = network["selection"]
+    options = [selection["score_options"].index(block.name) for block in Architecture.from_dict(network).blocks]
+    losses = (entry["supernet_nll"] for entry in selection["rounds"] if list(entry["options"]) == options)
+    return next(losses, None)
+
+
+def _on_front(row: dict, rows: Sequence[dict]) -> bool | None:
+    """Whether no other network is at least as good by the supernet's loss and the table, and better by one of them."""
+    if row["supernet_nll"] is None:
+        return None
+    keys = ("estimated", "supernet_nll")
+    others = [other for other in rows if other["supernet_nll"] is not None]
+    return not any(
+        all(other[key] <= row[key] for key in keys) and any(other[key] < row[key] for key in keys) for other in others
+    )
+
+
+def _comparison(config: ParetoConfig, target: float, evaluations: dict[str, dict]) -> dict:
+    """Both networks of a target, after retraining; the winner is shared, own, or same when they are one or equal."""
+    shared, own = (_trained(evaluations[name]) for name in (config.shared(target), config.own(target)))
+    shared["search_seconds"] /= len(config.targets)
+    difference = shared["test"] - own["test"]
+    winner = "same" if difference == 0 else "shared" if difference < 0 else "own"
+    return {"target": target, "shared": shared, "own": own, "winner": winner}
+
+
+def _trained(evaluation: dict) -> dict:
+    """Test quality by the final protocol, latency over the baseline's, and the seconds of the whole search."""
+    return {
+        "variant": evaluation["variant"],
+        "test": evaluation["quality"]["final"]["test"][evaluation["quality"]["unit"]],
+        "measured": evaluation["target"]["measured"],
+        "latency_ms": headline(evaluation)["median_ms"],
+        "search_seconds": evaluation["provenance"]["wall_seconds"]["search"],
+    }
+
+
+def _totals(config: ParetoConfig, compared: Sequence[dict]) -> dict:
+    """Seconds of the one search and of the compared targets' own, and of own searches for all targets at their mean."""
+    own_seconds = sum(row["own"]["search_seconds"] for row in compared)
+    return {
+        "targets": len(config.targets),
+        "compared": len(compared),
+        "shared_search_seconds": compared[0]["shared"]["search_seconds"] * len(config.targets),
+        "own_search_seconds": own_seconds,
+        "own_search_seconds_all_targets": own_seconds / len(compared) * len(config.targets),
+        "mean_test": {road: sum(row[road]["test"] for row in compared) / len(compared) for road in ROADS},
+        "wins": {winner: sum(row["winner"] == winner for row in compared) for winner in (*ROADS, "same")},
+    }
+
+
+def pareto_figure(report: dict) -> Figure:
+    """The supernet's loss over table latency for all targets, and test quality over measured latency of both roads.
+
+    The first panel is left out when networks were chosen without a look at the supernet's loss.
+    """
+    rows = [row for row in report["targets"] if row["supernet_nll"] is not None]
+    figure, panels = new_figure(3.8, columns=2 if rows else 1)
+    if rows:
+        _draw_front(panels[0], rows)
+    _draw_roads(panels[-1], report)
+    figure.legend(handles=_handles(rows), loc="outside upper left", ncols=4, handletextpad=0.3)
+    if rows:
+        points = [(row["estimated"], row["supernet_nll"], f"{row['target']:g}") for row in rows]
+        steps = itertools.pairwise(_front(rows))
+        label_points(panels[0], points, [(x, end, y) for (x, y), (end, _) in steps])
+    ends = {_place(row[road]): row for row in report["compared"] for road in ROADS}
+    both = {end: " (both)" if _place(row["shared"]) == _place(row["own"]) else "" for end, row in ends.items()}
+    label_points(panels[-1], [(*end, f"{row['target']:g}{both[end]}") for end, row in ends.items()])
+    return figure
+
+
+def _draw_front(axes: Axes, rows: Sequence[dict]) -> None:
+    for row in rows:
+        _dot(axes, row["estimated"], row["supernet_nll"], "shared", hollow=not row["on_front"])
+    axes.step(*zip(*_front(rows), strict=True), where="post", color=SERIES_COLOURS[0], linewidth=1, alpha=0.6, zorder=2)
+    axes.margins(0.14)
+    axes.set_xlabel("table latency over the baseline's")
+    axes.set_ylabel("supernet's validation loss in nats per token")
+
+
+def _front(rows: Sequence[dict]) -> list[tuple[float, float]]:
+    """Latencies and losses of the networks on the front, from left to right."""
+    return sorted((row["estimated"], row["supernet_nll"]) for row in rows if row["on_front"])
+
+
+def _place(network: dict) -> tuple[float, float]:
+    """Where a trained network stands in the figure."""
+    return network["measured"], network["test"]
+
+
+def _draw_roads(axes: Axes, report: dict) -> None:
+    for row in report["compared"]:
+        ends = [_place(row[road]) for road in ROADS]
+        axes.plot(*zip(*ends, strict=True), color=MUTED, linewidth=0.8, zorder=1)
+        for road, end in zip(ROADS, ends, strict=True):
+            _dot(axes, *end, road)
+    axes.margins(0.14)
+    axes.set_xlabel("measured latency over the baseline's")
+    axes.set_ylabel(f"test {UNITS[report['unit']]} (lower is better)")
+
+
+def _look(road: str, hollow: bool = False) -> dict:
+    number = list(ROADS).index(road)
+    colour = SERIES_COLOURS[number]
+    ground = {"markerfacecolor": SURFACE, "markeredgecolor": colour} if hollow else {"markeredgecolor": SURFACE}
+    return {"marker": SERIES_MARKERS[number], "color": colour, "linestyle": "", "markersize": 7, **ground}
+
+
+def _dot(axes: Axes, x: float, y: float, road: str, hollow: bool = False) -> None:
+    axes.plot(x, y, markeredgewidth=1.2 if hollow else 0.8, zorder=3, **_look(road, hollow))
+
+
+def _handles(rows: Sequence[dict]) -> list[Line2D]:
+    handles = [Line2D([], [], label=label, **_look(road)) for road, label in ROADS.items()]
+    if any(not row["on_front"] for row in rows):
+        handles.append(Line2D([], [], label="another is as fast and better", **_look("shared", hollow=True)))
+    return handles

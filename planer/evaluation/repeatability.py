@@ -1,0 +1,221 @@
+"""Does a search find the same network again, and is that network as good as the baseline?
+
+A repeat is a variant's whole road, search and training, with other random streams (``-seed<k>``).  Of n repeats, and n
+of the baseline, this tells how often they choose the same block, how far latency and quality spread, and whether the
+variant's quality is worse than the baseline's by no more than a margin (non-inferiority, lower is better):
+
+    H0: mu_v >= (1 + m) mu_b        H1: mu_v < (1 + m) mu_b
+
+with Welch's t, the groups being independent and of unequal variances s_v^2 and s_b^2.  The margin scales the baseline's
+mean and therefore its variance too:
+
+    D = v - (1 + m) b,   A = s_v^2 / n,   B = (1 + m)^2 s_b^2 / n,   T = D / sqrt(A + B),
+    df = (A + B)^2 / (A^2 / (n - 1) + B^2 / (n - 1)),   p = P(t_df <= T)
+
+The upper confidence bound is the factor 1 + m for which p is alpha, less 1 (Fieller's bound for a ratio of means), so
+that it lies below the margin exactly when p is below alpha.  Power is exact for normal values: given the two sample
+variances D is normal and the critical value known, and sample variances are scaled chi squares, over which the chance
+of rejecting is averaged.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Sequence
+
+import numpy as np
+from scipy.optimize import brentq
+from scipy.stats import chi2, norm
+from scipy.stats import t as student
+
+from planer.config import RepeatabilityConfig
+from planer.evaluation.comparison import headline
+from planer.files import UserError
+
+QUANTILES = 100
+"""Points of either sample variance's distribution at which the power is evaluated."""
+
+MAX_REPEATS = 2**20
+"""The number of repeats that are needed is looked for up to here."""
+
+
+def repeatability(config: RepeatabilityConfig, variant: Sequence[dict], baseline: Sequence[dict]) -> dict:
+    """The content of repeatability.json.
+
+    variant, baseline: contents of eval.json, one per repeat, at least two of each.
+    """
+    first = variant[0]
+    unit = first["quality"]["unit"]
+    own, rival = ([e["quality"]["final"]["test"][unit] for e in group] for group in (variant, baseline))
+    latencies = [headline(evaluation) for evaluation in variant]
+    return {
+        "experiment": first["experiment"],
+        "variant": first["variant"],
+        "networks": [{"variant": e["variant"], "pattern": e["architecture"]["pattern"]} for e in variant],
+        "agreement": agreement([[block["option"] for block in e["architecture"]["blocks"]] for e in variant]),
+        "latency": {
+            "relative_to": "the baseline's latency",
+            "table": spread([row["table_ms"] / row["baseline_table_ms"] for row in latencies]),
+            "measured": spread([row["median_ms"] / row["baseline_median_ms"] for row in latencies]),
+        },
+        "quality": {
+            "split": "test",
+            "unit": unit,
+            "variant": spread(own),
+            "baseline": spread(rival),
+            "relative_to": "the mean of the baseline's repeats",
+            "relative": spread([value / np.mean(rival) for value in own]),
+        },
+        "non_inferiority": non_inferiority(own, rival, config.margin, config.alpha, config.power),
+    }
+
+
+def agreement(choices: Sequence[Sequence[str]]) -> dict:
+    """Share of pairs of repeats with the same option, per position and on average; choices: [repeats, positions]."""
+    pairs = list(itertools.combinations(choices, 2))
+    shares = [
+        sum(one[position] == other[position] for one, other in pairs) / len(pairs)
+        for position in range(len(choices[0]))
+    ]
+    return {"mean": float(np.mean(shares)), "positions": shares}
+
+
+def spread(values: Sequence[float]) -> dict:
+    """Mean, standard deviation (n - 1), smallest, largest, and the values."""
+    values = [float(value) for value in values]
+    summary = {"mean": float(np.mean(values)), "standard_deviation": float(np.std(values, ddof=1))}
+    return summary | {"min": min(values), "max": max(values), "values": values}
+
+
+def non_inferiority(
+    variant: Sequence[float], baseline: Sequence[float], margin: float, alpha: float, power: float
+) -> dict:
+    """One-sided test that the variant's mean is less than 1 + margin times the baseline's; lower values are better.
+
+    Returns, with the test's numbers, the estimated excess over the baseline and its one-sided upper bound as shares of
+    the baseline's mean (None when the repeats bound it nowhere), and how many repeats per group would show it with the
+    wanted power if the variant were as good as the baseline.
+    """
+    statistic, freedom, p_value = welch(variant, baseline, 1 + margin)
+    return {
+        "hypothesis": "the variant's mean is at least (1 + margin) times the baseline's",
+        "margin": margin,
+        "alpha": alpha,
+        "n": {"variant": len(variant), "baseline": len(baseline)},
+        "estimate": float(np.mean(variant) / np.mean(baseline) - 1),
+        "upper_bound": upper_bound(variant, baseline, alpha),
+        "statistic": statistic,
+        "degrees_of_freedom": freedom,
+        "p_value": p_value,
+        "verdict": "non-inferior" if p_value < alpha else "not shown to be non-inferior",
+        "power": power,
+        "repeats_needed": repeats_needed(variant, baseline, margin, alpha, power),
+    }
+
+
+def welch(variant: Sequence[float], baseline: Sequence[float], factor: float) -> tuple[float, float, float]:
+    """T, degrees of freedom and p of H0: the variant's mean is at least factor times the baseline's.
+
+    Both groups need at least two values.  Raises UserError when neither group varies.
+    """
+    own = np.var(variant, ddof=1) / len(variant)
+    rival = factor**2 * np.var(baseline, ddof=1) / len(baseline)
+    if own + rival == 0:
+        raise UserError("all repeats have the same quality: there is no noise to test a difference against")
+    statistic = (np.mean(variant) - factor * np.mean(baseline)) / math.sqrt(own + rival)
+    freedom = _freedom(own, rival, len(variant), len(baseline))
+    return float(statistic), float(freedom), float(student.cdf(statistic, freedom))
+
+
+def _freedom(own, rival, own_n: int, rival_n: int):
+    """Welch and Satterthwaite's degrees of freedom of the sum of two squared standard errors."""
+    return (own + rival) ** 2 / (own**2 / (own_n - 1) + rival**2 / (rival_n - 1))
+
+
+def upper_bound(variant: Sequence[float], baseline: Sequence[float], alpha: float) -> float | None:
+    """The largest excess of the variant's mean, as a share of the baseline's, that the test at alpha does not rule out.
+
+    None when it rules out nothing because the baseline's mean is not known to be above 0.
+    """
+    ratio = float(np.mean(variant) / np.mean(baseline))
+    highest = ratio
+    for _ in range(20):
+        highest *= 2
+        if welch(variant, baseline, highest)[2] < alpha:
+            return brentq(lambda factor: welch(variant, baseline, factor)[2] - alpha, ratio, highest) - 1
+    return None
+
+
+def power_of(
+    repeats: int, variance: float, baseline_variance: float, mean: float, margin: float, alpha: float
+) -> float:
+    """Chance that the test with so many repeats per group shows non-inferiority when both true means are ``mean``."""
+    own, rival = variance / repeats, (1 + margin) ** 2 * baseline_variance / repeats
+    seen = chi2.ppf((np.arange(QUANTILES) + 0.5) / QUANTILES, repeats - 1) / (repeats - 1)  # over the true variance
+    own_seen, rival_seen = own * seen[:, None], rival * seen
+    critical = student.ppf(alpha, _freedom(own_seen, rival_seen, repeats, repeats)) * np.sqrt(own_seen + rival_seen)
+    return float(norm.cdf((critical + margin * mean) / math.sqrt(own + rival)).mean())
+
+
+def repeats_needed(
+    variant: Sequence[float], baseline: Sequence[float], margin: float, alpha: float, power: float
+) -> int | None:
+    """Fewest repeats per group with at least this power at the variances observed; None beyond MAX_REPEATS."""
+    variances = np.var(variant, ddof=1), np.var(baseline, ddof=1)
+
+    def enough(repeats: int) -> bool:
+        return power_of(repeats, *variances, float(np.mean(baseline)), margin, alpha) >= power
+
+    high = 2
+    while not enough(high):
+        high *= 2
+        if high > MAX_REPEATS:
+            return None
+    low = high // 2  # too few, or 1
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if enough(middle) else (middle, high)
+    return high
+
+
+def section(report: dict) -> dict:
+    """The report page's section on repeatability.json: title, text and tables for planer/evaluation/page.py."""
+    latency, quality, test = report["latency"], report["quality"], report["non_inferiority"]
+    unit, positions = quality["unit"], report["agreement"]["positions"]
+    lines = {
+        f"test {unit}": (quality["variant"], "{:.3f}"),
+        f"test {unit} of the baseline": (quality["baseline"], "{:.3f}"),
+        f"test {unit} over the baseline's mean": (quality["relative"], "{:.4f}"),
+        "table latency over the baseline's": (latency["table"], "{:.3f}"),
+        "measured latency over the baseline's": (latency["measured"], "{:.3f}"),
+    }
+    columns = ("mean", "standard_deviation", "min", "max")
+    spreads = [[name, *(show.format(values[key]) for key in columns)] for name, (values, show) in lines.items()]
+    choices = [[str(position), f"{share:.0%}"] for position, share in enumerate(positions)]
+    bound = "not bounded" if test["upper_bound"] is None else f"at most {test['upper_bound']:+.2%}"
+    needed = test["repeats_needed"] or f"more than {MAX_REPEATS}"
+    return {
+        "title": "Repeatability",
+        "text": (
+            f"{test['n']['variant']} repeats of {report['variant']} and of the baseline, with other random numbers. "
+            f"Two repeats chose the same block at {report['agreement']['mean']:.0%} of the positions. The mean test "
+            f"{unit} is {test['estimate']:+.2%} off the baseline's, with {1 - test['alpha']:.0%} confidence {bound}: "
+            f"{test['verdict']} at a margin of {test['margin']:.1%} (one-sided Welch test, p = {test['p_value']:.3g}). "
+            f"To show it with a chance of {test['power']:.0%} where both are as good takes {needed} repeats of each."
+        ),
+        "figure": "",
+        "tables": [
+            _table(["", "mean", "standard deviation", "min", "max"], spreads),
+            _table(["position", "same block"], choices, "How often two repeats chose the same block"),
+        ],
+    }
+
+
+def _table(columns: list[str], rows: list[list[str]], title: str = "") -> dict:
+    return {
+        "columns": columns,
+        "rows": [{"cells": cells, "mark": False} for cells in rows],
+        "text": columns[:1],
+        "title": title,
+    }

@@ -1,0 +1,159 @@
+"""One supernet for many targets: which networks it led to, and who wins against searches of their own."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from test_report import OPTIONS, evaluation
+from toy import VOCAB_SIZE, experiment, latency_table
+
+from planer.architecture import Architecture, from_notation
+from planer.config import ParetoConfig
+from planer.evaluation.drawing import to_svg
+from planer.evaluation.pareto import pareto, pareto_figure, supernet_nll
+from planer.files import UserError, write_json
+from planer.search.sample import sample_architecture
+from planer.variant import parse_variant
+
+CONFIG = ParetoConfig(targets=(0.9, 0.5, 0.6, 0.7), compared=(0.5, 0.7, 0.9))
+NAMES = [block.name for block in OPTIONS.values()]
+
+
+def network(pattern: str, estimated: float, *losses: tuple[str, float]) -> dict:
+    """An architecture.yaml whose choice went through rounds (pattern, loss)."""
+    rounds = [
+        {"options": [NAMES.index(block.name) for block in from_notation(path, OPTIONS)], "supernet_nll": nll}
+        for path, nll in losses
+    ]
+    architecture = Architecture(256, 128, from_notation(pattern, OPTIONS))
+    selection = {"estimated": estimated, "score_options": NAMES, "rounds": rounds}
+    return {"pattern": architecture.pattern, **architecture.to_dict(), "selection": selection}
+
+
+def trained(variant: str, nll: float, measured: float, seconds: float) -> dict:
+    found = evaluation(variant, "s4f", nll, measured, parse_variant(variant).target)
+    found["provenance"]["wall_seconds"] = {"search": seconds, "retrain": 90.0}
+    return found
+
+
+@pytest.fixture
+def networks() -> list[dict]:
+    """In the order of CONFIG's targets."""
+    return [
+        network("s4fm2", 0.899, ("s4fm2", 1.60)),
+        network("s4fi", 0.495, ("ffi", 1.90), ("s4fi", 1.80)),
+        network("s4s4i", 0.570, ("s4s4i", 1.85)),
+        network("s4ff", 0.700, ("s4ff", 1.75), ("ffi", 1.70)),
+    ]
+
+
+@pytest.fixture
+def evaluations() -> list[dict]:
+    return [
+        trained("target_0.9", 1.60, 0.91, 80.0),
+        trained("shared_0.5", 1.71, 0.49, 80.0),
+        trained("target_0.5", 1.70, 0.50, 60.0),
+        trained("shared_0.7", 1.64, 0.71, 80.0),
+        trained("target_0.7", 1.65, 0.69, 70.0),
+    ]
+
+
+@pytest.fixture
+def report(networks, evaluations) -> dict:
+    return pareto(CONFIG, networks, evaluations)
+
+
+def test_rows_go_from_the_tightest_target_to_the_mildest(report, tmp_path):
+    assert [row["target"] for row in report["targets"]] == [0.5, 0.6, 0.7, 0.9]
+    assert [row["variant"] for row in report["targets"]] == ["shared_0.5", "shared_0.6", "shared_0.7", "target_0.9"]
+    assert [row["supernet_nll"] for row in report["targets"]] == [1.80, 1.85, 1.75, 1.60]
+    assert [row["slack"] for row in report["targets"]] == pytest.approx([0.01, 0.05, 0, 0.001 / 0.9])
+    assert report["supernet"] == "target_0.9" and report["unit"] == "bpc"
+    write_json(tmp_path / "pareto.json", report)
+
+
+def test_the_front_leaves_out_what_is_slower_and_worse(report):
+    assert [row["on_front"] for row in report["targets"]] == [True, False, True, True]
+
+
+def test_the_loss_is_that_of_the_network_that_was_kept():
+    """The closed loop may return to an earlier choice."""
+    assert supernet_nll(network("s4ff", 0.7, ("s4ff", 1.7), ("ffi", 1.6), ("s4ii", 1.9))) == 1.7
+    assert supernet_nll(network("s4ff", 0.7)) is None
+
+
+def test_the_shared_search_costs_its_share(report):
+    half, seventy, mildest = report["compared"]
+    assert half["shared"]["search_seconds"] == 20 and half["own"]["search_seconds"] == 60
+    assert half["winner"] == "own" and seventy["winner"] == "shared"
+    assert half["shared"]["test"] == pytest.approx(1.71 / math.log(2)) and half["shared"]["measured"] == 0.49
+    assert half["own"]["latency_ms"] == pytest.approx(5.0)
+    assert mildest["shared"] | {"search_seconds": 80} == mildest["own"] and mildest["winner"] == "same"
+
+
+def test_totals(report):
+    totals = report["totals"]
+    assert totals["shared_search_seconds"] == 80 and totals["own_search_seconds"] == 60 + 70 + 80
+    assert totals["own_search_seconds_all_targets"] == pytest.approx(4 * 70)
+    assert totals["wins"] == {"shared": 1, "own": 1, "same": 1}
+    assert totals["mean_test"]["own"] == pytest.approx(1.65 / math.log(2))
+    assert (totals["targets"], totals["compared"]) == (4, 3)
+
+
+def test_figure_shows_every_network_and_labels_each_point_once(report):
+    figure = pareto_figure(report)
+    left, right = figure.axes
+    assert [text.get_text() for text in left.texts if text.get_text()] == ["0.5", "0.6", "0.7", "0.9"]
+    assert sorted(text.get_text() for text in right.texts if text.get_text()) == [
+        "0.5",
+        "0.5",
+        "0.7",
+        "0.7",
+        "0.9 (both)",
+    ]
+    hollow = [line for line in left.lines if line.get_markerfacecolor() == "#ffffff"]
+    assert [line.get_xdata()[0] for line in hollow] == [0.570]
+    assert to_svg(figure) == to_svg(pareto_figure(report))
+
+
+def test_networks_chosen_by_architecture_weights_have_no_loss(networks, evaluations):
+    for content in networks:
+        content["selection"]["rounds"] = []
+    found = pareto(CONFIG, networks, evaluations)
+    assert {row["on_front"] for row in found["targets"]} == {None}
+    assert len(pareto_figure(found).axes) == 1
+
+
+def test_a_shared_supernet_is_read_like_an_own_one():
+    config, table = experiment(sample_architecture={"scores": "alpha"}), latency_table()
+    alpha = torch.randn(4, 6, generator=torch.Generator().manual_seed(3))
+    shared, own = (
+        sample_architecture(config, parse_variant(f"{arm}_0.6"), VOCAB_SIZE, table, alpha=alpha)
+        for arm in ("shared", "target")
+    )
+    assert shared[0] == own[0]
+    assert shared[1]["selection"] | {"variant": "target_0.6"} == own[1]["selection"]
+
+
+def test_names_of_both_roads():
+    config = experiment().pareto
+    assert config.supernet == config.shared(0.95) == config.own(0.95) == "target_0.95"
+    assert config.shared(0.5) == "shared_0.5" and config.own(0.5) == "target_0.5"
+
+
+@pytest.mark.parametrize(
+    "targets, compared, words",
+    [
+        ([0.5, 0.7, 0.9], [0.5, 0.7], "at least three"),
+        ([0.5, 0.7, 0.9], [0.5, 0.7, 0.7], "at least three"),
+        ([0.5, 0.7, 0.9], [0.5, 0.7, 0.8], "at least three of the targets"),
+        ([0.5, 0.7, 0.9, 0.9], [0.5, 0.7, 0.9], "each target once"),
+        ([0.5, 0.7, 1.1], [0.5, 0.7, 1.1], "'1.1' must be a number above 0 and up to 1"),
+    ],
+)
+def test_settings_that_make_no_sense(targets, compared, words):
+    with pytest.raises(UserError, match=words) as error:
+        experiment(pareto={"targets": targets, "compared": compared})
+    assert "pareto" in str(error.value) and "\n" not in str(error.value)

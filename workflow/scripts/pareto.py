@@ -1,0 +1,20 @@
+"""Networks for many targets out of one supernet, beside networks of searches of their own."""
+
+from pathlib import Path
+
+import yaml
+
+from planer.evaluation.drawing import style, to_svg
+from planer.evaluation.pareto import pareto, pareto_figure
+from planer.files import read_json, write_json, write_text
+from planer.job import stage
+
+if __name__ == "__main__":
+    with stage(snakemake) as job:
+        networks = [yaml.safe_load(Path(path).read_text()) for path in snakemake.input.architectures]
+        evaluations = [read_json(path) for path in snakemake.input.reports]
+        report = pareto(job.config.pareto, networks, evaluations)
+        write_json(snakemake.output.report, report)
+        with style():
+            write_text(snakemake.output.figure, to_svg(pareto_figure(report)))
+        job.run.metrics(report)
