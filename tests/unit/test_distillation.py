@@ -92,6 +92,20 @@ def test_chunks_of_logits_change_neither_loss_nor_gradients(monkeypatch):
         torch.testing.assert_close(chunked, whole)
 
 
+def test_bfloat16_products_give_nearly_the_same_loss_in_single_precision():
+    losses = []
+    for dtype in (torch.float32, torch.bfloat16):
+        objective = distillation(still(), network(TEACHER), 0.5, 2.0)
+        objective.dtype = dtype
+        loss, metrics = objective.loss(0)
+        loss.backward()
+        assert loss.dtype == metrics["divergence"].dtype == torch.float32
+        assert all(p.grad.isfinite().all() for p in objective.model.parameters() if p.grad is not None)
+        losses.append(loss.item())
+    assert losses[1] == pytest.approx(losses[0], rel=0.02)
+    assert losses[1] != losses[0]
+
+
 @pytest.fixture(scope="module")
 def result(tmp_path_factory):
     return run(tmp_path_factory.mktemp("distill"))
