@@ -63,29 +63,34 @@ class Chooser:
 
         Raises UserError when the limits allow none.
         """
-        best = self.by_scores(alpha.double().log_softmax(-1).numpy(force=True))
+        first = self.by_scores(alpha.double().log_softmax(-1).numpy(force=True))
         if self.config.scores == "alpha":
-            return best
-        self._loss, lowest = loss, loss(best.options)
+            return first
+        self._loss = loss
+        return self._improve(first, loss(first.options))
+
+    def again(self, chosen: Selection, limit: Limit) -> Selection:
+        """Another choice under another latency limit, starting from the last one.  Raises UserError when there is none.
+
+        The scores of replace_one are taken anew: they hold around the network that they were taken at.
+        """
+        filled = self._fill(limit)
+        if self._loss is None:
+            return filled
+        return self._improve(*self._best_near(chosen))
+
+    def _improve(self, best: Selection, lowest: float) -> Selection:
+        """Rounds of replace_one from an incumbent and its loss."""
         self._note(best, lowest)
         for number in range(1, self.config.rounds + 1):
             description = f"replace-one scores, round {number} of at most {self.config.rounds}"
-            self.scores = replace_one_scores(loss, best.options, len(self.options), description)
+            self.scores = replace_one_scores(self._loss, best.options, len(self.options), description)
             found, nll = self._best_near(best)
             if nll >= lowest:
                 break
             best, lowest = found, nll
             self._note(best, lowest)
         return best
-
-    def again(self, chosen: Selection, limit: Limit) -> Selection:
-        """Another choice by the same scores, under another latency limit.  Raises UserError when there is none."""
-        filled = self._fill(limit)
-        if self._loss is None:
-            return filled
-        found, nll = self._best_near(chosen)
-        self._note(found, nll)
-        return found
 
     def alternatives(self, chosen: Selection) -> list[Selection]:
         """The choice and the best networks that are left when any two must differ at min_distance positions.
