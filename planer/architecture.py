@@ -261,6 +261,12 @@ class Architecture:
         return cls.from_dict(yaml.safe_load(Path(path).read_text()))
 
 
+def load_notes(path: str | Path) -> dict:
+    """The notes that ``Architecture.save`` wrote beside the network."""
+    content = yaml.safe_load(Path(path).read_text())
+    return {key: value for key, value in content.items() if key not in {"pattern", *Architecture.__dataclass_fields__}}
+
+
 def to_notation(blocks: tuple[BlockSpec, ...], d_model: int) -> str:
     """Write blocks as ``(sf)x4``: repeated groups, found from the left; attention as wide as d_model is plain ``s``.
 

@@ -161,9 +161,16 @@ class ProfileConfig:
     """Stop after this long, at a whole round and after at least three."""
     networks: int
     """Random networks measured against the sum of their table entries."""
+    min_r: float
+    """Pearson's correlation of these sums with the measured latencies should be at least this."""
+    max_mape: float
+    """Their mean absolute error, as a share of the measured latency, should be at most this."""
+    max_ape: float
+    """The largest of these errors should be at most this."""
 
     def __post_init__(self) -> None:
-        positive(self, "copies", "rounds", "max_seconds", "networks")
+        positive(self, "copies", "rounds", "max_seconds", "networks", "max_mape", "max_ape")
+        share(self, "min_r")
         not_negative(self, "warmup")
 
 

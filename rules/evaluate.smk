@@ -9,6 +9,8 @@ rule evaluate:
         table="results/{experiment}/latency_table.parquet",
         baseline_architecture="results/{experiment}/baseline/architecture.yaml",
         baseline=baseline_report,
+        baseline_training="results/{experiment}/baseline/retrain/metrics.json",
+        architecture="results/{experiment}/{variant}/architecture.yaml",
         retrained="results/{experiment}/{variant}/retrain/model.safetensors",
         sparsified="results/{experiment}/{variant}/sparsify/model.safetensors",
         routed="results/{experiment}/{variant}/routers/model.safetensors",

@@ -1,16 +1,20 @@
-"""The variants of an experiment side by side: one row per eval.json."""
+"""The variants of an experiment side by side: one row per eval.json, and searches against random controls."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 
+import numpy as np
 import pandas as pd
+
+from planer.variant import parse_variant
 
 TOLERANCE = 0.02
 """The dynamic-k threshold that counts may worsen the dense network's validation nll by this share."""
 
-TEXT = ("variant", "pattern", "unit", "attention")
-COUNTS = ("params", "active_params", "converted_layers")
+TEXT = ("variant", "arm", "start", "pattern", "unit", "attention")
+COUNTS = ("repeat", "params", "active_params", "converted_layers")
 NUMBERS = (
     "valid",
     "test",
@@ -22,6 +26,9 @@ NUMBERS = (
     "target_requested",
     "target_estimated",
     "target_measured",
+    "target_slack",
+    "search_seconds",
+    "search_ratio",
     "flops",
     "flops_ratio",
     "dynamic_tau",
@@ -35,12 +42,53 @@ NUMBERS = (
 def compare(evaluations: Iterable[dict]) -> pd.DataFrame:
     """Table of the variants, in the order given; what a variant lacks is missing, not an error.
 
-    valid and test are in unit (bpc or ppl) by the final protocol; latencies are those of the headline workload;
-    the dynamic columns describe the threshold that ``best_threshold`` chooses.
+    arm, start and repeat are what the variant's name says.  valid and test are in unit (bpc or ppl) by the final
+    protocol; latencies are those of the headline workload; search_ratio is over one training of the baseline; the
+    dynamic columns describe the threshold that ``best_threshold`` chooses.
     """
     table = pd.DataFrame([_row(evaluation) for evaluation in evaluations], columns=[*TEXT, *COUNTS, *NUMBERS])
     kinds = {name: "str" for name in TEXT} | {name: "Int64" for name in COUNTS} | {name: "float64" for name in NUMBERS}
     return table.astype(kinds)
+
+
+def controls(evaluations: Iterable[dict]) -> pd.DataFrame:
+    """Searched networks against random ones of the same latency: one row per target that has both.
+
+    target; n random controls with the mean and the standard error of their test quality (final protocol, lower is
+    better); runs of ``target_<t>`` (its seeds) with their mean ``searched``; difference = mean - searched, above 0
+    where the search is better; errors = difference in standard errors of the difference, s sqrt(1/n + 1/runs), where s
+    is the standard deviation of the controls, which stands for that of the runs too.  Missing with one control.  Warm
+    starts do not count.
+    """
+    found: dict[float, dict[str, list[float]]] = {}
+    for evaluation in evaluations:
+        variant = parse_variant(evaluation["variant"])
+        if variant.arm in ("target", "random") and variant.start == "scratch":
+            quality = evaluation["quality"]
+            values = found.setdefault(variant.target, {"target": [], "random": []})
+            values[variant.arm].append(quality["final"]["test"][quality["unit"]])
+    rows = [
+        {"target": target, **_against(values["target"], values["random"])}
+        for target, values in sorted(found.items())
+        if values["target"] and values["random"]
+    ]
+    columns = ["target", "n", "mean", "standard_error", "runs", "searched", "difference", "errors"]
+    return pd.DataFrame(rows, columns=columns)
+
+
+def _against(searched: list[float], random: list[float]) -> dict:
+    n, runs = len(random), len(searched)
+    spread = float(np.std(random, ddof=1)) if n > 1 else math.nan
+    difference = float(np.mean(random) - np.mean(searched))
+    return {
+        "n": n,
+        "mean": float(np.mean(random)),
+        "standard_error": spread / math.sqrt(n),
+        "runs": runs,
+        "searched": float(np.mean(searched)),
+        "difference": difference,
+        "errors": difference / (spread * math.sqrt(1 / n + 1 / runs)) if spread else math.nan,
+    }
 
 
 def best_threshold(evaluation: dict, tolerance: float = TOLERANCE) -> dict | None:
@@ -71,8 +119,12 @@ def pick(value, *path: str):
 def _row(evaluation: dict) -> dict:
     unit = pick(evaluation, "quality", "unit") or "bpc"
     latency, best = headline(evaluation), best_threshold(evaluation)
+    variant = parse_variant(evaluation["variant"])
     return {
-        "variant": evaluation["variant"],
+        "variant": variant.name,
+        "arm": variant.arm,
+        "start": variant.start,
+        "repeat": variant.repeat,
         "pattern": pick(evaluation, "architecture", "pattern"),
         "unit": unit,
         "attention": pick(latency, "attention"),
@@ -89,6 +141,9 @@ def _row(evaluation: dict) -> dict:
         "target_requested": pick(evaluation, "target", "requested"),
         "target_estimated": pick(evaluation, "target", "estimated"),
         "target_measured": pick(evaluation, "target", "measured"),
+        "target_slack": pick(evaluation, "target", "slack"),
+        "search_seconds": pick(evaluation, "search", "seconds"),
+        "search_ratio": pick(evaluation, "search", "ratio"),
         "flops": pick(evaluation, "flops", "closed_form"),
         "flops_ratio": pick(evaluation, "flops", "baseline_ratio"),
         "dynamic_tau": pick(best, "tau"),

@@ -9,14 +9,16 @@ from __future__ import annotations
 import io
 import math
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager
 
 import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import Colormap, LinearSegmentedColormap, to_rgba
 from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
+from matplotlib.ticker import MaxNLocator
 from matplotlib.transforms import Bbox
 
 INK, MUTED, GRID, SURFACE = "#1b2530", "#5c6875", "#dfe4e9", "#ffffff"
@@ -41,8 +43,13 @@ KIND_NAMES = {
     "dynamic_moe": "converted layer",
     "stem": "embedding and head",
 }
-SERIES_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8b97a3")
+BLUE, ORANGE = "#0072b2", "#d55e00"
+SERIES_COLOURS = (BLUE, ORANGE, "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8b97a3")
 SERIES_MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+SERIES_LINES = ("-", "--", ":")
+
+LEVELS = 32
+"""Colours of a scale: few enough for its legend to be drawn and not embedded as an image."""
 
 WIDTH = 7.6
 """Inches, of every figure."""
@@ -89,6 +96,34 @@ def new_figure(height: float, rows: int = 1, columns: int = 1, **options) -> tup
     FigureCanvasAgg(figure)
     axes = figure.subplots(rows, columns, squeeze=False, **options)
     return figure, list(axes.flat)
+
+
+def series_look(index: int) -> dict[str, str]:
+    """Colour, marker and line of one of several lines; no two of the first 21 are the same."""
+    lap, place = divmod(index, len(SERIES_COLOURS))
+    return {
+        "color": SERIES_COLOURS[place],
+        "marker": SERIES_MARKERS[(place + lap) % len(SERIES_MARKERS)],
+        "linestyle": SERIES_LINES[lap % len(SERIES_LINES)],
+    }
+
+
+def scale(colour: str, below: str = "") -> Colormap:
+    """From transparent to a colour, or from one below the middle through transparent to one above it.
+
+    Transparent, so that it reads on light and on dark ground.
+    """
+    ends = [(0.0, to_rgba(below)), (0.5, to_rgba(below, 0)), (0.5, to_rgba(colour, 0))] if below else []
+    ends = ends or [(0.0, to_rgba(colour, 0))]
+    return LinearSegmentedColormap.from_list("scale", [*ends, (1.0, to_rgba(colour))], N=LEVELS)
+
+
+def colour_key(figure: Figure, mesh, panels: Sequence[Axes], label: str, extend: str = "neither") -> None:
+    """What the colours of some panels mean, below them."""
+    key = figure.colorbar(mesh, ax=list(panels), location="bottom", label=label, extend=extend, aspect=40, pad=0.02)
+    key.ax.xaxis.set_major_locator(MaxNLocator(5))
+    key.ax.tick_params(labelsize=7)
+    key.outline.set_visible(False)
 
 
 def to_svg(figure: Figure) -> str:

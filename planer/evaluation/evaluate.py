@@ -28,13 +28,15 @@ from planer.latency.table import LatencyTable, identity
 from planer.model import LanguageModel, load
 from planer.source import git_commit
 from planer.training.runtime import resolve_dtype
-from planer.variant import parse_variant
+from planer.variant import Variant, parse_variant
 
 SCORED = ("valid", "test")
 WARMUP = 3
 """Untimed rounds before a latency measurement."""
 MAX_SECONDS = 120.0
 """A latency measurement stops after this long, at a whole round."""
+SEARCH_BAR = 2.0
+"""A search should take less than this many trainings of the baseline (PAR's cost, arXiv 2009.04534)."""
 
 
 def evaluate(
@@ -47,6 +49,8 @@ def evaluate(
     routed: str | Path,
     baseline: Architecture,
     baseline_evaluation: dict | None,
+    baseline_seconds: float,
+    selection: Mapping,
     table: LatencyTable,
     tokens: Mapping[str, np.ndarray],
     stages: Mapping[str, Mapping],
@@ -59,11 +63,13 @@ def evaluate(
     retrained, sparsified, routed: folders of the dense network, of the same after sparsification, and of the converted
     one with its routers.  baseline: its architecture, measured in turn with the variant under random weights, which
     for a dense network take as long as trained ones.  baseline_evaluation: eval.json of the baseline, or None when
-    there is none yet, or when this is the baseline.  tokens: train, valid and test, 1-D.  stages: metrics of every
-    stage by name, of which ``seconds`` and ``reason`` are used.
+    there is none yet, or when this is the baseline.  baseline_seconds: of its training.  selection: the notes of the
+    variant's architecture.yaml.  tokens: train, valid and test, 1-D.  stages: metrics of every stage by name, of which
+    ``seconds`` and ``reason`` are used.
     Raises UserError when the latency table belongs to another device or workload, or a split is too short.
     """
     started = time.perf_counter()
+    named = parse_variant(variant)
     dense = load(retrained, device)
     architecture = dense.architecture
     run = _Run(config, table, tokens, seed, device, resolve_dtype(config.dtype, device))
@@ -91,7 +97,9 @@ def evaluate(
         },
         "quality": own_quality,
         "latency": latency,
-        "target": _target(variant, next(row for row in latency if row["headline"])),
+        "target": _target(named, selection, next(row for row in latency if row["headline"])),
+        "selection": None if named.pattern else _selection(selection),
+        "search": _search_cost(seconds["search"], baseline_seconds) if "search" in seconds else None,
         "flops": flops,
         "dynamic_k": rows,
         "conversion": conversion | {"reason": reasons[0] if reasons and not conversion["converted_layers"] else None},
@@ -252,15 +260,47 @@ def _excerpts(text: np.ndarray, workload: WorkloadConfig) -> torch.Tensor:
     return torch.from_numpy(np.stack(rows).astype(np.int64))
 
 
-def _target(variant: str, row: dict) -> dict | None:
-    """Requested, estimated and measured latency over the baseline's; None for a pattern."""
-    requested = parse_variant(variant).target
-    if requested is None:
+def _target(variant: Variant, selection: Mapping, row: dict) -> dict | None:
+    """Requested, estimated and measured latency over the baseline's, and what the closed loop measured before training.
+
+    None for a variant without a target.
+    """
+    if variant.target is None:
         return None
+    estimated = row["table_ms"] / row["baseline_table_ms"]
     return {
-        "requested": requested,
-        "estimated": row["table_ms"] / row["baseline_table_ms"],
+        "requested": variant.target,
+        "estimated": estimated,
         "measured": row["median_ms"] / row["baseline_median_ms"],
+        "slack": (variant.target - estimated) / variant.target,
+        "rounds": [
+            {name: entry[name] for name in ("budget", "estimated", "measured")}
+            for entry in selection.get("closed_loop", [])
+        ],
+    }
+
+
+def _selection(notes: Mapping) -> dict:
+    """How the network was chosen; a random control has neither scores nor a solver's proof."""
+    options = notes.get("score_options", [])
+    return {
+        "solver": notes["solver"],
+        **{name: notes.get(name) for name in ("scored_by", "status", "gap")},
+        "used": notes["used"],
+        "incumbents": [
+            {"blocks": [options[option] for option in entry["options"]], "supernet_nll": entry["supernet_nll"]}
+            for entry in notes.get("rounds", [])
+        ],
+        "alternatives": notes.get("alternatives", []),
+    }
+
+
+def _search_cost(seconds: float, baseline_seconds: float) -> dict:
+    return {
+        "seconds": seconds,
+        "baseline_seconds": baseline_seconds,
+        "ratio": seconds / baseline_seconds,
+        "bar": SEARCH_BAR,
     }
 
 

@@ -20,17 +20,34 @@ from planer.evaluation.drawing import (
     KIND_NAMES,
     KIND_TEXT,
     MUTED,
-    SERIES_COLOURS,
-    SERIES_MARKERS,
     SURFACE,
     label_points,
     new_figure,
+    series_look,
     style,
 )
+from planer.variant import parse_variant
 
 UNITS = {"bpc": "bits per character", "ppl": "perplexity"}
-FAMILIES = {"baseline": ("D", INK), "pattern": ("s", "#e69f00"), "searched": ("o", "#0072b2")}
-"""Marker and colour of a variant by how its block order came about."""
+FAMILIES = {
+    "baseline": ("D", INK),
+    "pattern": ("s", "#e69f00"),
+    "searched": ("o", "#0072b2"),
+    "shared supernet": ("P", "#009e73"),
+    "random control": ("X", "#8b97a3"),
+    "LTS control": ("^", "#cc79a7"),
+    "warm start": ("v", "#d55e00"),
+}
+"""Marker and colour of a variant by how its block order came about, or by what its training started from."""
+ARMS = {
+    "baseline": "baseline",
+    "sandwich": "pattern",
+    "par": "pattern",
+    "shared": "shared supernet",
+    "random": "random control",
+    "lts": "LTS control",
+}
+"""Family of a variant's arm; the others are searched."""
 
 WORST_SHOWN = 1.3
 """The sweep shows quality up to this multiple of the best; thresholds beyond are in the report's table."""
@@ -153,7 +170,7 @@ def estimated_measured(evaluations: Sequence[dict], additivity: dict) -> Figure 
     random = [(row["estimated_ms"], row["measured_ms"]) for row in networks]
     if not chosen and not random:
         return None
-    figure, (left, right) = new_figure(3.8, columns=2)
+    figure, (left, right) = new_figure(3.8, columns=2, width_ratios=(2, 3))
     values = [value for point in chosen + random for value in point[:2]]
     low, high = 0.9 * min(values), 1.08 * max(values)
     band = {"color": GRID, "alpha": 0.6, "zorder": 1, "linewidth": 0}
@@ -199,7 +216,7 @@ def dynamic_k(evaluations: Sequence[dict]) -> Figure | None:
     figure, (left, right) = new_figure(4.0, columns=2, sharey=True)
     handles = []
     for index, evaluation in enumerate(converted):
-        colour, marker = SERIES_COLOURS[index % len(SERIES_COLOURS)], SERIES_MARKERS[index % len(SERIES_MARKERS)]
+        look = series_look(index)
         rows, chosen = evaluation["dynamic_k"], best_threshold(evaluation)
         values = [row["test"][unit] for row in rows]
         flops = [row["converted_flops_ratio"] for row in rows]
@@ -207,14 +224,14 @@ def dynamic_k(evaluations: Sequence[dict]) -> Figure | None:
         dense_latency = evaluation["conversion"]["sparsified_latency"]["median_ms"]
         dense_value = evaluation["quality"]["final"]["test"][unit]
         for axes, costs, dense_cost in ((left, flops, 1.0), (right, latency, dense_latency)):
-            axes.plot(costs, values, marker=marker, color=colour, markersize=3.5, linewidth=1.3, zorder=3)
+            axes.plot(costs, values, **look, markersize=3.5, linewidth=1.3, zorder=3)
             star = {"markersize": 10, "markeredgecolor": SURFACE, "markeredgewidth": 0.8}
-            axes.plot(dense_cost, dense_value, "*", color=colour, zorder=4, **star)
+            axes.plot(dense_cost, dense_value, "*", color=look["color"], zorder=4, **star)
             if chosen is not None:
                 at = rows.index(chosen)
                 axes.plot(costs[at], values[at], "o", fillstyle="none", color=INK, markersize=8, zorder=5)
         name = evaluation["variant"] + (f", \u03c4 = {chosen['tau']:g}" if chosen is not None else "")
-        handles.append(Line2D([], [], marker=marker, color=colour, markersize=3.5, label=name))
+        handles.append(Line2D([], [], **look, markersize=3.5, label=name))
     star = {"marker": "*", "color": MUTED, "markersize": 9, "label": "dense network"}
     ring = {"marker": "o", "color": INK, "markersize": 8, "fillstyle": "none", "label": "chosen threshold"}
     handles += [Line2D([], [], linestyle="", **look) for look in (star, ring)]
@@ -261,9 +278,8 @@ def _kind_handles(kinds: Sequence[str]) -> list[Patch]:
 
 
 def _family(evaluation: dict) -> str:
-    if evaluation["variant"].partition("-")[0] == "baseline":
-        return "baseline"
-    return "searched" if evaluation.get("target") else "pattern"
+    variant = parse_variant(evaluation["variant"])
+    return ARMS.get(variant.arm, "searched") if variant.start == "scratch" else "warm start"
 
 
 def _number(option: str) -> int:
@@ -284,6 +300,8 @@ def _option_label(option: str) -> str:
     number, kind = _number(option), _kind(option)
     if kind == "attention":
         return f"attention, {number} head{'s' if number > 1 else ''}"
+    if kind == "feed_forward" and number:
+        return f"feed-forward, {number} times as wide"
     return f"{KIND_NAMES[kind]}, top {number}" if kind == "moe" else KIND_NAMES[kind]
 
 

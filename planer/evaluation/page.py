@@ -33,11 +33,12 @@ figure svg { display: block; width: 100%; height: auto; }
 .scroll { overflow-x: auto; margin-top: .5rem; }
 table { border-collapse: collapse; width: 100%; font-size: .84rem; font-variant-numeric: tabular-nums; }
 th, td { padding: .38rem .55rem; border-bottom: 1px solid var(--grid); text-align: right; white-space: nowrap; }
-th { color: var(--muted); font-weight: 600; vertical-align: bottom; }
+th { color: var(--muted); font-weight: 600; vertical-align: bottom; white-space: normal; }
 th:first-child, td:first-child, .text { text-align: left; }
 tbody tr:last-child td { border-bottom: 0; }
 tr.mark td { background: var(--mark); }
-td.wrap { white-space: normal; overflow-wrap: anywhere; }
+td.wrap { white-space: normal; overflow-wrap: anywhere; min-width: 7rem; }
+td.wrap:first-child { white-space: nowrap; min-width: 0; }
 details { margin-top: .75rem; }
 summary { cursor: pointer; }
 code { font-family: ui-monospace, SFMono-Regular, Menlo, Consolas, monospace; font-size: .9em; }

@@ -3,53 +3,73 @@
 from __future__ import annotations
 
 import html
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import jinja2
 import pandas as pd
+from matplotlib.figure import Figure
 
-from planer.evaluation.comparison import TOLERANCE, best_threshold, compare, headline
+from planer.evaluation.comparison import TOLERANCE, best_threshold, compare, controls, headline, pick
 from planer.evaluation.drawing import inline, to_svg
-from planer.evaluation.figures import UNITS, draw
+from planer.evaluation.figures import UNITS
 from planer.evaluation.page import TEMPLATE
 from planer.files import write_text
+from planer.latency.additivity import IDLE_BAR, missed
+from planer.variant import parse_variant
 
 FIGURES = {
     "quality_latency": "Test quality against measured latency, one point per network",
     "architectures": "The blocks of every network, from embedding to head",
+    "search_health": "Entropy, share on skip, latency loss, argmax flips and latency over epochs, one row per search",
+    "choices": "Architecture weights and replace-one scores of every option at every position, one row per search",
+    "updates": "Training steps of every option and tokens of every expert by position, one row per search",
     "block_latencies": "Latency of every block, with cached and with recomputed attention",
     "estimated_measured": "Estimated against measured latency",
+    "expert_balance": "Load of every expert over retraining, one row per network with mixtures of experts",
+    "warm_starts": "Validation loss over training steps, one line per start",
     "dynamic_k": "Test quality over executed FLOPs and over latency, one line per network",
 }
 """Every figure and what a reader who cannot see it is told."""
 
+AGREEMENT = {
+    "pearson_r": ("Pearson r", "{:.4f}"),
+    "mape": ("mean error", "{:.1%}"),
+    "max_ape": ("largest error", "{:.1%}"),
+    "bias": ("bias", "{:+.1%}"),
+}
+"""What the report calls the numbers of additivity.json, and how it writes them."""
+
 
 def write_report(
-    path: str | Path, folder: str | Path, evaluations: Sequence[dict], table: pd.DataFrame, additivity: dict
+    path: str | Path, folder: str | Path, evaluations: Sequence[dict], additivity: dict, figures: Mapping[str, Figure]
 ) -> None:
     """Write the page to path and each figure as folder/<name>.svg.
 
-    evaluations: contents of eval.json, in the order wanted.  table: rows of the latency table.  additivity: contents
-    of additivity.json.  The same arguments give the same bytes.
+    evaluations: contents of eval.json, in the order wanted.  additivity: contents of additivity.json.  figures: by the
+    names of FIGURES; a missing one is left out.  The same arguments give the same bytes.
     """
-    figures = {name: to_svg(figure) for name, figure in draw(evaluations, table, additivity).items()}
-    for name, svg in figures.items():
+    drawings = {name: to_svg(figure) for name, figure in figures.items()}
+    for name, svg in drawings.items():
         write_text(Path(folder) / f"{name}.svg", svg)
-    write_text(path, render(evaluations, additivity, figures))
+    write_text(path, render(evaluations, additivity, drawings))
 
 
-def render(evaluations: Sequence[dict], additivity: dict, figures: dict[str, str]) -> str:
+def render(evaluations: Sequence[dict], additivity: dict, figures: Mapping[str, str]) -> str:
     """The page as text; figures are SVG documents by name."""
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
     first = evaluations[0]
     return environment.from_string(TEMPLATE).render(
         experiment=first["experiment"],
         setting=_setting(first),
-        findings=[sentence for evaluation in evaluations for sentence in _findings(evaluation)],
+        findings=[*_findings(evaluations), *_control_findings(evaluations)],
         summary=_summary(evaluations),
         summary_note=_summary_note(first),
-        sections=_sections(evaluations, additivity),
+        sections=[
+            section
+            for section in _sections(evaluations, additivity)
+            if section["tables"] or section["figure"] in figures
+        ],
         figures={name: inline(svg, name, html.escape(FIGURES[name])) for name, svg in figures.items()},
     )
 
@@ -62,8 +82,12 @@ def _setting(evaluation: dict) -> str:
     )
 
 
-def _findings(evaluation: dict) -> list[str]:
-    """A sentence or two on one network, for a reader who reads nothing else."""
+def _findings(evaluations: Sequence[dict]) -> list[str]:
+    """What was found, network by network, for a reader who reads nothing else; random controls count together."""
+    return [" ".join(_sentences(e)) for e in evaluations if parse_variant(e["variant"]).arm != "random"]
+
+
+def _sentences(evaluation: dict) -> list[str]:
     row, unit, variant = headline(evaluation), evaluation["quality"]["unit"], evaluation["variant"]
     test = evaluation["quality"]["final"]["test"][unit]
     if variant == "baseline":
@@ -82,13 +106,44 @@ def _findings(evaluation: dict) -> list[str]:
                 f" Of the baseline's latency, {target['requested']:.2f} was requested, {target['estimated']:.3f} "
                 f"estimated and {target['measured']:.3f} measured."
             )
+        if cost := evaluation["search"]:
+            relation = "below" if cost["ratio"] < cost["bar"] else "not below"
+            sentences[0] += (
+                f" Its search took {cost['ratio']:.2f} times as long as one training of the baseline, {relation} the "
+                f"bar of {cost['bar']:g}."
+            )
     best = best_threshold(evaluation)
     if best and best["tau"] > 0:
         sentences.append(
-            f"{variant} with dynamic k at tau = {best['tau']:g}: {best['converted_flops_ratio']:.0%} of the FLOPs of "
-            f"its converted layers, {_ms(best['latency']['median_ms'])} ms per call, {best['test'][unit]:.3f} {unit}."
+            f"With dynamic k at tau = {best['tau']:g}: {best['converted_flops_ratio']:.0%} of the FLOPs of its "
+            f"converted layers, {_ms(best['latency']['median_ms'])} ms per call, {best['test'][unit]:.3f} {unit}."
         )
     return sentences
+
+
+def _control_findings(evaluations: Sequence[dict]) -> list[str]:
+    """What each search is worth beside random networks of the same latency, for better or worse."""
+    unit = evaluations[0]["quality"]["unit"]
+    return [_control_finding(row, unit) for row in controls(evaluations).itertuples()]
+
+
+def _control_finding(row, unit: str) -> str:
+    name, gap = f"target_{row.target:g}", f"{abs(row.difference):.3f} {unit}"
+    known = not pd.isna(row.errors)
+    spread = f" \u00b1 {row.standard_error:.3f}" if known else ""
+    numbers = f"{row.searched:.3f} {unit} ({_runs(row.runs)}) against {row.mean:.3f}{spread} ({_runs(row.n)})"
+    if not known:
+        better = "better" if row.difference > 0 else "worse"
+        return f"{name} is {gap} {better} than the random control, whose spread is unknown: {numbers}."
+    if abs(row.errors) <= 1:
+        return f"{name} is within one standard error of the random controls: {numbers}."
+    verdict = "beats" if row.errors > 0 else "is worse than"
+    errors = f"{abs(row.errors):.1f} standard errors of the difference"
+    return f"{name} {verdict} the random controls by {gap}, {errors}: {numbers}."
+
+
+def _runs(count: int) -> str:
+    return "1 run" if count == 1 else f"{count} runs"
 
 
 def _summary(evaluations: Sequence[dict]) -> dict:
@@ -120,7 +175,9 @@ def _summary_note(evaluation: dict) -> str:
         f"Quality in {UNITS[unit]} ({unit}), lower is better: every token sees {final['mem_len'] + 1} positions "
         f"(E-final), or segments of {train['tgt_len']} with a memory of {train['mem_len']} as in training (E-train). "
         "Latency is the median of one call, measured in turn with the baseline in one process. Requested and measured "
-        "are fractions of the baseline's latency. Active parameters are those that one token meets."
+        "are fractions of the baseline's latency. Active parameters are those that one token meets. Random controls "
+        "are given as mean \u00b1 standard error; the standard error of a difference takes their standard deviation "
+        "for the searched networks too."
     )
 
 
@@ -139,6 +196,27 @@ def _sections(evaluations: Sequence[dict], additivity: dict) -> list[dict]:
             "architectures",
         ),
         _section(
+            "Search",
+            "How every network was chosen. Estimated is by the latency table, measured before training; the slack is "
+            "the part of the target that the estimate leaves unused. The cost is the search's time over that of one "
+            "training of the baseline. Below, health over epochs: a search that works lowers the entropy of its "
+            "architecture weights without leaving all to skip, and ends near its budget (dashed).",
+            "search_health",
+            *_search_tables(evaluations),
+        ),
+        _section(
+            "What the search found",
+            "Left, what the architecture weights would choose; right, how much the supernet's loss falls (blue) or "
+            "rises (orange) when one option of the last incumbent is switched, 0 where it keeps its option. Rings mark "
+            "the network that was chosen.",
+            "choices",
+        ),
+        _section(
+            "What the supernet trained",
+            "Options and experts that got few updates cannot be judged: 1 is an even share.",
+            "updates",
+        ),
+        _section(
             "Latency of the blocks",
             "The latency table that the search reads. Cached attention keeps keys and values of the memory, recomputed "
             "attention projects the memory's hidden states in every call.",
@@ -147,9 +225,20 @@ def _sections(evaluations: Sequence[dict], additivity: dict) -> list[dict]:
         _section(
             "Estimated against measured latency",
             "The sum of table entries against the whole network's measured latency, for random networks of the design "
-            "space and for the networks of this report.",
+            f"space and for the networks of this report. {_bar_sentence(additivity)}",
             "estimated_measured",
             _additivity_table(additivity),
+        ),
+        _section(
+            "Balance of the experts",
+            "Left, the load-balancing loss, 1 when all experts of a layer get the same; right, each expert's share of "
+            "its layer's assignments.",
+            "expert_balance",
+        ),
+        _section(
+            "Warm starts",
+            "The same network trained from random weights and from weights or a teacher that were trained before.",
+            "warm_starts",
         ),
         _section(
             "Dynamic k",
@@ -161,6 +250,33 @@ def _sections(evaluations: Sequence[dict], additivity: dict) -> list[dict]:
             *(_sweep_table(evaluation) for evaluation in evaluations),
         ),
         _section("Provenance", "Where the numbers come from.", "", _provenance(evaluations)),
+    ]
+
+
+def _search_tables(evaluations: Sequence[dict]) -> list[dict]:
+    """One table with a row for each network that is no pattern, or none."""
+    rows = [_search_row(evaluation) for evaluation in evaluations if evaluation["selection"]]
+    columns = ["network", "chosen by", "status", "requested", "estimated", "slack", "measured", "also used"]
+    columns += ["supernet nll", "seconds", "cost"]
+    return [_table(columns, rows, text=("network", "chosen by", "status", "measured", "also used"))] if rows else []
+
+
+def _search_row(evaluation: dict) -> list[str]:
+    how, target, cost = (evaluation[name] for name in ("selection", "target", "search"))
+    target = target or dict.fromkeys(("requested", "estimated", "slack"), None) | {"rounds": []}
+    gap = f", gap {how['gap']:.1g}" if how["gap"] else ""
+    return [
+        evaluation["variant"],
+        " of ".join(filter(None, (how["solver"], how["scored_by"]))),
+        (how["status"] or "") + gap,
+        _cell(target["requested"], "{:.2f}".format),
+        _cell(target["estimated"], "{:.3f}".format),
+        _cell(target["slack"], "{:.1%}".format),
+        ", then ".join(f"{entry['measured']:.3f}" for entry in target["rounds"]),
+        ", ".join(f"{name} {share:.2f}" for name, share in how["used"].items() if name != "target"),
+        _cell(how["incumbents"][-1]["supernet_nll"] if how["incumbents"] else None, "{:.3f}".format),
+        _cell(pick(cost, "seconds"), "{:.0f}".format),
+        _cell(pick(cost, "ratio"), "{:.2f}".format),
     ]
 
 
@@ -194,17 +310,27 @@ def _sweep_table(evaluation: dict) -> dict:
 
 
 def _additivity_table(additivity: dict) -> dict:
-    columns = ["networks", "Pearson r", "mean error", "largest error", "bias"]
-    shows = {"pearson_r": "{:.4f}", "mape": "{:.1%}", "max_ape": "{:.1%}", "bias": "{:+.1%}"}
     measured, bar = [str(additivity["n"])], ["wanted"]
-    for name, show in shows.items():
+    for name, (_, show) in AGREEMENT.items():
         text = show.format(additivity[name])
         if name in additivity["intervals"]:
             text += " ({} to {})".format(*(show.format(end) for end in additivity["intervals"][name]))
         measured.append(text)
         relation = "at least" if name == "pearson_r" else "at most"
         bar.append(f"{relation} {show.format(additivity['bar'][name])}" if name in additivity["bar"] else "")
-    return _table(columns, [measured, bar])
+    return _table(["networks", *(title for title, _ in AGREEMENT.values())], [measured, bar])
+
+
+def _bar_sentence(additivity: dict) -> str:
+    """Whether the bars are met, and which of them are laxer than an idle device's."""
+    bar, short = additivity["bar"], missed(additivity, additivity["bar"])
+    text = f"Missed: {', '.join(AGREEMENT[name][0] for name in short)}." if short else "All bars are met."
+    loosened = [
+        f"{AGREEMENT[name][0]} {AGREEMENT[name][1].format(bar[name])} instead of "
+        f"{AGREEMENT[name][1].format(IDLE_BAR[name])}"
+        for name in missed(bar, IDLE_BAR)
+    ]
+    return text + (f" Bars were loosened: {', '.join(loosened)}." if loosened else "")
 
 
 def _provenance(evaluations: Sequence[dict]) -> dict:

@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping
+
+import numpy as np
 import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.collections import QuadMesh
+from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 
-from planer.evaluation.drawing import INK, new_figure
+from planer.evaluation.drawing import BLUE, INK, MUTED, ORANGE, SURFACE, colour_key, new_figure, scale, style
 from planer.variant import parse_variant
 
 STARTS = {
@@ -21,6 +28,16 @@ LABELS = {
     "upcycle": "weights of the baseline",
     "distill": "random, baseline as teacher",
 }
+
+COLUMNS = 60
+"""Columns of a map over steps; longer histories are averaged."""
+
+
+def draw_trainings(histories: Mapping[str, pd.DataFrame]) -> dict[str, Figure]:
+    """The figures of retraining by name, from histories by variant; one whose data no variant has is left out."""
+    with style():
+        figures = {"expert_balance": expert_balance(histories), "warm_starts": warm_starts(histories)}
+    return {name: figure for name, figure in figures.items() if figure is not None}
 
 
 def warm_starts(histories: dict[str, pd.DataFrame]) -> Figure | None:
@@ -50,3 +67,55 @@ def warm_starts(histories: dict[str, pd.DataFrame]) -> Figure | None:
     for axes in panels[len(networks) :]:
         axes.remove()
     return figure
+
+
+def expert_balance(histories: Mapping[str, pd.DataFrame]) -> Figure | None:
+    """The load-balancing loss and the load of every expert over retraining; a row per network with experts.
+
+    histories: of retraining, by variant.  Columns load_<block>_<expert> are shares of a block's assignments, and
+    balance is 1 when all its experts get the same.  None when no network has mixtures of experts.
+    """
+    loads = {variant: _loads(history) for variant, history in histories.items()}
+    loads = {variant: table for variant, table in loads.items() if table.shape[1]}
+    if not loads:
+        return None
+    heights = [max(1.1, 0.06 * table.shape[1]) for table in loads.values()]
+    ratios = {"height_ratios": heights, "width_ratios": (1, 2)}
+    figure, panels = new_figure(0.9 + 1.25 * sum(heights), len(loads), 2, sharex=True, gridspec_kw=ratios)
+    for (variant, table), left, right in zip(loads.items(), panels[::2], panels[1::2], strict=True):
+        history = histories[variant].dropna(subset="balance")
+        left.plot(history["step"], history["balance"], color=BLUE, linewidth=1.2)
+        left.axhline(1, color=MUTED, linewidth=0.8, linestyle="--")
+        left.set_title(f"{variant}: balance loss")
+        mesh = _draw_loads(right, table)
+    for axes in panels[-2:]:
+        axes.set_xlabel("training steps")
+    colour_key(figure, mesh, panels, "load, as a multiple of an even share", extend="max")
+    return figure
+
+
+def _loads(history: pd.DataFrame) -> pd.DataFrame:
+    """Loads as multiples of an even share: a column per (block, expert), rows indexed by the last step they cover."""
+    found = [re.fullmatch(r"load_(\d+)_(\d+)", name) for name in history.columns]
+    names = {match[0]: (int(match[1]), int(match[2])) for match in found if match}
+    table = history.set_index("step")[sorted(names, key=names.get)].dropna()
+    table.columns = pd.MultiIndex.from_tuples([names[name] for name in table.columns], names=("block", "expert"))
+    table = table / table.T.groupby("block").transform("mean").T
+    part = np.arange(len(table)) * COLUMNS // max(len(table), COLUMNS)
+    return table.groupby(part).mean().set_index(table.index.to_series().groupby(part).last())
+
+
+def _draw_loads(axes: Axes, table: pd.DataFrame) -> QuadMesh:
+    """One line of colours per expert, steps from left to right, blocks apart."""
+    experts = table.columns.to_frame(index=False).groupby("block").size()
+    ends = experts.cumsum()
+    edges = [0, *table.index], range(table.shape[1] + 1)
+    mesh = axes.pcolormesh(*edges, table.to_numpy().T, cmap=scale(BLUE, ORANGE), norm=Normalize(0, 2))
+    axes.set_yticks(ends - experts / 2, [f"block {block}" for block in experts.index])
+    for end in ends[:-1]:
+        axes.axhline(end, color=SURFACE, linewidth=1.5)
+    axes.invert_yaxis()
+    axes.grid(False)
+    axes.tick_params(axis="y", length=0)
+    axes.set_title("load of each expert")
+    return mesh

@@ -15,7 +15,15 @@ from toy import experiment
 from planer.files import UserError
 from planer.latency import additivity as additivity_module
 from planer.latency import networks as networks_module
-from planer.latency.additivity import MIN_NETWORKS, agreement, check_additivity, intervals, spread_networks
+from planer.latency.additivity import (
+    IDLE_BAR,
+    MIN_NETWORKS,
+    agreement,
+    check_additivity,
+    intervals,
+    missed,
+    spread_networks,
+)
 from planer.latency.table import LatencyTable, identity
 
 CONFIG = experiment(profile_blocks={"warmup": 1, "max_seconds": 20.0})
@@ -129,6 +137,17 @@ def test_a_bias_fails_though_correlation_is_perfect(monkeypatch):
     assert report["bias"] == pytest.approx(-0.2)
     assert (report["mape"], report["max_ape"]) == pytest.approx((0.2, 0.2))
     assert not report["passed"]
+
+
+def test_the_config_may_loosen_the_bars(monkeypatch):
+    Exact(monkeypatch, scale=1.25)
+    loose = {"min_r": 0.9, "max_mape": 0.25, "max_ape": 0.3}
+    report = check_additivity(
+        experiment(profile_blocks={"warmup": 1, "max_seconds": 20.0, **loose}), VOCABULARY, table()
+    )
+    assert report["passed"] and report["bar"] == {"pearson_r": 0.9, "mape": 0.25, "max_ape": 0.3}
+    assert missed({"pearson_r": 0.95, "mape": 0.2, "max_ape": 0.4}, report["bar"]) == ["max_ape"]
+    assert missed(report["bar"], IDLE_BAR) == ["pearson_r", "mape", "max_ape"]
 
 
 def test_fewer_networks_when_time_is_short(monkeypatch):

@@ -32,7 +32,27 @@ CONFIG = experiment(
     evaluate={"batch": 4, "tgt_len": 64, "mem_len": 48, "taus": [0.5, 0.2], "latency_rounds": 3},
 )
 BASELINE = CONFIG.model.architecture(VOCAB_SIZE, CONFIG.patterns.baseline)
-STAGES = {"search": {"seconds": 12.5, "entropy": 1.0}, "retrain": {"seconds": 3.0}, "cluster_experts": {"scatter": 0.5}}
+STAGES = {"retrain": {"seconds": 3.0}, "cluster_experts": {"scatter": 0.5}}
+SELECTION = {
+    "variant": "target_0.6",
+    "solver": "milp",
+    "scored_by": "replace_one",
+    "status": "optimal",
+    "gap": 0.0,
+    "target": 0.6,
+    "score": 0.03,
+    "used": {"target": 0.55, "params": 1.2},
+    "rounds": [{"options": [1, 3, 5, 0], "supernet_nll": 2.4}, {"options": [1, 3, 5, 4], "supernet_nll": 2.3}],
+    "closed_loop": [
+        {"budget": 0.6, "estimated": 0.58, "measured": 0.64, "options": [1, 3, 5, 0]},
+        {"budget": 0.54, "estimated": 0.53, "measured": 0.6, "options": [1, 3, 5, 4]},
+    ],
+    "alternatives": [{"pattern": "(f)x4", "score": -0.1, "estimated": 0.59}],
+    "score_options": list(CONFIG.design_space),
+    "estimated": 0.53,
+}
+CONTROL = {"solver": "random", "target": 0.6, "used": {"target": 0.59}, "estimated": 0.59}
+PATTERN = {"solver": "pattern", "target": None, "estimated": 1.0}
 
 
 @pytest.fixture(scope="module")
@@ -57,6 +77,8 @@ def evaluated(folder, text, variant: str, architecture: Architecture, **overlay)
     arguments = {
         "baseline": BASELINE,
         "baseline_evaluation": None,
+        "baseline_seconds": 5.0,
+        "selection": PATTERN,
         "table": table(),
         "tokens": text,
         "stages": STAGES | {"cluster_experts": metrics},
@@ -64,6 +86,7 @@ def evaluated(folder, text, variant: str, architecture: Architecture, **overlay)
         "device": CPU,
     }
     folders = {name: folder / variant / name for name in networks}
+    arguments["stages"] |= overlay.pop("stages", {})
     result = evaluate(CONFIG, "toy", variant, **folders, **arguments | overlay)
     jsonschema.Draft202012Validator(SCHEMA).validate(result)
     write_json(folder / variant / "eval.json", result)
@@ -79,7 +102,8 @@ def baseline(tmp_path_factory, tokens) -> dict:
 def searched(tmp_path_factory, tokens, baseline) -> dict:
     architecture = CONFIG.model.architecture(VOCAB_SIZE, "s1fm2i")
     folder = tmp_path_factory.mktemp("evaluate")
-    return evaluated(folder, tokens, "target_0.6", architecture, baseline_evaluation=baseline)
+    notes = {"selection": SELECTION, "stages": {"search": {"seconds": 12.5, "entropy": 1.0}}}
+    return evaluated(folder, tokens, "target_0.6", architecture, baseline_evaluation=baseline, **notes)
 
 
 def test_architecture_is_the_one_before_conversion(searched):
@@ -119,6 +143,38 @@ def test_latency_against_baseline_and_table(searched):
     assert searched["target"]["measured"] == pytest.approx(1 / headline["speed_up"])
 
 
+def test_target_shows_its_slack_and_every_measured_round(searched):
+    target = searched["target"]
+    assert target["slack"] == pytest.approx((0.6 - target["estimated"]) / 0.6)
+    assert [tuple(entry.values()) for entry in target["rounds"]] == [(0.6, 0.58, 0.64), (0.54, 0.53, 0.6)]
+
+
+def test_selection_names_the_blocks_of_the_incumbents(searched):
+    selection = searched["selection"]
+    assert selection["incumbents"] == [
+        {"blocks": ["attention_1", "feed_forward", "moe_top2", "skip"], "supernet_nll": 2.4},
+        {"blocks": ["attention_1", "feed_forward", "moe_top2", "moe_top1"], "supernet_nll": 2.3},
+    ]
+    same = ("solver", "scored_by", "status", "gap", "used", "alternatives")
+    assert {name: selection[name] for name in same} == {name: SELECTION[name] for name in same}
+
+
+def test_search_is_compared_with_one_training_of_the_baseline(searched):
+    assert searched["search"] == {"seconds": 12.5, "baseline_seconds": 5.0, "ratio": 2.5, "bar": 2.0}
+
+
+def test_a_random_control_has_a_target_but_no_search(tmp_path, tokens):
+    found = evaluated(
+        tmp_path, tokens, "random_0.6_1", CONFIG.model.architecture(VOCAB_SIZE, "s1iff"), selection=CONTROL
+    )
+    assert found["target"]["requested"] == 0.6 and found["target"]["rounds"] == []
+    assert found["search"] is None
+    assert found["selection"] == {
+        "solver": "random", "scored_by": None, "status": None, "gap": None, "used": {"target": 0.59},
+        "incumbents": [], "alternatives": [],
+    }  # fmt: skip
+
+
 def test_flops(searched):
     work, flops = CONFIG.workload, searched["flops"]
     assert flops["counted"] == flops["closed_form"]
@@ -141,7 +197,7 @@ def test_conversion_and_sweep(searched):
 
 
 def test_baseline_is_its_own_rival(baseline, searched):
-    assert baseline["target"] is None
+    assert baseline["target"] is baseline["selection"] is baseline["search"] is None
     assert all(row["speed_up"] == 1 for row in baseline["latency"])
     assert baseline["baseline"]["quality"] == baseline["quality"] == searched["baseline"]["quality"]
     assert baseline["baseline"]["params"] == BASELINE.params() == searched["baseline"]["params"]
@@ -159,7 +215,8 @@ def test_provenance(searched):
 
 
 def test_nothing_to_convert(tmp_path, tokens):
-    found = evaluated(tmp_path, tokens, "target_0.3", CONFIG.model.architecture(VOCAB_SIZE, "s1iii"))
+    architecture = CONFIG.model.architecture(VOCAB_SIZE, "s1iii")
+    found = evaluated(tmp_path, tokens, "lts_0.3", architecture, selection=SELECTION | {"scored_by": "params"})
     assert found["conversion"]["converted_layers"] == 0
     assert "no feed-forward layer" in found["conversion"]["reason"]
     assert [row["tau"] for row in found["dynamic_k"]] == [0.0]

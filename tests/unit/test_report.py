@@ -13,7 +13,7 @@ import pandas as pd
 import pytest
 
 from planer.architecture import Architecture, Attention, FeedForward, MoE, Skip, from_notation
-from planer.evaluation.comparison import best_threshold, compare
+from planer.evaluation.comparison import best_threshold, compare, controls
 from planer.evaluation.figures import draw
 from planer.evaluation.report import write_report
 
@@ -21,10 +21,22 @@ SCHEMA = json.loads((Path(__file__).parents[2] / "config/schemas/eval.schema.jso
 OPTIONS = {
     "i": Skip(),
     "f": FeedForward(512),
+    "f8": FeedForward(4096, 8),
     **{f"s{heads}": Attention(heads, 16) for heads in (1, 2, 4, 8)},
     **{f"m{k}": MoE(512, 8, k) for k in (1, 2)},
 }
 BASELINE_MS = {"cached": 10.0, "recompute": 14.0}
+
+
+SELECTION = {
+    "solver": "milp",
+    "scored_by": "replace_one",
+    "status": "optimal",
+    "gap": 0.0,
+    "used": {"target": 0.5, "params": 1.25},
+    "incumbents": [{"blocks": ["skip", "feed_forward"], "supernet_nll": 2.25}],
+    "alternatives": [],
+}
 
 
 def score(nll: float) -> dict:
@@ -86,7 +98,18 @@ def evaluation(variant: str, pattern: str, nll: float, share: float, target: flo
         },
         "quality": quality(nll),
         "latency": latency,
-        "target": target and {"requested": target, "estimated": 0.99 * share, "measured": share},
+        "target": target
+        and {
+            "requested": target,
+            "estimated": 0.99 * share,
+            "measured": share,
+            "slack": 1 - 0.99 * share / target,
+            "rounds": [{"budget": target, "estimated": 0.99 * share, "measured": 1.01 * share}],
+        },
+        "selection": target and SELECTION,
+        "search": {"seconds": 90.0, "baseline_seconds": 60.0, "ratio": 1.5, "bar": 2.0}
+        if variant.startswith("target")
+        else None,
         "flops": {
             "attention": "cached",
             "counted": flops,
@@ -130,6 +153,18 @@ VARIANTS = (
     ("target_0.5", "s4fim1s2ifi", 1.62, 0.51, 0.5),
     ("target_0.3", "s1iim1iiim2", 1.72, 0.31, 0.3),
 )
+NINE = (
+    ("baseline", "(s8f)x4", 1.60, 1.0, None),
+    ("sandwich", "(s8)x2(s8f)x2(f)x2", 1.63, 1.02, None),
+    ("par", "(s8ff)x2(f)x2", 1.65, 0.72, None),
+    ("target_0.5", "s4fim1s2ifi", 1.62, 0.501, 0.5),
+    ("target_0.75", "s4fim1s2ifm2", 1.61, 0.745, 0.75),
+    ("random_0.5_1", "s2ffs4ifif", 1.66, 0.495, 0.5),
+    ("random_0.5_2", "is2m1fs4iii", 1.70, 0.49, 0.5),
+    ("random_0.5_3", "s8iifffii", 1.68, 0.498, 0.5),
+    ("isoparam_0.5", "s4fiif8s1ii", 1.64, 0.503, 0.5),
+)
+"""The networks that the demo compares."""
 
 
 @pytest.fixture
@@ -165,6 +200,18 @@ def additivity() -> dict:
     }
 
 
+@pytest.fixture
+def write(table, additivity, tmp_path):
+    """A function that draws evaluations and writes their report, and what else to draw it from."""
+
+    def report(evaluations: list[dict], folder: Path = tmp_path, **overlay) -> Path:
+        facts = additivity | overlay
+        write_report(folder / "report.html", folder / "figures", evaluations, facts, draw(evaluations, table, facts))
+        return folder / "report.html"
+
+    return report
+
+
 def test_made_up_evaluations_are_valid(evaluations):
     for values in evaluations:
         jsonschema.Draft202012Validator(SCHEMA).validate(values)
@@ -179,12 +226,60 @@ def test_comparison_has_a_row_per_variant(evaluations):
     assert found["target_requested"] == 0.5 and math.isnan(table.loc["par", "target_requested"])
     assert found["params"] == evaluations[2]["architecture"]["params"]
     assert pd.isna(table.loc["target_0.3", "dynamic_tau"]), "it has nothing to convert"
+    assert found["search_ratio"] == 1.5 and math.isnan(table.loc["par", "search_ratio"])
+
+
+def test_comparison_tells_arms_starts_and_repeats_apart(evaluations):
+    names = ["baseline", "target_0.5-upcycle-seed2", "random_0.5_3", "par_search"]
+    table = compare([evaluations[0] | {"variant": name} for name in names])
+    found = table[["arm", "start", "repeat"]].itertuples(index=False, name=None)
+    assert list(found) == [
+        ("baseline", "scratch", 0), ("target", "upcycle", 2), ("random", "scratch", 0), ("par_search", "scratch", 0),
+    ]  # fmt: skip
+
+
+def controlled(searched: list[float], random: list[float]) -> list[dict]:
+    """Evaluations of seeds of target_0.5 and of random controls with these test nlls in bits."""
+    values = [(f"target_0.5-seed{k}" if k else "target_0.5", bits) for k, bits in enumerate(searched)]
+    values += [(f"random_0.5_{k}", bits) for k, bits in enumerate(random, 1)]
+    return [evaluation(name, "s4f", bits * math.log(2), 0.5, 0.5) for name, bits in values]
+
+
+def test_controls_compare_means_in_standard_errors():
+    others = [evaluation("target_0.75", "s4f", 1.0, 0.7, 0.75), evaluation("random_0.5_1-distill", "s4f", 1, 0.5, 0.5)]
+    (found,) = controls([*controlled([2.3, 2.5], [2.4, 2.6, 2.8]), *others]).to_dict("records")
+    assert (found["target"], found["n"], found["runs"]) == (0.5, 3, 2)
+    assert found["mean"] == pytest.approx(2.6) and found["searched"] == pytest.approx(2.4)
+    assert found["standard_error"] == pytest.approx(0.2 / math.sqrt(3))
+    assert found["difference"] == pytest.approx(0.2)
+    assert found["errors"] == pytest.approx(0.2 / (0.2 * math.sqrt(1 / 3 + 1 / 2)))
+
+
+def test_controls_need_both_sides_and_two_controls_for_an_error():
+    assert controls(controlled([2.3], [])).empty and controls(controlled([], [2.3, 2.4])).empty
+    (found,) = controls(controlled([2.3], [2.4])).to_dict("records")
+    assert found["difference"] == pytest.approx(0.1)
+    assert math.isnan(found["errors"]) and math.isnan(found["standard_error"])
+
+
+@pytest.mark.parametrize(
+    ("searched", "random", "sentence"),
+    [
+        (2.2, [2.4, 2.6, 2.8], "beats the random controls by 0.400 bpc, 1.7 standard errors of the difference: 2.200"),
+        (2.5, [2.4, 2.6, 2.8], "is within one standard error of the random controls: 2.500 bpc (1 run) against 2.600"),
+        (3.0, [2.4, 2.6, 2.8], "is worse than the random controls by 0.400 bpc, 1.7 standard errors of the difference"),
+        (3.0, [2.4], "is 0.600 bpc worse than the random control, whose spread is unknown: 3.000 bpc (1 run)"),
+    ],
+)
+def test_report_says_what_the_search_is_worth_even_when_it_loses(write, searched, random, sentence):
+    page = read(write(controlled([searched], random)))
+    assert f"target_0.5 {sentence}" in "".join(page.text)
 
 
 def test_comparison_takes_evaluations_that_lack_fields(evaluations, tmp_path):
     partial = [{"variant": "target_0.9"}, *evaluations]
     table = compare(partial)
-    assert table.iloc[0].drop(["variant", "unit"]).isna().all()
+    assert table.iloc[0].drop(["variant", "arm", "start", "repeat", "unit"]).isna().all()
     assert table.dtypes.equals(compare(evaluations).dtypes)
     table.to_parquet(tmp_path / "comparison.parquet")
 
@@ -238,9 +333,8 @@ def read(path: Path) -> Page:
     return page
 
 
-def test_report_needs_nothing_else(evaluations, table, additivity, tmp_path):
-    write_report(tmp_path / "report.html", tmp_path / "figures", evaluations, table, additivity)
-    page = read(tmp_path / "report.html")
+def test_report_needs_nothing_else(evaluations, write, tmp_path):
+    page = read(write(evaluations))
     assert page.references and all(reference.startswith("#") for reference in page.references)
     assert {reference[1:] for reference in page.references} <= set(page.ids)
     assert len(page.ids) == len(set(page.ids))
@@ -250,41 +344,72 @@ def test_report_needs_nothing_else(evaluations, table, additivity, tmp_path):
     assert "target_0.5: 5.10 ms per call, 1.96 times as fast as the baseline, 2.337 bpc" in text
     assert "the network has no dense feed-forward layer" in text
     assert "0.9981 (0.9900 to 0.9995)" in text and "-1.1% (-2.0% to +1.0%)" in text
+    assert "All bars are met." in text and "loosened" not in text
+    assert text.count("Its search took 1.50 times as long as one training of the baseline, below the bar of 2.") == 2
 
 
-def test_report_is_the_same_every_time(evaluations, table, additivity, tmp_path):
+def test_report_says_which_bars_are_missed_and_which_were_loosened(evaluations, write):
+    bar = {"pearson_r": 0.95, "mape": 0.02, "max_ape": 0.1}
+    text = "".join(read(write(evaluations, bar=bar)).text)
+    assert "Missed: mean error." in text
+    assert "Bars were loosened: Pearson r 0.9500 instead of 0.9900, largest error 10.0% instead of 8.0%." in text
+
+
+def test_report_is_the_same_every_time(evaluations, write, tmp_path):
     for folder in (tmp_path / "a", tmp_path / "b"):
-        write_report(folder / "report.html", folder / "figures", evaluations, table, additivity)
+        write(evaluations, folder)
     files = sorted(path.relative_to(tmp_path / "a") for path in (tmp_path / "a").rglob("*.*"))
     assert len(files) == 6
     for file in files:
         assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes()
 
 
-def test_report_escapes_text(evaluations, table, additivity, tmp_path):
+def test_report_escapes_text(evaluations, write):
     hostile = "<script>alert(1)</script>"
-    evaluations[0]["experiment"] = evaluations[2]["variant"] = hostile
+    evaluations[0]["experiment"] = evaluations[2]["architecture"]["pattern"] = hostile
     evaluations[3]["conversion"]["reason"] = evaluations[0]["provenance"]["device"] = hostile
-    write_report(tmp_path / "report.html", tmp_path / "figures", evaluations, table, additivity)
-    assert "<script" not in (tmp_path / "report.html").read_text()
-    assert "".join(read(tmp_path / "report.html").text).count(hostile) >= 4
+    path = write(evaluations)
+    assert "<script" not in path.read_text()
+    assert "".join(read(path).text).count(hostile) >= 4
 
 
-def test_report_of_one_network_that_nothing_was_converted_in(evaluations, table, additivity, tmp_path):
-    write_report(tmp_path / "report.html", tmp_path / "figures", evaluations[3:], table, additivity | {"networks": []})
+def test_report_of_one_network_that_nothing_was_converted_in(evaluations, write, tmp_path):
+    page = write(evaluations[3:], networks=[])
     assert not (tmp_path / "figures/dynamic_k.svg").exists()
-    read(tmp_path / "report.html")
+    read(page)
 
 
-def test_labels_cover_neither_each_other_nor_a_point(evaluations, table, additivity):
-    """Six networks nearly on top of one another."""
-    crowd = [evaluation(f"target_0.5-seed{k}", "s4f", 1.6 + 0.001 * k, 0.5 + 0.004 * k, 0.5) for k in range(6)]
-    figure = draw([evaluations[0], *crowd], table, additivity)["quality_latency"]
+def crowd() -> list[dict]:
+    """Six networks nearly on top of one another, and the baseline."""
+    seeds = [evaluation(f"target_0.5-seed{k}", "s4f", 1.6 + 0.001 * k, 0.5 + 0.004 * k, 0.5) for k in range(1, 7)]
+    return [evaluation(*VARIANTS[0]), *seeds]
+
+
+def nine() -> list[dict]:
+    return [evaluation(*values) for values in NINE]
+
+
+def test_legends_of_nine_networks_are_complete(table, additivity):
+    figures = draw(nine(), table, additivity)
+    texts = {name: [text.get_text() for text in figure.legends[0].get_texts()] for name, figure in figures.items()}
+    assert texts["quality_latency"] == ["baseline", "pattern", "searched", "random control"]
+    lines = figures["dynamic_k"].axes[0].lines
+    looks = {(line.get_color(), line.get_marker(), line.get_linestyle()) for line in lines if len(line.get_xdata()) > 1}
+    assert len(looks) == len(NINE) and all(any(name in text for text in texts["dynamic_k"]) for name, *_ in NINE)
+    for figure in figures.values():
+        figure.draw_without_rendering()
+        assert figure.legends[0].get_window_extent().width <= figure.bbox.width
+
+
+@pytest.mark.parametrize("networks", [crowd, nine])
+def test_labels_cover_neither_each_other_nor_a_point(networks, table, additivity):
+    values = networks()
+    figure = draw(values, table, additivity)["quality_latency"]
     (axes,) = figure.axes
     figure.draw_without_rendering()
     boxes = [text.get_window_extent() for text in axes.texts if text.get_text()]
     points = [axes.transData.transform((line.get_xdata()[0], line.get_ydata()[0])) for line in axes.lines]
-    assert len(boxes) == 7
+    assert len(boxes) == len(values)
     for index, box in enumerate(boxes):
         assert not any(box.overlaps(other) for other in boxes[index + 1 :])
         assert not any(box.contains(*point) for point in points)

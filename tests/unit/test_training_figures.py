@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import pandas as pd
+import pytest
 
 from planer.evaluation.drawing import to_svg
-from planer.evaluation.training_figures import warm_starts
+from planer.evaluation.training_figures import COLUMNS, draw_trainings, expert_balance, warm_starts
 
 
 def history(last: float) -> pd.DataFrame:
@@ -41,3 +42,44 @@ def test_an_odd_panel_leaves_no_empty_one():
 def test_without_two_starts_of_a_network_there_is_no_figure():
     assert warm_starts({}) is None
     assert warm_starts({"baseline": history(2.0), "target_0.5": history(2.1), "par-distill": history(2.2)}) is None
+
+
+def balanced(loads: dict[int, list[float]], rows: int = 10) -> pd.DataFrame:
+    """A history in which the experts of each block have these shares of its assignments, from first to last."""
+    shares = {f"load_{block}_{e}": share for block, experts in loads.items() for e, share in enumerate(experts)}
+    steps = 10 * np.arange(1, rows + 1)
+    table = pd.DataFrame({"step": steps, "balance": 1 + 1 / steps, "valid_nll": np.nan, **shares})
+    validated = pd.DataFrame({"step": [15], "valid_nll": [2.0]})
+    return pd.concat([table, validated]).sort_values("step", ignore_index=True)
+
+
+def test_experts_show_their_loads_as_multiples_of_an_even_share():
+    loads = {10: [0.5, 0.25, 0.25, 0.0], 9: [0.7, 0.3]}
+    figure = expert_balance({"baseline": history(2.0), "target_0.5": balanced(loads)})
+    left, right, key = figure.axes
+    assert left.get_title() == "target_0.5: balance loss"
+    assert left.lines[0].get_ydata().tolist() == [1 + 1 / step for step in range(10, 101, 10)]
+    assert [text.get_text() for text in right.get_yticklabels()] == ["block 9", "block 10"]
+    values = np.asarray(right.collections[0].get_array())
+    assert values.shape == (6, 10)
+    for step in values.T:
+        assert step.tolist() == pytest.approx([1.4, 0.6, 2.0, 1.0, 1.0, 0.0])
+    assert right.collections[0].get_coordinates()[0, :, 0].tolist() == [0, *range(10, 101, 10)]
+    assert "<image" not in to_svg(figure)
+
+
+def test_long_histories_are_averaged():
+    table = balanced({0: [0.5, 0.5]}, rows=2 * COLUMNS)
+    table.loc[table.index[:1], ["load_0_0", "load_0_1"]] = [1.0, 0.0]
+    mesh = expert_balance({"target_0.5": table}).axes[1].collections[0]
+    values = np.asarray(mesh.get_array())
+    assert values.shape == (2, COLUMNS)
+    assert values[:, 0].tolist() == pytest.approx([1.5, 0.5]) and values[:, 1].tolist() == pytest.approx([1, 1])
+    assert mesh.get_coordinates()[0, [0, 1, -1], 0].tolist() == [0, 20, 10 * 2 * COLUMNS]
+
+
+def test_figures_without_data_are_left_out():
+    assert draw_trainings({"baseline": history(2.0), "par": history(2.1)}) == {}
+    assert list(draw_trainings({"baseline": history(2.0), "target_0.5": balanced({1: [0.5, 0.5]})})) == [
+        "expert_balance"
+    ]

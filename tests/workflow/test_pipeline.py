@@ -41,7 +41,16 @@ def test_evaluations_fit_their_schema(finished, variant):
 def test_the_chosen_network_meets_its_target_by_the_table(finished):
     target = evaluation(finished, "target_0.5")["target"]
     assert target["requested"] == 0.5
-    assert target["estimated"] <= 0.5
+    assert target["estimated"] <= 0.5 and target["slack"] >= 0
+
+
+def test_the_search_shows_in_what_it_found(finished):
+    report, baseline = (evaluation(finished, variant) for variant in ("target_0.5", "baseline"))
+    assert report["search"]["ratio"] == report["search"]["seconds"] / baseline["provenance"]["wall_seconds"]["retrain"]
+    assert report["selection"]["solver"] == "milp" and report["selection"]["incumbents"]
+    assert baseline["search"] is baseline["selection"] is None
+    figures = {path.stem for path in (finished.folder / "results/tiny/figures").iterdir()}
+    assert {"search_health", "choices", "updates"} <= figures
 
 
 def test_conversion_is_exact_and_thresholds_save_work(finished):
@@ -129,6 +138,9 @@ def test_every_stage_is_in_mlflow(finished):
     assert {"model.safetensors", "architecture.yaml", "history.parquet", "metrics.json"} <= files
     architecture = Path(client.download_artifacts(retrain.info.run_id, "architecture.yaml"))
     assert yaml.safe_load(architecture.read_text())["pattern"] == "(sf)x2"
+
+    numbers = found["target_0.5", "evaluate"].data.metrics
+    assert {"search.ratio", "target.slack", "selection.used.target", "quality.final.test.bpc"} <= set(numbers)
 
     data = client.search_runs([client.get_experiment_by_name("data").experiment_id])
     assert [run.data.tags["stage"] for run in data] == ["prepare_data"]

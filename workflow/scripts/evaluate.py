@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from planer.architecture import Architecture
+from planer.architecture import Architecture, load_notes
 from planer.evaluation.evaluate import evaluate
 from planer.files import read_json, write_json
 from planer.job import stage
@@ -21,6 +21,8 @@ if __name__ == "__main__":
             routed=folder / "routers",
             baseline=Architecture.load(snakemake.input.baseline_architecture),
             baseline_evaluation=read_json(snakemake.input.baseline) if snakemake.input.get("baseline") else None,
+            baseline_seconds=read_json(snakemake.input.baseline_training)["seconds"],
+            selection=load_notes(snakemake.input.architecture)["selection"],
             table=LatencyTable.load(snakemake.input.table),
             tokens={split: job.tokens(split) for split in ("train", "valid", "test")},
             stages={Path(path).parent.name: read_json(path) for path in snakemake.input.stages},
