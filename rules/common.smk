@@ -3,12 +3,11 @@ import re
 import sys
 from functools import cache
 from pathlib import Path
-from types import SimpleNamespace
 
 import yaml
 
 import planer
-from planer.config import Experiment, ParetoConfig, RepeatabilityConfig, derive_seed
+from planer.config import Experiment, derive_seed
 from planer.files import UserError, check_writable, read_json
 from planer.latency.cost import check_hours, rescaled
 from planer.parsing import build, merge
@@ -112,85 +111,6 @@ def threads_of(wildcards):
 def whole_machine(wildcards):
     """Threads that keep other jobs away while latency is measured; the script itself uses the config's number."""
     return max(workflow.cores or 1, threads_of(wildcards))
-
-
-def dataset_file(name):
-    """Input function: a file of the experiment's prepared corpus."""
-
-    def path(wildcards):
-        return f"results/data/{settings(wildcards.experiment)['data']['dataset']}/{name}"
-
-    return path
-
-
-def search_of(wildcards):
-    """The variant whose search a variant's network comes from, or None."""
-    variant = parse_variant(wildcards.variant)
-    if variant.arm == "shared":
-        mildest = build(ParetoConfig, settings(wildcards.experiment)["pareto"]).supernet
-        return f"{mildest}-seed{variant.repeat}" if variant.repeat else mildest
-    return variant.original if variant.searched else None
-
-
-def architecture_inputs(wildcards):
-    """A warm start has the network of its original; a searched variant needs its supernet, others only the table."""
-    variant = parse_variant(wildcards.variant)
-    if variant.start != "scratch":
-        return {"original": f"results/{{experiment}}/{variant.original}/architecture.yaml"}
-    files = {"table": "results/{experiment}/latency_table.parquet"}
-    if search := search_of(wildcards):
-        files["supernet"] = f"results/{{experiment}}/{search}/search/supernet.safetensors"
-        files["valid"] = dataset_file("valid.npy")(wildcards)
-    return files
-
-
-def baseline_report(wildcards):
-    """Every variant but the baseline itself is compared with the baseline's own evaluation."""
-    return [] if wildcards.variant == "baseline" else "results/{experiment}/baseline/eval.json"
-
-
-def stage_metrics(wildcards):
-    """Numbers of every stage that this variant went through, in order, the search that found its network first."""
-    search = search_of(wildcards)
-    searched = [f"results/{{experiment}}/{search}/search/metrics.json"] if search else []
-    stages = ["retrain", "sparsify", "cluster", "routers"]
-    return searched + expand("results/{experiment}/{variant}/{stage}/metrics.json", stage=stages, allow_missing=True)
-
-
-def compared_files(wildcards):
-    """What the default variants leave to compare: evaluations, histories of their training, and their searches."""
-    variants = settings(wildcards.experiment)["default_variants"]
-    named = [SimpleNamespace(experiment=wildcards.experiment, variant=variant) for variant in variants]
-    searches = dict.fromkeys(filter(None, map(search_of, named)))
-    files = {
-        "reports": ("eval.json", variants),
-        "histories": ("retrain/history.parquet", variants),
-        "trajectories": ("search/trajectory.parquet", searches),
-        "searched": ("architecture.yaml", searches),
-    }
-    return {
-        name: expand(f"results/{{experiment}}/{{variant}}/{file}", variant=list(of), allow_missing=True)
-        for name, (file, of) in files.items()
-    }
-
-
-def repeated_reports(wildcards):
-    """Evaluations of the repeats of a variant and of the baseline."""
-    how = build(RepeatabilityConfig, settings(wildcards.experiment)["repeatability"])
-    names = {"variant": how.repeats(how.variant), "baseline": how.repeats("baseline")}
-    path = "results/{experiment}/{variant}/eval.json"
-    return {role: expand(path, variant=repeats, allow_missing=True) for role, repeats in names.items()}
-
-
-def pareto_files(wildcards):
-    """Networks of all targets, and evaluations of both networks of the compared ones."""
-    how = build(ParetoConfig, settings(wildcards.experiment)["pareto"])
-    chosen = [how.shared(target) for target in how.targets]
-    trained = dict.fromkeys(road(target) for target in how.compared for road in (how.shared, how.own))
-    return {
-        "architectures": expand("results/{experiment}/{variant}/architecture.yaml", variant=chosen, allow_missing=True),
-        "reports": expand("results/{experiment}/{variant}/eval.json", variant=trained, allow_missing=True),
-    }
 
 
 def code_hash(script):

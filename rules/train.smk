@@ -1,44 +1,6 @@
 # Phase 2: training the chosen network, from random weights or from a warm start.
 
 
-def start_of(wildcards):
-    """Params: what retraining starts from."""
-    return parse_variant(wildcards.variant).start
-
-
-def lender(wildcards):
-    """The trained network whose weights a warm start takes: its original's supernet, or the baseline."""
-    variant = parse_variant(wildcards.variant)
-    if variant.start == "inherit":
-        return {"supernet": f"results/{{experiment}}/{variant.original}/search/supernet.safetensors"}
-    return trained_baseline("baseline")
-
-
-def trained_baseline(name):
-    """Both files of the retrained baseline; ``name`` is the model's name among the inputs."""
-    folder = "results/{experiment}/baseline/retrain"
-    return {name: f"{folder}/model.safetensors", "baseline_architecture": f"{folder}/architecture.yaml"}
-
-
-def start_files(wildcards):
-    """What retraining takes from networks trained before: weights, or a teacher."""
-    if start_of(wildcards) in ("inherit", "upcycle"):
-        return {"weights": "results/{experiment}/{variant}/warm_start.safetensors"}
-    return trained_baseline("teacher") if start_of(wildcards) == "distill" else {}
-
-
-def lender_sections(wildcards):
-    """The sections that describe a supernet; a trained network describes itself."""
-    names = ["data", "model", "patterns", "design_space", "arms", "search"]
-    return sections(*(names if start_of(wildcards) == "inherit" else []))(wildcards)
-
-
-def retrain_sections(wildcards):
-    """What retraining reads; only distillation has settings beyond those of training from scratch."""
-    names = ["device", "threads", "dtype", "data", "retrain"]
-    return sections(*names, *(["distill"] if start_of(wildcards) == "distill" else []))(wildcards)
-
-
 rule warm_start:
     input:
         unpack(lender),
