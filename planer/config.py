@@ -141,6 +141,8 @@ class WorkloadConfig:
     """Remembered positions that each call attends to."""
     attention: Literal["cached", "recompute"]
     """Keep keys and values of the memory (exact at inference), or recompute them from hidden states (the paper)."""
+    execution: Literal["eager", "compiled", "graph"]
+    """Kernel by kernel, blocks compiled by torch.compile, or replayed as a CUDA graph (CUDA only)."""
 
     def __post_init__(self) -> None:
         positive(self, "batch", "tgt_len")
@@ -159,6 +161,10 @@ class ProfileConfig:
     """Timed rounds; every round measures every stack once, in random order."""
     max_seconds: float
     """Stop after this long, at a whole round and after at least three."""
+    batches: tuple[int, ...]
+    """Batch sizes measured beside workload.batch; each takes up to max_seconds."""
+    executions: tuple[Literal["eager", "compiled", "graph"], ...]
+    """Execution modes measured beside workload.execution, for all batch sizes; each takes up to max_seconds."""
     networks: int
     """Random networks measured against the sum of their table entries."""
     min_r: float
@@ -172,6 +178,9 @@ class ProfileConfig:
         positive(self, "copies", "rounds", "max_seconds", "networks", "max_mape", "max_ape")
         share(self, "min_r")
         not_negative(self, "warmup")
+        for batch in self.batches:
+            if batch < 1:
+                raise UserError(f"batches: {batch} must be above 0")
 
 
 @dataclass(frozen=True)
@@ -253,7 +262,13 @@ class SearchConfig(TrainingConfig):
 
 
 LIMITS = ("params", "active_params", "flops", "memory")
-"""What a chosen network can be held to beside its latency."""
+"""What a chosen network can be held to beside its latency; and latency_batch_<b>: its latency at another batch size."""
+
+
+def batch_of_limit(name: str) -> int | None:
+    """The batch size b of a limit latency_batch_<b>; None for other limits."""
+    stem, _, batch = name.rpartition("_")
+    return int(batch) if stem == "latency_batch" and batch.isdecimal() else None
 
 
 @dataclass(frozen=True)
@@ -270,7 +285,7 @@ class SampleConfig:
     tokens: int
     """Validation text that replace_one reads per network."""
     limits: dict[str, float]
-    """Further limits as shares of the baseline's: params, active_params, flops, memory."""
+    """Further limits as shares of the baseline's: params, active_params, flops, memory, latency_batch_<b>."""
     slack: float
     """Share of the latency budget that may stay unused where some network uses more; milp only."""
     num_solutions: int
@@ -286,8 +301,9 @@ class SampleConfig:
         positive(self, "rounds", "tokens", "slack", "num_solutions", "min_distance", "measure_rounds")
         not_negative(self, "corrections")
         for name, value in self.limits.items():
-            if name not in LIMITS:
-                raise UserError(f"limits: unknown limit {name!r}; allowed: {', '.join(LIMITS)}")
+            if name not in LIMITS and batch_of_limit(name) is None:
+                allowed = ", ".join((*LIMITS, "latency_batch_<b>"))
+                raise UserError(f"limits: unknown limit {name!r}; allowed: {allowed}")
             if value <= 0:
                 raise UserError(f"limits: {name} is {value}; it must be above 0")
 
@@ -508,6 +524,10 @@ class Experiment:
                 raise UserError(f"{name}: {list(space)} must name at least two options, each once")
             for option in space:
                 self.model.option(option, name)
+        measured = (self.workload.batch, *self.profile_blocks.batches)
+        for name in self.sample_architecture.limits:
+            if (batch := batch_of_limit(name)) is not None and batch not in measured:
+                raise UserError(f"sample_architecture.limits: {name} needs {batch} among profile_blocks.batches")
         size = self.cluster_experts.expert_size
         if self.model.d_inner % size:
             raise UserError(f"cluster_experts.expert_size: {size} must divide model.d_inner ({self.model.d_inner})")

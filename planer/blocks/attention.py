@@ -33,7 +33,7 @@ class Attention(nn.Module):
         self.v = nn.Parameter(torch.zeros(self.num_heads, self.d_head))
         self.attention_dropout = nn.Dropout(attention_dropout)
         self.dropout = nn.Dropout(dropout)
-        self._position_keys: tuple[Tensor, int, Tensor] | None = None
+        self._position_keys: tuple[Tensor, int | None, Tensor] | None = None
 
     def train(self, mode: bool = True) -> Attention:
         self._position_keys = None
@@ -76,7 +76,9 @@ class Attention(nn.Module):
 
     def _project_positions(self, segment: Segment) -> Tensor:
         """W_r R as [H, Dh, K], kept while an evaluating model sees the same table and W_r has not been written to."""
-        table, version = segment.positions, self.positions.weight._version
+        # Compiled code cannot ask for versions; there, weights must stay as they are between inference calls.
+        version = None if torch.compiler.is_compiling() else self.positions.weight._version
+        table = segment.positions
         if self._position_keys and self._position_keys[0] is table and self._position_keys[1] == version:
             return self._position_keys[2]
         keys = self.positions(table).unflatten(-1, (self.num_heads, self.d_head)).permute(1, 2, 0).contiguous()

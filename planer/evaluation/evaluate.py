@@ -187,7 +187,8 @@ class _Run:
             own = found[f"{mode}/network"] | {"table_ms": self.table.estimate(model.architecture, mode)}
             rival = found.get(f"{mode}/baseline", own)
             rival = rival | {"table_ms": self.table.estimate(baseline.architecture, mode)}
-            shape = {"batch": work.batch, "tgt_len": work.tgt_len, "mem_len": work.mem_len, "attention": mode}
+            shape = {name: getattr(work, name) for name in ("batch", "tgt_len", "mem_len", "execution")}
+            shape |= {"attention": mode}
             against = {
                 "headline": mode == work.attention,
                 "baseline_median_ms": rival["median_ms"],

@@ -33,7 +33,7 @@ RESAMPLES = 2000
 
 
 def check_additivity(config: SimpleNamespace, vocab_size: int, table: LatencyTable) -> dict:
-    """Measure profile_blocks.networks random networks and the baseline, under the workload's attention mode.
+    """Measure profile_blocks.networks random networks and the baseline, under the workload's modes.
 
     Fewer networks are measured, and said so, where a warm-up and MIN_ROUNDS rounds of all would take longer than
     profile_blocks.max_seconds.  Returns the content of additivity.json; its control_drift is the change in the time of
@@ -59,7 +59,7 @@ def check_additivity(config: SimpleNamespace, vocab_size: int, table: LatencyTab
     bar = {"pearson_r": profile.min_r, "mape": profile.max_mape, "max_ape": profile.max_ape}
     return {
         "attention": attention,
-        "execution": "eager",
+        "execution": config.workload.execution,
         "n": len(rows),
         "requested": profile.networks + 1,
         "rounds": len(samples),

@@ -1,8 +1,9 @@
 """Networks ready to be timed: random weights, inference mode, a filled memory.
 
 One call scores one segment as NVIDIA's inference benchmark does: embedding, all blocks, the memory for the next
-segment, and the negative log-likelihood of the targets.  What a network computes only once for a given shape (mask,
-position table, and with cached attention the projected positions) was computed before the first timed call.
+segment, and the negative log-likelihood of the targets, in the workload's execution mode.  What a network computes only
+once for a given shape (mask, position table, and with cached attention the projected positions) is computed before the
+first timed call.
 
 Letters in shapes: B sequences, T tokens of a segment, M remembered positions, D model width.
 """
@@ -18,7 +19,10 @@ import torch
 from torch import Tensor, nn
 
 from planer.architecture import Architecture, Attention, BlockSpec
+from planer.blocks.moe import MoE
 from planer.config import WorkloadConfig
+from planer.latency.execution import check_execution, executable, prepared
+from planer.latency.gates import set_routing
 from planer.model import LanguageModel, initialise
 
 ATTENTIONS = ("cached", "recompute")
@@ -43,12 +47,13 @@ def timed_forward(
     network: an architecture, which gets random weights, or a model, of which a copy is made when it is not in dtype
     on device.  attention: ``cached`` or ``recompute``.  tokens: text [B, L], L > T, of which the last T tokens are
     predicted and those before the last segment fill the memory, over and over if they are fewer than M; random
-    tokens by default.
+    tokens by default.  Raises UserError when the device or the network does not allow the workload's execution.
     """
+    check_execution(workload.execution, device)
     if isinstance(network, Architecture):
         model = random_model(network, device, dtype, seed)
     elif (network.embedding.weight.dtype, network.embedding.weight.device) == (dtype, device):
-        model = network.eval()
+        model = network.eval() if network.training else network  # eval() would drop positions prepared for other calls
     else:
         model = copy.deepcopy(network).to(device, dtype).eval()
     if tokens is None:
@@ -56,13 +61,14 @@ def timed_forward(
     tokens = tokens.to(device)
     past, segment = tokens[:, : -workload.tgt_len - 1], tokens[:, -workload.tgt_len - 1 :]
     memory = filled_memory(model, past if past.shape[1] else segment[:, :-1], workload, attention)
+    timed = _shell(model, [executable(block, workload.execution) for block in model.blocks])
 
     @torch.inference_mode()
     def forward() -> Tensor:
-        hidden, _ = model(segment[:, :-1], memory, mem_len=workload.mem_len, attention=attention)
-        return model.nll(hidden, segment[:, 1:])
+        hidden, _ = timed(segment[:, :-1], memory, mem_len=workload.mem_len, attention=attention)
+        return timed.nll(hidden, segment[:, 1:])
 
-    return forward
+    return prepared(forward, workload.execution, device, model.dynamic_blocks())
 
 
 class Pool:
@@ -82,9 +88,13 @@ class Pool:
         attentions: Iterable[str] = ATTENTIONS,
         seed: int = 0,
     ):
-        """architecture: what all networks share; its own blocks are ignored.  copies: blocks to make of each kind."""
+        """architecture: what all networks share; its own blocks are ignored.  copies: blocks to make of each kind.
+
+        Raises UserError when the device does not allow the workload's execution.
+        """
+        check_execution(workload.execution, device)
         specs = tuple(spec for spec, count in copies.items() for _ in range(count))
-        self.workload = workload
+        self.workload, self._device = workload, device
         self._model = random_model(dataclasses.replace(architecture, blocks=specs), device, dtype, seed)
         self._places = {spec: [place for place, other in enumerate(specs) if other == spec] for spec in copies}
         self._tokens = random_tokens(architecture.vocab_size, workload, seed).to(device)
@@ -92,15 +102,22 @@ class Pool:
             attention: filled_memory(self._model, self._tokens[:, :-1], workload, attention) for attention in attentions
         }
         self._shells: dict[tuple[str, bool], LanguageModel] = {}
+        self._executable: dict[tuple[int, str], nn.Module] = {}
 
-    def network(self, blocks: Sequence[BlockSpec], attention: str, head: bool = True) -> Callable[[], Tensor]:
-        """A call that scores one segment with these blocks in this order; without head it stops at the last block."""
+    def network(
+        self, blocks: Sequence[BlockSpec], attention: str, head: bool = True, routing: str = "balanced"
+    ) -> Callable[[], Tensor]:
+        """A call that scores one segment with these blocks in this order; without head it stops at the last block.
+
+        routing: how the gates of mixtures of experts spread tokens (``planer.latency.gates``).  Raises UserError when
+        the network cannot be compiled or captured.
+        """
         used: Counter[BlockSpec] = Counter()
         places = []
         for spec in blocks:
             places.append(self._places[spec][used[spec] % len(self._places[spec])])
             used[spec] += 1
-        modules = nn.ModuleList(self._model.blocks[place] for place in places)
+        modules = nn.ModuleList(self._block(place, routing) for place in places)
         memory = [self._memory[attention][place] for place in places]
         model = self._shell(attention, any(entry is not None for entry in memory))
         segment = self._tokens
@@ -111,7 +128,17 @@ class Pool:
             hidden, _ = model(segment[:, :-1], memory, mem_len=self.workload.mem_len, attention=attention)
             return model.nll(hidden, segment[:, 1:]) if head else hidden
 
-        return forward
+        return prepared(forward, self.workload.execution, self._device)
+
+    def _block(self, place: int, routing: str) -> nn.Module:
+        """A block ready for the workload's execution; under another routing it shares all but gate and LayerNorm."""
+        if (place, routing) not in self._executable:
+            block = self._model.blocks[place]
+            if routing != "balanced" and isinstance(getattr(block, "sublayer", None), MoE):
+                block = copy.deepcopy(block, {id(block.sublayer.experts): block.sublayer.experts})
+                set_routing(block.sublayer.gate, routing)
+            self._executable[place, routing] = executable(block, self.workload.execution)
+        return self._executable[place, routing]
 
     def _shell(self, attention: str, remembers: bool) -> LanguageModel:
         """Embedding and head for networks of one kind.
@@ -121,12 +148,18 @@ class Pool:
         """
         key = (attention, remembers)
         if key not in self._shells:
-            with torch.device("meta"):  # its own weights are never used
-                shell = LanguageModel(dataclasses.replace(self._model.architecture, blocks=())).eval()
-            shell.embedding, shell.output_bias = self._model.embedding, self._model.output_bias
-            shell.final_norm = self._model.final_norm
-            self._shells[key] = shell
+            self._shells[key] = _shell(self._model)
         return self._shells[key]
+
+
+def _shell(model: LanguageModel, blocks: Iterable[nn.Module] = ()) -> LanguageModel:
+    """These blocks between the embedding and the head of a model, with prepared positions of their own."""
+    with torch.device("meta"):  # its own weights are never used
+        shell = LanguageModel(model.architecture, ()).eval()
+    for name, part in (*model.named_children(), *model.named_parameters(recurse=False)):
+        setattr(shell, name, part)
+    shell.blocks = nn.ModuleList(blocks)
+    return shell
 
 
 def affordable_copies(

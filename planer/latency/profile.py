@@ -4,20 +4,27 @@ A block's cost is the time of a network of 2N copies minus that of N copies, ove
 launching and for everything else that is paid once, so it cancels; each copy has weights and a memory of its own, as
 in a real network.  Stacks are measured in turn (``measure``), and a cost is the median over rounds of the difference
 within a round.  A cost that comes out negative is measured again, never set to zero.
+
+Mixtures of experts are measured under three routings (``planer.latency.gates``), and everything once for every batch
+size and execution mode asked for, each of which may take max_seconds.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Callable, Iterator
 from types import SimpleNamespace
+from typing import NamedTuple
 
 import pandas as pd
 import torch
 
-from planer.architecture import Attention, BlockSpec, FeedForward, Skip, from_notation
-from planer.config import ModelConfig, derive_seed
+from planer.architecture import Attention, BlockSpec, FeedForward, MoE, Skip, from_notation
+from planer.config import ModelConfig, WorkloadConfig, derive_seed
 from planer.files import UserError
+from planer.latency.execution import check_execution
+from planer.latency.gates import ROUTINGS
 from planer.latency.measure import MIN_ROUNDS, by_round, measure, summary
 from planer.latency.networks import ATTENTIONS, Pool, affordable_copies
 from planer.latency.table import LatencyTable, identity
@@ -37,17 +44,45 @@ def profile_blocks(config: SimpleNamespace, vocab_size: int) -> LatencyTable:
     """Measure the stem and every option of the design space and of the patterns, on the device at hand.
 
     config: an experiment; the sections that describe network, workload and profile are read.
-    Raises UserError when the device is too noisy for a positive cost.
+    Raises UserError when the device is too noisy for a positive cost, or cannot execute a network as asked for.
     """
-    began = time.perf_counter()
     device = resolve_device(config.device)
     dtype = resolve_dtype(config.dtype, device)
-    profiler = _Profiler(config, vocab_size, device, dtype)
+    workloads = measured_workloads(config)
+    for workload in workloads:
+        check_execution(workload.execution, device)
+    rows, notes = [], []
+    for workload in workloads:
+        found, note = _profile(config, workload, vocab_size, device, dtype)
+        setting = {"batch": workload.batch, "execution": workload.execution}
+        rows += [setting | row for row in found]
+        notes.append(setting | note)
+    sides = identity(device, dtype, config.workload, config.model, vocab_size)
+    shared = {key: sides[key] for key in ("device", "dtype", "tgt_len", "mem_len")}
+    return LatencyTable(pd.DataFrame([shared | row for row in rows]), sides, notes[0] | {"others": notes[1:]})
+
+
+def measured_workloads(config: SimpleNamespace) -> list[WorkloadConfig]:
+    """The experiment's own workload, then the same with other batch sizes and execution modes."""
+    own, profile = config.workload, config.profile_blocks
+    return [
+        dataclasses.replace(own, batch=batch, execution=execution)
+        for execution in dict.fromkeys((own.execution, *profile.executions))
+        for batch in dict.fromkeys((own.batch, *profile.batches))
+    ]
+
+
+def _profile(
+    config: SimpleNamespace, workload: WorkloadConfig, vocab_size: int, device: torch.device, dtype: torch.dtype
+) -> tuple[list[dict], dict]:
+    """Table rows for one workload, and notes on how they were measured."""
+    began = time.perf_counter()
+    profiler = _Profiler(config, workload, vocab_size, device, dtype)
     before = profiler.control_ms("start")
     costs, stem = profiler.costs()
     after = profiler.control_ms("end")
     spread = pd.Series([(cost.quantile(0.9) - cost.quantile(0.1)) / cost.median() for cost in costs.values()])
-    notes = {
+    return list(_rows(costs, stem)), {
         "copies": profiler.copies,
         "rounds": len(stem),
         "seconds": round(time.perf_counter() - began, 1),
@@ -55,9 +90,6 @@ def profile_blocks(config: SimpleNamespace, vocab_size: int) -> LatencyTable:
         "control_drift": after / before - 1,
         "spread": float(spread.median()),
     }
-    sides = identity(device, dtype, config.workload, config.model, vocab_size)
-    shared = {key: sides[key] for key in ("device", "dtype", "batch", "tgt_len", "mem_len")} | {"execution": "eager"}
-    return LatencyTable(pd.DataFrame([shared | row for row in _rows(costs, stem)]), sides, notes)
 
 
 def measured_options(config: SimpleNamespace) -> tuple[BlockSpec, ...]:
@@ -76,34 +108,54 @@ def control(model: ModelConfig, copies: int) -> tuple[BlockSpec, ...]:
     return (FeedForward(model.d_inner),) * copies
 
 
+class _Stack(NamedTuple):
+    """What is repeated: a block, under one attention mode and one routing."""
+
+    spec: BlockSpec
+    attention: str
+    routing: str
+
+    def named(self, count: int) -> str:
+        routing = "" if self.routing == "balanced" else f", {self.routing}"
+        return f"{self.spec.name}, {self.attention}{routing}, {count} copies"
+
+
 class _Profiler:
-    """The stacks of one experiment, and their timings.
+    """The stacks of one experiment under one workload, and their timings.
 
     ``copies`` is N: profile_blocks.copies, or less where stacks of 2N of every option would not fit into memory
     (POOL_BYTES), or where a warm-up and MIN_ROUNDS rounds of them would take longer than max_seconds.
     """
 
-    def __init__(self, config: SimpleNamespace, vocab_size: int, device: torch.device, dtype: torch.dtype):
+    def __init__(
+        self,
+        config: SimpleNamespace,
+        workload: WorkloadConfig,
+        vocab_size: int,
+        device: torch.device,
+        dtype: torch.dtype,
+    ):
         self.profile, self.seed, self.device = config.profile_blocks, config.seed, device
         self.model = config.model
         specs = measured_options(config)
         # Attention costs something else in either mode, all other blocks the same.
         self.stacks = [
-            (spec, attention)
+            _Stack(spec, attention, routing)
             for spec in specs
             for attention in (ATTENTIONS if isinstance(spec, Attention) else ATTENTIONS[:1])
+            for routing in (ROUTINGS if isinstance(spec, MoE) else ROUTINGS[:1])
         ]
         architecture = config.model.architecture(vocab_size, ())
-        affordable = affordable_copies(architecture, specs, config.workload, dtype) // 2
+        affordable = affordable_copies(architecture, specs, workload, dtype) // 2
         self.copies = max(1, min(self.profile.copies, affordable))
         counts = dict.fromkeys(specs, 2 * self.copies)
         seed = derive_seed(self.seed, "profile", "weights")
-        self.pool = Pool(architecture, counts, config.workload, device, dtype, seed=seed)
+        self.pool = Pool(architecture, counts, workload, device, dtype, seed=seed)
         single_ms = self._time(self._networks(self.stacks, 1), 2, "pilot", warmup=1).min().sum()
         rounds = self.profile.max_seconds * 1e3 / (3 * single_ms)
         self.copies = max(1, min(self.copies, int(rounds / (MIN_ROUNDS + 1))))
 
-    def costs(self) -> tuple[dict[tuple[BlockSpec, str], pd.Series], pd.Series]:
+    def costs(self) -> tuple[dict[_Stack, pd.Series], pd.Series]:
         """Cost in ms of one block, by stack and round; and time in ms of the stem, by round."""
         stem = {"stem": self.pool.network((), ATTENTIONS[0])}
         samples = self._time(self._pairs(self.stacks) | stem, self.profile.rounds, "blocks")
@@ -114,11 +166,11 @@ class _Profiler:
                 return costs, samples["stem"]
             more = self._time(self._pairs(negative), self.profile.rounds * 2**attempt, f"negative costs, {attempt}")
             costs |= {stack: self._differences(more, stack) for stack in negative}
-        for (spec, attention), cost in costs.items():
+        for stack, cost in costs.items():
             if cost.median() <= 0:
                 raise UserError(
-                    f"profile_blocks: {spec.name} with {attention} attention costs {cost.median():.4g} ms after "
-                    f"{ATTEMPTS} measurements, so the device is too busy; free it, or raise profile_blocks.copies"
+                    f"profile_blocks: {stack.spec.name} with {stack.attention} attention costs {cost.median():.4g} ms "
+                    f"after {ATTEMPTS} measurements, so the device is too busy; free it, or raise profile_blocks.copies"
                 )
         return costs, samples["stem"]
 
@@ -141,27 +193,27 @@ class _Profiler:
         seed = derive_seed(self.seed, "profile", what)
         return by_round(measure(networks, rounds, warmup, seed, seconds, self.device, f"profile: {what}"))
 
-    def _pairs(self, stacks: list[tuple[BlockSpec, str]]) -> dict[str, Callable]:
+    def _pairs(self, stacks: list[_Stack]) -> dict[str, Callable]:
         return self._networks(stacks, self.copies) | self._networks(stacks, 2 * self.copies)
 
-    def _networks(self, stacks: list[tuple[BlockSpec, str]], count: int) -> dict[str, Callable]:
+    def _networks(self, stacks: list[_Stack], count: int) -> dict[str, Callable]:
         """Networks of so many equal blocks; without the head, whose noise would drown them in a large vocabulary."""
-        return {_name(stack, count): self.pool.network((stack[0],) * count, stack[1], head=False) for stack in stacks}
+        return {
+            stack.named(count): self.pool.network((stack.spec,) * count, stack.attention, False, stack.routing)
+            for stack in stacks
+        }
 
-    def _differences(self, samples: pd.DataFrame, stack: tuple[BlockSpec, str]) -> pd.Series:
-        more, fewer = samples[_name(stack, 2 * self.copies)], samples[_name(stack, self.copies)]
+    def _differences(self, samples: pd.DataFrame, stack: _Stack) -> pd.Series:
+        more, fewer = samples[stack.named(2 * self.copies)], samples[stack.named(self.copies)]
         return (more - fewer) / self.copies
 
 
-def _name(stack: tuple[BlockSpec, str], count: int) -> str:
-    return f"{stack[0].name}, {stack[1]}, {count} copies"
-
-
-def _rows(costs: dict[tuple[BlockSpec, str], pd.Series], stem: pd.Series) -> Iterator[dict]:
+def _rows(costs: dict[_Stack, pd.Series], stem: pd.Series) -> Iterator[dict]:
     """Table rows for both attention modes: stem, skip, and every option."""
     for attention in ATTENTIONS:
-        yield {"option": "stem", "attention": attention, **summary(stem)}
-        yield {"option": Skip.kind, "attention": attention, **summary([0.0] * len(stem))}
-        for (spec, mode), cost in costs.items():
-            if mode == attention or not isinstance(spec, Attention):
-                yield {"option": spec.name, "attention": attention, **summary(cost)}
+        setting = {"attention": attention, "routing": ROUTINGS[0]}
+        yield {"option": "stem", **setting, **summary(stem)}
+        yield {"option": Skip.kind, **setting, **summary([0.0] * len(stem))}
+        for stack, cost in costs.items():
+            if stack.attention == attention or not isinstance(stack.spec, Attention):
+                yield {"option": stack.spec.name, **setting, "routing": stack.routing, **summary(cost)}

@@ -1,9 +1,9 @@
 """The latency table: what every block costs on one device for one workload.
 
-One row per (option, attention); a network's latency is estimated as the stem plus the sum of its blocks.  Options that
-do not attend cost the same with cached and recomputed attention; they are measured once and listed under both.  The
-table's identity (device, software, threads, shapes) travels in the Parquet file's metadata, because the numbers mean
-nothing anywhere else.
+One row per (option, attention, routing, batch, execution).  A network's latency is estimated as the stem plus the sum
+of its blocks, with balanced routing and executed as in the experiment's workload.  Options that do not attend cost as
+much with cached as with recomputed attention; they are measured once and listed under both.  The table's identity
+(device, software, threads, shapes) travels in the Parquet file's metadata, because the numbers mean nothing elsewhere.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ import torch
 from planer.architecture import Architecture, FeedForward, MoE
 from planer.config import ModelConfig, WorkloadConfig
 from planer.files import UserError, write_parquet
+from planer.latency.gates import ROUTINGS
 
 COLUMNS = (
     "option",
@@ -31,6 +32,7 @@ COLUMNS = (
     "mem_len",
     "attention",
     "execution",
+    "routing",
     "median_ms",
     "p10_ms",
     "p90_ms",
@@ -43,16 +45,25 @@ class LatencyTable:
     """Costs in ms, the identity they belong to, and notes on how they were measured."""
 
     rows: pd.DataFrame
-    """COLUMNS; ``stem`` is embedding and head, ``skip`` is 0 by construction."""
+    """COLUMNS; ``stem`` is embedding and head, ``skip`` is 0 by construction.  Routing is ``balanced``, and in further
+    rows of mixtures of experts another one (``planer.latency.gates``)."""
     identity: dict
     """What ``identity`` returned where the table was measured."""
     notes: dict
-    """Copies per stack, rounds, drift of the control stack, spread: for readers, not compared."""
+    """Copies per stack, rounds, drift of the control stack, spread: for readers, not compared.  They are those of the
+    experiment's own workload; ``others`` lists those of further batch sizes and execution modes."""
     path: str = "the latency table"
     """Where it was loaded from, for messages."""
 
     def __post_init__(self) -> None:
-        self._costs = {(row.option, row.attention): float(row.median_ms) for row in self.rows.itertuples()}
+        usual = (self.rows["execution"] == self.identity["execution"]) & (self.rows["routing"] == ROUTINGS[0])
+        self._usual = self.rows[usual]
+        self._costs = {(row.option, row.attention, row.batch): float(row.median_ms) for row in self._usual.itertuples()}
+
+    @property
+    def headline_rows(self) -> pd.DataFrame:
+        """The rows of the experiment's own workload under balanced routing: one per option and attention mode."""
+        return self._usual[self._usual["batch"] == self.identity["batch"]]
 
     @classmethod
     def load(cls, path: str | Path) -> LatencyTable:
@@ -89,17 +100,26 @@ class LatencyTable:
             there, here = (", ".join(f"{key} {side.get(key, 'unknown')}" for key in different) for side in sides)
             raise UserError(f"{self.path} was measured with {there}, but this run has {here}; {_remake(self.path)}")
 
-    def lookup(self, option: str, attention: str) -> float:
-        """Cost in ms of an option, or of the ``stem``, under cached or recomputed attention."""
-        if (option, attention) not in self._costs:
-            known = ", ".join(name for name, mode in self._costs if mode == attention) or "nothing"
-            raise UserError(f"{self.path} has no {option!r} with {attention} attention; it has: {known}")
-        return self._costs[option, attention]
+    def lookup(self, option: str, attention: str, batch: int | None = None) -> float:
+        """Cost in ms of an option, or of the ``stem``, under cached or recomputed attention.
 
-    def estimate(self, architecture: Architecture, attention: str) -> float:
+        batch: the workload's own by default.  Raises UserError when this was not measured.
+        """
+        batch = self.identity["batch"] if batch is None else batch
+        if (option, attention, batch) not in self._costs:
+            batches = sorted({size for _, _, size in self._costs})
+            if batch not in batches:
+                known = ", ".join(map(str, batches))
+                raise UserError(f"{self.path} has no batch {batch}; it has: {known}; profile_blocks.batches adds more")
+            known = ", ".join(name for name, mode, size in self._costs if (mode, size) == (attention, batch))
+            raise UserError(f"{self.path} has no {option!r} with {attention} attention; it has: {known or 'nothing'}")
+        return self._costs[option, attention, batch]
+
+    def estimate(self, architecture: Architecture, attention: str, batch: int | None = None) -> float:
         """Latency in ms of a network: the stem and its blocks, summed exactly, whatever their order.
 
-        Raises UserError when the network's shapes are not those that were measured.
+        batch: the workload's own by default.  Raises UserError when the network's shapes or this batch were not
+        measured.
         """
         shapes = {key: getattr(architecture, key) for key in ("vocab_size", "d_model", "norm")}
         for block in architecture.blocks:
@@ -115,7 +135,8 @@ class LatencyTable:
                     f"{self.path} was measured for {key} {self.identity[key]}, but the network has {value}; "
                     "use the table of the network's own experiment"
                 )
-        return math.fsum(self.lookup(name, attention) for name in ("stem", *(b.name for b in architecture.blocks)))
+        names = ("stem", *(block.name for block in architecture.blocks))
+        return math.fsum(self.lookup(name, attention, batch) for name in names)
 
 
 def identity(
@@ -133,6 +154,7 @@ def identity(
         "batch": workload.batch,
         "tgt_len": workload.tgt_len,
         "mem_len": workload.mem_len,
+        "execution": workload.execution,
         **{key: getattr(model, key) for key in shapes},
         "vocab_size": vocab_size,
     }

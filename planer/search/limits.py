@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from types import SimpleNamespace
 
 from planer.architecture import Architecture, Attention, BlockSpec
+from planer.config import batch_of_limit
 from planer.latency.table import LatencyTable
 from planer.search.select import Limit
 
@@ -22,17 +23,17 @@ def limits_of(
 ) -> list[Limit]:
     """The latency limit, called ``target``, and those of ``more``: params, active_params, flops, memory (shares).
 
-    config has the sections model, design_space and workload.  FLOPs are per token of the workload; memory is weights
-    and the memory of its batch, in bytes.  Raises UserError when the table lacks an option.
+    latency_batch_<b> among ``more`` limits the latency at another batch size.  config has the sections model,
+    design_space and workload.  FLOPs are per token of the workload; memory is weights and the memory of its batch, in
+    bytes.  Raises UserError when the table lacks an option or a batch size.
     """
     attention, blocks = config.workload.attention, [config.model.option(name) for name in config.design_space]
-    latency = Limit(
-        "target",
-        [table.lookup(name, attention) for name in config.design_space],
-        table.lookup("stem", attention),
-        target * table.estimate(baseline, attention),
-        table.estimate(baseline, attention),
-    )
+
+    def latency(name: str, share: float, batch: int | None = None) -> Limit:
+        costs = [table.lookup(option, attention, batch) for option in config.design_space]
+        whole = table.estimate(baseline, attention, batch)
+        return Limit(name, costs, table.lookup("stem", attention, batch), share * whole, whole)
+
     cost, empty = _costs(config, baseline), config.model.architecture(baseline.vocab_size, ())
     fixed = {
         "params": empty.params(),
@@ -41,8 +42,11 @@ def limits_of(
         "memory": BYTES * empty.params(),
     }
     units = {"params": "parameters", "active_params": "parameters", "flops": "FLOPs per token", "memory": "bytes"}
-    limits = [latency]
+    limits = [latency("target", target)]
     for name, share in more.items():
+        if (batch := batch_of_limit(name)) is not None:
+            limits.append(latency(name, share, batch))
+            continue
         whole = fixed[name] + sum(cost[name](block) for block in baseline.blocks)
         limits.append(Limit(name, [cost[name](b) for b in blocks], fixed[name], share * whole, whole, units[name]))
     return limits

@@ -43,7 +43,8 @@ def table(config=CONFIG) -> LatencyTable:
     sides = identity(torch.device("cpu"), torch.float32, config.workload, config.model, VOCABULARY)
     rows = pd.DataFrame(
         [
-            {"option": option, "attention": mode, "median_ms": ms}
+            {"option": option, "attention": mode, "median_ms": ms, "routing": "balanced"}
+            | {key: sides[key] for key in ("batch", "execution")}
             for option, ms in MS.items()
             for mode in ("cached", "recompute")
         ]

@@ -25,12 +25,12 @@ def network(*blocks) -> LanguageModel:
 @pytest.mark.parametrize("batch, tgt_len, mem_len", [(2, 8, 24), (3, 7, 16), (1, 16, 0), (1, 4, 3)])
 def test_counter_equals_closed_form(attention, batch, tgt_len, mem_len):
     """Exactly: routing, positions, keys and values of the memory included."""
-    counted, formula = checked_flops(network(*EVERYTHING), WorkloadConfig(batch, tgt_len, mem_len, attention))
+    counted, formula = checked_flops(network(*EVERYTHING), WorkloadConfig(batch, tgt_len, mem_len, attention, "eager"))
     assert counted == formula
 
 
 def test_every_block_is_counted():
-    workload = WorkloadConfig(2, 8, 8, "cached")
+    workload = WorkloadConfig(2, 8, 8, "cached", "eager")
     head = count_flops(network(Skip()), workload)
     assert head == 2 * 64 * 50
     assert count_flops(network(FeedForward(128)), workload) - head == 2 * 2 * 64 * 128
@@ -40,4 +40,4 @@ def test_wrong_formula_is_noticed():
     model = network(*EVERYTHING)
     model.architecture = dataclasses.replace(model.architecture, blocks=(*EVERYTHING, FeedForward(128)))
     with pytest.raises(AssertionError, match="the counter sees"):
-        checked_flops(model, WorkloadConfig(2, 8, 8, "cached"))
+        checked_flops(model, WorkloadConfig(2, 8, 8, "cached", "eager"))

@@ -16,6 +16,7 @@ from planer.architecture import Attention, DynamicMoE, FeedForward, MoE
 from planer.files import UserError, write_parquet
 from planer.latency import networks as networks_module
 from planer.latency import profile as profile_module
+from planer.latency.gates import ROUTINGS
 from planer.latency.profile import measured_options, profile_blocks
 from planer.latency.table import COLUMNS, LatencyTable, identity
 
@@ -33,8 +34,11 @@ MS = {
 MODES = {"cached": 1.0, "recompute": 1.5}
 
 
-def true_ms(option: str, attention: str) -> float:
-    return MS[option] * (MODES[attention] if option.startswith("attention") else 1.0)
+ROUTED = {None: 1.0, "balanced": 1.0, "skewed": 1.25, "one": 2.0}
+
+
+def true_ms(option: str, attention: str, routing: str | None = None) -> float:
+    return MS[option] * (MODES[attention] if option.startswith("attention") else 1.0) * ROUTED[routing]
 
 
 def fake_measure(fixed_ms=0.4, noise=0.0, negative=(), negative_calls=0, log=None):
@@ -51,29 +55,33 @@ def fake_measure(fixed_ms=0.4, noise=0.0, negative=(), negative_calls=0, log=Non
         for number in range(rounds):
             drift = 1 + 0.5 * number  # a device that slows down from round to round
             for name in callables:
-                parts = re.fullmatch(r"(\w+), (\w+), (\d+) copies", name)
+                parts = re.fullmatch(r"(\w+), (\w+)(?:, (skewed|one))?, (\d+) copies", name)
                 ms = fixed_ms
                 if parts:
-                    option, attention, count = parts[1], parts[2], int(parts[3])
-                    falling = option in negative and timed and calls["blocks"] <= negative_calls
-                    ms += count * true_ms(option, attention) * (-0.01 if falling else 1) + drift
+                    option, attention, routing, count = *parts.groups()[:3], int(parts[4])
+                    falling = option in negative and not routing and timed and calls["blocks"] <= negative_calls
+                    ms += count * true_ms(option, attention, routing) * (-0.01 if falling else 1) + drift
                 rows.append((name, number, ms + noise * generator.normal()))
         return pd.DataFrame(rows, columns=["name", "round", "ms"])
 
     return measure
 
 
-def table(**rows: float) -> LatencyTable:
-    rows = {"stem": 0.5, "skip": 0.0, **MS, **rows}
+def table() -> LatencyTable:
+    """Batches 4 (the workload's) and 8, which takes three times as long; compiled at a tenth of the time."""
     sides = identity(CPU, torch.float32, CONFIG.workload, CONFIG.model, VOCABULARY)
-    shared = {key: sides[key] for key in ("device", "dtype", "batch", "tgt_len", "mem_len")}
+    shared = {key: sides[key] for key in ("device", "dtype", "tgt_len", "mem_len")}
     frame = pd.DataFrame(
         [
-            {"option": option, "attention": attention, "execution": "eager", "n": 9, "p10_ms": ms, "p90_ms": ms}
-            | {"median_ms": ms * (scale if option.startswith("attention") else 1)}
+            {"option": option, "attention": attention, "n": 9, "p10_ms": ms, "p90_ms": ms}
+            | {"batch": batch, "execution": execution, "routing": routing}
+            | {"median_ms": ms * slower * faster * ROUTED[routing] * (scale if option.startswith("attention") else 1)}
             | shared
-            for option, ms in rows.items()
+            for batch, slower in ((4, 1.0), (8, 3.0))
+            for execution, faster in (("compiled", 0.1), ("eager", 1.0))
+            for option, ms in {"stem": 0.5, "skip": 0.0, **MS}.items()
             for attention, scale in MODES.items()
+            for routing in (("one", "balanced", "skewed") if option.startswith("moe") else ("balanced",))
         ]
     )
     return LatencyTable(frame, sides, {"copies": 4, "control_ms": 1.0})
@@ -96,13 +104,15 @@ def test_identity_says_where_and_what():
     assert sides["threads"] == torch.get_num_threads()
     assert sides["dtype"] == "float32"
     assert sides["device"]
+    assert sides["execution"] == "eager"
     shapes = {"batch": 4, "tgt_len": 32, "mem_len": 32, "d_model": 32, "num_heads": 2, "d_inner": 64, "num_experts": 4}
     assert shapes.items() <= sides.items()
     assert (sides["norm"], sides["vocab_size"]) == ("post", 50)
 
 
 @pytest.mark.parametrize(
-    ("key", "value"), [("device", "Toy Device 3000"), ("threads", 96), ("dtype", "bfloat16"), ("mem_len", 640)]
+    ("key", "value"),
+    [("device", "Toy 3000"), ("threads", 96), ("dtype", "bfloat16"), ("mem_len", 640), ("execution", "compiled")],
 )
 def test_a_table_of_another_device_or_shape_is_refused(tmp_path, key, value):
     path = tmp_path / "latency_table.parquet"
@@ -140,6 +150,29 @@ def test_lookup_names_what_there_is():
     assert table().lookup("attention_2", "recompute") == pytest.approx(3.45)
     with pytest.raises(UserError, match="no 'attention_7' with cached attention; it has: stem, skip, attention_1"):
         table().lookup("attention_7", "cached")
+
+
+def test_lookup_is_of_the_workload_and_of_balanced_routing():
+    assert table().lookup("moe_top1", "cached") == table().lookup("moe_top1", "cached", 4) == MS["moe_top1"]
+    assert table().lookup("moe_top1", "cached", 8) == 3 * MS["moe_top1"]
+    compiled = dataclasses.replace(table(), identity=table().identity | {"execution": "compiled"})
+    assert compiled.lookup("moe_top2", "recompute", 8) == pytest.approx(0.3 * MS["moe_top2"])
+    with pytest.raises(UserError, match="no batch 7; it has: 4, 8; profile_blocks.batches adds more"):
+        table().lookup("moe_top1", "cached", 7)
+
+
+def test_headline_rows_are_what_lookup_reads():
+    rows = table().headline_rows
+    assert not rows.duplicated(["option", "attention"]).any()
+    assert len(rows) == 2 * (2 + len(MS))
+    assert all(row.median_ms == table().lookup(row.option, row.attention) for row in rows.itertuples())
+
+
+def test_an_estimate_at_another_batch():
+    network = CONFIG.model.architecture(VOCABULARY, "sfm1")
+    assert table().estimate(network, "recompute", 8) == pytest.approx(3 * table().estimate(network, "recompute"))
+    with pytest.raises(UserError, match="no batch 16"):
+        table().estimate(network, "recompute", 16)
 
 
 def test_an_estimate_is_the_exact_sum_in_any_order():
@@ -187,6 +220,51 @@ def test_costs_are_marginal(monkeypatch):
     assert (result.notes["copies"], result.notes["rounds"]) == (2, 5)
 
 
+def test_mixtures_have_rows_for_other_routings(monkeypatch):
+    monkeypatch.setattr(profile_module, "measure", fake_measure())
+    rows = profile_blocks(CONFIG, VOCABULARY).rows.set_index(["option", "attention", "routing"])["median_ms"]
+    for attention in MODES:
+        for routing in ("balanced", "skewed", "one"):
+            for option in ("moe_top1", "moe_top2"):
+                assert rows[option, attention, routing] == pytest.approx(true_ms(option, attention, routing))
+    others = {option for option, _, routing in rows.index if routing != "balanced"}
+    assert others == {"moe_top1", "moe_top2"}
+
+
+def test_more_batches_and_executions(monkeypatch):
+    """All combinations, the workload's own first; each is timed by itself, with its own blocks and memories."""
+    made, log = [], []
+
+    class Recorded(profile_module.Pool):
+        def __init__(self, architecture, copies, workload, *arguments, **options):
+            made.append((workload.batch, workload.execution))
+            eager = dataclasses.replace(workload, execution="eager")  # compiling takes a minute
+            super().__init__(architecture, copies, eager, *arguments, **options)
+
+    monkeypatch.setattr(profile_module, "Pool", Recorded)
+    monkeypatch.setattr(profile_module, "measure", fake_measure(log=log))
+    config = experiment(profile_blocks={"batches": [2, 4, 1], "executions": ["eager", "compiled"]})
+    result = profile_blocks(config, VOCABULARY)
+    expected = [(batch, execution) for execution in ("eager", "compiled") for batch in (4, 2, 1)]
+    assert made == expected == list(dict.fromkeys(zip(result.rows["batch"], result.rows["execution"], strict=True)))
+    assert [entry[0] for entry in log].count("profile: blocks") == 6
+    assert len(result.rows) == 6 * len(profile_blocks(CONFIG, VOCABULARY).rows)
+    assert {result.lookup("moe_top1", "cached", batch) for batch in (1, 2, 4)} == {result.lookup("moe_top1", "cached")}
+    assert result.identity["batch"] == 4
+    assert (result.notes["batch"], result.notes["execution"]) == (4, "eager")
+    assert [(note["batch"], note["execution"]) for note in result.notes["others"]] == expected[1:]
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has CUDA")
+@pytest.mark.parametrize(
+    "overlay", [{"workload": {"execution": "graph"}}, {"profile_blocks": {"executions": ["graph"]}}]
+)
+def test_graphs_need_cuda(overlay, monkeypatch):
+    monkeypatch.setattr(profile_module, "measure", None)
+    with pytest.raises(UserError, match="graph needs a CUDA device, but this run is on cpu; use eager or compiled"):
+        profile_blocks(experiment(**overlay), VOCABULARY)
+
+
 def test_negative_costs_are_measured_again_and_only_they(monkeypatch):
     log: list = []
     monkeypatch.setattr(profile_module, "measure", fake_measure(negative=["moe_top1"], negative_calls=2, log=log))
@@ -203,9 +281,9 @@ def test_costs_that_stay_negative_are_refused_not_clamped(monkeypatch):
         profile_blocks(CONFIG, VOCABULARY)
 
 
-@pytest.mark.parametrize(("max_seconds", "copies"), [(0.75, 2), (0.5, 1), (0.001, 1)])
+@pytest.mark.parametrize(("max_seconds", "copies"), [(1.0, 2), (0.7, 1), (0.001, 1)])
 def test_fewer_copies_where_rounds_would_take_too_long(monkeypatch, max_seconds, copies):
-    """One block of each kind takes 24.6 ms, so a round of N = 2 about 150 ms; four must fit into max_seconds."""
+    """One block of each kind takes 38.7 ms, so a round of N = 2 about 230 ms; four must fit into max_seconds."""
     config = experiment(profile_blocks={"max_seconds": max_seconds})
     monkeypatch.setattr(profile_module, "measure", fake_measure())
     assert profile_blocks(config, VOCABULARY).notes["copies"] == copies
@@ -220,8 +298,13 @@ def test_fewer_copies_where_memory_is_short(monkeypatch):
 def test_a_real_profile():
     """Structure only: the machine that runs tests is busy."""
     result = profile_blocks(CONFIG, VOCABULARY)
-    rows = result.rows.set_index(["option", "attention"]).sort_index()
-    assert set(rows.index) == {(option, attention) for option in ("stem", "skip", *MS) for attention in MODES}
+    rows = result.rows.set_index(["option", "attention", "routing"]).sort_index()
+    assert set(rows.index) == {
+        (option, attention, routing)
+        for option in ("stem", "skip", *MS)
+        for attention in MODES
+        for routing in (ROUTINGS if option.startswith("moe") else ROUTINGS[:1])
+    }
     assert (rows.drop(index="skip")["median_ms"] > 0).all()
     assert (rows.loc["skip", ["median_ms", "p10_ms", "p90_ms"]] == 0).all(axis=None)
     assert (rows["p10_ms"] <= rows["median_ms"]).all() and (rows["median_ms"] <= rows["p90_ms"]).all()

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
+
+import pandas as pd
 import pytest
 import torch
 from toy import VOCAB_SIZE, experiment, latency_table
 
+from planer.files import UserError
+from planer.latency.table import LatencyTable
 from planer.search.limits import limits_of, used
 from planer.search.sample import sample_architecture
 from planer.variant import parse_variant
@@ -42,6 +47,42 @@ def test_the_choice_keeps_every_limit():
     assert shares["params"] == architecture.params() / BASELINE.params()
     alternatives = notes["selection"]["alternatives"]
     assert len(alternatives) == 2 and len({architecture.pattern, *(a["pattern"] for a in alternatives)}) == 3
+
+
+def table_of_two_batches() -> LatencyTable:
+    """At batch 1 a mixture of experts costs as much as at batch 4, everything else a quarter."""
+    table = latency_table()
+    small = table.rows.assign(batch=1)
+    small["median_ms"] *= small["option"].str.startswith("moe").map({True: 1.0, False: 0.25})
+    return dataclasses.replace(table, rows=pd.concat([table.rows, small], ignore_index=True))
+
+
+def test_a_network_chosen_under_two_batches_keeps_both():
+    table, alpha = table_of_two_batches(), torch.zeros(4, 6)
+    alpha[:, CONFIG.design_space.index("moe_top2")] = 3.0
+    alpha[:, CONFIG.design_space.index("moe_top1")] = 2.0
+    alpha[:, CONFIG.design_space.index("attention_2")] = 1.0
+    limits = {"latency_batch_1": 0.9}
+    config = experiment(sample_architecture={"scores": "alpha", "limits": limits}, profile_blocks={"batches": [1]})
+    chosen = {}
+    for name, setting in (("one", CONFIG), ("both", config)):
+        chosen[name], notes = sample_architecture(setting, parse_variant("target_0.9"), VOCAB_SIZE, table, alpha=alpha)
+    shares = {
+        name: [table.estimate(network, "cached", batch) / table.estimate(BASELINE, "cached", batch) for batch in (4, 1)]
+        for name, network in chosen.items()
+    }
+    assert shares["one"][0] <= 0.9 < shares["one"][1], "without the second limit it is missed"
+    assert max(shares["both"]) <= 0.9
+    assert notes["selection"]["used"] == pytest.approx(
+        {"target": shares["both"][0], "latency_batch_1": shares["both"][1]}
+    )
+
+
+def test_a_batch_that_was_not_measured_is_refused():
+    with pytest.raises(UserError, match=r"latency_batch_3 needs 3 among profile_blocks\.batches"):
+        experiment(sample_architecture={"limits": {"latency_batch_3": 0.5}}, profile_blocks={"batches": [1]})
+    with pytest.raises(UserError, match="has no batch 1; it has: 4"):
+        limits_of(CONFIG, BASELINE, latency_table(), 0.5, latency_batch_1=0.5)
 
 
 def test_used_is_relative_to_the_baseline():

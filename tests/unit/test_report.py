@@ -60,7 +60,14 @@ def evaluation(variant: str, pattern: str, nll: float, share: float, target: flo
     flops, baseline_flops = architecture.flops(16, 64, 64, "cached"), 3.0e6
     converted = [i for i, block in enumerate(architecture.blocks) if isinstance(block, FeedForward)]
     latency = [
-        {"batch": 16, "tgt_len": 64, "mem_len": 64, "attention": mode, "headline": mode == "cached"}
+        {
+            "batch": 16,
+            "tgt_len": 64,
+            "mem_len": 64,
+            "execution": "eager",
+            "attention": mode,
+            "headline": mode == "cached",
+        }
         | spread(share * ms)
         | {
             "table_ms": 0.97 * share * ms,

@@ -41,18 +41,21 @@ def latency_table_of_this_machine(config: Experiment | None = None, vocab_size: 
     config = config or experiment()
     device = resolve_device(config.device)
     here = identity(device, resolve_dtype(config.dtype, device), config.workload, config.model, vocab_size)
-    return dataclasses.replace(latency_table(), identity=here)
+    rows = latency_table().rows.assign(batch=config.workload.batch, execution=config.workload.execution)
+    return dataclasses.replace(latency_table(), rows=rows, identity=here)
 
 
 def latency_table() -> LatencyTable:
     """What nobody measured, for that experiment, on a device that nobody has."""
-    model = experiment().model
+    model, workload = experiment().model, experiment().workload
     shapes = {name: getattr(model, name) for name in ("d_model", "num_heads", "d_inner", "num_experts", "norm")}
     rows = [
         {"option": option, "attention": attention, "median_ms": ms * factor}
+        | {"batch": workload.batch, "execution": workload.execution, "routing": "balanced"}
         for attention in ("cached", "recompute")
         for option, ms in MS.items()
         for factor in [2 if attention == "recompute" and option.startswith("attention") else 1]
     ]
     toy = {"device": "Toy Device 3000", "vocab_size": VOCAB_SIZE, **shapes}
+    toy |= {"batch": workload.batch, "execution": workload.execution}
     return LatencyTable(pd.DataFrame(rows), toy, notes={})

@@ -110,6 +110,13 @@ def test_device_that_is_not_there(copied):
     assert "cuda" in complaint(copied, "results/tiny/par/retrain/model.safetensors")
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has CUDA")
+def test_execution_that_needs_another_device(workspace):
+    workspace.edit(workload={"execution": "graph"})
+    line = complaint(workspace, "results/tiny/latency_table.parquet")
+    assert "graph needs a CUDA device" in line and "use eager or compiled" in line
+
+
 def test_evaluation_reports_are_json(finished):
     for report in finished.folder.glob("results/tiny/*/eval.json"):
         json.loads(report.read_text(), parse_constant=pytest.fail)

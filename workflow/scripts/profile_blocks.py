@@ -7,4 +7,4 @@ if __name__ == "__main__":
     with stage(snakemake) as job:
         table = profile_blocks(job.config, job.vocab_size)
         table.save(snakemake.output.table)
-        job.run.metrics({f"{row.option}/{row.attention}_ms": row.median_ms for row in table.rows.itertuples()})
+        job.run.metrics({f"{row.option}/{row.attention}_ms": row.median_ms for row in table.headline_rows.itertuples()})

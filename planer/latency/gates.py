@@ -1,0 +1,52 @@
+"""Gates that send timed tokens where they are wanted: how many tokens each expert of a mixture gets.
+
+The latency of a mixture of experts depends on its loads.  Fresh gates prefer no expert (``balanced``, what a search
+counts on); trained ones do, in spite of a balancing loss (``skewed``); at worst all tokens want the same experts
+(``one``).  Only the gate's weights differ, so all three run the same code.
+
+Letters in shapes: E experts, D model width.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+ROUTINGS = ("balanced", "skewed", "one")
+
+
+def zipf_shares(num_experts: int) -> Tensor:
+    """Shares of tokens that prefer expert 1, 2, ...: proportional to 1 / (rank + 1), [E] in double precision.
+
+    The Zipf-Mandelbrot law with offset 1: of eight experts the busiest gets 2.2 times its fair share, 4.5 times that of
+    the idlest.  Without the offset the first of three experts would get more than half, which no gate without a bias
+    can send it of tokens that point everywhere.
+    """
+    weight = 1 / torch.arange(2, num_experts + 2, dtype=torch.float64)
+    return weight / weight.sum()
+
+
+@torch.no_grad()
+def set_routing(gate: Tensor, routing: str) -> None:
+    """Overwrite a freshly drawn gate [E, D] so that tokens pointing everywhere alike are routed as wanted.
+
+    one: all logits are equal, and then the experts of the lowest numbers win.
+    skewed: rows lie in a plane, at the corners of a polygon around the origin.  A token prefers the corner farthest in
+    its direction; those directions make up the corner's exterior angle, the expert's share of the circle.  With top-k,
+    the next choices are the corners beside it, which evens loads out; so the busiest experts are neighbours.  Two
+    experts share evenly: a plane through the origin is all that parts them.
+    """
+    if routing == "one":
+        gate.zero_()
+    elif routing == "skewed" and gate.shape[0] > 2:
+        around = [*reversed(range(1, gate.shape[0], 2)), *range(0, gate.shape[0], 2)]  # ... 3 1 0 2 4 ...
+        share = zipf_shares(gate.shape[0])[around]
+        angle = 2 * math.pi * (share.cumsum(0) - share / 2)
+        radius = 1 / (math.pi * share).cos()  # the sides touch the unit circle
+        corner = radius[:, None] * torch.stack((angle.cos(), angle.sin()), dim=1)
+        plane = torch.linalg.qr(gate[:2].double().cpu().t()).Q  # [D, 2], orthonormal
+        gate[around] = (corner @ plane.t()).to(gate)
+    elif routing not in ROUTINGS:
+        raise ValueError(f"routing is {routing!r}; allowed: {', '.join(ROUTINGS)}")

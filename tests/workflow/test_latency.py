@@ -1,0 +1,30 @@
+"""The latency table of compiled networks at two batch sizes, from its measurement to a network chosen by it."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import yaml
+
+from planer.latency.table import LatencyTable
+
+pytestmark = pytest.mark.workflow
+
+
+def test_a_network_is_chosen_for_two_batches_of_compiled_calls(workspace):
+    workspace.edit(
+        workload={"execution": "compiled"},
+        profile_blocks={"batches": [1], "executions": ["eager"], "networks": 8},
+        sample_architecture={"limits": {"latency_batch_1": 0.95}},
+    )
+    chosen = "results/tiny/lts_0.9/architecture.yaml"
+    result = workspace.run(chosen, "results/tiny/additivity.json")
+    assert result.returncode == 0, result.stdout
+    table = LatencyTable.load(workspace.folder / "results/tiny/latency_table.parquet")
+    settings = set(zip(table.rows["batch"], table.rows["execution"], strict=True))
+    assert settings == {(batch, execution) for batch in (4, 1) for execution in ("compiled", "eager")}
+    assert set(table.headline_rows["execution"]) == {"compiled"}
+    used = yaml.safe_load((workspace.folder / chosen).read_text())["selection"]["used"]
+    assert 0 < used["target"] <= 0.9 and 0 < used["latency_batch_1"] <= 0.95
+    assert json.loads((workspace.folder / "results/tiny/additivity.json").read_text())["execution"] == "compiled"
