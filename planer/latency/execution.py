@@ -21,7 +21,7 @@ from planer.blocks.dynamic_moe import DynamicMoE
 from planer.blocks.moe import MoE
 from planer.files import UserError
 
-WARMUP = 3
+WARMUP = 2
 """Untimed calls: caches of positions fill in the first, and compiled code changes once they are full."""
 
 CODES = 1024
