@@ -198,7 +198,7 @@ def _sections(evaluations: Sequence[dict], additivity: dict) -> list[dict]:
         _section(
             "Search",
             "How every network was chosen. Estimated is by the latency table, measured before training; the slack is "
-            "the part of the target that the estimate leaves unused. The cost is the search's time over that of one "
+            "the part of the target that the estimate leaves unused. The search cost is the search's time over that of one "
             "training of the baseline. Below, health over epochs: a search that works lowers the entropy of its "
             "architecture weights without leaving all to skip, and ends near its budget (dashed).",
             "search_health",
@@ -257,7 +257,7 @@ def _search_tables(evaluations: Sequence[dict]) -> list[dict]:
     """One table with a row for each network that is no pattern, or none."""
     rows = [_search_row(evaluation) for evaluation in evaluations if evaluation["selection"]]
     columns = ["network", "chosen by", "status", "requested", "estimated", "slack", "measured", "also used"]
-    columns += ["supernet nll", "seconds", "cost"]
+    columns += ["supernet nll", "search seconds", "search cost"]
     return [_table(columns, rows, text=("network", "chosen by", "status", "measured", "also used"))] if rows else []
 
 
@@ -267,7 +267,7 @@ def _search_row(evaluation: dict) -> list[str]:
     gap = f", gap {how['gap']:.1g}" if how["gap"] else ""
     return [
         evaluation["variant"],
-        " of ".join(filter(None, (how["solver"], how["scored_by"]))),
+        " on ".join(filter(None, (how["solver"], how["scored_by"]))),
         (how["status"] or "") + gap,
         _cell(target["requested"], "{:.2f}".format),
         _cell(target["estimated"], "{:.3f}".format),
