@@ -198,8 +198,8 @@ def _sections(evaluations: Sequence[dict], additivity: dict) -> list[dict]:
         _section(
             "Search",
             "How every network was chosen. Estimated is by the latency table, measured before training; the slack is "
-            "the part of the target that the estimate leaves unused. The search cost is the time of the search over that "
-            "of one training of the baseline. Below, health over epochs: a search that works lowers the entropy of its "
+            "the part of the target that the estimate leaves unused. The search cost is its time over that of one "
+            "training of the baseline. Below, health over epochs: a search that works lowers the entropy of its "
             "architecture weights without leaving all to skip, and ends near its budget (dashed).",
             "search_health",
             *_search_tables(evaluations),
