@@ -61,7 +61,7 @@ def requested():
 
     Snakemake knows its targets only after parsing; a mistake in one of them should be a single line before that.
     """
-    targets = [re.fullmatch(r"(?:\./)?results/([^/]+)/(?:([^/]+)/)?[^/]+", text) for text in sys.argv[1:]]
+    targets = [re.fullmatch(r"(?:\./)?results/([^/]+)/(?:([^/]+)/.+|[^/]+)", text) for text in sys.argv[1:]]
     return [(match[1], match[2]) for match in targets if match and match[1] != "data"]
 
 

@@ -84,8 +84,8 @@ def test_same_seed_same_table_same_network_and_loss(finished, tmp_path):
 def test_the_other_arms_and_controls(finished, tmp_path):
     """Each chooses from its own space, within its latency where it has one, on the finished experiment's table."""
     again = copied(finished, tmp_path)
-    variants = ["isoparam_0.6", "par_search", "lts_0.6", "random_0.6_1", "random_0.6_2"]
-    result = again.run(*(f"results/tiny/{variant}/architecture.yaml" for variant in variants))
+    variants = ["isoparam_0.6", "par_search", "lts_0.6", "random_1_1", "random_1_2"]
+    result = again.run(*(f"results/tiny/{variant}/architecture.yaml" for variant in variants), MLFLOW_TRACKING_URI="none")
     assert result.returncode == 0, result.stdout
     chosen = {}
     for variant in variants:
@@ -94,8 +94,8 @@ def test_the_other_arms_and_controls(finished, tmp_path):
     kinds = {variant: set(re.findall(r"[a-z]\d*", notes["pattern"])) for variant, notes in chosen.items()}
     assert kinds["par_search"] <= {"s", "f", "i", "x2", "x3", "x4"}
     assert not any(kind.startswith("m") for kind in kinds["isoparam_0.6"])
-    assert all(chosen[variant]["estimated"] <= 0.6 for variant in variants if variant != "par_search")
-    assert all(chosen[f"random_0.6_{n}"]["estimated"] >= 0.98 * 0.6 for n in (1, 2))
+    assert all(chosen[variant]["estimated"] <= 0.6 for variant in ("isoparam_0.6", "lts_0.6"))
+    assert all(0.98 <= chosen[f"random_1_{n}"]["estimated"] <= 1 for n in (1, 2))  # the baseline is in that window
     assert chosen["lts_0.6"]["scored_by"] == "params"
 
 
