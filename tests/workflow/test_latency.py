@@ -19,7 +19,7 @@ def test_a_network_is_chosen_for_two_batches_of_compiled_calls(workspace):
         sample_architecture={"limits": {"latency_batch_1": 0.95}},
     )
     chosen = "results/tiny/lts_0.9/architecture.yaml"
-    result = workspace.run(chosen, "results/tiny/additivity.json")
+    result = workspace.run(chosen, "results/tiny/additivity.json", MLFLOW_TRACKING_URI="none")
     assert result.returncode == 0, result.stdout
     table = LatencyTable.load(workspace.folder / "results/tiny/latency_table.parquet")
     settings = set(zip(table.rows["batch"], table.rows["execution"], strict=True))

@@ -85,7 +85,9 @@ def test_the_other_arms_and_controls(finished, tmp_path):
     """Each chooses from its own space, within its latency where it has one, on the finished experiment's table."""
     again = copied(finished, tmp_path)
     variants = ["isoparam_0.6", "par_search", "lts_0.6", "random_1_1", "random_1_2"]
-    result = again.run(*(f"results/tiny/{variant}/architecture.yaml" for variant in variants), MLFLOW_TRACKING_URI="none")
+    result = again.run(
+        *(f"results/tiny/{variant}/architecture.yaml" for variant in variants), MLFLOW_TRACKING_URI="none"
+    )
     assert result.returncode == 0, result.stdout
     chosen = {}
     for variant in variants:
@@ -103,7 +105,9 @@ def test_warm_starts_train_the_network_of_their_original(finished, tmp_path):
     again = Workspace(tmp_path)
     shutil.copytree(finished.folder, again.folder, dirs_exist_ok=True)
     starts = ("inherit", "upcycle", "distill")
-    result = again.run(*(f"results/tiny/target_0.5-{start}/retrain/metrics.json" for start in starts))
+    result = again.run(
+        *(f"results/tiny/target_0.5-{start}/retrain/metrics.json" for start in starts), MLFLOW_TRACKING_URI="none"
+    )
     assert result.returncode == 0, result.stdout
     folders = {start: again.folder / f"results/tiny/target_0.5-{start}" for start in starts}
     original = yaml.safe_load((again.folder / "results/tiny/target_0.5/architecture.yaml").read_text())
