@@ -123,4 +123,4 @@ class Chooser:
         return best, lowest
 
     def _note(self, incumbent: Selection, nll: float) -> None:
-        self.rounds.append({"options": incumbent.options, "supernet_nll": nll})
+        self.rounds.append({"options": list(incumbent.options), "supernet_nll": nll})

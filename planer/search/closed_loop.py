@@ -74,7 +74,7 @@ def correct(
     tried: list[tuple[float, Selection]] = []
     while True:
         estimated, ratio = choice.cost / limit.baseline, measured(choice)
-        rounds.append({"budget": budget, "estimated": estimated, "measured": ratio, "options": choice.options})
+        rounds.append({"budget": budget, "estimated": estimated, "measured": ratio, "options": list(choice.options)})
         tried.append((ratio, choice))
         if ratio <= target * (1 + TOLERANCE) or len(rounds) > corrections:
             break
