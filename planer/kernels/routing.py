@@ -30,19 +30,6 @@ class Pairs:
     per_token: int | None = None
 
 
-@dataclass(frozen=True)
-class Grouping:
-    """Pairs sorted by expert, token order kept within an expert.
-
-    order: [P], pair p of the sorted list is pair order[p] of the original.  inverse: [P], its inverse permutation.
-    counts: [E], pairs of each expert.
-    """
-
-    order: Tensor
-    inverse: Tensor
-    counts: Tensor
-
-
 def top_k(logits: Tensor, k: int) -> tuple[Pairs, Tensor]:
     """Give every token its k best experts.
 
@@ -78,14 +65,6 @@ def threshold(scores: Tensor, tau: float) -> Tensor:
     if not 0.0 <= tau <= 1.0:
         raise ValueError(f"threshold: tau is {tau}; allowed: 0 to 1")
     return scores >= tau * scores.amax(dim=-1, keepdim=True)
-
-
-def group(pairs: Pairs) -> Grouping:
-    """Sort pairs by expert, stably."""
-    order = torch.argsort(pairs.expert, stable=True)
-    inverse = torch.empty_like(order)
-    inverse[order] = torch.arange(order.shape[0], device=order.device)
-    return Grouping(order, inverse, count(pairs))
 
 
 def count(pairs: Pairs) -> Tensor:
