@@ -50,8 +50,10 @@ def stage_metrics(wildcards):
 
 
 def compared_files(wildcards):
-    """What the default variants leave to compare: evaluations, histories of their training, and their searches."""
+    """What the default variants leave to compare: evaluations, histories of their training, and their searches; and
+    the analyses of several searches that were asked for."""
     variants = settings(wildcards.experiment)["default_variants"]
+    wanted = settings(wildcards.experiment)["default_analyses"]
     named = [SimpleNamespace(experiment=wildcards.experiment, variant=variant) for variant in variants]
     searches = dict.fromkeys(filter(None, map(search_of, named)))
     files = {
@@ -63,6 +65,8 @@ def compared_files(wildcards):
     return {
         name: expand(f"results/{{experiment}}/{{variant}}/{file}", variant=list(of), allow_missing=True)
         for name, (file, of) in files.items()
+    } | {
+        name: [f"results/{{experiment}}/{name}.json"] if name in wanted else [] for name in ("pareto", "repeatability")
     }
 
 

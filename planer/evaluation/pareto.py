@@ -18,8 +18,9 @@ from matplotlib.lines import Line2D
 from planer.architecture import Architecture
 from planer.config import ParetoConfig
 from planer.evaluation.comparison import headline
-from planer.evaluation.drawing import MUTED, SERIES_COLOURS, SERIES_MARKERS, SURFACE, label_points, new_figure
+from planer.evaluation.drawing import MUTED, SERIES_COLOURS, SERIES_MARKERS, SURFACE, label_points, new_figure, style
 from planer.evaluation.figures import UNITS
+from planer.evaluation.page import cell, section, table
 
 RULE = (
     "Both networks of a target keep the same latency budget and are retrained alike; the one with the better test "
@@ -27,6 +28,8 @@ RULE = (
     "all seconds of a search of its own."
 )
 ROADS = {"shared": "from the shared supernet", "own": "from a search of its own"}
+SHOWN = (("test", ".3f"), ("measured", ".3f"), ("search_seconds", ".0f"))
+"""What the report shows of a trained network, and how."""
 
 
 def pareto(config: ParetoConfig, networks: Sequence[dict], evaluations: Sequence[dict]) -> dict:
@@ -119,6 +122,47 @@ def _totals(config: ParetoConfig, compared: Sequence[dict]) -> dict:
     }
 
 
+def pareto_section(report: dict) -> dict:
+    """The report's section on pareto.json: which road wins, at what cost."""
+    totals, unit = report["totals"], report["unit"]
+    wins, tests = totals["wins"], totals["mean_test"]
+    chosen = [
+        [
+            f"{row['target']:g}",
+            row["pattern"],
+            f"{row['estimated']:.3f}",
+            cell(row["supernet_nll"], "{:.3f}".format),
+            {True: "yes", False: "no", None: "unknown"}[row["on_front"]],
+        ]
+        for row in report["targets"]
+    ]
+    trained = [
+        [f"{row['target']:g}", *(f"{row[road][key]:{show}}" for key, show in SHOWN for road in ROADS), row["winner"]]
+        for row in report["compared"]
+    ]
+    columns = [f"{what}, {road}" for what in (f"test {unit}", "measured", "search seconds") for road in ROADS]
+    return section(
+        "One supernet for many targets",
+        (
+            f"The search of {report['supernet']} lent its supernet to {totals['targets']} targets; for "
+            f"{totals['compared']} of them the network was trained beside that of a search at the target itself. The "
+            f"shared supernet's was better {wins['shared']} times, the own search's {wins['own']} times, equal "
+            f"{wins['same']} times; mean test {unit} {tests['shared']:.3f} against {tests['own']:.3f}. For all targets "
+            f"the shared search takes {totals['shared_search_seconds']:.0f} s, searches of their own about "
+            f"{totals['own_search_seconds_all_targets']:.0f} s. {report['rule']}"
+        ),
+        "pareto",
+        table(["target", *columns, "better"], trained),
+        table(
+            ["target", "blocks", "estimated", "supernet nll", "on the front"],
+            chosen,
+            text=("target", "blocks"),
+            title="What the shared supernet led to",
+        ),
+    )
+
+
+@style()
 def pareto_figure(report: dict) -> Figure:
     """The supernet's loss over table latency for all targets, and test quality over measured latency of both roads.
 

@@ -31,6 +31,7 @@ from scipy.stats import t as student
 
 from planer.config import RepeatabilityConfig
 from planer.evaluation.comparison import headline
+from planer.evaluation.page import section, table
 from planer.files import UserError
 
 QUANTILES = 100
@@ -179,8 +180,8 @@ def repeats_needed(
     return high
 
 
-def section(report: dict) -> dict:
-    """The report page's section on repeatability.json: title, text and tables for planer/evaluation/page.py."""
+def repeatability_section(report: dict) -> dict:
+    """The report's section on repeatability.json."""
     latency, quality, test = report["latency"], report["quality"], report["non_inferiority"]
     unit, positions = quality["unit"], report["agreement"]["positions"]
     lines = {
@@ -195,27 +196,16 @@ def section(report: dict) -> dict:
     choices = [[str(position), f"{share:.0%}"] for position, share in enumerate(positions)]
     bound = "not bounded" if test["upper_bound"] is None else f"at most {test['upper_bound']:+.2%}"
     needed = test["repeats_needed"] or f"more than {MAX_REPEATS}"
-    return {
-        "title": "Repeatability",
-        "text": (
+    return section(
+        "Repeatability",
+        (
             f"{test['n']['variant']} repeats of {report['variant']} and of the baseline, with other random numbers. "
             f"Two repeats chose the same block at {report['agreement']['mean']:.0%} of the positions. The mean test "
             f"{unit} is {test['estimate']:+.2%} off the baseline's, with {1 - test['alpha']:.0%} confidence {bound}: "
             f"{test['verdict']} at a margin of {test['margin']:.1%} (one-sided Welch test, p = {test['p_value']:.3g}). "
             f"To show it with a chance of {test['power']:.0%} where both are as good takes {needed} repeats of each."
         ),
-        "figure": "",
-        "tables": [
-            _table(["", "mean", "standard deviation", "min", "max"], spreads),
-            _table(["position", "same block"], choices, "How often two repeats chose the same block"),
-        ],
-    }
-
-
-def _table(columns: list[str], rows: list[list[str]], title: str = "") -> dict:
-    return {
-        "columns": columns,
-        "rows": [{"cells": cells, "mark": False} for cells in rows],
-        "text": columns[:1],
-        "title": title,
-    }
+        "",
+        table(["", "mean", "standard deviation", "min", "max"], spreads),
+        table(["position", "same block"], choices, title="How often two repeats chose the same block"),
+    )

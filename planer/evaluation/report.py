@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from planer.evaluation.comparison import TOLERANCE, best_threshold, compare, controls, headline, pick
 from planer.evaluation.drawing import inline, to_svg
 from planer.evaluation.figures import UNITS
-from planer.evaluation.page import TEMPLATE
+from planer.evaluation.page import TEMPLATE, cell, count, milliseconds, section, table
 from planer.files import write_text
 from planer.latency.additivity import IDLE_BAR, missed
 from planer.variant import parse_variant
@@ -29,6 +29,7 @@ FIGURES = {
     "expert_balance": "Load of every expert over retraining, one row per network with mixtures of experts",
     "warm_starts": "Validation loss over training steps, one line per start",
     "dynamic_k": "Test quality over executed FLOPs and over latency, one line per network",
+    "pareto": "Networks for many latency targets out of one supernet, and out of searches of their own",
 }
 """Every figure and what a reader who cannot see it is told."""
 
@@ -42,20 +43,28 @@ AGREEMENT = {
 
 
 def write_report(
-    path: str | Path, folder: str | Path, evaluations: Sequence[dict], additivity: dict, figures: Mapping[str, Figure]
+    path: str | Path,
+    folder: str | Path,
+    evaluations: Sequence[dict],
+    additivity: dict,
+    figures: Mapping[str, Figure],
+    analyses: Sequence[dict] = (),
 ) -> None:
     """Write the page to path and each figure as folder/<name>.svg.
 
     evaluations: contents of eval.json, in the order wanted.  additivity: contents of additivity.json.  figures: by the
-    names of FIGURES; a missing one is left out.  The same arguments give the same bytes.
+    names of FIGURES; a missing one is left out.  analyses: sections on what was concluded from several searches.  The
+    same arguments give the same bytes.
     """
     drawings = {name: to_svg(figure) for name, figure in figures.items()}
     for name, svg in drawings.items():
         write_text(Path(folder) / f"{name}.svg", svg)
-    write_text(path, render(evaluations, additivity, drawings))
+    write_text(path, render(evaluations, additivity, drawings, analyses))
 
 
-def render(evaluations: Sequence[dict], additivity: dict, figures: Mapping[str, str]) -> str:
+def render(
+    evaluations: Sequence[dict], additivity: dict, figures: Mapping[str, str], analyses: Sequence[dict] = ()
+) -> str:
     """The page as text; figures are SVG documents by name."""
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
     first = evaluations[0]
@@ -66,9 +75,9 @@ def render(evaluations: Sequence[dict], additivity: dict, figures: Mapping[str, 
         summary=_summary(evaluations),
         summary_note=_summary_note(first),
         sections=[
-            section
-            for section in _sections(evaluations, additivity)
-            if section["tables"] or section["figure"] in figures
+            part
+            for part in (*_sections(evaluations, additivity), *analyses, _provenance(evaluations))
+            if part["tables"] or part["figure"] in figures
         ],
         figures={name: inline(svg, name, html.escape(FIGURES[name])) for name, svg in figures.items()},
     )
@@ -78,7 +87,7 @@ def _setting(evaluation: dict) -> str:
     row, provenance = headline(evaluation), evaluation["provenance"]
     return (
         f"{provenance['device']}, {provenance['dtype']}. Workload: batch {row['batch']}, {row['tgt_len']} tokens per "
-        f"call, memory of {row['mem_len']}, {row['attention']} attention."
+        f"call, memory of {row['mem_len']}, {row['attention']} attention, {row['execution']} execution."
     )
 
 
@@ -93,12 +102,12 @@ def _sentences(evaluation: dict) -> list[str]:
     if variant == "baseline":
         bigram = evaluation["reference"]["bigram"][unit]
         sentences = [
-            f"baseline: {_ms(row['median_ms'])} ms per call, {test:.3f} {unit} on the test split; "
+            f"baseline: {milliseconds(row['median_ms'])} ms per call, {test:.3f} {unit} on the test split; "
             f"a bigram model scores {bigram:.3f}."
         ]
     else:
-        text = f"{variant}: {_ms(row['median_ms'])} ms per call, {row['speed_up']:.2f} times as fast as the baseline"
-        text += f", {test:.3f} {unit} on the test split"
+        text = f"{variant}: {milliseconds(row['median_ms'])} ms per call, {row['speed_up']:.2f} times as fast as the "
+        text += f"baseline, {test:.3f} {unit} on the test split"
         known = evaluation["baseline"]["quality"]
         sentences = [text + (f" (baseline {known['final']['test'][unit]:.3f})." if known else ".")]
         if target := evaluation["target"]:
@@ -116,7 +125,8 @@ def _sentences(evaluation: dict) -> list[str]:
     if best and best["tau"] > 0:
         sentences.append(
             f"With dynamic k at tau = {best['tau']:g}: {best['converted_flops_ratio']:.0%} of the FLOPs of its "
-            f"converted layers, {_ms(best['latency']['median_ms'])} ms per call, {best['test'][unit]:.3f} {unit}."
+            f"converted layers, {milliseconds(best['latency']['median_ms'])} ms per call, "
+            f"{best['test'][unit]:.3f} {unit}."
         )
     return sentences
 
@@ -147,25 +157,25 @@ def _runs(count: int) -> str:
 
 
 def _summary(evaluations: Sequence[dict]) -> dict:
-    table = compare(evaluations)
-    unit = table["unit"].iloc[0]
+    networks = compare(evaluations)
+    unit = networks["unit"].iloc[0]
     columns = {
         "network": ("variant", str),
         "blocks": ("pattern", str),
         f"test {unit}": ("test", "{:.3f}".format),
         f"valid {unit}": ("valid", "{:.3f}".format),
         f"test {unit}, E-train": ("test_train_protocol", "{:.3f}".format),
-        "ms": ("latency_ms", _ms),
+        "ms": ("latency_ms", milliseconds),
         "speed-up": ("speed_up", "{:.2f}".format),
         "requested": ("target_requested", "{:.2f}".format),
         "measured": ("target_measured", "{:.3f}".format),
-        "params": ("params", _count),
-        "active": ("active_params", _count),
-        "FLOPs/token": ("flops", _count),
+        "params": ("params", count),
+        "active": ("active_params", count),
+        "FLOPs/token": ("flops", count),
     }
-    rows = [[_cell(row[key], show) for key, show in columns.values()] for _, row in table.iterrows()]
+    rows = [[cell(row[key], show) for key, show in columns.values()] for _, row in networks.iterrows()]
     marks = [evaluation["variant"] == "baseline" for evaluation in evaluations]
-    return _table(list(columns), rows, text=("network", "blocks"), marks=marks)
+    return table(list(columns), rows, text=("network", "blocks"), marks=marks)
 
 
 def _summary_note(evaluation: dict) -> str:
@@ -183,19 +193,19 @@ def _summary_note(evaluation: dict) -> str:
 
 def _sections(evaluations: Sequence[dict], additivity: dict) -> list[dict]:
     return [
-        _section(
+        section(
             "Quality against latency",
             "Down and to the left is better. Dashed lines mark the baseline.",
             "quality_latency",
         ),
-        _section(
+        section(
             "Architectures",
             "Blocks from the embedding (left) to the head (right). s4 is attention with four heads, f a feed-forward "
             "layer, m2 a mixture of experts with two experts per token; grey is skipped. Attention is drawn as high as "
             "it has heads.",
             "architectures",
         ),
-        _section(
+        section(
             "Search",
             "How every network was chosen. Estimated is by the latency table, measured before training; the slack is "
             "the part of the target that the estimate leaves unused. The search cost is its time over that of one "
@@ -204,43 +214,43 @@ def _sections(evaluations: Sequence[dict], additivity: dict) -> list[dict]:
             "search_health",
             *_search_tables(evaluations),
         ),
-        _section(
+        section(
             "What the search found",
             "Left, what the architecture weights would choose; right, how much the supernet's loss falls (blue) or "
             "rises (orange) when one option of the last incumbent is switched, 0 where it keeps its option. Rings mark "
             "the network that was chosen.",
             "choices",
         ),
-        _section(
+        section(
             "What the supernet trained",
             "Options and experts that got few updates cannot be judged: 1 is an even share.",
             "updates",
         ),
-        _section(
+        section(
             "Latency of the blocks",
             "The latency table that the search reads. Cached attention keeps keys and values of the memory, recomputed "
             "attention projects the memory's hidden states in every call.",
             "block_latencies",
         ),
-        _section(
+        section(
             "Estimated against measured latency",
             "The sum of table entries against the whole network's measured latency, for random networks of the design "
             f"space and for the networks of this report. {_bar_sentence(additivity)}",
             "estimated_measured",
             _additivity_table(additivity),
         ),
-        _section(
+        section(
             "Balance of the experts",
             "Left, the load-balancing loss, 1 when all experts of a layer get the same; right, each expert's share of "
             "its layer's assignments.",
             "expert_balance",
         ),
-        _section(
+        section(
             "Warm starts",
             "The same network trained from random weights and from weights or a teacher that were trained before.",
             "warm_starts",
         ),
-        _section(
+        section(
             "Dynamic k",
             "Feed-forward layers split into experts; each token runs those whose predicted contribution reaches tau "
             "times its largest. FLOPs are relative to the same layers before conversion and contain the routers. The "
@@ -249,7 +259,6 @@ def _sections(evaluations: Sequence[dict], additivity: dict) -> list[dict]:
             "dynamic_k",
             *(_sweep_table(evaluation) for evaluation in evaluations),
         ),
-        _section("Provenance", "Where the numbers come from.", "", _provenance(evaluations)),
     ]
 
 
@@ -258,7 +267,7 @@ def _search_tables(evaluations: Sequence[dict]) -> list[dict]:
     rows = [_search_row(evaluation) for evaluation in evaluations if evaluation["selection"]]
     columns = ["network", "chosen by", "status", "requested", "estimated", "slack", "measured", "also used"]
     columns += ["supernet nll", "search seconds", "search cost"]
-    return [_table(columns, rows, text=("network", "chosen by", "status", "measured", "also used"))] if rows else []
+    return [table(columns, rows, text=("network", "chosen by", "status", "measured", "also used"))] if rows else []
 
 
 def _search_row(evaluation: dict) -> list[str]:
@@ -269,14 +278,14 @@ def _search_row(evaluation: dict) -> list[str]:
         evaluation["variant"],
         " on ".join(filter(None, (how["solver"], how["scored_by"]))),
         (how["status"] or "") + gap,
-        _cell(target["requested"], "{:.2f}".format),
-        _cell(target["estimated"], "{:.3f}".format),
-        _cell(target["slack"], "{:.1%}".format),
+        cell(target["requested"], "{:.2f}".format),
+        cell(target["estimated"], "{:.3f}".format),
+        cell(target["slack"], "{:.1%}".format),
         ", then ".join(f"{entry['measured']:.3f}" for entry in target["rounds"]),
         ", ".join(f"{name} {share:.2f}" for name, share in how["used"].items() if name != "target"),
-        _cell(how["incumbents"][-1]["supernet_nll"] if how["incumbents"] else None, "{:.3f}".format),
-        _cell(pick(cost, "seconds"), "{:.0f}".format),
-        _cell(pick(cost, "ratio"), "{:.2f}".format),
+        cell(how["incumbents"][-1]["supernet_nll"] if how["incumbents"] else None, "{:.3f}".format),
+        cell(pick(cost, "seconds"), "{:.0f}".format),
+        cell(pick(cost, "ratio"), "{:.2f}".format),
     ]
 
 
@@ -289,10 +298,10 @@ def _sweep_table(evaluation: dict) -> dict:
             f"{row['tau']:g}",
             f"{row['test'][unit]:.3f}",
             f"{row['valid'][unit]:.3f}",
-            _cell(row["converted_flops_ratio"], "{:.1%}".format),
-            _count(row["network_flops"]),
-            _cell(row["experts_per_token"], "{:.1f}".format),
-            _ms(row["latency"]["median_ms"]),
+            cell(row["converted_flops_ratio"], "{:.1%}".format),
+            count(row["network_flops"]),
+            cell(row["experts_per_token"], "{:.1f}".format),
+            milliseconds(row["latency"]["median_ms"]),
         ]
         for row in evaluation["dynamic_k"]
     ]
@@ -306,7 +315,7 @@ def _sweep_table(evaluation: dict) -> dict:
     elif conversion["reason"]:
         what += f": {conversion['reason']}"
     marks = [row is best for row in evaluation["dynamic_k"]]
-    return _table(columns, rows, title=f"{evaluation['variant']}: {what}", marks=marks)
+    return table(columns, rows, title=f"{evaluation['variant']}: {what}", marks=marks)
 
 
 def _additivity_table(additivity: dict) -> dict:
@@ -318,7 +327,7 @@ def _additivity_table(additivity: dict) -> dict:
         measured.append(text)
         relation = "at least" if name == "pearson_r" else "at most"
         bar.append(f"{relation} {show.format(additivity['bar'][name])}" if name in additivity["bar"] else "")
-    return _table(["networks", *(title for title, _ in AGREEMENT.values())], [measured, bar])
+    return table(["networks", *(title for title, _ in AGREEMENT.values())], [measured, bar])
 
 
 def _bar_sentence(additivity: dict) -> str:
@@ -348,32 +357,4 @@ def _provenance(evaluations: Sequence[dict]) -> dict:
             source["dtype"],
         ]
         rows.append([evaluation["variant"], *known, versions, seconds])
-    return _table(columns, rows, text=columns)
-
-
-def _section(title: str, text: str, figure: str, *tables: dict) -> dict:
-    return {"title": title, "text": text, "figure": figure, "tables": tables}
-
-
-def _table(columns: list[str], rows: list[list[str]], *, text=(), title: str = "", marks: Sequence[bool] = ()) -> dict:
-    """A table for the page: text columns are set left, marked rows shaded; with a title it can be folded away."""
-    marks = marks or [False] * len(rows)
-    shaded = [{"cells": cells, "mark": mark} for cells, mark in zip(rows, marks, strict=True)]
-    return {"columns": columns, "rows": shaded, "text": text, "title": title}
-
-
-def _cell(value, show) -> str:
-    return "\u2013" if value is None or pd.isna(value) else show(value)
-
-
-def _ms(value: float) -> str:
-    """Milliseconds with three significant digits."""
-    return f"{value:#.3g}" if value < 100 else f"{value:.0f}"
-
-
-def _count(value: float) -> str:
-    """A large number with a metric letter: 1.41 M."""
-    for size, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if value >= size:
-            return f"{_ms(value / size)} {letter}"
-    return f"{value:.0f}"
+    return section("Provenance", "Where the numbers come from.", "", table(columns, rows, text=columns))

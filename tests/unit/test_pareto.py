@@ -12,7 +12,7 @@ from toy import VOCAB_SIZE, experiment, latency_table
 from planer.architecture import Architecture, from_notation
 from planer.config import ParetoConfig
 from planer.evaluation.drawing import to_svg
-from planer.evaluation.pareto import pareto, pareto_figure, supernet_nll
+from planer.evaluation.pareto import pareto, pareto_figure, pareto_section, supernet_nll
 from planer.files import UserError, write_json
 from planer.search.sample import sample_architecture
 from planer.variant import parse_variant
@@ -72,6 +72,17 @@ def test_rows_go_from_the_tightest_target_to_the_mildest(report, tmp_path):
     assert [row["slack"] for row in report["targets"]] == pytest.approx([0.01, 0.05, 0, 0.001 / 0.9])
     assert report["supernet"] == "target_0.9" and report["unit"] == "bpc"
     write_json(tmp_path / "pareto.json", report)
+
+
+def test_the_section_says_which_road_wins_at_which_cost(report):
+    page = pareto_section(report)
+    wins = "The shared supernet's was better 1 times, the own search's 1 times, equal 1 times"
+    assert wins in page["text"] and "takes 80 s, searches of their own about 280 s" in page["text"]
+    trained, chosen = page["tables"]
+    assert [row["cells"][-1] for row in trained["rows"]] == ["own", "shared", "same"]
+    assert [row["cells"][0] for row in chosen["rows"]] == ["0.5", "0.6", "0.7", "0.9"]
+    for table in page["tables"]:
+        assert all(len(row["cells"]) == len(table["columns"]) for row in table["rows"])
 
 
 def test_the_front_leaves_out_what_is_slower_and_worse(report):

@@ -16,8 +16,8 @@ from planer.evaluation.repeatability import (
     non_inferiority,
     power_of,
     repeatability,
+    repeatability_section,
     repeats_needed,
-    section,
     spread,
     upper_bound,
     welch,
@@ -156,7 +156,7 @@ def test_the_report_reads_evaluations(report, tmp_path):
 
 
 def test_the_section_says_what_was_found(report):
-    page = section(report)
+    page = repeatability_section(report)
     assert "same block at 83% of the positions" in page["text"] and "not shown to be non-inferior" in page["text"]
     assert page["tables"][0]["rows"][4]["cells"] == [
         "measured latency over the baseline's",

@@ -15,6 +15,8 @@ import pytest
 from planer.architecture import Architecture, Attention, FeedForward, MoE, Skip, from_notation
 from planer.evaluation.comparison import best_threshold, compare, controls
 from planer.evaluation.figures import draw
+from planer.evaluation.page import section
+from planer.evaluation.page import table as grid
 from planer.evaluation.report import write_report
 
 SCHEMA = json.loads((Path(__file__).parents[2] / "config/schemas/eval.schema.json").read_text())
@@ -211,9 +213,9 @@ def additivity() -> dict:
 def write(table, additivity, tmp_path):
     """A function that draws evaluations and writes their report, and what else to draw it from."""
 
-    def report(evaluations: list[dict], folder: Path = tmp_path, **overlay) -> Path:
-        facts = additivity | overlay
-        write_report(folder / "report.html", folder / "figures", evaluations, facts, draw(evaluations, table, facts))
+    def report(evaluations: list[dict], folder: Path = tmp_path, analyses=(), **overlay) -> Path:
+        facts, page = additivity | overlay, folder / "report.html"
+        write_report(page, folder / "figures", evaluations, facts, draw(evaluations, table, facts), analyses)
         return folder / "report.html"
 
     return report
@@ -338,6 +340,12 @@ def read(path: Path) -> Page:
     page.close()
     assert not page.open
     return page
+
+
+def test_analyses_stand_before_the_provenance(evaluations, write):
+    repeats = section("Repeats", "Three of them.", "", grid(["seed"], [["1"]]))
+    text = "".join(read(write(evaluations, analyses=[repeats])).text)
+    assert text.index("Dynamic k") < text.index("Three of them.") < text.index("Where the numbers come from.")
 
 
 def test_report_needs_nothing_else(evaluations, write, tmp_path):

@@ -57,6 +57,13 @@ def test_comparison_holds_the_default_variants(workspace):
 
 
 @pytest.mark.workflow
+def test_the_report_takes_along_the_analyses_that_are_asked_for(workspace):
+    workspace.edit(default_analyses=["pareto", "repeatability"])
+    jobs = workspace.planned("results/tiny/comparison.parquet")
+    assert jobs["pareto"] == jobs["repeatability"] == jobs["compare"] == 1
+
+
+@pytest.mark.workflow
 @pytest.mark.parametrize("experiment", ["demo", "tiny"])
 def test_repeats_search_and_train_anew(workspace, experiment):
     jobs = workspace.planned(f"results/{experiment}/repeatability.json")

@@ -6,6 +6,8 @@ import pandas as pd
 
 from planer.evaluation.comparison import compare
 from planer.evaluation.figures import draw
+from planer.evaluation.pareto import pareto_figure, pareto_section
+from planer.evaluation.repeatability import repeatability_section
 from planer.evaluation.report import write_report
 from planer.evaluation.search_figures import Search, draw_searches
 from planer.evaluation.training_figures import draw_trainings
@@ -24,5 +26,11 @@ if __name__ == "__main__":
             **draw_searches({folder.name: Search.load(folder) for folder in searches}),
             **draw_trainings(histories),
         }
+        analyses = []
+        if many := next(map(read_json, files.pareto), None):
+            analyses.append(pareto_section(many))
+            figures["pareto"] = pareto_figure(many)
+        if repeats := next(map(read_json, files.repeatability), None):
+            analyses.append(repeatability_section(repeats))
         write_parquet(snakemake.output.comparison, compare(evaluations))
-        write_report(snakemake.output.report, snakemake.output.figures, evaluations, additivity, figures)
+        write_report(snakemake.output.report, snakemake.output.figures, evaluations, additivity, figures, analyses)

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import yaml
 
-from planer.evaluation.drawing import style, to_svg
+from planer.evaluation.drawing import to_svg
 from planer.evaluation.pareto import pareto, pareto_figure
 from planer.files import read_json, write_json, write_text
 from planer.job import stage
@@ -15,6 +15,5 @@ if __name__ == "__main__":
         evaluations = [read_json(path) for path in snakemake.input.reports]
         report = pareto(job.config.pareto, networks, evaluations)
         write_json(snakemake.output.report, report)
-        with style():
-            write_text(snakemake.output.figure, to_svg(pareto_figure(report)))
+        write_text(snakemake.output.figure, to_svg(pareto_figure(report)))
         job.run.metrics(report)

@@ -1,0 +1,42 @@
+"""What an experiment is: one frozen dataclass per stage, checked before any work starts.
+
+Values come from ``config/config.yaml`` (every key, with its default), then the experiment's own file, then what
+the user overlays on the command line.  The dataclasses have no defaults of their own, so there is one place to
+look.  ``planer.parsing.build`` turns the merged mapping into an ``Experiment`` or raises ``UserError`` with one line
+that names the key, the value and what is allowed.
+"""
+
+from planer.config.conversion import ClusterConfig, RouterConfig, SparsifyConfig
+from planer.config.evaluation import EvaluateConfig, ParetoConfig, RepeatabilityConfig
+from planer.config.experiment import Experiment, sections
+from planer.config.latency import ProfileConfig, WorkloadConfig
+from planer.config.model import ArmsConfig, DataConfig, ModelConfig, PatternsConfig
+from planer.config.search import LIMITS, SampleConfig, SearchConfig, batch_of_limit
+from planer.config.seed import derive_seed
+from planer.config.training import DistillConfig, OptimizerConfig, RetrainConfig, TrainingConfig
+
+__all__ = [
+    "LIMITS",
+    "ArmsConfig",
+    "ClusterConfig",
+    "DataConfig",
+    "DistillConfig",
+    "EvaluateConfig",
+    "Experiment",
+    "ModelConfig",
+    "OptimizerConfig",
+    "ParetoConfig",
+    "PatternsConfig",
+    "ProfileConfig",
+    "RepeatabilityConfig",
+    "RetrainConfig",
+    "RouterConfig",
+    "SampleConfig",
+    "SearchConfig",
+    "SparsifyConfig",
+    "TrainingConfig",
+    "WorkloadConfig",
+    "batch_of_limit",
+    "derive_seed",
+    "sections",
+]

@@ -1,0 +1,93 @@
+"""A whole experiment: one dataclass per top-level key of the configuration."""
+
+from __future__ import annotations
+
+import re
+import types
+import typing
+from dataclasses import dataclass
+from typing import Literal
+
+from planer.architecture import from_notation
+from planer.config.conversion import ClusterConfig, RouterConfig, SparsifyConfig
+from planer.config.evaluation import EvaluateConfig, ParetoConfig, RepeatabilityConfig
+from planer.config.latency import ProfileConfig, WorkloadConfig
+from planer.config.model import ArmsConfig, DataConfig, ModelConfig, PatternsConfig
+from planer.config.search import SampleConfig, SearchConfig, batch_of_limit
+from planer.config.training import DistillConfig, RetrainConfig
+from planer.files import UserError
+from planer.parsing import convert, positive
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """One experiment: dataset, backbone, design space, workload and budgets."""
+
+    seed: int
+    """Every random stream is derived from this."""
+    device: str
+    """auto, cpu, cuda or cuda:<n>."""
+    threads: int
+    """CPU threads of every job; part of the latency table's identity."""
+    dtype: Literal["auto", "float32", "bfloat16"]
+    """Arithmetic of matrix products; auto is bfloat16 on CUDA and float32 on CPU."""
+    max_hours: float
+    """An experiment estimated to train longer than this on the device at hand is refused; raise it to go on."""
+    default_variants: tuple[str, ...]
+    """Variants of comparison.parquet and report.html."""
+    default_analyses: tuple[Literal["pareto", "repeatability"], ...]
+    """What report.html shows beside them; each needs several searches."""
+    data: DataConfig
+    model: ModelConfig
+    patterns: PatternsConfig
+    design_space: tuple[str, ...]
+    """Options of every searched position: skip, attention_<heads>, feed_forward, feed_forward_x<s>, moe_top<k>."""
+    arms: ArmsConfig
+    workload: WorkloadConfig
+    profile_blocks: ProfileConfig
+    search: SearchConfig
+    sample_architecture: SampleConfig
+    retrain: RetrainConfig
+    distill: DistillConfig
+    sparsify: SparsifyConfig
+    cluster_experts: ClusterConfig
+    train_routers: RouterConfig
+    evaluate: EvaluateConfig
+    repeatability: RepeatabilityConfig
+    pareto: ParetoConfig
+
+    def __post_init__(self) -> None:
+        positive(self, "threads", "max_hours")
+        if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", self.device):
+            raise UserError(f"device is {self.device!r}; allowed: auto, cpu, cuda, cuda:<number>")
+        symbols = self.model.symbols()
+        for name in ("baseline", "sandwich", "par"):
+            try:
+                from_notation(getattr(self.patterns, name), symbols)
+            except ValueError as error:
+                raise UserError(f"patterns.{name}: {error}") from error
+        spaces = {"design_space": self.design_space} | {
+            f"arms.{name}": space for name, space in vars(self.arms).items()
+        }
+        for name, space in spaces.items():
+            if len(set(space)) != len(space) or len(space) < 2:
+                raise UserError(f"{name}: {list(space)} must name at least two options, each once")
+            for option in space:
+                self.model.option(option, name)
+        measured = (self.workload.batch, *self.profile_blocks.batches)
+        for name in self.sample_architecture.limits:
+            if (batch := batch_of_limit(name)) is not None and batch not in measured:
+                raise UserError(f"sample_architecture.limits: {name} needs {batch} among profile_blocks.batches")
+        size = self.cluster_experts.expert_size
+        if self.model.d_inner % size:
+            raise UserError(f"cluster_experts.expert_size: {size} must divide model.d_inner ({self.model.d_inner})")
+
+
+def sections(values: dict) -> types.SimpleNamespace:
+    """Some top-level keys of an experiment, each converted like ``build`` does.
+
+    A stage is given only the sections it reads, so that a change elsewhere does not repeat it; reading a section
+    that the stage was not given raises AttributeError.
+    """
+    hints = typing.get_type_hints(Experiment)
+    return types.SimpleNamespace(**{name: convert(hints[name], value, name) for name, value in values.items()})

@@ -1,0 +1,118 @@
+"""What text, and the backbone that all variants of an experiment share."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from planer.architecture import Architecture, Attention, BlockSpec, FeedForward, MoE, Skip, from_notation
+from planer.files import UserError
+from planer.parsing import positive, share
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Which text."""
+
+    dataset: Literal["pysource", "enwik8", "enwik8-mini", "text8", "wikitext-103"]
+    """Corpus; planer/data/corpora.py lists sources, sizes and checksums."""
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The backbone that all variants of an experiment share."""
+
+    d_model: int
+    """Width of the residual stream; must be divisible by num_heads and even."""
+    num_heads: int
+    """Heads of a full attention block; d_head = d_model / num_heads stays fixed when heads are pruned."""
+    d_inner: int
+    """Hidden neurons of a feed-forward layer, and of each expert."""
+    num_experts: int
+    """Experts of a mixture-of-experts layer."""
+    norm: Literal["post", "pre"]
+    """LayerNorm after the residual sum (Transformer-XL) or before the sublayer."""
+    dropout: float
+    """Dropout everywhere but in mixtures of experts and on attention probabilities."""
+    moe_dropout: float
+    """Dropout inside mixture-of-experts layers."""
+    attention_dropout: float
+    """Dropout on attention probabilities."""
+    init_std: float
+    """Standard deviation of the normal initialisation."""
+
+    def __post_init__(self) -> None:
+        positive(self, "d_model", "num_heads", "d_inner", "num_experts", "init_std")
+        share(self, "dropout", "moe_dropout", "attention_dropout")
+        if self.d_model % self.num_heads or self.d_model % 2:
+            raise UserError(f"d_model: {self.d_model} must be even and divisible by num_heads ({self.num_heads})")
+
+    @property
+    def d_head(self) -> int:
+        """Width of one head."""
+        return self.d_model // self.num_heads
+
+    def option(self, name: str, key: str = "design_space") -> BlockSpec:
+        """The block that a name stands for: skip, attention_<h>, feed_forward, feed_forward_x<s>, moe_top<k>.
+
+        key is the config key that names it, for messages.
+        """
+        stem, _, number = name.rpartition("_")
+        if name == "skip":
+            return Skip()
+        if name == "feed_forward":
+            return FeedForward(self.d_inner)
+        if stem == "feed_forward" and number.startswith("x") and number[1:].isdecimal() and int(number[1:]) > 1:
+            return FeedForward(self.d_inner * int(number[1:]), int(number[1:]))
+        if stem == "attention" and number.isdecimal():
+            if not 1 <= int(number) <= self.num_heads:
+                raise UserError(f"{key}: {name!r} asks for {number} heads; allowed: 1 to {self.num_heads}")
+            return Attention(int(number), self.d_head)
+        if stem == "moe" and number.startswith("top") and number[3:].isdecimal():
+            top_k = int(number[3:])
+            if not 1 <= top_k <= self.num_experts:
+                raise UserError(
+                    f"{key}: {name!r} has top_k {top_k}, more than num_experts allows; allowed: 1 to {self.num_experts}"
+                )
+            return MoE(self.d_inner, self.num_experts, top_k)
+        raise UserError(
+            f"{key}: unknown option {name!r}; allowed: skip, attention_<heads>, feed_forward, "
+            "feed_forward_x<2 or more>, moe_top<k>"
+        )
+
+    def symbols(self) -> dict[str, BlockSpec]:
+        """Pattern symbols and the blocks they stand for."""
+        heads = {f"s{h}": Attention(h, self.d_head) for h in range(1, self.num_heads + 1)}
+        experts = {f"m{k}": MoE(self.d_inner, self.num_experts, k) for k in range(1, self.num_experts + 1)}
+        wide = {f"f{x}": FeedForward(self.d_inner * x, x) for x in range(2, self.num_experts + 1)}
+        full = Attention(self.num_heads, self.d_head)
+        return {"i": Skip(), "s": full, "f": FeedForward(self.d_inner), **heads, **wide, **experts}
+
+    def architecture(self, vocab_size: int, blocks: tuple[BlockSpec, ...] | str) -> Architecture:
+        """A network of this backbone; blocks may be given in pattern notation."""
+        if isinstance(blocks, str):
+            blocks = from_notation(blocks, self.symbols())
+        shared = ("d_model", "norm", "dropout", "moe_dropout", "attention_dropout", "init_std")
+        return Architecture(vocab_size=vocab_size, blocks=blocks, **{name: getattr(self, name) for name in shared})
+
+
+@dataclass(frozen=True)
+class PatternsConfig:
+    """Networks given by their block order, in the papers' notation."""
+
+    baseline: str
+    """Transformer-XL: attention and feed-forward in turn."""
+    sandwich: str
+    """Sandwich Transformer: attention first, feed-forward last."""
+    par: str
+    """PAR: attention only where required."""
+
+
+@dataclass(frozen=True)
+class ArmsConfig:
+    """Design spaces of the searches that target_<t> is compared with."""
+
+    par_search: tuple[str, ...]
+    """PAR (arXiv 2009.04534): attention or not."""
+    isoparam: tuple[str, ...]
+    """PLANER's iso-parameter arm: a dense layer as wide as all experts instead of the experts."""
