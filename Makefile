@@ -28,8 +28,8 @@ demo: $(INSTALLED)  ## search, train, convert and evaluate a network for half th
 	@echo "The searched network:  results/demo/target_0.5/eval.json"
 	@echo "Every stage in MLflow: make ui"
 
-test: $(INSTALLED)  ## run the tests
-	python -m pytest
+test: $(INSTALLED)  ## run the tests (CORES=2)
+	OMP_NUM_THREADS=1 python -m pytest --numprocesses $(CORES) --dist worksteal
 
 lint: $(INSTALLED)  ## check style and rules
 	ruff check .

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from filelock import FileLock
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -21,7 +22,7 @@ class Workspace:
     def __init__(self, folder: Path):
         self.folder = folder
         self.experiment = folder / "config/experiments/tiny.yaml"
-        self.experiment.parent.mkdir(parents=True)
+        self.experiment.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(Path(__file__).with_name("tiny.yaml"), self.experiment)
 
     def run(self, *arguments: str, **environment: str) -> subprocess.CompletedProcess:
@@ -60,9 +61,15 @@ def workspace(tmp_path: Path) -> Workspace:
 
 
 @pytest.fixture(scope="session")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
-    """A workspace in which the tiny experiment has run to its comparison.  Tests must leave its files alone."""
-    workspace = Workspace(tmp_path_factory.mktemp("finished"))
-    result = workspace.run("results/tiny/comparison.parquet")
-    assert result.returncode == 0, result.stdout
+def finished(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Workspace:
+    """A workspace in which the tiny experiment has run to its comparison.  Tests must leave its files alone.
+
+    Tests in several processes share it: the first that needs it runs it.
+    """
+    base = tmp_path_factory.getbasetemp()
+    workspace = Workspace((base if worker_id == "master" else base.parent) / "finished")
+    with FileLock(workspace.folder.with_suffix(".lock")):
+        if not (workspace.folder / "results/tiny/comparison.parquet").exists():
+            result = workspace.run("results/tiny/comparison.parquet")
+            assert result.returncode == 0, result.stdout
     return workspace
