@@ -218,3 +218,19 @@ def _anchor(offset: tuple[float, float], box: Bbox, scale: float) -> tuple[float
     """Point of the text's edge nearest to the marker."""
     width, height = box.width / scale, box.height / scale
     return min(max(0, offset[0]), offset[0] + width), min(max(0, offset[1]), offset[1] + height)
+
+
+def option_number(option: str) -> int:
+    """4 of attention_4, 2 of moe_top2, 0 of feed_forward."""
+    return int("".join(character for character in option if character.isdecimal()) or 0)
+
+
+def option_kind(option: str) -> str:
+    """attention of attention_4, moe of moe_top2."""
+    return next(kind for kind in KIND_COLOURS if option.startswith(kind))
+
+
+def workload_text(row) -> str:
+    """Shape of the calls that a row of eval.json or of the latency table timed."""
+    text = f"batch {row['batch']}, {row['tgt_len']} tokens, memory {row['mem_len']}"
+    return f"{text}, {row['attention']} attention" if "headline" in row else text

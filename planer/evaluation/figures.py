@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
-import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -23,9 +21,13 @@ from planer.evaluation.drawing import (
     SURFACE,
     label_points,
     new_figure,
+    option_number,
     series_look,
     style,
+    workload_text,
 )
+from planer.evaluation.latency_figures import block_latencies, routings
+from planer.latency.table import LatencyTable
 from planer.variant import parse_variant
 
 UNITS = {"bpc": "bits per character", "ppl": "perplexity"}
@@ -53,13 +55,14 @@ WORST_SHOWN = 1.3
 """The sweep shows quality up to this multiple of the best; thresholds beyond are in the report's table."""
 
 
-def draw(evaluations: Sequence[dict], table: pd.DataFrame, additivity: dict) -> dict[str, Figure]:
+def draw(evaluations: Sequence[dict], table: LatencyTable, additivity: dict) -> dict[str, Figure]:
     """All figures by name; one whose data no variant has is left out."""
     with style():
         figures = {
             "quality_latency": quality_latency(evaluations),
             "architectures": architectures(evaluations),
             "block_latencies": block_latencies(table),
+            "routings": routings(table),
             "estimated_measured": estimated_measured(evaluations, additivity),
             "dynamic_k": dynamic_k(evaluations),
         }
@@ -87,7 +90,7 @@ def quality_latency(evaluations: Sequence[dict]) -> Figure | None:
             axes.axhline(y, color=MUTED, linewidth=0.8, linestyle=(0, (4, 3)), zorder=1)
     axes.margins(0.14)
     axes.set_xlim(left=0)
-    axes.set_xlabel(f"latency of one call in ms, p10 to p90 ({_workload(points[0][4])})")
+    axes.set_xlabel(f"latency of one call in ms, p10 to p90 ({workload_text(points[0][4])})")
     axes.set_ylabel(f"test {UNITS[unit]} (lower is better)")
     handles = _family_handles([family for _, _, _, family, _ in points])
     figure.legend(handles=handles, loc="outside upper left", ncols=len(handles), handletextpad=0.2)
@@ -103,10 +106,12 @@ def architectures(evaluations: Sequence[dict]) -> Figure | None:
     if not networks:
         return None
     figure, (axes,) = new_figure(0.75 + 0.42 * len(networks))
-    heads = max((_number(b["option"]) for _, blocks in networks for b in blocks if b["kind"] == "attention"), default=1)
+    heads = max(
+        (option_number(b["option"]) for _, blocks in networks for b in blocks if b["kind"] == "attention"), default=1
+    )
     for row, (_, blocks) in enumerate(networks):
         for position, block in enumerate(blocks):
-            share = _number(block["option"]) / heads if block["kind"] == "attention" else 1
+            share = option_number(block["option"]) / heads if block["kind"] == "attention" else 1
             height = 0.44 + 0.36 * share
             axes.add_patch(_block(position, row, height, block["kind"]))
             text = "" if block["kind"] == "skip" else block["symbol"]
@@ -122,43 +127,6 @@ def architectures(evaluations: Sequence[dict]) -> Figure | None:
         spine.set_visible(False)
     kinds = [kind for kind in KIND_COLOURS if any(b["kind"] == kind for _, blocks in networks for b in blocks)]
     figure.legend(handles=_kind_handles(kinds), loc="outside upper left", ncols=len(kinds), handlelength=1)
-    return figure
-
-
-def block_latencies(table: pd.DataFrame) -> Figure | None:
-    """Cost of each option by the latency table, cached beside recomputed attention, with p10 to p90."""
-    rows = table[table["option"] != "skip"]
-    options = list(dict.fromkeys(sorted(rows["option"], key=_option_order)))
-    modes = [mode for mode in ("cached", "recompute") if mode in set(rows["attention"])]
-    if not options:
-        return None
-    figure, (axes,) = new_figure(0.9 + 0.42 * len(options))
-    thickness = 0.8 / len(modes)
-    digits = max(0, 2 - math.floor(math.log10(rows["median_ms"].max())))
-    for index, mode in enumerate(modes):
-        per_option = rows[rows["attention"] == mode].set_index("option")
-        for position, option in enumerate(options):
-            if option not in per_option.index:
-                continue
-            cost = per_option.loc[option]
-            place = position + (index - (len(modes) - 1) / 2) * thickness
-            look = {"hatch": "////", "alpha": 0.55} if mode == "recompute" else {}
-            colour = KIND_COLOURS[_kind(option)]
-            axes.barh(place, cost["median_ms"], 0.88 * thickness, color=colour, edgecolor=SURFACE, linewidth=0, **look)
-            axes.plot([cost["p10_ms"], cost["p90_ms"]], [place, place], color=INK, linewidth=1.1)
-            end = max(cost["median_ms"], cost["p90_ms"], 0)
-            text = f"{cost['median_ms']:.{digits}f}"
-            axes.annotate(text, (end, place), (4, 0), textcoords="offset points", va="center", fontsize=7.5)
-    axes.set_yticks(range(len(options)), [_option_label(option) for option in options])
-    axes.invert_yaxis()
-    axes.margins(x=0.08)
-    axes.grid(axis="y", visible=False)
-    axes.tick_params(axis="y", length=0)
-    axes.set_xlabel(f"latency of one block in ms, p10 to p90 ({_workload(rows.iloc[0])})")
-    handles = [Patch(facecolor=MUTED, label="cached attention")]
-    handles.append(Patch(facecolor=MUTED, edgecolor=SURFACE, hatch="////", alpha=0.55, label="recomputed attention"))
-    handles = [handle for handle, mode in zip(handles, ("cached", "recompute"), strict=True) if mode in modes]
-    figure.legend(handles=handles, loc="outside upper left", ncols=2, handlelength=1.4)
     return figure
 
 
@@ -280,32 +248,3 @@ def _kind_handles(kinds: Sequence[str]) -> list[Patch]:
 def _family(evaluation: dict) -> str:
     variant = parse_variant(evaluation["variant"])
     return ARMS.get(variant.arm, "searched") if variant.start == "scratch" else "warm start"
-
-
-def _number(option: str) -> int:
-    """4 of attention_4, 2 of moe_top2, 0 of feed_forward."""
-    return int("".join(character for character in option if character.isdecimal()) or 0)
-
-
-def _kind(option: str) -> str:
-    return next(kind for kind in KIND_COLOURS if option.startswith(kind))
-
-
-def _option_order(option: str) -> tuple[int, int]:
-    order = ("attention", "feed_forward", "moe", "dynamic_moe", "stem")
-    return order.index(_kind(option)), _number(option)
-
-
-def _option_label(option: str) -> str:
-    number, kind = _number(option), _kind(option)
-    if kind == "attention":
-        return f"attention, {number} head{'s' if number > 1 else ''}"
-    if kind == "feed_forward" and number:
-        return f"feed-forward, {number} times as wide"
-    return f"{KIND_NAMES[kind]}, top {number}" if kind == "moe" else KIND_NAMES[kind]
-
-
-def _workload(row) -> str:
-    """Shape of the calls that a row of eval.json or of the latency table timed."""
-    text = f"batch {row['batch']}, {row['tgt_len']} tokens, memory {row['mem_len']}"
-    return f"{text}, {row['attention']} attention" if "headline" in row else text

@@ -25,6 +25,7 @@ FIGURES = {
     "choices": "Architecture weights and replace-one scores of every option at every position, one row per search",
     "updates": "Training steps of every option and tokens of every expert by position, one row per search",
     "block_latencies": "Latency of every block, with cached and with recomputed attention",
+    "routings": "Latency of mixtures of experts under even and uneven loads, beside a feed-forward layer",
     "estimated_measured": "Estimated against measured latency",
     "expert_balance": "Load of every expert over retraining, one row per network with mixtures of experts",
     "warm_starts": "Validation loss over training steps, one line per start",
@@ -231,6 +232,12 @@ def _sections(evaluations: Sequence[dict], additivity: dict) -> list[dict]:
             "The latency table that the search reads. Cached attention keeps keys and values of the memory, recomputed "
             "attention projects the memory's hidden states in every call.",
             "block_latencies",
+        ),
+        section(
+            "Latency of mixtures of experts by load",
+            "The search counts on balanced experts. A trained gate spreads its tokens like 1 / (rank + 1); at worst "
+            "all tokens go to the same experts.",
+            "routings",
         ),
         section(
             "Estimated against measured latency",

@@ -65,6 +65,12 @@ class LatencyTable:
         """The rows of the experiment's own workload under balanced routing: one per option and attention mode."""
         return self._usual[self._usual["batch"] == self.identity["batch"]]
 
+    @property
+    def workload_rows(self) -> pd.DataFrame:
+        """The rows of the experiment's own workload under every routing."""
+        same = (self.rows["execution"] == self.identity["execution"]) & (self.rows["batch"] == self.identity["batch"])
+        return self.rows[same]
+
     @classmethod
     def load(cls, path: str | Path) -> LatencyTable:
         """Read what save() wrote.

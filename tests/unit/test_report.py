@@ -18,6 +18,7 @@ from planer.evaluation.figures import draw
 from planer.evaluation.page import section
 from planer.evaluation.page import table as grid
 from planer.evaluation.report import write_report
+from planer.latency.table import LatencyTable
 
 SCHEMA = json.loads((Path(__file__).parents[2] / "config/schemas/eval.schema.json").read_text())
 OPTIONS = {
@@ -182,16 +183,19 @@ def evaluations() -> list[dict]:
 
 
 @pytest.fixture(scope="module")
-def table() -> pd.DataFrame:
+def table() -> LatencyTable:
     shape = {"execution": "eager", "batch": 16, "tgt_len": 64, "mem_len": 64}
     costs = {"stem": 2.0, "skip": 0.0, "attention_1": 0.2, "attention_8": 1.1, "feed_forward": 0.8, "moe_top2": 1.9}
-    return pd.DataFrame(
-        [
-            {"option": option, "attention": mode} | shape | spread(ms * factor)
-            for mode, factor in (("cached", 1), ("recompute", 1.4))
-            for option, ms in costs.items()
-        ]
-    )
+    usual = [
+        {"option": option, "attention": mode, "routing": "balanced"} | shape | spread(ms * factor)
+        for mode, factor in (("cached", 1), ("recompute", 1.4))
+        for option, ms in costs.items()
+    ]
+    uneven = [
+        {"option": "moe_top2", "attention": "cached", "routing": routing} | shape | spread(ms)
+        for routing, ms in (("skewed", 2.2), ("one", 1.1))
+    ]
+    return LatencyTable(pd.DataFrame(usual + uneven), shape, {})
 
 
 @pytest.fixture(scope="module")
@@ -353,7 +357,7 @@ def test_report_needs_nothing_else(evaluations, write, tmp_path):
     assert page.references and all(reference.startswith("#") for reference in page.references)
     assert {reference[1:] for reference in page.references} <= set(page.ids)
     assert len(page.ids) == len(set(page.ids))
-    names = ["architectures", "block_latencies", "dynamic_k", "estimated_measured", "quality_latency"]
+    names = ["architectures", "block_latencies", "dynamic_k", "estimated_measured", "quality_latency", "routings"]
     assert sorted(path.name for path in (tmp_path / "figures").iterdir()) == [f"{name}.svg" for name in names]
     text = "".join(page.text)
     assert "target_0.5: 5.10 ms per call, 1.96 times as fast as the baseline, 2.337 bpc" in text
@@ -374,7 +378,7 @@ def test_report_is_the_same_every_time(evaluations, write, tmp_path):
     for folder in (tmp_path / "a", tmp_path / "b"):
         write(evaluations, folder)
     files = sorted(path.relative_to(tmp_path / "a") for path in (tmp_path / "a").rglob("*.*"))
-    assert len(files) == 6
+    assert len(files) == 7
     for file in files:
         assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes()
 

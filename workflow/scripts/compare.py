@@ -22,7 +22,7 @@ if __name__ == "__main__":
         searches = [Path(path).parent for path in files.searched]
         histories = {Path(path).parents[1].name: pd.read_parquet(path) for path in files.histories}
         figures = {
-            **draw(evaluations, LatencyTable.load(files.table).headline_rows, additivity),
+            **draw(evaluations, LatencyTable.load(files.table), additivity),
             **draw_searches({folder.name: Search.load(folder) for folder in searches}),
             **draw_trainings(histories),
         }

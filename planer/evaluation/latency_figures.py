@@ -1,0 +1,109 @@
+"""Figures of the latency table: what every block costs, and mixtures of experts under uneven loads."""
+
+from __future__ import annotations
+
+import math
+
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch
+
+from planer.evaluation.drawing import (
+    INK,
+    KIND_COLOURS,
+    KIND_NAMES,
+    MUTED,
+    SURFACE,
+    new_figure,
+    option_kind,
+    option_number,
+    workload_text,
+)
+from planer.latency.gates import ROUTINGS
+from planer.latency.table import LatencyTable
+
+LOADS = {"balanced": "balanced", "skewed": "as a trained gate", "one": "all to the same experts"}
+"""What the figures call the routings of planer/latency/gates.py."""
+
+
+def block_latencies(table: LatencyTable) -> Figure | None:
+    """Cost of each option by the latency table, cached beside recomputed attention, with p10 to p90."""
+    rows = table.headline_rows
+    rows = rows[rows["option"] != "skip"]
+    options = list(dict.fromkeys(sorted(rows["option"], key=_option_order)))
+    modes = [mode for mode in ("cached", "recompute") if mode in set(rows["attention"])]
+    if not options:
+        return None
+    figure, (axes,) = new_figure(0.9 + 0.42 * len(options))
+    thickness = 0.8 / len(modes)
+    digits = max(0, 2 - math.floor(math.log10(rows["median_ms"].max())))
+    for index, mode in enumerate(modes):
+        per_option = rows[rows["attention"] == mode].set_index("option")
+        for position, option in enumerate(options):
+            if option not in per_option.index:
+                continue
+            cost = per_option.loc[option]
+            place = position + (index - (len(modes) - 1) / 2) * thickness
+            look = {"hatch": "////", "alpha": 0.55} if mode == "recompute" else {}
+            colour = KIND_COLOURS[option_kind(option)]
+            axes.barh(place, cost["median_ms"], 0.88 * thickness, color=colour, edgecolor=SURFACE, linewidth=0, **look)
+            axes.plot([cost["p10_ms"], cost["p90_ms"]], [place, place], color=INK, linewidth=1.1)
+            end = max(cost["median_ms"], cost["p90_ms"], 0)
+            text = f"{cost['median_ms']:.{digits}f}"
+            axes.annotate(text, (end, place), (4, 0), textcoords="offset points", va="center", fontsize=7.5)
+    axes.set_yticks(range(len(options)), [_option_label(option) for option in options])
+    axes.invert_yaxis()
+    axes.margins(x=0.08)
+    axes.grid(axis="y", visible=False)
+    axes.tick_params(axis="y", length=0)
+    axes.set_xlabel(f"latency of one block in ms, p10 to p90 ({workload_text(rows.iloc[0])})")
+    handles = [Patch(facecolor=MUTED, label="cached attention")]
+    handles.append(Patch(facecolor=MUTED, edgecolor=SURFACE, hatch="////", alpha=0.55, label="recomputed attention"))
+    handles = [handle for handle, mode in zip(handles, ("cached", "recompute"), strict=True) if mode in modes]
+    figure.legend(handles=handles, loc="outside upper left", ncols=2, handlelength=1.4)
+    return figure
+
+
+def routings(table: LatencyTable) -> Figure | None:
+    """Cost of each mixture of experts beside that of a dense layer, under even and uneven loads, with p10 to p90."""
+    rows = table.workload_rows
+    options = sorted(set(rows.loc[rows["routing"] != ROUTINGS[0], "option"]), key=_option_order)
+    if not options:
+        return None
+    figure, (axes,) = new_figure(0.9 + 0.75 * len(options))
+    thickness = 0.8 / len(ROUTINGS)
+    colour = KIND_COLOURS["moe"]
+    for place, option in enumerate(options):
+        for index, routing in enumerate(ROUTINGS):
+            cost = rows[(rows["option"] == option) & (rows["routing"] == routing)].iloc[0]
+            height = place + (index - (len(ROUTINGS) - 1) / 2) * thickness
+            axes.barh(height, cost["median_ms"], 0.88 * thickness, color=colour, alpha=1 - 0.3 * index, linewidth=0)
+            axes.plot([cost["p10_ms"], cost["p90_ms"]], [height, height], color=INK, linewidth=1.1)
+            end = max(cost["median_ms"], cost["p90_ms"])
+            text = f"{cost['median_ms']:#.3g}, {LOADS[routing]}"
+            axes.annotate(text, (end, height), (4, 0), textcoords="offset points", va="center", fontsize=7.5)
+    dense = rows[rows["option"] == "feed_forward"]
+    if not dense.empty:
+        axes.axvline(dense["median_ms"].iloc[0], color=MUTED, linewidth=0.8, linestyle=(0, (4, 3)), zorder=1)
+    axes.set_yticks(range(len(options)), [_option_label(option) for option in options])
+    axes.invert_yaxis()
+    axes.margins(x=0.3)
+    axes.grid(axis="y", visible=False)
+    axes.tick_params(axis="y", length=0)
+    axes.set_xlabel(
+        f"latency of one block in ms, p10 to p90 ({workload_text(rows.iloc[0])}); dashed: feed-forward layer"
+    )
+    return figure
+
+
+def _option_order(option: str) -> tuple[int, int]:
+    order = ("attention", "feed_forward", "moe", "dynamic_moe", "stem")
+    return order.index(option_kind(option)), option_number(option)
+
+
+def _option_label(option: str) -> str:
+    number, kind = option_number(option), option_kind(option)
+    if kind == "attention":
+        return f"attention, {number} head{'s' if number > 1 else ''}"
+    if kind == "feed_forward" and number:
+        return f"feed-forward, {number} times as wide"
+    return f"{KIND_NAMES[kind]}, top {number}" if kind == "moe" else KIND_NAMES[kind]
