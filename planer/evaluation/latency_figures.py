@@ -71,27 +71,27 @@ def routings(table: LatencyTable) -> Figure | None:
         return None
     figure, (axes,) = new_figure(0.9 + 0.75 * len(options))
     thickness = 0.8 / len(ROUTINGS)
-    colour = KIND_COLOURS["moe"]
+    looks = {routing: {"color": KIND_COLOURS["moe"], "alpha": 1 - 0.3 * i} for i, routing in enumerate(ROUTINGS)}
     for place, option in enumerate(options):
         for index, routing in enumerate(ROUTINGS):
             cost = rows[(rows["option"] == option) & (rows["routing"] == routing)].iloc[0]
             height = place + (index - (len(ROUTINGS) - 1) / 2) * thickness
-            axes.barh(height, cost["median_ms"], 0.88 * thickness, color=colour, alpha=1 - 0.3 * index, linewidth=0)
+            axes.barh(height, cost["median_ms"], 0.88 * thickness, linewidth=0, **looks[routing])
             axes.plot([cost["p10_ms"], cost["p90_ms"]], [height, height], color=INK, linewidth=1.1)
             end = max(cost["median_ms"], cost["p90_ms"])
-            text = f"{cost['median_ms']:#.3g}, {LOADS[routing]}"
+            text = f"{cost['median_ms']:#.3g}"
             axes.annotate(text, (end, height), (4, 0), textcoords="offset points", va="center", fontsize=7.5)
     dense = rows[rows["option"] == "feed_forward"]
     if not dense.empty:
         axes.axvline(dense["median_ms"].iloc[0], color=MUTED, linewidth=0.8, linestyle=(0, (4, 3)), zorder=1)
     axes.set_yticks(range(len(options)), [_option_label(option) for option in options])
     axes.invert_yaxis()
-    axes.margins(x=0.3)
+    axes.margins(x=0.08)
     axes.grid(axis="y", visible=False)
     axes.tick_params(axis="y", length=0)
-    axes.set_xlabel(
-        f"latency of one block in ms, p10 to p90 ({workload_text(rows.iloc[0])}); dashed: feed-forward layer"
-    )
+    axes.set_xlabel(f"latency of one block in ms, p10 to p90 ({workload_text(rows.iloc[0])})")
+    handles = [Patch(label=LOADS[routing], **looks[routing]) for routing in ROUTINGS]
+    figure.legend(handles=handles, loc="outside upper left", ncols=len(ROUTINGS), handlelength=1.4)
     return figure
 
 

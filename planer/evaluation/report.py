@@ -236,7 +236,7 @@ def _sections(evaluations: Sequence[dict], additivity: dict) -> list[dict]:
         section(
             "Latency of mixtures of experts by load",
             "The search counts on balanced experts. A trained gate spreads its tokens like 1 / (rank + 1); at worst "
-            "all tokens go to the same experts.",
+            "all tokens go to the same experts. Dashed, the feed-forward layer.",
             "routings",
         ),
         section(
