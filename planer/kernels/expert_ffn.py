@@ -1,65 +1,217 @@
 """Feed-forward experts on routed tokens: y[t] = sum over the token's pairs of gate * FFN_expert(x[t]).
 
+One function, several backends that compute the same:
+- reference: the definition, one pair at a time, in the precision of its arguments;
+- loop: PyTorch, one product an expert;
+- grouped_mm: PyTorch's grouped products;
+- cpp: C++ on a CPU, expert by expert while its rows are in the cache;
+- triton: CUDA, with gather, bias, activation and gate inside the products.
+
+All but the reference run inside two operators, ``planer::expert_ffn`` and its backward, so that torch.compile and
+FLOP counters see one call whose shapes do not depend on the routing.
+
 Letters in shapes: N tokens, D model width, E experts, I neurons of an expert, P pairs.
 """
 
 from __future__ import annotations
 
+from math import prod
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils.flop_counter import register_flop_formula
 
+from planer.kernels import choice
+from planer.kernels.backends.compiled import Cpp, Triton
+from planer.kernels.backends.experts import GroupedMM, Layer, Loop
 from planer.kernels.plan import Plan, plan
 from planer.kernels.routing import Pairs
+
+BACKENDS = ("reference", "loop", "grouped_mm", "cpp", "triton")
 
 
 def expert_ffn(
     x: Tensor,
     w1: Tensor,
-    b1: Tensor,
+    b1: Tensor | None,
     w2: Tensor,
-    b2: Tensor,
+    b2: Tensor | None,
     pairs: Pairs,
     dropout: float = 0.0,
     training: bool = False,
+    activation: str = "relu",
+    backend: str = "auto",
 ) -> Tensor:
     """Apply each expert to its tokens and sum a token's experts, weighted by their gates.
 
-    x: [N, D]; w1: [E, I, D]; b1: [E, I]; w2: [E, D, I]; b2: [E, D].  Returns [N, D].
-    FFN_e(x) = w2[e] dropout(relu(w1[e] x + b1[e])) + b2[e].  Experts without tokens get gradients of exactly zero.
+    x: [N, D]; w1: [E, I, D]; b1: [E, I] or None; w2: [E, D, I]; b2: [E, D] or None.  Returns [N, D].
+    FFN_e(x) = w2[e] dropout(act(w1[e] x + b1[e])) + b2[e] with act = relu or gelu; dropout acts in training.
+    backend: one of BACKENDS, or ``auto`` for the one that the table of this device names (``planer.kernels.choice``).
 
-    Tokens are gathered in expert order, so each expert is two dense products on consecutive rows.
+    Experts without tokens get gradients of exactly zero.  Under autocast all products run in its precision.
+    Raises ValueError for an unknown activation or backend, and where a backend cannot run.
     """
-    grouping = plan(pairs)
-    rows = x.index_select(0, grouping.token)
-    # unbind, not w1[e]: the gradient of every indexing is a whole [E, I, D] of zeros (1.8-2.6x slower in float32).
-    experts = zip(w1.unbind(0), b1.unbind(0), w2.unbind(0), b2.unbind(0), strict=True)
-    outputs = []
-    for tokens, (u1, c1, u2, c2) in zip(rows.split(grouping.offsets.diff().tolist()), experts, strict=True):
-        hidden = F.linear(tokens, u1, c1).relu_()
-        outputs.append(F.linear(F.dropout(hidden, dropout, training), u2, c2))
-    return _combine(torch.cat(outputs), pairs, grouping)
+    if activation not in ("relu", "gelu"):
+        raise ValueError(f"expert_ffn: activation is {activation!r}; allowed: relu, gelu")
+    if backend not in (*BACKENDS, "auto"):
+        raise ValueError(f"expert_ffn: backend is {backend!r}; allowed: auto, {', '.join(BACKENDS)}")
+    if backend == "reference":
+        return expert_ffn_reference(x, w1, b1, w2, b2, pairs, activation)
+    if torch.is_autocast_enabled(x.device.type):
+        dtype = torch.get_autocast_dtype(x.device.type)
+        x, w1, b1, w2, b2 = (None if t is None else t.to(dtype) for t in (x, w1, b1, w2, b2))
+    gate = pairs.gate
+    if gate is not None:
+        gate = gate.to(torch.promote_types(x.dtype, torch.float32))
+    grouped = plan(pairs)
+    keep = None
+    if training and dropout:
+        keep = F.dropout(x.new_ones(grouped.token.shape[0], w1.shape[1]), dropout)
+    x, w1, b1, w2, b2, gate = (None if t is None else t.contiguous() for t in (x, w1, b1, w2, b2, gate))
+    differentiable = (t for t in (x, w1, b1, w2, b2, gate) if t is not None)
+    save = torch.is_grad_enabled() and any(t.requires_grad for t in differentiable)
+    return torch.ops.planer.expert_ffn(
+        x, w1, b1, w2, b2, gate,
+        grouped.order, grouped.inverse, grouped.token, grouped.offsets, grouped.token_offsets, keep,
+        pairs.per_token or 0, activation, backend, save,
+    )[0]  # fmt: skip
 
 
-def _combine(outputs: Tensor, pairs: Pairs, grouping: Plan) -> Tensor:
-    """Sum pair outputs [P, D], sorted by expert, into tokens [N, D]."""
-    if pairs.per_token is not None:
-        outputs = outputs.index_select(0, grouping.inverse)
-        if pairs.gate is not None:
-            outputs = outputs * pairs.gate[:, None].to(outputs.dtype)
-        if pairs.per_token == 1:
-            return outputs
-        return outputs.unflatten(0, (pairs.num_tokens, pairs.per_token)).sum(dim=1)
-    if pairs.gate is not None:
-        outputs = outputs * pairs.gate[grouping.order][:, None].to(outputs.dtype)
-    total = outputs.new_zeros(pairs.num_tokens, outputs.shape[1])
-    return total.index_add(0, grouping.token, outputs)
+LAYER = (
+    "Tensor x, Tensor w1, Tensor? b1, Tensor w2, Tensor? b2, Tensor? gate, "
+    "Tensor order, Tensor inverse, Tensor token, Tensor offsets, Tensor token_offsets, Tensor? keep, "
+    "SymInt per_token, str activation, str backend"
+)
+"""What both operators take; order to token_offsets are the fields of a Plan, the rest is as in Layer."""
 
 
-def expert_ffn_reference(x: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor, pairs: Pairs) -> Tensor:
+@torch.library.custom_op(
+    "planer::expert_ffn", mutates_args=(), schema=f"({LAYER}, bool save) -> (Tensor y, Tensor hidden)"
+)
+def _forward_op(*arguments):
+    """y [N, D], and what backward needs, [P, I], or nothing, [0, I], unless save is set."""
+    *arguments, backend, save = arguments
+    layer = _layer(*arguments)
+    y, hidden = _backend(backend, layer, training=save).forward(save)
+    return y, hidden if save else hidden.new_empty(0, layer.w1.shape[1])
+
+
+@torch.library.custom_op(
+    "planer::expert_ffn_backward",
+    mutates_args=(),
+    schema=f"(Tensor grad, Tensor hidden, {LAYER}, bool[] needs) -> "
+    "(Tensor dx, Tensor dw1, Tensor db1, Tensor dw2, Tensor db2, Tensor dgate)",
+)
+def _backward_op(grad, hidden, *arguments):
+    """Gradients of the first six arguments, each empty, [0], where needs says that nobody asks for it."""
+    *arguments, backend, needs = arguments
+    layer = _layer(*arguments)
+    gradients = _backend(backend, layer, training=True).backward(grad, hidden, needs)
+    return tuple(g if need else grad.new_empty(0) for g, need in zip(gradients, needs, strict=True))
+
+
+def _layer(
+    x, w1, b1, w2, b2, gate, order, inverse, token, offsets, token_offsets, keep, per_token, activation
+) -> Layer:
+    grouped = Plan(order, inverse, token, offsets, token_offsets)
+    return Layer(x, w1, b1, w2, b2, gate, grouped, keep, per_token, activation)
+
+
+@_forward_op.register_fake
+def _(
+    x, w1, b1, w2, b2, gate, order, inverse, token, offsets, token_offsets, keep, per_token, activation, backend, save
+):
+    return torch.empty_like(x), x.new_empty(token.shape[0] if save else 0, w1.shape[1])
+
+
+@_backward_op.register_fake
+def _(grad, hidden, x, w1, b1, w2, b2, gate, *arguments):
+    *_, needs = arguments
+    inputs = zip((x, w1, b1, w2, b2, gate), needs, strict=True)
+    return tuple(torch.empty_like(t) if need else grad.new_empty(0) for t, need in inputs)
+
+
+def _setup_context(ctx, inputs, output):
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(*inputs[:12], output[1])
+    ctx.options = inputs[12:15]
+    ctx.mark_non_differentiable(output[1])
+
+
+def _backward(ctx, grad, _):
+    unused = (None,) * 16
+    if grad is None:
+        return unused
+    *tensors, hidden = ctx.saved_tensors
+    needs = list(ctx.needs_input_grad[:6])
+    gradients = torch.ops.planer.expert_ffn_backward(grad.contiguous(), hidden, *tensors, *ctx.options, needs)
+    return *(g if need else None for g, need in zip(gradients, needs, strict=True)), *unused[6:]
+
+
+_forward_op.register_autograd(_backward, setup_context=_setup_context)
+
+
+CLASSES = {"loop": Loop, "grouped_mm": GroupedMM, "cpp": Cpp, "triton": Triton}
+
+
+def _backend(name: str, layer: Layer, training: bool) -> Loop | GroupedMM | Cpp | Triton:
+    """The backend of a call, ready to run; ``auto`` is the best of the device's table that can run it."""
+    num_experts, d_inner, d_model = layer.w1.shape
+    kind = layer.x.device, layer.x.dtype
+
+    def unsupported(backend: str) -> str | None:
+        if backend == "grouped_mm":
+            return GroupedMM.unsupported(*kind, d_model, d_inner)
+        return None if backend == "loop" else CLASSES[backend].unsupported(*kind)
+
+    if name == "auto":
+        pairs, tokens = layer.plan.token.shape[0], layer.x.shape[0]
+        share = pairs / max(1, tokens * num_experts)
+        mode = "training" if training else "inference"
+        order = choice.order("expert_ffn", *kind, mode, tokens=tokens, expert_size=d_inner, share=share)
+        name = next(backend for backend in (*order, "loop") if unsupported(backend) is None)
+    elif reason := unsupported(name):
+        raise ValueError(f"expert_ffn: backend {name} {reason}")
+    return CLASSES[name](layer)
+
+
+@register_flop_formula(torch.ops.aten._grouped_mm)
+def _grouped_mm_flops(a, b, *_, out_shape, **__) -> int:
+    """Of matrices side by side, or of rows or columns in groups, which the third operand delimits."""
+    if len(a) == 2 and len(b) == 2:
+        return 2 * a[0] * a[1] * b[1]
+    return 2 * prod(a) * b[-1] if len(a) == 2 or len(b) == 3 else 2 * a[1] * prod(b)
+
+
+@register_flop_formula(torch.ops.planer.expert_ffn)
+def _forward_flops(x, w1, b1, w2, b2, gate, order, *_, **__) -> int:
+    """Two products a pair."""
+    return 4 * order[0] * w1[1] * w1[2]
+
+
+@register_flop_formula(torch.ops.planer.expert_ffn_backward)
+def _backward_flops(grad, hidden, x, w1, b1, w2, b2, gate, order, *rest, **_) -> int:
+    """dy w2 where anything before the second product is needed, then one product for each of x, w1 and w2."""
+    need_x, need_w1, need_b1, need_w2, _, need_gate = rest[-1]
+    products = (need_x or need_w1 or need_b1 or need_gate) + need_x + need_w1 + need_w2
+    return 2 * products * order[0] * w1[1] * w1[2]
+
+
+def expert_ffn_reference(
+    x: Tensor,
+    w1: Tensor,
+    b1: Tensor | None,
+    w2: Tensor,
+    b2: Tensor | None,
+    pairs: Pairs,
+    activation: str = "relu",
+) -> Tensor:
     """The definition, one pair at a time: the oracle of the tests, in the precision of its arguments."""
+    act = F.relu if activation == "relu" else F.gelu
     total = [torch.zeros_like(row) for row in x]
     for p, (t, e) in enumerate(zip(pairs.token.tolist(), pairs.expert.tolist(), strict=True)):
-        y = w2[e] @ torch.relu(w1[e] @ x[t] + b1[e]) + b2[e]
+        hidden = act(w1[e] @ x[t] if b1 is None else w1[e] @ x[t] + b1[e])
+        y = w2[e] @ hidden if b2 is None else w2[e] @ hidden + b2[e]
         total[t] = total[t] + (y if pairs.gate is None else pairs.gate[p] * y)
-    return torch.stack(total)
+    return torch.stack(total) if total else torch.zeros_like(x)

@@ -1,96 +1,324 @@
-"""Expert feed-forward layers against the definition, one token at a time, in double precision."""
+"""Expert feed-forward layers: every backend against the definition, one token at a time, in double precision."""
 
 from __future__ import annotations
 
+import itertools
+from unittest import mock
+
 import pytest
 import torch
+from numerics import normalised_error
+from torch.utils.flop_counter import FlopCounterMode
 
+from planer.kernels.backends import experts
+from planer.kernels.cpp import build
 from planer.kernels.expert_ffn import expert_ffn, expert_ffn_reference
 from planer.kernels.routing import Pairs, top_k
 
-D, NEURONS = 6, 5
+BACKENDS = [
+    "loop",
+    "grouped_mm",
+    pytest.param("cpp", marks=pytest.mark.skipif("not available()", reason="needs a C++ compiler")),
+]
+D, NEURONS = 12, 20
+TOLERANCE = 2e-6
+
+
+def available():
+    return build.available()
 
 
 def draw(*shape, seed=0):
     generator = torch.Generator().manual_seed(seed + sum(shape))
-    return torch.randn(*shape, dtype=torch.float64, generator=generator).requires_grad_()
+    return torch.randn(*shape, dtype=torch.float64, generator=generator)
 
 
-def weights(experts):
-    return draw(experts, NEURONS, D), draw(experts, NEURONS), draw(experts, D, NEURONS), draw(experts, D)
+def inputs(tokens, num_experts, width=D, neurons=NEURONS, bias=True):
+    """x, w1, b1, w2, b2, scaled so that outputs are about 1."""
+    return [
+        draw(tokens, width, seed=1),
+        draw(num_experts, neurons, width, seed=2) / width**0.5,
+        draw(num_experts, neurons, seed=3) if bias else None,
+        draw(num_experts, width, neurons, seed=4) / neurons**0.5,
+        draw(num_experts, width, seed=5) if bias else None,
+    ]
 
 
-def gradients(y, tensors):
-    target = torch.linspace(-1, 1, y.numel(), dtype=y.dtype).view_as(y)
-    return torch.autograd.grad((y * target).sum(), tensors, materialize_grads=True)
+def results(function, values, logits, k, dtype, **options):
+    """Output and the gradients of the inputs that there are and of the logits."""
+    leaves = [None if v is None else v.detach().to(dtype).requires_grad_() for v in (*values, logits)]
+    *values, logits = leaves
+    pairs, _ = top_k(logits, k)
+    y = function(*values, pairs, **options)
+    weight = torch.linspace(-1, 1, y.numel()).to(dtype).view_as(y)
+    return [y, *torch.autograd.grad((y * weight).sum(), [v for v in leaves if v is not None], materialize_grads=True)]
 
 
-def check(x, logits, k):
-    w = weights(logits.shape[1])
-    results = []
-    for function in (expert_ffn, expert_ffn_reference):
-        pairs, _ = top_k(logits, k)
-        y = function(x, *w, pairs)
-        results.append((y, *gradients(y, (x, logits, *w))))
-    for ours, expected in zip(*results, strict=True):
-        torch.testing.assert_close(ours, expected)
+def worst(values, logits, k, backend, dtype=torch.float32, **options):
+    """The largest error of output and gradients against the definition."""
+    ours = results(expert_ffn, values, logits, k, dtype, backend=backend, **options)
+    expected = results(expert_ffn_reference, values, logits, k, torch.float64, **options)
+    return max(itertools.starmap(normalised_error, zip(ours, expected, strict=True)))
 
 
-@pytest.mark.parametrize("tokens", [1, 17])
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("activation", ["relu", "gelu"])
+@pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("k", [1, 2, 4])
-def test_outputs_and_all_gradients(tokens, k):
-    check(draw(tokens, D), draw(tokens, 4), k)
+def test_outputs_and_all_gradients(backend, k, bias, activation):
+    assert worst(inputs(37, 4, bias=bias), draw(37, 4), k, backend, activation=activation) < TOLERANCE
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("tokens", [1, 2, 300])
+def test_any_number_of_tokens(backend, tokens):
+    assert worst(inputs(tokens, 4), draw(tokens, 4), 2, backend) < TOLERANCE
+
+
+@pytest.mark.parametrize("backend", ["loop", BACKENDS[2]])
+@pytest.mark.parametrize(("width", "neurons"), [(1, 1), (5, 3), (37, 97)])
+def test_odd_sizes_in_both_precisions(backend, width, neurons):
+    values, logits = inputs(19, 3, width, neurons), draw(19, 3)
+    assert worst(values, logits, 2, backend) < TOLERANCE
+    assert worst(values, logits, 2, backend, torch.float64) < 1e-13
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("k", [1, 2])
-def test_experts_that_receive_nothing(k):
+def test_experts_that_receive_nothing(backend, k):
     logits = torch.full((9, 4), -5.0, dtype=torch.float64)
     logits[:, 2], logits[:, 3] = 5.0, 4.0
-    check(draw(9, D), logits.requires_grad_(), k)
+    values = inputs(9, 4)
+    assert worst(values, logits, k, backend) < TOLERANCE
+    _, _, *weights, _ = results(expert_ffn, values, logits, k, torch.float32, backend=backend)
+    for gradient in weights:
+        assert gradient[2].abs().sum() > 0
+        assert gradient[[0, 1]].abs().sum() == 0
 
 
-def test_empty_experts_get_zero_gradients_not_none():
-    x, w = draw(3, D), weights(4)
-    pairs = Pairs(torch.arange(3), torch.full((3,), 1), torch.ones(3, dtype=torch.float64), 3, 4, 1)
-    expert_ffn(x, *w, pairs).sum().backward()
-    for parameter in w:
-        assert parameter.grad[1].abs().sum() > 0
-        assert parameter.grad[[0, 2, 3]].abs().sum() == 0
-
-
-def test_no_tokens():
-    x, w = draw(0, D), weights(3)
-    pairs, _ = top_k(torch.zeros(0, 3, dtype=torch.float64), 2)
-    y = expert_ffn(x, *w, pairs)
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_no_tokens(backend):
+    y, *gradients = results(expert_ffn, inputs(0, 3), torch.zeros(0, 3), 2, torch.float32, backend=backend)
     assert y.shape == (0, D)
-    assert all(not grad.any() for grad in gradients(y, w))
+    assert all(not gradient.any() for gradient in gradients)
 
 
-def test_tokens_with_different_numbers_of_experts():
-    x, w = draw(4, D), weights(3)
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("gated", [True, False])
+def test_tokens_with_different_numbers_of_experts(backend, gated):
+    values = [v.requires_grad_() for v in inputs(4, 3)]
     token, expert = torch.tensor([0, 0, 0, 2, 3, 3]), torch.tensor([2, 0, 1, 1, 2, 0])
-    for gate in (None, draw(6)):
+    gate = draw(6).requires_grad_() if gated else None
+    wanted = [*values, gate] if gated else values
+    both = []
+    for function, dtype, options in (
+        (expert_ffn, torch.float32, {"backend": backend}),
+        (expert_ffn_reference, torch.float64, {}),
+    ):
         pairs = Pairs(token, expert, gate, 4, 3)
-        y = expert_ffn(x, *w, pairs)
-        torch.testing.assert_close(y, expert_ffn_reference(x, *w, pairs))
+        y = function(*(v.to(dtype) for v in values), pairs, **options)
         assert not y[1].any(), "a token without experts adds nothing"
+        both.append((y, *torch.autograd.grad(y.square().sum(), wanted)))
+    for ours, expected in zip(*both, strict=True):
+        assert normalised_error(ours, expected) < TOLERANCE
 
 
-def test_permuting_tokens_permutes_outputs():
-    x, logits, w = draw(11, D), draw(11, 4), weights(4)
-    permutation = torch.randperm(11, generator=torch.Generator().manual_seed(2))
-    y = expert_ffn(x, *w, top_k(logits, 2)[0])
-    shuffled = expert_ffn(x[permutation], *w, top_k(logits[permutation], 2)[0])
-    torch.testing.assert_close(shuffled, y[permutation])
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("activation", ["relu", "gelu"])
+def test_dropout_multiplies_hidden_neurons(backend, activation, monkeypatch):
+    """Against the dense expression with the same multipliers."""
+    x, w1, b1, w2, b2 = (v.requires_grad_() for v in inputs(30, 1))
+    keep = (draw(30, NEURONS) > 0) / 0.5
+    act = torch.relu if activation == "relu" else torch.nn.functional.gelu
+    expected = (act(x @ w1[0].T + b1[0]) * keep) @ w2[0].T + b2[0]
+    monkeypatch.setattr("planer.kernels.expert_ffn.F.dropout", lambda ones, p: keep.to(ones.dtype) * ones)
+    pairs = Pairs(torch.arange(30), torch.zeros(30, dtype=torch.int64), torch.ones(30), 30, 1, 1)
+    leaves = [v.float().detach().requires_grad_() for v in (x, w1, b1, w2, b2)]
+    y = expert_ffn(*leaves, pairs, 0.5, True, activation, backend)
+    assert normalised_error(y, expected) < TOLERANCE
+    ours = torch.autograd.grad(y.square().sum(), leaves)
+    for gradient, wanted in zip(ours, torch.autograd.grad(expected.square().sum(), (x, w1, b1, w2, b2)), strict=True):
+        assert normalised_error(gradient, wanted) < TOLERANCE
 
 
-def test_dropout_acts_on_hidden_neurons_only_in_training():
-    x, w = draw(200, D), weights(2)
-    pairs, _ = top_k(draw(200, 2), 1)
-    plain = expert_ffn(x, *w, pairs)
-    torch.testing.assert_close(expert_ffn(x, *w, pairs, 0.5, training=False), plain)
-    torch.manual_seed(0)
-    dropped = expert_ffn(x, *w, pairs, 0.5, training=True)
-    assert not torch.allclose(dropped, plain)
-    only_bias = expert_ffn(x, *w, pairs, 1.0, training=True)
-    torch.testing.assert_close(only_bias, pairs.gate[:, None] * w[3][pairs.expert])
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_dropout_acts_in_training_only(backend):
+    values = [v.float() for v in inputs(200, 2)]
+    pairs, _ = top_k(draw(200, 2).float(), 1)
+    plain = expert_ffn(*values, pairs, backend=backend)
+    assert torch.equal(expert_ffn(*values, pairs, 0.5, training=False, backend=backend), plain)
+    assert not torch.allclose(expert_ffn(*values, pairs, 0.5, training=True, backend=backend), plain)
+    only_bias = expert_ffn(*values, pairs, 1.0, training=True, backend=backend)
+    torch.testing.assert_close(only_bias, pairs.gate[:, None] * values[4][pairs.expert])
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_permuting_tokens_permutes_outputs(backend):
+    x, *w = (v.float() for v in inputs(61, 4))
+    logits = draw(61, 4)
+    permutation = torch.randperm(61, generator=torch.Generator().manual_seed(2))
+    y = expert_ffn(x, *w, top_k(logits, 2)[0], backend=backend)
+    shuffled = expert_ffn(x[permutation], *w, top_k(logits[permutation], 2)[0], backend=backend)
+    assert normalised_error(shuffled, y[permutation]) < TOLERANCE
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_names_of_experts_do_not_matter(backend):
+    x, *w = (v.float() for v in inputs(61, 4))
+    logits, names = draw(61, 4), torch.tensor([2, 0, 3, 1])
+    y = expert_ffn(x, *w, top_k(logits, 2)[0], backend=backend)
+    renamed = expert_ffn(x, *(v[names] for v in w), top_k(logits[:, names], 2)[0], backend=backend)
+    assert normalised_error(renamed, y) < TOLERANCE
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_equal_experts_are_the_dense_layer(backend):
+    x, *w = (v.float() for v in inputs(50, 1))
+    same = [v.expand(4, *v.shape[1:]) for v in w]
+    dense = torch.relu(x @ w[0][0].T + w[1][0]) @ w[2][0].T + w[3][0]
+    for k in (1, 2, 4):
+        pairs, _ = top_k(draw(50, 4), k)
+        gated = expert_ffn(x, *same, pairs, backend=backend)
+        scale = pairs.gate.view(50, k).sum(1, keepdim=True).float()
+        assert normalised_error(gated, dense * scale) < TOLERANCE
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_all_experts_with_equal_gates_are_their_mean(backend):
+    x, w1, b1, w2, b2 = (v.float() for v in inputs(33, 4))
+    pairs, _ = top_k(torch.zeros(33, 4), 4)
+    hidden = torch.relu(torch.einsum("nd,eid->eni", x, w1) + b1[:, None])
+    mean = (torch.einsum("eni,edi->end", hidden, w2) + b2[:, None]).mean(0)
+    assert normalised_error(expert_ffn(x, w1, b1, w2, b2, pairs, backend=backend), mean) < TOLERANCE
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("k", [1, 2])
+def test_repeats_bit_by_bit_with_garbage_in_fresh_memory(backend, k):
+    """Fresh tensors are full of NaN: whatever is not written shows, and experts without tokens must be."""
+    logits = draw(65, 5)
+    logits[:, 3] = -9
+    arguments = inputs(65, 5), logits, k, torch.float32
+    first = results(expert_ffn, *arguments, backend=backend)
+    torch.use_deterministic_algorithms(True)  # fills fresh memory
+    try:
+        assert torch.utils.deterministic.fill_uninitialized_memory and torch.empty(3).isnan().all()
+        second = results(expert_ffn, *arguments, backend=backend)
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert all(map(torch.equal, first, second))
+
+
+@pytest.mark.parametrize("fault", ["row", "expert"])
+def test_the_checks_notice_what_is_dropped(fault):
+    """A row or an expert that a backend leaves out exceeds the tolerance by far."""
+    multiply = experts.Loop.times_transposed
+
+    def faulty(self, a, w, bias):
+        out = multiply(self, a, w, bias)
+        out[self._rows[1] if fault == "expert" else slice(3, 4)] = 0
+        return out
+
+    with mock.patch.object(experts.Loop, "times_transposed", faulty):
+        assert worst(inputs(37, 4), draw(37, 4), 1, "loop") > 1000 * TOLERANCE
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("wanted", [(0,), (1,), (2,), (3,), (4,), (5,), (0, 3), (1, 5)])
+def test_gradients_only_where_required(backend, wanted):
+    values, logits = inputs(23, 3), draw(23, 3)
+    every = results(expert_ffn, values, logits, 2, torch.float32, backend=backend)
+    leaves = [v.float() for v in (*values, logits)]
+    for index in wanted:
+        leaves[index].requires_grad_()
+    y = expert_ffn(*leaves[:5], top_k(leaves[5], 2)[0], backend=backend)
+    weight = torch.linspace(-1, 1, y.numel()).view_as(y)
+    (y * weight).sum().backward()
+    for index, leaf in enumerate(leaves):
+        if index in wanted:
+            torch.testing.assert_close(leaf.grad, every[1 + index], rtol=1e-5, atol=1e-6)
+        else:
+            assert leaf.grad is None
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_autocast_in_bfloat16(backend):
+    """No backend is further from the exact result than PyTorch's own products of the same precision."""
+    values, logits = inputs(64, 4, 32, 64), draw(64, 4)
+    exact = results(expert_ffn_reference, values, logits, 2, torch.float64, activation="gelu")
+
+    def error(**options):
+        with torch.autocast("cpu", torch.bfloat16):
+            ours = results(expert_ffn, values, logits, 2, torch.float32, activation="gelu", **options)
+        assert ours[0].dtype == torch.bfloat16 and all(gradient.dtype == torch.float32 for gradient in ours[1:])
+        return max(itertools.starmap(normalised_error, zip(ours, exact, strict=True)))
+
+    assert error(backend=backend) < 1.5 * error(backend="loop") + 1e-3
+
+
+def operator_arguments(backend, k=2, save=True):
+    captured = []
+    operator = torch.ops.planer.expert_ffn
+    with mock.patch("torch.ops.planer.expert_ffn", lambda *a: captured.append(a) or operator(*a)):
+        leaves = [v.float().requires_grad_() for v in inputs(16, 3)]
+        expert_ffn(*leaves, top_k(draw(16, 3).float(), k)[0], 0.5, save, backend=backend)
+    return captured[0]
+
+
+@pytest.mark.parametrize("backend", ["auto", *BACKENDS])
+def test_operators_are_registered_as_pytorch_wants(backend):
+    arguments = operator_arguments(backend)
+    torch.library.opcheck(torch.ops.planer.expert_ffn.default, arguments)
+    y, hidden = torch.ops.planer.expert_ffn(*arguments)
+    *layer, _ = (a.detach() if torch.is_tensor(a) else a for a in arguments)
+    for needs in ([True] * 6, [False, True] * 3):
+        sample = torch.ones_like(y), hidden.detach(), *layer, needs
+        torch.library.opcheck(torch.ops.planer.expert_ffn_backward.default, sample)
+
+
+@pytest.mark.parametrize("backend", ["auto", *BACKENDS])
+def test_compiles_as_one_graph(backend):
+    values, logits = inputs(16, 3), draw(16, 3)
+    torch._dynamo.reset()
+
+    def layer(*arguments, **options):
+        return torch.compile(expert_ffn, fullgraph=True, backend="aot_eager")(*arguments, **options)
+
+    compiled = results(layer, values, logits, 2, torch.float32, backend=backend)
+    eager = results(expert_ffn, values, logits, 2, torch.float32, backend=backend)
+    assert all(map(torch.equal, compiled, eager))
+
+
+@pytest.mark.parametrize("backend", ["auto", *BACKENDS])
+@pytest.mark.parametrize("k", [1, 2])
+def test_flops_of_forward_and_backward(backend, k):
+    values, logits = inputs(24, 3), draw(24, 3)
+    with FlopCounterMode(display=False) as counter:
+        results(expert_ffn, values, logits, k, torch.float32, backend=backend)
+    assert counter.get_total_flops() == 3 * 4 * 24 * k * D * NEURONS
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        expert_ffn(*(v.float() for v in values), top_k(logits, k)[0], backend=backend)
+    assert counter.get_total_flops() == 4 * 24 * k * D * NEURONS
+
+
+def test_flops_of_grouped_products():
+    """The same as those of the plain products."""
+    rows, weights, ends = torch.randn(24, 8), torch.randn(3, 8, 16), torch.tensor([4, 10, 24], dtype=torch.int32)
+    with FlopCounterMode(display=False) as counter:
+        out = experts.grouped_mm(rows, weights, offs=ends)
+        experts.grouped_mm(rows.t(), out, offs=ends)
+        experts.grouped_mm(weights.transpose(1, 2), rows.t(), offs=ends)
+        experts.grouped_mm(weights.transpose(1, 2), weights)
+    assert counter.get_total_flops() == 3 * 2 * 24 * 8 * 16 + 2 * 3 * 16 * 8 * 16
+
+
+def test_what_cannot_run_is_refused():
+    values, pairs = inputs(4, 2, 3, 5), top_k(draw(4, 2), 1)[0]
+    with pytest.raises(ValueError, match="backend grouped_mm needs float32.*16 bytes"):
+        expert_ffn(*(v.float() for v in values), pairs, backend="grouped_mm")
+    with pytest.raises(ValueError, match="backend triton needs a CUDA device"):
+        expert_ffn(*values, pairs, backend="triton")
+    with pytest.raises(ValueError, match="backend is 'fast'; allowed: auto, reference"):
+        expert_ffn(*values, pairs, backend="fast")
+    with pytest.raises(ValueError, match="activation is 'tanh'; allowed: relu, gelu"):
+        expert_ffn(*values, pairs, activation="tanh")

@@ -1,0 +1,1 @@
+"""C++ operators for CPUs, built on the machine that runs them."""

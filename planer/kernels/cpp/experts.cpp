@@ -1,0 +1,305 @@
+// Feed-forward experts on routed tokens, forward and backward: planer/kernels/expert_ffn.py says what is computed.
+//
+// Expert by expert: its rows are gathered, multiplied, activated and scattered while they are in the cache, and only
+// what backward needs is written for all pairs.  Every product uses all threads, so that uneven experts do not leave
+// threads idle; each output element is summed by one thread in one order, so that results repeat bit by bit.
+//
+// Letters in shapes: N tokens, D model width, E experts, I neurons of an expert, P pairs, R rows of one expert.
+
+#include <ATen/ATen.h>
+#include <ATen/Dispatch.h>
+#include <ATen/OpMathType.h>
+#include <ATen/Parallel.h>
+#include <torch/library.h>
+
+#include <array>
+#include <cstring>
+#include <optional>
+#include <tuple>
+#include <vector>
+
+namespace planer {
+
+using at::Tensor;
+using MaybeTensor = std::optional<Tensor>;
+
+namespace {
+
+constexpr int64_t GRAIN = 32768;  // elements below which a second thread costs more than it saves
+
+template <typename F>
+void for_rows(int64_t rows, int64_t width, const F& f) {
+  at::parallel_for(0, rows, std::max<int64_t>(1, GRAIN / std::max<int64_t>(1, width)), [&](int64_t begin, int64_t end) {
+    for (int64_t row = begin; row < end; ++row) f(row);
+  });
+}
+
+template <typename T>
+const T* data_or_null(const MaybeTensor& tensor) {
+  return tensor ? tensor->const_data_ptr<T>() : nullptr;
+}
+
+// The arguments of one call; names as in planer/kernels/backends/experts.py.
+template <typename T>
+struct Layer {
+  using M = at::opmath_type<T>;  // gates, and sums of 16-bit numbers
+
+  const Tensor &x, &w1, &w2;
+  const T *b1, *b2, *keep;
+  const M* gate;
+  const int64_t *order, *inverse, *token, *offsets, *token_offsets;
+  int64_t N, D, E, I, P;
+  bool single, gelu;  // single: one pair per token, in the order of tokens
+
+  Layer(const Tensor& x, const Tensor& w1, const MaybeTensor& b1, const Tensor& w2, const MaybeTensor& b2,
+        const MaybeTensor& gate, const Tensor& order, const Tensor& inverse, const Tensor& token, const Tensor& offsets,
+        const Tensor& token_offsets, const MaybeTensor& keep, int64_t per_token, bool gelu)
+      : x(x), w1(w1), w2(w2), b1(data_or_null<T>(b1)), b2(data_or_null<T>(b2)), keep(data_or_null<T>(keep)),
+        gate(data_or_null<M>(gate)), order(order.const_data_ptr<int64_t>()),
+        inverse(inverse.const_data_ptr<int64_t>()), token(token.const_data_ptr<int64_t>()),
+        offsets(offsets.const_data_ptr<int64_t>()), token_offsets(token_offsets.const_data_ptr<int64_t>()),
+        N(x.size(0)), D(x.size(1)), E(w1.size(0)), I(w1.size(1)), P(token.size(0)), single(per_token == 1), gelu(gelu) {
+  }
+
+  M gate_of(int64_t sorted) const { return gate ? gate[order[sorted]] : M(1); }
+
+  // Rows of the tokens [N, D] that chose an expert, copied to out [R, D].
+  void gather(const Tensor& tokens, int64_t begin, const Tensor& out) const {
+    const T* from = tokens.const_data_ptr<T>();
+    T* to = out.mutable_data_ptr<T>();
+    for_rows(out.size(0), D, [&](int64_t r) { std::memcpy(to + r * D, from + token[begin + r] * D, D * sizeof(T)); });
+  }
+
+  // Adds the bias and activates, in place: h [R, I] after the first product.
+  void activate(int64_t expert, int64_t begin, const Tensor& h) const {
+    T* data = h.mutable_data_ptr<T>();
+    const T* bias = b1 ? b1 + expert * I : nullptr;
+    for_rows(h.size(0), I, [&](int64_t r) {
+      T* row = data + r * I;
+      const T* kept = keep && !gelu ? keep + (begin + r) * I : nullptr;
+      if (bias)
+        for (int64_t i = 0; i < I; ++i) row[i] = row[i] + bias[i];
+      if (!gelu)
+        for (int64_t i = 0; i < I; ++i) row[i] = row[i] > T(0) ? row[i] : (row[i] == row[i] ? T(0) : row[i]);
+      if (kept)
+        for (int64_t i = 0; i < I; ++i) row[i] = row[i] * kept[i];
+    });
+  }
+
+  // Active neurons after dropout [R, I], from what is saved.
+  Tensor active(int64_t begin, const Tensor& hidden) const {
+    if (!gelu) return hidden;
+    Tensor result = at::gelu(hidden);
+    if (keep) {
+      T* data = result.mutable_data_ptr<T>();
+      for_rows(hidden.size(0), I, [&](int64_t r) {
+        const T* kept = keep + (begin + r) * I;
+        for (int64_t i = 0; i < I; ++i) data[r * I + i] = data[r * I + i] * kept[i];
+      });
+    }
+    return result;
+  }
+
+  // Outputs of an expert's pairs [R, D] to where they belong: the tokens, or the list of all pairs, [P, D].
+  void deliver(int64_t expert, int64_t begin, const Tensor& out, const T* bias_of_all, bool gated, T* tokens, T* pairs)
+      const {
+    const T* data = out.const_data_ptr<T>();
+    const T* bias = bias_of_all ? bias_of_all + expert * D : nullptr;
+    for_rows(out.size(0), D, [&](int64_t r) {
+      const T* from = data + r * D;
+      T* to = single ? tokens + token[begin + r] * D : pairs + (begin + r) * D;
+      const M scale = gated ? gate_of(begin + r) : M(1);
+      if (bias)
+        for (int64_t d = 0; d < D; ++d) to[d] = static_cast<T>(scale * (M(from[d]) + M(bias[d])));
+      else
+        for (int64_t d = 0; d < D; ++d) to[d] = static_cast<T>(scale * M(from[d]));
+    });
+  }
+
+  // Sums the pairs of every token: pairs [P, D] in sorted order to tokens [N, D].
+  void combine(const T* pairs, T* tokens) const {
+    for_rows(N, D, [&](int64_t t) {
+      std::vector<M> sum(D, M(0));
+      for (int64_t q = token_offsets[t]; q < token_offsets[t + 1]; ++q) {
+        const T* from = pairs + inverse[q] * D;
+        for (int64_t d = 0; d < D; ++d) sum[d] += M(from[d]);
+      }
+      for (int64_t d = 0; d < D; ++d) tokens[t * D + d] = static_cast<T>(sum[d]);
+    });
+  }
+
+  std::tuple<Tensor, Tensor> forward(bool save) const {
+    Tensor y = at::empty({N, D}, x.options());
+    Tensor hidden = at::empty({save ? P : 0, I}, x.options());
+    Tensor pairs = at::empty({single ? 0 : P, D}, x.options());
+    for (int64_t e = 0; e < E; ++e) {
+      const int64_t begin = offsets[e], rows = offsets[e + 1] - begin;
+      if (rows == 0) continue;
+      Tensor in = at::empty({rows, D}, x.options());
+      gather(x, begin, in);
+      Tensor h = save ? hidden.narrow(0, begin, rows) : at::empty({rows, I}, x.options());
+      at::mm_out(h, in, w1.select(0, e).t());
+      activate(e, begin, h);
+      Tensor out = in;  // its rows are used up
+      at::mm_out(out, active(begin, h), w2.select(0, e).t());
+      deliver(e, begin, out, b2, true, y.mutable_data_ptr<T>(), pairs.mutable_data_ptr<T>());
+    }
+    if (!single) combine(pairs.const_data_ptr<T>(), y.mutable_data_ptr<T>());
+    return {y, hidden};
+  }
+
+  // d gate of an expert's pairs, in the order of the pairs: dA . h + dy . b2.
+  void gate_gradient(int64_t expert, int64_t begin, const Tensor& d_active, const Tensor& h, const Tensor& dy, M* d_gate)
+      const {
+    const T *da = d_active.const_data_ptr<T>(), *active = h.const_data_ptr<T>(), *grad = dy.const_data_ptr<T>();
+    for_rows(h.size(0), I, [&](int64_t r) {
+      M sum = dot(da + r * I, active + r * I, I);
+      if (b2) sum += dot(grad + r * D, b2 + expert * D, D);
+      d_gate[order[begin + r]] = sum;
+    });
+  }
+
+  static M dot(const T* a, const T* b, int64_t n) {
+    constexpr int LANES = 16;
+    M lanes[LANES] = {}, sum(0);
+    int64_t i = 0;
+    for (; i + LANES <= n; i += LANES)
+      for (int lane = 0; lane < LANES; ++lane) lanes[lane] += M(a[i + lane]) * M(b[i + lane]);
+    for (; i < n; ++i) sum += M(a[i]) * M(b[i]);
+    for (int lane = 0; lane < LANES; ++lane) sum += lanes[lane];
+    return sum;
+  }
+
+  // From the gradient of active neurons [R, I] to that of the values before the activation, times the gate; in place.
+  void through_activation(int64_t begin, const Tensor& d_active, const Tensor& hidden) const {
+    if (gelu && keep) multiply(d_active, keep + begin * I);
+    if (gelu) at::gelu_backward_out(const_cast<Tensor&>(d_active), d_active, hidden);
+    T* data = d_active.mutable_data_ptr<T>();
+    const T* active = hidden.const_data_ptr<T>();
+    for_rows(hidden.size(0), I, [&](int64_t r) {
+      T *row = data + r * I;
+      const T *h = active + r * I, *kept = keep ? keep + (begin + r) * I : nullptr;
+      const M scale = gate_of(begin + r);
+      if (gelu)
+        for (int64_t i = 0; i < I; ++i) row[i] = static_cast<T>(scale * M(row[i]));
+      else if (kept)
+        for (int64_t i = 0; i < I; ++i) row[i] = h[i] > T(0) ? static_cast<T>(scale * M(row[i]) * M(kept[i])) : T(0);
+      else
+        for (int64_t i = 0; i < I; ++i) row[i] = h[i] > T(0) ? static_cast<T>(scale * M(row[i])) : T(0);
+    });
+  }
+
+  void multiply(const Tensor& rows, const T* by) const {
+    T* data = rows.mutable_data_ptr<T>();
+    for_rows(rows.size(0), I, [&](int64_t r) {
+      for (int64_t i = r * I; i < (r + 1) * I; ++i) data[i] = data[i] * by[i];
+    });
+  }
+
+  // Sums of columns: rows [R, K] to out [K].
+  static void column_sums(const Tensor& rows, T* out) {
+    const int64_t R = rows.size(0), K = rows.size(1);
+    const T* data = rows.const_data_ptr<T>();
+    at::parallel_for(0, K, std::max<int64_t>(64, GRAIN / std::max<int64_t>(1, R)), [&](int64_t begin, int64_t end) {
+      std::vector<M> sum(end - begin, M(0));
+      for (int64_t r = 0; r < R; ++r)
+        for (int64_t k = begin; k < end; ++k) sum[k - begin] += M(data[r * K + k]);
+      for (int64_t k = begin; k < end; ++k) out[k] = static_cast<T>(sum[k - begin]);
+    });
+  }
+
+  void scale_by_gate(int64_t begin, const Tensor& rows) const {
+    if (!gate) return;
+    T* data = rows.mutable_data_ptr<T>();
+    for_rows(rows.size(0), D, [&](int64_t r) {
+      const M scale = gate_of(begin + r);
+      for (int64_t i = r * D; i < (r + 1) * D; ++i) data[i] = static_cast<T>(scale * M(data[i]));
+    });
+  }
+
+  // Gradients of x, w1, b1, w2, b2, gate; empty where not needed.
+  std::vector<Tensor> backward(const Tensor& grad, const Tensor& hidden, const std::array<bool, 6>& needs) const {
+    const auto [need_x, need_w1, need_b1, need_w2, need_b2, need_gate] = needs;
+    const auto options = x.options();
+    const auto made = [&](bool need, at::IntArrayRef shape) { return at::empty(need ? shape : at::IntArrayRef{0}, options); };
+    Tensor dx = made(need_x, {N, D}), dw1 = made(need_w1, {E, I, D}), db1 = made(need_b1, {E, I});
+    Tensor dw2 = made(need_w2, {E, D, I}), db2 = made(need_b2, {E, D});
+    Tensor d_gate = at::empty({need_gate ? P : 0}, options.dtype(c10::CppTypeToScalarType<M>::value));
+    Tensor pairs = at::empty({need_x && !single ? P : 0, D}, options);
+    for (int64_t e = 0; e < E; ++e) {
+      const int64_t begin = offsets[e], rows = offsets[e + 1] - begin;
+      if (rows == 0) {
+        for (const Tensor* gradient : {&dw1, &db1, &dw2, &db2})
+          if (gradient->dim() > 1) gradient->select(0, e).zero_();
+        continue;
+      }
+      Tensor h = hidden.narrow(0, begin, rows);
+      Tensor dy = at::empty({rows, D}, options);
+      gather(grad, begin, dy);
+      Tensor act = need_w2 || need_gate ? active(begin, h) : h;
+      if (need_x || need_w1 || need_b1 || need_gate) {
+        Tensor dz = at::empty({rows, I}, options);
+        at::mm_out(dz, dy, w2.select(0, e));
+        if (need_gate) gate_gradient(e, begin, dz, act, dy, d_gate.mutable_data_ptr<M>());
+        through_activation(begin, dz, h);
+        if (need_b1) column_sums(dz, db1.mutable_data_ptr<T>() + e * I);
+        Tensor rows_D = at::empty({rows, D}, options);
+        if (need_w1) {
+          gather(x, begin, rows_D);
+          Tensor out = dw1.select(0, e);
+          at::mm_out(out, dz.t(), rows_D);
+        }
+        if (need_x) {
+          at::mm_out(rows_D, dz, w1.select(0, e));
+          deliver(e, begin, rows_D, nullptr, false, dx.mutable_data_ptr<T>(), pairs.mutable_data_ptr<T>());
+        }
+      }
+      scale_by_gate(begin, dy);
+      if (need_w2) {
+        Tensor out = dw2.select(0, e);
+        at::mm_out(out, dy.t(), act);
+      }
+      if (need_b2) column_sums(dy, db2.mutable_data_ptr<T>() + e * D);
+    }
+    if (need_x && !single) combine(pairs.const_data_ptr<T>(), dx.mutable_data_ptr<T>());
+    return {dx, dw1, db1, dw2, db2, d_gate};
+  }
+};
+
+std::tuple<Tensor, Tensor> forward(
+    const Tensor& x, const Tensor& w1, const MaybeTensor& b1, const Tensor& w2, const MaybeTensor& b2,
+    const MaybeTensor& gate, const Tensor& order, const Tensor& inverse, const Tensor& token, const Tensor& offsets,
+    const Tensor& token_offsets, const MaybeTensor& keep, int64_t per_token, bool gelu, bool save) {
+  return AT_DISPATCH_FLOATING_TYPES_AND(at::kBFloat16, x.scalar_type(), "expert_ffn", [&] {
+    return Layer<scalar_t>(x, w1, b1, w2, b2, gate, order, inverse, token, offsets, token_offsets, keep, per_token, gelu)
+        .forward(save);
+  });
+}
+
+std::vector<Tensor> backward(
+    const Tensor& grad, const Tensor& hidden, const Tensor& x, const Tensor& w1, const MaybeTensor& b1, const Tensor& w2,
+    const MaybeTensor& b2, const MaybeTensor& gate, const Tensor& order, const Tensor& inverse, const Tensor& token,
+    const Tensor& offsets, const Tensor& token_offsets, const MaybeTensor& keep, int64_t per_token, bool gelu,
+    std::array<bool, 6> needs) {
+  return AT_DISPATCH_FLOATING_TYPES_AND(at::kBFloat16, x.scalar_type(), "expert_ffn_backward", [&] {
+    return Layer<scalar_t>(x, w1, b1, w2, b2, gate, order, inverse, token, offsets, token_offsets, keep, per_token, gelu)
+        .backward(grad, hidden, needs);
+  });
+}
+
+}  // namespace
+
+TORCH_LIBRARY_FRAGMENT(planer_cpp, library) {
+  const std::string layer =
+      "Tensor x, Tensor w1, Tensor? b1, Tensor w2, Tensor? b2, Tensor? gate, Tensor order, Tensor inverse, "
+      "Tensor token, Tensor offsets, Tensor token_offsets, Tensor? keep, int per_token, bool gelu";
+  library.def(("expert_ffn(" + layer + ", bool save) -> (Tensor, Tensor)").c_str());
+  library.def(("expert_ffn_backward(Tensor grad, Tensor hidden, " + layer + ", bool[6] needs) -> Tensor[]").c_str());
+}
+
+TORCH_LIBRARY_IMPL(planer_cpp, CPU, library) {
+  library.impl("expert_ffn", &forward);
+  library.impl("expert_ffn_backward", &backward);
+}
+
+}  // namespace planer

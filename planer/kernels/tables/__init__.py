@@ -1,0 +1,1 @@
+"""Measured orders of backends, one file a class of devices; ``planer.kernels.choice`` reads them."""

@@ -1,0 +1,21 @@
+"""How far a result is from what it should be."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+
+def normalised_error(ours: Tensor, expected: Tensor) -> float:
+    """The larger of |a - b| / |b| over all elements together and the largest difference over the largest element.
+
+    In double precision; 0 where both are all zeros, infinite where ours has anything that is not finite.
+    """
+    assert ours.shape == expected.shape, f"{tuple(ours.shape)} instead of {tuple(expected.shape)}"
+    a, b = ours.detach().double(), expected.detach().double().to(ours.device)
+    if not a.isfinite().all():
+        return float("inf")
+    if a.equal(b):
+        return 0.0
+    difference = (a - b).abs()
+    scale = max(b.norm().item(), 1e-300), max(b.abs().max().item(), 1e-300)
+    return max(difference.norm().item() / scale[0], difference.max().item() / scale[1])
