@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from planer.kernels import triton as triton_kernels
 from planer.kernels.routing import Pairs
 
 
@@ -35,7 +36,14 @@ class Plan:
 
 
 def plan(pairs: Pairs) -> Plan:
-    """Group pairs by expert."""
+    """Group pairs by expert; on a GPU without waiting for it."""
+    if pairs.expert.is_cuda and triton_kernels.available():
+        return Plan(*_plan_on_gpu(pairs.expert, pairs.token, pairs.num_tokens, pairs.num_experts, pairs.per_token))
+    return plan_reference(pairs)
+
+
+def plan_reference(pairs: Pairs) -> Plan:
+    """The definition, on any device."""
     order = torch.argsort(pairs.expert, stable=True)
     inverse = torch.empty_like(order)
     inverse[order] = torch.arange(order.shape[0], device=order.device)
@@ -44,15 +52,31 @@ def plan(pairs: Pairs) -> Plan:
         inverse,
         pairs.token[order],
         _offsets(pairs.expert, pairs.num_experts),
-        token_offsets(pairs),
+        _token_offsets(pairs.token, pairs.num_tokens, pairs.per_token),
     )
 
 
-def token_offsets(pairs: Pairs) -> Tensor:
-    """Where the pairs of each token begin in the token-major list, and its end: [N + 1]."""
-    if pairs.per_token is None:
-        return _offsets(pairs.token, pairs.num_tokens)
-    return torch.arange(pairs.num_tokens + 1, device=pairs.token.device) * pairs.per_token
+# An operator, because torch.compile cannot look into what launches kernels.
+@torch.library.custom_op("planer::plan", mutates_args=())
+def _plan_on_gpu(
+    expert: Tensor, token: Tensor, num_tokens: int, num_experts: int, per_token: int | None
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    from planer.kernels.triton.plan import plan as launch
+
+    grouped = launch(expert, token, num_experts, per_token)
+    return *grouped, _token_offsets(token, num_tokens, per_token)
+
+
+@_plan_on_gpu.register_fake
+def _(expert, token, num_tokens, num_experts, per_token):
+    order, inverse, sorted_token = (torch.empty_like(expert) for _ in range(3))
+    return order, inverse, sorted_token, expert.new_empty(num_experts + 1), expert.new_empty(num_tokens + 1)
+
+
+def _token_offsets(token: Tensor, num_tokens: int, per_token: int | None) -> Tensor:
+    if per_token is None:
+        return _offsets(token, num_tokens)
+    return torch.arange(0, per_token * num_tokens + 1, per_token, device=token.device)
 
 
 def _offsets(keys: Tensor, num_keys: int) -> Tensor:

@@ -1,0 +1,158 @@
+"""A dense feed-forward layer of which each token executes its own experts, in one pass over blocks of tokens.
+
+A block keeps its tokens and their sums on chip and goes through those pieces of the hidden layer that at least one of
+its tokens executes; neurons that a token does not execute are set to zero.  A piece is a number of neurons, not of
+experts, so experts of any size fill it.  No neuron of another piece is read or computed, nothing but the result is
+written, and nothing is added atomically.
+
+Letters in shapes: N tokens, D model width, F neurons, n experts, s = F / n neurons per expert, B blocks of tokens,
+C pieces of the hidden layer.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from planer.kernels.triton.tiles import arithmetic, dynamic_tile, interpreted
+
+MULTIPROCESSORS = 132
+"""Of an H200: so many blocks keep it busy; fewer are split."""
+SPLITS = 4
+"""Programs that may share a block's pieces."""
+
+
+@triton.jit(do_not_specialize=["N"])
+def _active_pieces(
+    mask, pieces, counts, N, n, F, C,
+    S: tl.constexpr, PIECE: tl.constexpr, EXPERTS: tl.constexpr, CP: tl.constexpr, BM: tl.constexpr,
+):  # fmt: skip
+    """For a block: the pieces that one of its tokens executes, in order, and how many."""
+    token = tl.program_id(0) * BM + tl.arange(0, BM)
+    c = tl.arange(0, CP)
+    first = c * PIECE // S
+    last = (tl.minimum((c + 1) * PIECE, F) - 1) // S
+    active = tl.zeros((CP,), tl.int32)
+    for i in range(0, EXPERTS):
+        expert = first + i
+        inside = (token < N)[:, None] & ((c < C) & (expert <= last))[None, :]
+        chosen = tl.load(mask + token.to(tl.int64)[:, None] * n + expert[None, :], mask=inside, other=0)
+        active = tl.maximum(active, tl.max(chosen.to(tl.int32), axis=0))
+    place = tl.cumsum(active, axis=0) - active
+    tl.store(pieces + tl.program_id(0).to(tl.int64) * C + place, c, mask=active > 0)
+    tl.store(counts + tl.program_id(0), tl.sum(active, axis=0))
+
+
+@triton.jit(do_not_specialize=["N"])
+def _dynamic_ffn(
+    x, w1, b1, w2, b2, mask, pieces, counts, out, N,
+    D: tl.constexpr, DP: tl.constexpr, F: tl.constexpr, S: tl.constexpr, SPLIT: tl.constexpr,
+    PRECISION: tl.constexpr, UPCAST: tl.constexpr, BM: tl.constexpr, PIECE: tl.constexpr, BK: tl.constexpr,
+):  # fmt: skip
+    """SPLIT programs a block of tokens; with more than one, out is [SPLIT, N, D] in float32 and b2 is in the first."""
+    even: tl.constexpr = D == DP and F % PIECE == 0
+    block = tl.program_id(0) // SPLIT
+    part = tl.program_id(0) % SPLIT
+    token = block * BM + tl.arange(0, BM)
+    live = token < N
+    d = tl.arange(0, DP)
+    k = tl.arange(0, BK)
+    r = tl.arange(0, PIECE)
+    x_at = x + block.to(tl.int64) * (BM * D)
+    rows = tl.arange(0, BM)[:, None] * D
+    chosen_at = mask + block.to(tl.int64) * (BM * (F // S)) + tl.arange(0, BM)[:, None] * (F // S)
+    pieces += block.to(tl.int64) * ((F + PIECE - 1) // PIECE)
+    if BK == DP:
+        tokens = tl.load(x_at + rows + d[None, :], mask=live[:, None] & (d < D)[None, :], other=0.0)
+        if UPCAST:
+            tokens = tokens.to(tl.float32)
+    total = tl.zeros((BM, DP), tl.float32)
+    for i in range(part, tl.load(counts + block), SPLIT):
+        piece = tl.load(pieces + i)
+        neuron = piece * PIECE + r
+        there = neuron < F
+        u_at = w1 + piece.to(tl.int64) * (PIECE * D) + r[:, None] * D
+        v_at = w2 + piece.to(tl.int64) * (PIECE * D) + r[:, None] * D
+        if BK == DP:
+            if even:
+                u = tl.load(u_at + d[None, :])
+            else:
+                u = tl.load(u_at + d[None, :], mask=there[:, None] & (d < D)[None, :], other=0.0)
+            if UPCAST:
+                u = u.to(tl.float32)
+            hidden = tl.dot(tokens, tl.trans(u), input_precision=PRECISION)
+        else:
+            hidden = tl.zeros((BM, PIECE), tl.float32)
+            for start in range(0, D, BK):
+                inside = (start + k < D)[None, :]
+                xs = tl.load(x_at + rows + start + k[None, :], mask=live[:, None] & inside, other=0.0)
+                u = tl.load(u_at + start + k[None, :], mask=there[:, None] & inside, other=0.0)
+                hidden = tl.dot(xs, tl.trans(u), hidden, input_precision=PRECISION)
+        hidden += tl.load(b1 + neuron, mask=there, other=0.0).to(tl.float32)[None, :]
+        chosen = tl.load(chosen_at + (neuron // S)[None, :], mask=live[:, None] & there[None, :], other=0)
+        hidden = tl.where(chosen != 0, tl.maximum(hidden, 0.0, propagate_nan=tl.PropagateNan.ALL), 0.0)
+        if even:
+            v = tl.load(v_at + d[None, :])
+        else:
+            v = tl.load(v_at + d[None, :], mask=there[:, None] & (d < D)[None, :], other=0.0)
+        if UPCAST:
+            v = v.to(tl.float32)
+        total = tl.dot(hidden.to(v.dtype), v, total, input_precision=PRECISION)
+    out_at = out + (part.to(tl.int64) * N + block * BM) * D + rows
+    # Half of the columns after the other: all at once need more registers than a thread has.
+    left, right = tl.split(tl.permute(tl.reshape(total, (BM, 2, DP // 2)), (0, 2, 1)))
+    for half in tl.static_range(2):
+        total = left if half == 0 else right
+        d = half * (DP // 2) + tl.arange(0, DP // 2)
+        total += tl.load(b2 + d, mask=d < tl.where(part == 0, D, 0), other=0.0).to(tl.float32)[None, :]
+        tl.store(out_at + d[None, :], total.to(out.dtype.element_ty), mask=live[:, None] & (d < D)[None, :])
+
+
+@triton.jit(do_not_specialize=["size"])
+def _sum_parts(parts, out, size, SPLIT: tl.constexpr, B: tl.constexpr):
+    i = tl.program_id(0).to(tl.int64) * B + tl.arange(0, B)
+    total = tl.zeros((B,), tl.float32)
+    for part in tl.static_range(SPLIT):
+        total += tl.load(parts + part * size + i, mask=i < size, other=0.0)
+    tl.store(out + i, total.to(out.dtype.element_ty), mask=i < size)
+
+
+def forward(x: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor, mask: Tensor) -> Tensor:
+    """y[t] = b2 + sum over the neurons j of the experts that token t executes of w2[j] relu(w1[j] . x[t] + b1[j]).
+
+    x: [N, D], D at most 512; w1: [F, D]; b1: [F]; w2: [F, D]; b2: [D]; mask: [N, n] bool.  Returns [N, D].  float32,
+    float16 or bfloat16, x and weights alike.  For inference: it has no gradient.
+    """
+    num_tokens, d_model = x.shape
+    num_neurons, num_experts = w1.shape[0], mask.shape[1]
+    size = num_neurons // num_experts
+    if d_model > 512:
+        raise ValueError(f"dynamic_ffn: a row of {d_model} numbers does not fit on chip; allowed: up to 512")
+    y = torch.empty_like(x)
+    if not num_tokens:
+        return y
+    kind = arithmetic(x.dtype)
+    padded = max(triton.next_power_of_2(d_model), 16)
+    tile = dynamic_tile(kind).fitted(k=d_model)
+    blocks, count = triton.cdiv(num_tokens, tile.m), triton.cdiv(num_neurons, tile.n)
+    split = min(triton.cdiv(MULTIPROCESSORS, blocks), SPLITS)
+    pieces = x.new_empty(blocks, count, dtype=torch.int32)
+    counts = x.new_empty(blocks, dtype=torch.int32)
+    out = y if split == 1 else x.new_empty(split, num_tokens, d_model, dtype=torch.float32)
+    chosen = mask.view(torch.uint8)
+    with torch.cuda.device_of(x):
+        _active_pieces[blocks,](
+            chosen, pieces, counts, num_tokens, num_experts, num_neurons, count,
+            S=size, PIECE=tile.n, EXPERTS=(tile.n - 2) // size + 2, CP=triton.next_power_of_2(count), BM=tile.m,
+        )  # fmt: skip
+        _dynamic_ffn[blocks * split,](
+            x, w1, b1, w2, b2, chosen, pieces, counts, out, num_tokens,
+            D=d_model, DP=padded, F=num_neurons, S=size, SPLIT=split, PRECISION="tf32" if kind == "tf32" else "ieee",
+            UPCAST=interpreted() and x.dtype == torch.bfloat16, BM=tile.m, PIECE=tile.n,
+            BK=padded if tile.k >= d_model else tile.k, num_warps=tile.warps, num_stages=tile.stages,
+        )  # fmt: skip
+        if split > 1:
+            _sum_parts[triton.cdiv(y.numel(), 1024),](out, y, y.numel(), SPLIT=split, B=1024)
+    return y

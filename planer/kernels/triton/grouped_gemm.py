@@ -1,0 +1,98 @@
+"""Rows grouped by expert times the expert's weight, with everything around the product in the same launch.
+
+Rows may be gathered on the way in and scattered on the way out; bias, activation, dropout and gate are applied before
+the only store.
+
+Letters in shapes: E experts, P pairs, R rows of the source, K and N width of a row before and after.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from planer.kernels.triton.product import expert_rows, gelu, product
+from planer.kernels.triton.tiles import arithmetic, grouped_tile, interpreted
+
+
+@triton.jit
+def _grouped_gemm(
+    a, a_rows, w, bias, offsets, gate, keep, out, out_rows, before,
+    E: tl.constexpr, EP: tl.constexpr, N: tl.constexpr, K: tl.constexpr, TRANSPOSED: tl.constexpr,
+    ACTIVATION: tl.constexpr, PRECISION: tl.constexpr, UPCAST: tl.constexpr,
+    BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
+):  # fmt: skip
+    columns: tl.constexpr = (N + BN - 1) // BN
+    expert, row, end = expert_rows(tl.program_id(0) // columns, offsets, E, EP, BM)
+    if expert >= E:
+        return
+    p = row + tl.arange(0, BM)
+    live = p < end
+    n = (tl.program_id(0) % columns) * BN + tl.arange(0, BN)
+    if a_rows is not None:
+        source = tl.load(a_rows + p, mask=live, other=0)
+    else:
+        source = tl.minimum(p, end - 1).to(tl.int64)
+    weight = w + expert.to(tl.int64) * (N * K)
+    result = product(a, source, weight, n, N, K, TRANSPOSED, PRECISION, UPCAST, BM, BN, BK)
+    if bias is not None:
+        result += tl.load(bias + expert * N + n, mask=n < N, other=0.0).to(tl.float32)[None, :]
+    inside = live[:, None] & (n < N)[None, :]
+    at = p.to(tl.int64)[:, None] * N + n[None, :]
+    if before is not None:
+        tl.store(before + at, result.to(before.dtype.element_ty), mask=inside)
+    if ACTIVATION == "relu":
+        result = tl.maximum(result, 0.0, propagate_nan=tl.PropagateNan.ALL)
+    elif ACTIVATION == "gelu":
+        result = gelu(result)
+    if keep is not None:
+        result *= tl.load(keep + at, mask=inside, other=0.0).to(tl.float32)
+    if out_rows is not None:
+        target = tl.load(out_rows + p, mask=live, other=0)
+        if gate is not None:
+            result *= tl.load(gate + target, mask=live, other=0.0).to(tl.float32)[:, None]
+        at = target[:, None] * N + n[None, :]
+    tl.store(out + at, result.to(out.dtype.element_ty), mask=inside)
+
+
+def grouped_gemm(
+    operation: str,
+    a: Tensor,
+    w: Tensor,
+    offsets: Tensor,
+    out: Tensor,
+    *,
+    pairs: int,
+    a_rows: Tensor | None = None,
+    transposed: bool = False,
+    bias: Tensor | None = None,
+    activation: str | None = None,
+    before: Tensor | None = None,
+    keep: Tensor | None = None,
+    gate: Tensor | None = None,
+    out_rows: Tensor | None = None,
+) -> Tensor:
+    """out[p] = activation(w_e a[p] + bias_e), e the expert of sorted pair p; returns out.
+
+    operation: its row in the table of tiles.  a: [R, K], R = P unless a_rows [P] says which row each pair takes.
+    w: [E, N, K], or [E, K, N] when transposed; bias: [E, N].  before: [P, N], receives what the activation gets.
+    keep: [P, N], multiplies what it returns.  out: [P, N]; with out_rows, row out_rows[p] of out gets pair p, times
+    gate[out_rows[p]].  Every row of out that a pair writes to is written once.
+    """
+    num_experts, width = w.shape[0], a.shape[1]
+    columns = out.shape[1]
+    kind = arithmetic(a.dtype)
+    tile = grouped_tile(operation, kind, pairs, num_experts).fitted(n=columns, k=width)
+    grid = ((pairs // tile.m + min(num_experts, pairs)) * triton.cdiv(columns, tile.n),)
+    if pairs:
+        with torch.cuda.device_of(a):
+            _grouped_gemm[grid](
+                a, a_rows, w, bias, offsets, gate, keep, out, out_rows, before,
+                E=num_experts, EP=triton.next_power_of_2(num_experts), N=columns, K=width, TRANSPOSED=transposed,
+                ACTIVATION=activation, PRECISION="tf32" if kind == "tf32" else "ieee",
+                UPCAST=interpreted() and a.dtype == torch.bfloat16,
+                BM=tile.m, BN=tile.n, BK=tile.k, num_warps=tile.warps, num_stages=tile.stages,
+            )  # fmt: skip
+    return out
