@@ -6,11 +6,11 @@ Letters in shapes: N tokens, E experts, P pairs.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from importlib.util import find_spec
 
 import torch
 from torch import Tensor
 
-from planer.kernels import triton as triton_kernels
 from planer.kernels.routing import Pairs
 
 
@@ -37,7 +37,7 @@ class Plan:
 
 def plan(pairs: Pairs) -> Plan:
     """Group pairs by expert; on a GPU without waiting for it."""
-    if pairs.expert.is_cuda and triton_kernels.available():
+    if pairs.expert.is_cuda and find_spec("triton"):
         return Plan(*_plan_on_gpu(pairs.expert, pairs.token, pairs.num_tokens, pairs.num_experts, pairs.per_token))
     return plan_reference(pairs)
 
@@ -63,8 +63,8 @@ def _plan_on_gpu(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     from planer.kernels.triton.plan import plan as launch
 
-    grouped = launch(expert, token, num_experts, per_token)
-    return *grouped, _token_offsets(token, num_tokens, per_token)
+    *grouped, token_offsets = launch(expert, token, num_experts, per_token)
+    return *grouped, _offsets(token, num_tokens) if token_offsets is None else token_offsets
 
 
 @_plan_on_gpu.register_fake

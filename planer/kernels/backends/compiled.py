@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from planer.kernels import triton
 from planer.kernels.backends.experts import Gradients, Layer
 from planer.kernels.cpp import build
 
@@ -42,17 +43,14 @@ class Triton:
 
         self._kernels, self._layer = kernels, layer
 
-    @staticmethod
-    def unsupported(device: torch.device, dtype: torch.dtype) -> str | None:
-        """Why such a call cannot run, or None."""
-        return None if device.type == "cuda" else "needs a CUDA device"
+    unsupported = staticmethod(triton.unsupported)
 
     def forward(self, save: bool) -> tuple[Tensor, Tensor]:
         y, saved = self._kernels.forward(*_flat(self._layer), *self._options())
         return y, saved[0]
 
     def backward(self, grad: Tensor, hidden: Tensor, needs: list[bool]) -> Gradients:
-        return self._kernels.backward(grad, [hidden], *_flat(self._layer), *self._options())
+        return self._kernels.backward(grad, [hidden], *_flat(self._layer), *self._options(), needs)
 
     def _options(self) -> tuple[str, int | None]:
         return self._layer.activation, self._layer.per_token or None

@@ -5,6 +5,8 @@ Letters in shapes: N tokens, D model width, E experts, I neurons of an expert, P
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -35,12 +37,11 @@ def forward(
     x: [N, D]; w1: [E, I, D]; b1: [E, I]; w2: [E, D, I]; b2: [E, D]; gate: [P] in the original order of pairs, or None
     for ones; order to token_offsets: a ``Plan``; keep: [P, I], what dropout multiplies hidden neurons by, in sorted
     order; activation: ``relu`` or ``gelu``; per_token: pairs of every token, None if they differ.  float32, float16 or
-    bfloat16, x and weights alike; biases and gate may be wider.
+    bfloat16, x and weights alike; biases and gate may be wider.  All contiguous.
     Returns y [N, D] and what backward needs: the hidden neurons [P, I] (ReLU), or those before the activation (GELU).
 
     Two launches when every token has one pair, whose product goes straight to the token's row, else three.
     """
-    x, w1, w2 = x.contiguous(), w1.contiguous(), w2.contiguous()
     pairs, d_inner = token.shape[0], w1.shape[1]
     hidden = x.new_empty(pairs, d_inner)
     before = torch.empty_like(hidden) if activation == "gelu" else None
@@ -75,21 +76,25 @@ def backward(
     keep: Tensor | None,
     activation: str,
     per_token: int | None = None,
-) -> tuple[Tensor, Tensor, Tensor | None, Tensor, Tensor | None, Tensor | None]:
-    """Gradients of x, w1, b1, w2, b2 and gate; None for what is None.  Experts without pairs get zeros.
+    needs: Sequence[bool] = (True,) * 6,
+) -> tuple[Tensor | None, ...]:
+    """Gradients of x, w1, b1, w2, b2 and gate; None for what is None, and for products that needs says nobody asks for.
 
-    grad_y: [N, D]; saved: what forward returned; the rest as in forward.
+    grad_y: [N, D]; saved: what forward returned; the rest as in forward.  Experts without pairs get zeros.
     """
-    x, w1, w2, dy = x.contiguous(), w1.contiguous(), w2.contiguous(), grad_y.contiguous()
     pairs = token.shape[0]
-    dz, weighted, dgate = hidden_gradient(dy, w2, b2, gate, order, token, offsets, saved[0], keep, activation)
-    dx = torch.empty_like(x)
-    if per_token == 1:
-        grouped_gemm("down", dz, w1, offsets, dx, pairs=pairs, transposed=True, out_rows=token)
-    else:
-        rows = x.new_empty(pairs, x.shape[1])
-        grouped_gemm("down", dz, w1, offsets, rows, pairs=pairs, transposed=True)
-        combine(rows, inverse, token_offsets, None, per_token, dx)
-    dw1, db1 = weight_gradient(dz, x, offsets, w1, b1, y_rows=token)
-    dw2, db2 = weight_gradient(dy, weighted, offsets, w2, b2, x_rows=token, gate=gate, order=order)
+    dx = dw1 = db1 = dw2 = db2 = None
+    dz, weighted, dgate = hidden_gradient(grad_y, w2, b2, gate, order, token, offsets, saved[0], keep, activation)
+    if needs[0]:
+        dx = torch.empty_like(x)
+        if per_token == 1:
+            grouped_gemm("down", dz, w1, offsets, dx, pairs=pairs, transposed=True, out_rows=token)
+        else:
+            rows = x.new_empty(pairs, x.shape[1])
+            grouped_gemm("down", dz, w1, offsets, rows, pairs=pairs, transposed=True)
+            combine(rows, inverse, token_offsets, None, per_token, dx)
+    if needs[1] or needs[2]:
+        dw1, db1 = weight_gradient(dz, x, offsets, w1, b1, y_rows=token)
+    if needs[3] or needs[4]:
+        dw2, db2 = weight_gradient(grad_y, weighted, offsets, w2, b2, x_rows=token, gate=gate, order=order)
     return dx, dw1, db1, dw2, db2, dgate

@@ -26,7 +26,7 @@ def _count(expert, counts, P, E, B: tl.constexpr, EP: tl.constexpr):
 
 @triton.jit(do_not_specialize=["P"])
 def _place(
-    expert, token, counts, order, inverse, sorted_token, offsets, P, E,
+    expert, token, counts, order, inverse, sorted_token, offsets, token_offsets, P, E,
     K: tl.constexpr, B: tl.constexpr, EP: tl.constexpr, BT: tl.constexpr,
 ):  # fmt: skip
     """A pair's place: pairs of smaller experts, those of its expert in earlier tiles, and in its tile before it."""
@@ -51,6 +51,9 @@ def _place(
     place = tl.sum(place * hits, axis=1).to(tl.int64)
     if K > 0:
         owner = (p // K).to(tl.int64)
+        tl.store(token_offsets + owner, p, mask=(p < P) & (p % K == 0))
+        if tile == 0:
+            tl.store(token_offsets + P // K, P)
     else:
         owner = tl.load(token + p, mask=p < P, other=0)
     tl.store(inverse + p, place, mask=p < P)
@@ -60,10 +63,10 @@ def _place(
 
 def plan(
     expert: Tensor, token: Tensor, num_experts: int, per_token: int | None
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor | None]:
     """expert, token: [P] int64, token-major; per_token: pairs of every token, None if they differ.
 
-    Returns order, inverse, token and offsets of a ``Plan``.
+    Returns order, inverse, token, offsets and, if per_token is given, token_offsets of a ``Plan``.
     """
     num_pairs = expert.shape[0]
     assert num_pairs < 2**31
@@ -72,11 +75,13 @@ def plan(
     grid = (max(triton.cdiv(num_pairs, tile), 1),)
     order, inverse, sorted_token = (torch.empty_like(expert) for _ in range(3))
     offsets = expert.new_empty(num_experts + 1)
+    token_offsets = expert.new_empty(num_pairs // per_token + 1) if per_token else None
     counts = expert.new_empty(grid[0], num_experts, dtype=torch.int32)
     with torch.cuda.device_of(expert):
         _count[grid](expert, counts, num_pairs, num_experts, B=tile, EP=padded)
         _place[grid](
-            expert, token, counts, order, inverse, sorted_token, offsets, num_pairs, num_experts,
+            expert, token, counts, order, inverse, sorted_token, offsets, token_offsets,
+            num_pairs, num_experts,
             K=per_token or 0, B=tile, EP=padded, BT=tile,
         )  # fmt: skip
-    return order, inverse, sorted_token, offsets
+    return order, inverse, sorted_token, offsets, token_offsets
