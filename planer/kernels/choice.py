@@ -1,4 +1,4 @@
-"""Which backend ``auto`` is: the fastest in a table of measurements of the device at hand, and nothing at run time.
+"""Which backend ``auto`` is: the fastest in a table of measurements of the device at hand; nothing is timed in a run.
 
 A table is a file planer/kernels/tables/<device>.json, written by ``python -m planer.kernels.tune``.  Each of its rows
 gives, for one operation on one kind of input, backends from the fastest to the slowest; a call takes the row nearest
@@ -12,6 +12,7 @@ import json
 import logging
 import math
 import re
+from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
 
@@ -29,16 +30,56 @@ DEFAULTS = {
 }
 """Backends where no table has a row for such a call: right everywhere, and never far from the fastest."""
 
+MIN_SHARE = 2**-12
+"""Smaller shares count as this."""
+
 log = logging.getLogger(__name__)
 
 
-def order(operation: str, device: torch.device, dtype: torch.dtype, mode: str, **sizes: float) -> tuple[str, ...]:
-    """Backends for a call, the best first; the caller takes the first that can run it.
+@cache
+def order(
+    operation: str,
+    device: torch.device,
+    dtype: torch.dtype,
+    mode: str,
+    tokens: int,
+    expert_size: int,
+    share: float | None,
+) -> tuple[str, ...]:
+    """Backends for a call, the best first; the caller takes the first that can run it.  Logged once a kind of call.
 
-    operation: expert_ffn or dynamic_ffn.  mode: inference or training.  sizes: tokens; expert_size, in neurons; share,
-    the executed part of all (token, expert) pairs, left out where asking for it would make a GPU wait.
+    operation: expert_ffn or dynamic_ffn.  mode: inference or training.  expert_size: neurons.  share: executed part of
+    all (token, expert) pairs, or None where it is not known without making a GPU wait.
     """
-    return _order(operation, device_class(device), device.type, dtype, mode, tuple(sorted(sizes.items())))
+    name = device_class(device)
+    row = nearest(
+        _rows(table_path(name)), operation, str(dtype).removeprefix("torch."), mode, tokens, expert_size, share
+    )
+    result = tuple(row["backends"]) if row else DEFAULTS[operation, device.type]
+    executed = "" if share is None else f", {share:.3g} of the experts"
+    call = f"{operation}, {mode}, {tokens} tokens, experts of {expert_size}{executed}, {dtype}, {name}"
+    log.info("%s: %s%s", call, " then ".join(result), "" if row else " (no table)")
+    return result
+
+
+def nearest(
+    rows: Iterable[dict], operation: str, dtype: str, mode: str, tokens: int, expert_size: int, share: float | None
+) -> dict | None:
+    """The row of this operation, dtype and mode whose sizes are least apart, in powers of two; None without any."""
+
+    def distance(row: dict) -> float:
+        sizes = [(tokens, row["tokens"]), (expert_size, row["expert_size"])]
+        if share is not None and row["share"] is not None:
+            sizes.append((max(share, MIN_SHARE), row["share"]))
+        return sum(abs(math.log2(max(ours, MIN_SHARE) / theirs)) for ours, theirs in sizes)
+
+    same = (row for row in rows if (row["operation"], row["dtype"], row["mode"]) == (operation, dtype, mode))
+    return min(same, key=distance, default=None)
+
+
+def bucket(share: float) -> float:
+    """The nearest power of the square root of two, so that shares that hardly differ make one kind of call."""
+    return 2 ** (round(2 * math.log2(max(share, MIN_SHARE))) / 2)
 
 
 def device_class(device: torch.device) -> str:
@@ -48,36 +89,11 @@ def device_class(device: torch.device) -> str:
     return f"CPU {torch.backends.cpu.get_cpu_capability()}"
 
 
-def table_path(device_name: str, folder: Path = FOLDER) -> Path:
+def table_path(name: str, folder: Path = FOLDER) -> Path:
     """Where the table of a class of devices is."""
-    return folder / f"{re.sub(r'[^a-z0-9]+', '-', device_name.lower())}.json"
+    return folder / f"{re.sub(r'[^a-z0-9]+', '-', name.lower())}.json"
 
 
 @cache
-def _order(
-    operation: str, name: str, kind: str, dtype: torch.dtype, mode: str, sizes: tuple[tuple[str, float], ...]
-) -> tuple[str, ...]:
-    row = nearest(_table(table_path(name)), operation, str(dtype).removeprefix("torch."), mode, dict(sizes))
-    result = tuple(row["backends"]) if row else DEFAULTS[operation, kind]
-    asked = ", ".join(f"{key} {value:.4g}" for key, value in sizes)
-    log.info("%s: %s, %s, %s on %s: %s", operation, asked, dtype, mode, name, " then ".join(result))
-    return result
-
-
-@cache
-def _table(path: Path) -> list[dict]:
+def _rows(path: Path) -> list[dict]:
     return json.loads(path.read_text())["rows"] if path.exists() else []
-
-
-def nearest(rows: list[dict], operation: str, dtype: str, mode: str, sizes: dict[str, float]) -> dict | None:
-    """The row of this operation, dtype and mode whose sizes are least apart, in powers of two; None without any.
-
-    A size that the call or the row does not name does not count.
-    """
-
-    def distance(row: dict) -> float:
-        named = sizes.keys() & row.keys()
-        return sum(abs(math.log2(max(sizes[key], 1e-4) / max(row[key], 1e-4))) for key in named)
-
-    same = (row for row in rows if (row["operation"], row["dtype"], row["mode"]) == (operation, dtype, mode))
-    return min(same, key=distance, default=None)

@@ -169,7 +169,7 @@ def _backend(name: str, layer: Layer, training: bool) -> Loop | GroupedMM | Cpp 
         pairs, tokens = layer.plan.token.shape[0], layer.x.shape[0]
         share = pairs / max(1, tokens * num_experts)
         mode = "training" if training else "inference"
-        order = choice.order("expert_ffn", *kind, mode, tokens=tokens, expert_size=d_inner, share=share)
+        order = choice.order("expert_ffn", *kind, mode, tokens, d_inner, share)
         name = next(backend for backend in (*order, "loop") if unsupported(backend) is None)
     elif reason := unsupported(name):
         raise ValueError(f"expert_ffn: backend {name} {reason}")

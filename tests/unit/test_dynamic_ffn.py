@@ -1,75 +1,232 @@
-"""Dynamically executed experts: both ways of computing them against the definition, and the choice between the two."""
+"""Dynamically executed experts: every backend against the definition, one token and expert at a time, in float64."""
 
 from __future__ import annotations
 
 import pytest
 import torch
+from numerics import normalised_error
+from torch.utils.flop_counter import FlopCounterMode
 
 from planer.kernels import dynamic_ffn as module
-from planer.kernels.dynamic_ffn import dynamic_ffn, dynamic_ffn_reference, gathering_pays
+from planer.kernels.backends import dynamic
+from planer.kernels.cpp import build
+from planer.kernels.dynamic_ffn import dynamic_ffn, dynamic_ffn_reference
 
-D = 6
+CPP = pytest.param("cpp", marks=pytest.mark.skipif("not available()", reason="needs a C++ compiler"))
+BACKENDS = ["masked_dense", "loop", "rows", CPP]
+TOLERANCE = 1e-6
 
 
-def arguments(tokens, neurons, dtype=torch.float64):
+def available():
+    return build.available()
+
+
+def arguments(tokens, neurons, width=37, dtype=torch.float32):
+    """x, w1, b1, w2, b2, scaled so that outputs are about 1."""
     generator = torch.Generator().manual_seed(tokens + neurons)
-    shapes = (tokens, D), (neurons, D), (neurons,), (neurons, D), (D,)
-    return [torch.randn(shape, dtype=dtype, generator=generator).requires_grad_() for shape in shapes]
+    shapes = (tokens, width), (neurons, width), (neurons,), (neurons, width), (width,)
+    x, w1, b1, w2, b2 = (torch.randn(shape, dtype=torch.float64, generator=generator) for shape in shapes)
+    return [v.to(dtype) for v in (x, w1 / width**0.5, b1, w2 / neurons**0.5, b2)]
 
 
 def masks(tokens, experts):
+    """Masks of three kinds; of the first, one expert is chosen by nobody and one token chooses none."""
     generator = torch.Generator().manual_seed(tokens * experts)
     some = torch.rand(tokens, experts, generator=generator) < 0.4
     some[:, 0] = False
+    some[tokens // 2] = False
     return {"some": some, "all": torch.ones_like(some), "none": torch.zeros_like(some)}
 
 
-@pytest.fixture(params=[True, False], ids=["gathered", "masked"])
-def gathered(request, monkeypatch):
-    monkeypatch.setattr(module, "gathering_pays", lambda *_: request.param)
+def error(values, mask, backend):
+    expected = dynamic_ffn_reference(*(v.double() for v in values), mask)
+    return normalised_error(dynamic_ffn(*values, mask, backend), expected)
 
 
+@pytest.mark.parametrize("backend", ["auto", *BACKENDS])
 @pytest.mark.parametrize("kind", ["some", "all", "none"])
-@pytest.mark.parametrize(("tokens", "neurons", "experts"), [(13, 12, 4), (1, 12, 3), (5, 8, 8), (4, 6, 1)])
-def test_outputs_and_all_gradients(gathered, kind, tokens, neurons, experts):
-    values, mask = arguments(tokens, neurons), masks(tokens, experts)[kind]
-    results = []
-    for function in (dynamic_ffn, dynamic_ffn_reference):
-        y = function(*values, mask)
-        results.append((y, *torch.autograd.grad(y.square().sum(), values, materialize_grads=True)))
-    for ours, expected in zip(*results, strict=True):
-        torch.testing.assert_close(ours, expected)
+@pytest.mark.parametrize(("tokens", "size", "experts"), [(13, 3, 4), (1, 4, 3), (31, 1, 8), (4, 6, 1), (9, 128, 2)])
+def test_outputs(backend, kind, tokens, size, experts):
+    assert error(arguments(tokens, size * experts), masks(tokens, experts)[kind], backend) < TOLERANCE
 
 
-def test_all_experts_are_the_dense_layer(gathered):
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("size", [1, 2, 5, 6, 16, 100, 128, 300])
+def test_any_size_of_expert(backend, size):
+    assert error(arguments(21, 3 * size), masks(21, 3)["some"], backend) < TOLERANCE
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("width", [1, 7, 8, 15, 16, 24, 31, 32, 48, 100, 128])
+def test_any_width(backend, width):
+    """Around the widths of vectors of all kinds."""
+    assert error(arguments(11, 20, width), masks(11, 4)["some"], backend) < TOLERANCE
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_many_tokens(backend):
+    """More than are taken at once."""
+    assert error(arguments(1100, 24, 8), masks(1100, 6)["some"], backend) < TOLERANCE
+
+
+@pytest.mark.parametrize("backend", ["auto", *BACKENDS])
+def test_no_tokens(backend):
+    assert dynamic_ffn(*arguments(0, 12), torch.ones(0, 4, dtype=torch.bool), backend).shape == (0, 37)
+
+
+@pytest.mark.parametrize("backend", ["masked_dense", "loop", "rows"])
+def test_double_precision(backend):
+    values, mask = arguments(13, 12, dtype=torch.float64), masks(13, 4)["some"]
+    assert normalised_error(dynamic_ffn(*values, mask, backend), dynamic_ffn_reference(*values, mask)) < 1e-14
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_all_experts_are_the_dense_layer(backend):
     x, w1, b1, w2, b2 = arguments(7, 12)
     dense = torch.relu(x @ w1.T + b1) @ w2 + b2
-    torch.testing.assert_close(dynamic_ffn(x, w1, b1, w2, b2, masks(7, 4)["all"]), dense)
+    assert normalised_error(dynamic_ffn(x, w1, b1, w2, b2, masks(7, 4)["all"], backend), dense) < TOLERANCE
 
 
-def test_arguments_are_left_alone(gathered):
-    values = [value.detach() for value in arguments(1, 12)]
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_names_of_experts_do_not_matter(backend):
+    x, w1, b1, w2, b2 = arguments(30, 12)
+    mask, names = masks(30, 4)["some"], torch.tensor([2, 0, 3, 1])
+    moved = (v.unflatten(0, (4, 3))[names].flatten(0, 1) for v in (w1, b1, w2))
+    w3, b3, w4 = moved
+    y = dynamic_ffn(x, w1, b1, w2, b2, mask, backend)
+    assert normalised_error(dynamic_ffn(x, w3, b3, w4, b2, mask[:, names], backend), y) < TOLERANCE
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_permuting_tokens_permutes_outputs(backend):
+    x, *weights = arguments(61, 12)
+    mask, permutation = masks(61, 4)["some"], torch.randperm(61, generator=torch.Generator().manual_seed(2))
+    y = dynamic_ffn(x, *weights, mask, backend)
+    assert (
+        normalised_error(dynamic_ffn(x[permutation], *weights, mask[permutation], backend), y[permutation]) < TOLERANCE
+    )
+
+
+@pytest.mark.parametrize("backend", [CPP])
+@pytest.mark.parametrize("threads", [1, 2])
+def test_a_token_gets_the_same_bits_whatever_the_others_are(backend, threads):
+    x, *weights = arguments(83, 30, 40)
+    mask = masks(83, 5)["some"]
+    whole = dynamic_ffn(x, *weights, mask, backend)
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        for chosen in (slice(0, 1), slice(5, 9), slice(40, 83)):
+            assert torch.equal(dynamic_ffn(x[chosen], *weights, mask[chosen], backend), whole[chosen])
+    finally:
+        torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_repeats_bit_by_bit_with_garbage_in_fresh_memory(backend):
+    values, mask = arguments(65, 24), masks(65, 4)["some"]
+    first = dynamic_ffn(*values, mask, backend)
+    torch.use_deterministic_algorithms(True)  # fills fresh memory with NaN
+    try:
+        assert torch.empty(3).isnan().all()
+        second = dynamic_ffn(*values, mask, backend)
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert torch.equal(first, second)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_nan_is_not_lost(backend):
+    x, *weights = arguments(9, 12)
+    x[4, 0] = float("nan")
+    mask = masks(9, 4)["all"]
+    broken = dynamic_ffn(x, *weights, mask, backend).isnan().any(1)
+    assert broken.tolist() == [row == 4 for row in range(9)]
+
+
+@pytest.mark.parametrize("backend", ["auto", *BACKENDS])
+def test_arguments_are_left_alone(backend):
+    values = arguments(1, 12)
     copies = [value.clone() for value in values]
-    dynamic_ffn(*values, masks(1, 3)["all"])
-    for value, copy in zip(values, copies, strict=True):
-        assert torch.equal(value, copy)
+    dynamic_ffn(*values, masks(1, 3)["all"], backend)
+    assert all(map(torch.equal, values, copies))
 
 
-def test_under_autocast(gathered):
-    values, mask = arguments(9, 12, torch.float32), masks(9, 4)["some"]
+@pytest.mark.parametrize("fault", ["token", "expert"])
+def test_the_checks_notice_what_is_dropped(fault, monkeypatch):
+    """A token or an expert that a backend leaves out exceeds the tolerance by far."""
+
+    def faulty(*values):
+        *values, mask = values
+        mask = mask.clone()
+        mask[(7,) if fault == "token" else (slice(None), 2)] = False
+        return masked_dense(*values, mask)
+
+    masked_dense = dynamic.masked_dense
+    monkeypatch.setattr(dynamic, "masked_dense", faulty)
+    assert error(arguments(13, 12), masks(13, 4)["some"], "masked_dense") > 1000 * TOLERANCE
+
+
+@pytest.mark.parametrize("backend", ["auto", "masked_dense", "loop", "rows"])
+def test_under_autocast(backend):
+    values, mask = arguments(9, 12), masks(9, 4)["some"]
     with torch.autocast("cpu", torch.bfloat16):
-        y = dynamic_ffn(*values, mask)
-    torch.testing.assert_close(y.float(), dynamic_ffn(*values, mask), rtol=0.05, atol=0.1)
+        y = dynamic_ffn(*values, mask, backend)
+    assert y.dtype == torch.bfloat16
+    assert normalised_error(y, dynamic_ffn_reference(*(v.double() for v in values), mask)) < 0.02
 
 
-def test_gathering_pays_for_few_and_large_experts():
-    shape, neurons = (1024, 128), 512
-    small, large = 128, 4  # experts of 4 and of 128 neurons
+@pytest.mark.parametrize("backend", ["auto", *BACKENDS])
+def test_operator_is_registered_as_pytorch_wants(backend):
+    torch.library.opcheck(torch.ops.planer.dynamic_ffn.default, (*arguments(9, 12), masks(9, 4)["some"], backend))
 
-    def pays(experts, share):
-        return gathering_pays([int(share * 1024)] * experts, shape, neurons)
 
-    assert pays(large, 0.25) and pays(large, 0.5)
-    assert not pays(large, 1.0)
-    assert not pays(small, 0.1)
-    assert gathering_pays([0] * 15 + [1], (1, 512), 2048), "experts that nobody chose cost nothing"
+@pytest.mark.parametrize("backend", ["auto", *BACKENDS])
+def test_compiles_as_one_graph(backend):
+    values, mask = arguments(9, 12), masks(9, 4)["some"]
+    torch._dynamo.reset()
+    with torch.no_grad():
+        compiled = torch.compile(dynamic_ffn, fullgraph=True, backend="aot_eager")(*values, mask, backend)
+    assert torch.equal(compiled, dynamic_ffn(*values, mask, backend))
+
+
+@pytest.mark.parametrize("backend", ["auto", *BACKENDS])
+def test_flops_are_those_of_chosen_neurons(backend):
+    values, mask = arguments(9, 12), masks(9, 4)["some"]
+    with FlopCounterMode(display=False) as counter:
+        dynamic_ffn(*values, mask, backend)
+    assert counter.get_total_flops() == 4 * 37 * 3 * mask.sum().item()
+
+
+def test_a_loop_over_experts_computes_no_more_than_that():
+    values, mask = arguments(9, 12), masks(9, 4)["some"]
+    with FlopCounterMode(display=False) as counter:
+        dynamic.loop(*values, mask)
+    assert counter.get_total_flops() == 4 * 37 * 3 * mask.sum().item()
+
+
+def test_gradients_are_those_of_the_reference_or_an_error():
+    values, mask = [v.requires_grad_() for v in arguments(9, 12)], masks(9, 4)["some"]
+    dynamic_ffn(*values, mask, "reference").sum().backward()
+    assert values[1].grad is not None
+    with pytest.raises(RuntimeError, match="dynamic_ffn is for inference"):
+        dynamic_ffn(*values, mask).sum().backward()
+
+
+def test_what_cannot_run_is_refused():
+    values, mask = arguments(9, 12, dtype=torch.float64), masks(9, 4)["some"]
+    with pytest.raises(ValueError, match="backend cpp needs a CPU and float32"):
+        dynamic_ffn(*values, mask, "cpp")
+    with pytest.raises(ValueError, match="backend triton needs a CUDA device"):
+        dynamic_ffn(*values, mask, "triton")
+    with pytest.raises(ValueError, match="backend is 'gathered'; allowed: auto, reference"):
+        dynamic_ffn(*values, mask, "gathered")
+
+
+def test_without_a_compiler_auto_takes_pytorch(monkeypatch):
+    values, mask = arguments(9, 12), masks(9, 4)["some"]
+    monkeypatch.setattr(build, "available", lambda: False)
+    assert module._best(values[0], values[1], mask) in ("masked_dense", "loop", "rows")
+    assert error(values, mask, "auto") < TOLERANCE
+    with pytest.raises(ValueError, match="backend cpp needs a C.. compiler"):
+        dynamic_ffn(*values, mask, "cpp")

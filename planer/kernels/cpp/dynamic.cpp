@@ -1,0 +1,222 @@
+// Dynamically executed experts in single precision: planer/kernels/dynamic_ffn.py says what is computed.
+//
+// Threads share the tokens.  A thread takes a block of tokens whose rows stay in its cache and goes through the experts;
+// the tokens that chose an expert meet its weights a tile at a time: TOKENS rows of x with NEURONS rows of w1 for the
+// hidden neurons, then TOKENS rows of y with all its rows of w2.  Sums of products stay in registers.  Nothing is
+// gathered or scattered, and nothing is computed for experts that nobody chose, so that experts of a few neurons pay.
+//
+// Every token's sums are made in the same order whatever the other tokens are and however many threads there are.
+//
+// Letters in shapes: N tokens, D model width, F neurons, n experts, s neurons per expert.
+
+#include <ATen/ATen.h>
+#include <ATen/Parallel.h>
+#include <torch/library.h>
+
+#include <algorithm>
+#include <cstdint>
+#include <cstring>
+#include <vector>
+
+namespace planer {
+namespace {
+
+#if defined(__AVX512F__)
+constexpr int LANES = 16, TOKENS = 8, NEURONS = 3, PARTS = 2;  // 24 of 32 registers hold sums
+#elif defined(__AVX__)
+constexpr int LANES = 8, TOKENS = 4, NEURONS = 2, PARTS = 2;  // 8 of 16
+#else
+constexpr int LANES = 4, TOKENS = 4, NEURONS = 2, PARTS = 2;
+#endif
+constexpr int64_t BLOCK = 512;  // tokens that meet an expert's weights at once; 128 took 4 to 25 % longer, 1024 no less
+constexpr int64_t CHUNK = 128;  // neurons of an expert whose values stay in the cache
+
+typedef float Lanes __attribute__((vector_size(LANES * sizeof(float)), aligned(4), may_alias));
+
+inline Lanes load(const float* from) { return *reinterpret_cast<const Lanes*>(from); }
+inline void store(float* to, Lanes value) { *reinterpret_cast<Lanes*>(to) = value; }
+
+typedef int32_t Places __attribute__((vector_size(LANES * sizeof(int32_t))));
+
+// Two vectors of groups of lanes become one: the groups of a, then those of b, each added up to half its size.
+template <int GROUP>
+inline Lanes halve(Lanes a, Lanes b) {
+  Places low, high;
+  for (int i = 0; i < LANES; ++i) {
+    const int of_both = i / (GROUP / 2), lane = of_both * GROUP + i % (GROUP / 2);
+    low[i] = lane;
+    high[i] = lane + GROUP / 2;
+  }
+  return __builtin_shuffle(a, b, low) + __builtin_shuffle(a, b, high);
+}
+
+// The sum of each of T vectors, all T at once: T - 1 additions of vectors instead of T log LANES.
+template <int T>
+inline void sums_of(Lanes (&v)[T], float* out) {
+  if constexpr (T >= 2)
+    for (int i = 0; i < T / 2; ++i) v[i] = halve<LANES>(v[2 * i], v[2 * i + 1]);
+  if constexpr (T >= 4)
+    for (int i = 0; i < T / 4; ++i) v[i] = halve<LANES / 2>(v[2 * i], v[2 * i + 1]);
+  if constexpr (T >= 8) v[0] = halve<LANES / 4>(v[0], v[1]);
+  constexpr int GROUP = LANES / T;
+  float lanes[LANES];
+  std::memcpy(lanes, &v[0], sizeof(lanes));
+  for (int half = GROUP / 2; half > 0; half /= 2)
+    for (int t = 0; t < T; ++t)
+      for (int i = 0; i < half; ++i) lanes[t * GROUP + i] += lanes[t * GROUP + i + half];
+  for (int t = 0; t < T; ++t) out[t] = lanes[t * GROUP];
+}
+
+// h[j][t] = relu(w_j . x_t + b_j) for T tokens and J neurons.
+template <int T, int J>
+void dots(const float* const* x, const float* w, const float* b, int64_t D, float* h) {
+  Lanes sums[J][T] = {};
+  int64_t d = 0;
+  for (; d + LANES <= D; d += LANES) {
+    Lanes weights[J];
+#pragma GCC unroll 8
+    for (int j = 0; j < J; ++j) weights[j] = load(w + j * D + d);
+#pragma GCC unroll 8
+    for (int t = 0; t < T; ++t) {
+      const Lanes value = load(x[t] + d);
+#pragma GCC unroll 8
+      for (int j = 0; j < J; ++j) sums[j][t] += value * weights[j];
+    }
+  }
+#pragma GCC unroll 8
+  for (int j = 0; j < J; ++j) {
+    float totals[T];
+    sums_of<T>(sums[j], totals);
+    for (int64_t rest = d; rest < D; ++rest)
+      for (int t = 0; t < T; ++t) totals[t] += x[t][rest] * w[j * D + rest];
+    for (int t = 0; t < T; ++t) {
+      const float z = totals[t] + b[j];
+      h[j * T + t] = z < 0 ? 0 : z;  // NaN stays
+    }
+  }
+}
+
+// y[t] += sum over j < s of h[j][t] w_j, for T tokens and P x LANES columns.
+template <int T, int P>
+void add_columns(const float* h, const float* w, int64_t s, int64_t D, float* const* y, int64_t d) {
+  Lanes sums[T][P];
+#pragma GCC unroll 8
+  for (int t = 0; t < T; ++t)
+#pragma GCC unroll 8
+    for (int p = 0; p < P; ++p) sums[t][p] = load(y[t] + d + p * LANES);
+  for (int64_t j = 0; j < s; ++j) {
+    Lanes weights[P];
+#pragma GCC unroll 8
+    for (int p = 0; p < P; ++p) weights[p] = load(w + j * D + d + p * LANES);
+#pragma GCC unroll 8
+    for (int t = 0; t < T; ++t)
+#pragma GCC unroll 8
+      for (int p = 0; p < P; ++p) sums[t][p] += h[j * T + t] * weights[p];
+  }
+#pragma GCC unroll 8
+  for (int t = 0; t < T; ++t)
+#pragma GCC unroll 8
+    for (int p = 0; p < P; ++p) store(y[t] + d + p * LANES, sums[t][p]);
+}
+
+// T tokens through s <= CHUNK neurons of one expert.
+template <int T>
+void tile(const float* const* x, const float* w1, const float* b1, const float* w2, int64_t s, int64_t D, float* const* y) {
+  alignas(64) float h[T * CHUNK];
+  int64_t j = 0;
+  for (; j + NEURONS <= s; j += NEURONS) dots<T, NEURONS>(x, w1 + j * D, b1 + j, D, h + j * T);
+  for (; j < s; ++j) dots<T, 1>(x, w1 + j * D, b1 + j, D, h + j * T);
+  int64_t d = 0;
+  for (; d + PARTS * LANES <= D; d += PARTS * LANES) add_columns<T, PARTS>(h, w2, s, D, y, d);
+  for (; d + LANES <= D; d += LANES) add_columns<T, 1>(h, w2, s, D, y, d);
+  for (; d < D; ++d)
+    for (int t = 0; t < T; ++t) {
+      float total = y[t][d];
+      for (int64_t i = 0; i < s; ++i) total += h[i * T + t] * w2[i * D + d];
+      y[t][d] = total;
+    }
+}
+
+struct Layer {
+  const float *x, *w1, *b1, *w2, *b2;
+  const bool* mask;
+  float* y;
+  int64_t D, n, s;
+
+  // Tokens of one expert, tile after tile.
+  void expert(int64_t e, const int32_t* tokens, int64_t count) const {
+    const float* rows[TOKENS];
+    float* results[TOKENS];
+    for (int64_t first = 0; first < s; first += CHUNK) {
+      const int64_t neuron = e * s + first, size = std::min(CHUNK, s - first);
+      const auto run = [&](auto width, int64_t at) {
+        for (int t = 0; t < width(); ++t) {
+          rows[t] = x + tokens[at + t] * D;
+          results[t] = y + tokens[at + t] * D;
+        }
+        tile<width()>(rows, w1 + neuron * D, b1 + neuron, w2 + neuron * D, size, D, results);
+      };
+      int64_t at = 0;
+      for (; at + TOKENS <= count; at += TOKENS) run(std::integral_constant<int, TOKENS>(), at);
+      if (TOKENS > 4)
+        for (; at + 4 <= count; at += 4) run(std::integral_constant<int, 4>(), at);
+      for (; at + 2 <= count; at += 2) run(std::integral_constant<int, 2>(), at);
+      for (; at < count; ++at) run(std::integral_constant<int, 1>(), at);
+    }
+  }
+
+  // Tokens begin to end - 1 through all experts that they chose.
+  void block(int64_t begin, int64_t end, std::vector<int32_t>& starts, std::vector<int32_t>& lists) const {
+    for (int64_t t = begin; t < end; ++t) std::memcpy(y + t * D, b2, D * sizeof(float));
+    std::fill(starts.begin(), starts.end(), 0);
+    chosen(begin, end, [&](int64_t, int64_t e) { ++starts[e + 1]; });
+    for (int64_t e = 0; e < n; ++e) starts[e + 1] += starts[e];
+    lists.resize(starts[n]);
+    chosen(begin, end, [&](int64_t t, int64_t e) { lists[starts[e]++] = static_cast<int32_t>(t); });
+    for (int64_t e = 0, first = 0; e < n; first = starts[e], ++e)  // starts[e] is now where e's list ends
+      if (starts[e] > first) expert(e, lists.data() + first, starts[e] - first);
+  }
+
+  // Calls f(token, expert) for all pairs in the mask, token by token, eight experts at a glance.
+  template <typename F>
+  void chosen(int64_t begin, int64_t end, const F& f) const {
+    for (int64_t t = begin; t < end; ++t) {
+      const bool* row = mask + t * n;
+      int64_t e = 0;
+      for (; e + 8 <= n; e += 8) {
+        uint64_t eight;
+        std::memcpy(&eight, row + e, 8);
+        if (eight == 0) continue;
+        for (int64_t i = e; i < e + 8; ++i)
+          if (row[i]) f(t, i);
+      }
+      for (; e < n; ++e)
+        if (row[e]) f(t, e);
+    }
+  }
+};
+
+at::Tensor dynamic_ffn(const at::Tensor& x, const at::Tensor& w1, const at::Tensor& b1, const at::Tensor& w2,
+                       const at::Tensor& b2, const at::Tensor& mask) {
+  const int64_t N = x.size(0), D = x.size(1), n = mask.size(1);
+  at::Tensor y = at::empty({N, D}, x.options());
+  const Layer layer{x.const_data_ptr<float>(),  w1.const_data_ptr<float>(),  b1.const_data_ptr<float>(),
+                    w2.const_data_ptr<float>(), b2.const_data_ptr<float>(),  mask.const_data_ptr<bool>(),
+                    y.mutable_data_ptr<float>(), D, n, w1.size(0) / n};
+  const int64_t share = (N + at::get_num_threads() - 1) / at::get_num_threads();
+  at::parallel_for(0, N, std::max<int64_t>(1, share), [&](int64_t begin, int64_t end) {
+    std::vector<int32_t> starts(n + 1), lists;
+    for (int64_t t = begin; t < end; t += BLOCK) layer.block(t, std::min(t + BLOCK, end), starts, lists);
+  });
+  return y;
+}
+
+}  // namespace
+
+TORCH_LIBRARY_FRAGMENT(planer_cpp, library) {
+  library.def("dynamic_ffn(Tensor x, Tensor w1, Tensor b1, Tensor w2, Tensor b2, Tensor mask) -> Tensor");
+}
+
+TORCH_LIBRARY_IMPL(planer_cpp, CPU, library) { library.impl("dynamic_ffn", &dynamic_ffn); }
+
+}  // namespace planer
