@@ -3,8 +3,7 @@
 eager: PyTorch launches one kernel after the other.
 compiled: every block goes through torch.compile by itself.  Blocks of one kind share their code, so that a network of
 any depth compiles as fast as one block of each kind (regional compilation).  Embedding and head, which all networks
-have in common, stay eager, and so do mixtures of experts: their sizes follow the data, and code would be made anew for
-every routing.
+have in common, stay eager, and so do converted layers: code would be made anew for every threshold.
 graph: the kernels of the eager call are captured once as a CUDA graph and replayed.
 """
 
@@ -18,7 +17,6 @@ from torch import Tensor, nn
 
 from planer.blocks.block import Block
 from planer.blocks.dynamic_moe import DynamicMoE
-from planer.blocks.moe import MoE
 from planer.files import UserError
 
 WARMUP = 2
@@ -38,7 +36,7 @@ def check_execution(execution: str, device: torch.device) -> None:
 
 def executable(block: nn.Module, execution: str) -> nn.Module:
     """The block as this mode runs it; its weights are shared."""
-    if execution != "compiled" or not isinstance(block, Block) or isinstance(block.sublayer, (MoE, DynamicMoE)):
+    if execution != "compiled" or not isinstance(block, Block) or isinstance(block.sublayer, DynamicMoE):
         return block
     return torch.compile(block, dynamic=False)
 
