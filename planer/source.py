@@ -1,4 +1,5 @@
-"""What a stage's result depends on in the code: its script and every module of the library that the script reaches.
+"""What a stage's result depends on in the code: its script and every module of the library that the script reaches,
+C++ sources and tables beside a module included.
 
 Snakemake's own trigger looks at the date and text of a script and never at the library behind it.  A hash of the
 sources among the params of a rule does both: a fresh clone repeats nothing, and an edited module repeats the stages
@@ -16,6 +17,11 @@ CHANGES_NO_RESULT = ("job.py", "tracking.py", "mirror.py")
 """Logging and the mirror in MLflow: an edit there repeats nothing."""
 
 
+DATA = (".cpp", ".json")
+"""Files in a module's folder that belong to it: kernels in C++, and tables of the fastest kernels, between which results
+differ in their last bits and measured latencies by more."""
+
+
 def source_hash(script: Path, root: Path) -> str:
     """Hash of the text of a script and of the planer modules that it imports; root is the repository's folder."""
     waiting, reached = [script], set()
@@ -24,6 +30,8 @@ def source_hash(script: Path, root: Path) -> str:
         if path not in reached and path.name not in CHANGES_NO_RESULT:
             reached.add(path)
             waiting += imported_files(path, root)
+    folders = {path.parent for path in reached - {script}}
+    reached.update(path for folder in folders for path in folder.iterdir() if path.suffix in DATA)
     digest = hashlib.sha256()
     for path in sorted(reached):
         digest.update(path.relative_to(root).as_posix().encode() + b"\0" + path.read_bytes())
