@@ -18,8 +18,8 @@ CHANGES_NO_RESULT = ("job.py", "tracking.py", "mirror.py")
 
 
 DATA = (".cpp", ".json")
-"""Files in a module's folder that belong to it: kernels in C++, and tables of the fastest kernels, between which results
-differ in their last bits and measured latencies by more."""
+"""Files in a module's folder that belong to it: kernels in C++, and tables of the fastest kernels, between which the
+last bits of results differ, and measured latencies by more."""
 
 
 def source_hash(script: Path, root: Path) -> str:

@@ -19,8 +19,11 @@ FILES = {
     "planer/kernels/cpp/kernel.cpp": "",
 }
 UNREACHED = [
-    "workflow/scripts/other.json", "planer/unused.py", "planer/kernels/cpp/__init__.py", "planer/kernels/cpp/kernel.cpp",
-]  # fmt: skip
+    "workflow/scripts/other.json",
+    "planer/unused.py",
+    "planer/kernels/cpp/__init__.py",
+    "planer/kernels/cpp/kernel.cpp",
+]
 
 
 @pytest.mark.parametrize("file", FILES)
