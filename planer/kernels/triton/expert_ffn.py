@@ -46,7 +46,7 @@ def forward(
     hidden = x.new_empty(pairs, d_inner)
     before = torch.empty_like(hidden) if activation == "gelu" else None
     grouped_gemm(
-        "up", x, w1, offsets, hidden,
+        f"up_{activation}", x, w1, offsets, hidden,
         pairs=pairs, a_rows=token, bias=b1, activation=activation, before=before, keep=keep,
     )  # fmt: skip
     y = torch.empty_like(x)

@@ -37,25 +37,32 @@ def _padded(size: int) -> int:
 # Products of grouped rows, by operation and arithmetic: (at least so many rows an expert, tile), most rows first.
 # half: float16 and bfloat16; tf32; ieee: float32 without tensor cores.
 GROUPED = {
-    ("up", "half"): ((1024, Tile(128, 256, 64, 8, 3)), (128, Tile(128, 128, 64, 8, 3)), (0, Tile(64, 128, 64, 4, 4))),
+    ("up_gelu", "half"): ((128, Tile(128, 128, 64, 8, 3)), (0, Tile(64, 128, 64, 4, 4))),
+    ("up_relu", "half"): (
+        (1024, Tile(128, 256, 64, 8, 3)),
+        (128, Tile(128, 128, 64, 8, 3)),
+        (0, Tile(64, 128, 64, 4, 4)),
+    ),
     ("down", "half"): ((128, Tile(128, 128, 64, 8, 3)), (0, Tile(64, 128, 64, 4, 4))),
     ("hidden_gradient", "half"): ((0, Tile(128, 128, 64, 8, 3)),),
-    ("weight_gradient", "half"): ((0, Tile(128, 128, 64, 8, 4)),),
-    ("up", "tf32"): ((0, Tile(128, 128, 32, 8, 3)),),
+    ("weight_gradient", "half"): ((0, Tile(128, 128, 64, 8, 5)),),
+    ("up_gelu", "tf32"): ((0, Tile(128, 128, 32, 8, 3)),),
+    ("up_relu", "tf32"): ((0, Tile(128, 128, 32, 8, 3)),),
     ("down", "tf32"): ((0, Tile(128, 128, 32, 8, 3)),),
-    ("hidden_gradient", "tf32"): ((0, Tile(128, 64, 32, 8, 3)),),
-    ("weight_gradient", "tf32"): ((0, Tile(128, 128, 32, 8, 3)),),
-    ("up", "ieee"): ((0, Tile(64, 64, 16, 4, 3)),),
+    ("hidden_gradient", "tf32"): ((0, Tile(128, 128, 32, 8, 3)),),
+    ("weight_gradient", "tf32"): ((0, Tile(128, 128, 32, 8, 5)),),
+    ("up_gelu", "ieee"): ((0, Tile(64, 64, 16, 4, 3)),),
+    ("up_relu", "ieee"): ((0, Tile(64, 64, 16, 4, 3)),),
     ("down", "ieee"): ((0, Tile(64, 64, 16, 4, 3)),),
     ("hidden_gradient", "ieee"): ((0, Tile(64, 64, 16, 4, 3)),),
-    ("weight_gradient", "ieee"): ((0, Tile(64, 64, 16, 4, 3)),),
+    ("weight_gradient", "ieee"): ((0, Tile(64, 64, 16, 4, 5)),),
 }
 
 
 # Blocks of tokens (m) and pieces of neurons (n) of dynamic_ffn; k, the part of a token's row taken at a time.
 DYNAMIC = {
-    "half": Tile(64, 32, 512, 8, 3),
-    "tf32": Tile(64, 16, 512, 8, 3),
+    "half": Tile(64, 16, 512, 8, 3),
+    "tf32": Tile(64, 16, 32, 8, 3),
     "ieee": Tile(32, 32, 32, 8, 3),
 }
 

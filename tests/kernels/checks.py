@@ -1,0 +1,176 @@
+"""Checks of the Triton kernels that run wherever Triton does: in its interpreter on a CPU, and compiled on CUDA."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import math
+from unittest import mock
+
+import torch
+
+from planer.kernels.dynamic_ffn import dynamic_ffn_reference
+from planer.kernels.expert_ffn import expert_ffn, expert_ffn_reference
+from planer.kernels.routing import Pairs, top_k
+from planer.kernels.triton import dynamic_ffn as dynamic_kernels
+from tests.unit.numerics import normalised_error
+
+TOLERANCE = {torch.float32: 1e-6, torch.float16: 2e-3, torch.bfloat16: 8e-3}
+"""Errors against double precision, for sums of up to a hundred products."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Layer:
+    """Experts and the tokens that meet them.
+
+    k: experts per token; 0 for a number of each token's own, none and all included.
+    routing: random; one_hot, all to the expert before the last; half, to the first half of them.
+    """
+
+    tokens: int = 37
+    d_model: int = 24
+    d_inner: int = 40
+    experts: int = 4
+    k: int = 2
+    routing: str = "random"
+    gated: bool = True
+    bias: bool = True
+    activation: str = "relu"
+
+    def values(self, device="cpu") -> dict[str, torch.Tensor | None]:
+        """x, w1, b1, w2, b2 in double precision, scaled so that outputs are about 1."""
+        generator = torch.Generator().manual_seed(self.tokens + self.d_inner + self.k)
+
+        def draw(*shape, scale=1.0):
+            return (torch.randn(shape, generator=generator) * scale).double().to(device)
+
+        n, d, i, e = self.tokens, self.d_model, self.d_inner, self.experts
+        return {
+            "x": draw(n, d),
+            "w1": draw(e, i, d, scale=d**-0.5),
+            "b1": draw(e, i) if self.bias else None,
+            "w2": draw(e, d, i, scale=i**-0.5),
+            "b2": draw(e, d) if self.bias else None,
+        }
+
+    def pairs(self, device="cpu") -> Pairs:
+        """Without gates."""
+        generator = torch.Generator().manual_seed(self.tokens * self.experts)
+        logits = torch.randn(self.tokens, self.experts, generator=generator)
+        if self.routing == "one_hot":
+            logits[:, -2] += 100
+        if self.routing == "half":
+            logits[:, self.experts // 2 :] -= 100
+        if self.k:
+            pairs, _ = top_k(logits, self.k)
+            pairs = dataclasses.replace(pairs, gate=None)
+        else:
+            mask = logits > torch.linspace(-3, 3, self.tokens)[:, None]
+            token, expert = mask.nonzero(as_tuple=True)
+            pairs = Pairs(token, expert, None, self.tokens, self.experts)
+        return dataclasses.replace(pairs, token=pairs.token.to(device), expert=pairs.expert.to(device))
+
+    def gate(self, pairs: Pairs) -> torch.Tensor | None:
+        """One number a pair, in double precision."""
+        if not self.gated:
+            return None
+        generator = torch.Generator().manual_seed(len(pairs.token))
+        return torch.rand(len(pairs.token), generator=generator).double().to(pairs.token.device)
+
+
+def results(function, layer: Layer, values: dict, gate, pairs: Pairs, dy, **options) -> dict[str, torch.Tensor]:
+    """y, and the gradients of every value that requires one, by name."""
+    named = {**values, "gate": gate}
+    y = function(*values.values(), dataclasses.replace(pairs, gate=gate), activation=layer.activation, **options)
+    leaves = {name: value for name, value in named.items() if value is not None and value.requires_grad}
+    gradients = [torch.zeros_like(leaf) for leaf in leaves.values()]
+    if y.requires_grad:
+        gradients = torch.autograd.grad(y, list(leaves.values()), dy, materialize_grads=True)
+    return {"y": y.detach(), **{f"d{name}": g for name, g in zip(leaves, gradients, strict=True)}}
+
+
+def rounded(layer: Layer, dtype: torch.dtype, device, frozen: tuple[str, ...] = ()) -> tuple[dict, torch.Tensor | None]:
+    """The layer's values in dtype, its gates in single precision, as leaves; those named frozen need no gradient."""
+    values = {k: None if v is None else v.to(dtype) for k, v in layer.values(device).items()}
+    gate = layer.gate(layer.pairs(device))
+    gate = None if gate is None else gate.float()
+    for name, value in {**values, "gate": gate}.items():
+        if value is not None:
+            value.requires_grad_(name not in frozen)
+    return values, gate
+
+
+def errors(
+    layer: Layer, dtype: torch.dtype, device="cpu", oracle=expert_ffn_reference, frozen: tuple[str, ...] = ()
+) -> dict[str, float]:
+    """How far output and gradients of the kernels are from the oracle in double precision, on the same numbers."""
+    values, gate = rounded(layer, dtype, device, frozen)
+    pairs = layer.pairs(device)
+    generator = torch.Generator().manual_seed(1)
+    dy = torch.randn(layer.tokens, layer.d_model, generator=generator).to(device, dtype)
+    with poisoned():
+        ours = results(expert_ffn, layer, values, gate, pairs, dy, backend="triton")
+    double = {k: None if v is None else v.detach().double().requires_grad_(v.requires_grad) for k, v in values.items()}
+    gate = None if gate is None else gate.detach().double().requires_grad_(gate.requires_grad)
+    expected = results(oracle, layer, double, gate, pairs, dy.double())
+    assert ours.keys() == expected.keys()
+    return {name: normalised_error(ours[name], expected[name]) for name in ours}
+
+
+def check(layer: Layer, dtype: torch.dtype, device="cpu", tolerance: float | None = None, **options) -> None:
+    """Output and all gradients of the kernels are right, and everything written."""
+    tolerance = tolerance or TOLERANCE[dtype]
+    wrong = {name: error for name, error in errors(layer, dtype, device, **options).items() if error > tolerance}
+    assert not wrong, f"{layer}: errors above {tolerance:g}: {wrong}"
+
+
+@dataclasses.dataclass(frozen=True)
+class Dynamic:
+    """A dense layer of which each token executes some of its experts, each with probability ``share``."""
+
+    tokens: int = 40
+    d_model: int = 24
+    size: int = 6
+    experts: int = 8
+    share: float = 0.3
+
+    def values(self, device="cpu") -> list[torch.Tensor]:
+        """x, w1, b1, w2, b2 in double precision, scaled so that outputs are about 1."""
+        generator = torch.Generator().manual_seed(self.tokens + self.size)
+        n, d, f = self.tokens, self.d_model, self.size * self.experts
+        scales = 1, d**-0.5, 1, f**-0.5, 1
+        shapes = (n, d), (f, d), (f,), (f, d), (d,)
+        drawn = [torch.randn(shape, generator=generator) * scale for shape, scale in zip(shapes, scales, strict=True)]
+        return [value.double().to(device) for value in drawn]
+
+    def mask(self, device="cpu") -> torch.Tensor:
+        """[N, n]."""
+        generator = torch.Generator().manual_seed(self.tokens * self.experts)
+        return (torch.rand(self.tokens, self.experts, generator=generator) < self.share).to(device)
+
+
+def dynamic_error(layer: Dynamic, dtype: torch.dtype, device="cpu", oracle=dynamic_ffn_reference) -> float:
+    """How far the kernel's output is from the oracle in double precision, on the same numbers."""
+    values, mask = [value.to(dtype) for value in layer.values(device)], layer.mask(device)
+    with poisoned():
+        y = dynamic_kernels.forward(*values, mask)
+    return normalised_error(y, oracle(*(value.double() for value in values), mask))
+
+
+@contextlib.contextmanager
+def poisoned():
+    """New memory holds NaN, or -1 in integers, so that reading what nothing has written shows."""
+
+    def spoil(make):
+        def made(*args, **kwargs):
+            tensor = make(*args, **kwargs)
+            return tensor.fill_(math.nan if tensor.is_floating_point() else -1)
+
+        return made
+
+    with (
+        mock.patch.object(torch, "empty", spoil(torch.empty)),
+        mock.patch.object(torch, "empty_like", spoil(torch.empty_like)),
+        mock.patch.object(torch.Tensor, "new_empty", spoil(torch.Tensor.new_empty)),
+    ):
+        yield

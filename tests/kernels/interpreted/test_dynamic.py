@@ -1,0 +1,88 @@
+"""Dynamically executed experts: against the definition, and what must hold whatever the numbers."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from planer.kernels.triton import dynamic_ffn as module
+from planer.kernels.triton.tiles import Tile
+from tests.kernels.checks import TOLERANCE, Dynamic, dynamic_error
+
+WHOLE, PARTS = Tile(16, 16, 64, 4, 2), Tile(16, 32, 16, 4, 2)
+"""A token's row at once, as in half precision, and a part at a time, as in float32 without tensor cores."""
+
+LAYERS = {
+    "size 1": Dynamic(size=1, experts=48),
+    "size 6": Dynamic(size=6, experts=11),
+    "size 16": Dynamic(size=16, experts=4),
+    "size 40": Dynamic(size=40, experts=2),
+    "one expert": Dynamic(size=33, experts=1, share=0.5),
+    "odd width": Dynamic(d_model=37, size=5),
+    "wide": Dynamic(d_model=64, size=8),
+    "one token": Dynamic(tokens=1),
+    "all": Dynamic(share=1.0),
+    "none": Dynamic(share=0.0),
+    "few": Dynamic(share=0.02),
+}
+
+
+@pytest.fixture(params=[1, 3])
+def parts(request, monkeypatch):
+    """One program a block of tokens, or several."""
+    monkeypatch.setattr(module, "SPLITS", request.param)
+
+
+@pytest.mark.parametrize("tile", [WHOLE, PARTS], ids=["whole rows", "parts of rows"])
+@pytest.mark.parametrize("layer", LAYERS.values(), ids=LAYERS.keys())
+def test_outputs(layer, tile, small_tiles, monkeypatch):
+    small_tiles(tile)
+    monkeypatch.setattr(module, "SPLITS", 1 if tile is WHOLE else 3)
+    assert dynamic_error(layer, torch.float32) <= TOLERANCE[torch.float32]
+
+
+@pytest.mark.parametrize("tile", [WHOLE, PARTS], ids=["whole rows", "parts of rows"])
+def test_one_program_a_block_or_several(tile, parts, small_tiles):
+    small_tiles(tile)
+    assert dynamic_error(Dynamic(), torch.float32) <= TOLERANCE[torch.float32]
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision(dtype, parts, small_tiles):
+    small_tiles(WHOLE)
+    assert dynamic_error(Dynamic(), dtype) <= TOLERANCE[dtype]
+
+
+def run(layer, mask=None):
+    x, w1, b1, w2, b2 = (value.float() for value in layer.values())
+    return module.forward(x, w1, b1, w2, b2, layer.mask() if mask is None else mask)
+
+
+def test_all_experts_are_the_dense_layer():
+    layer = Dynamic()
+    x, w1, b1, w2, b2 = layer.values()
+    everything = torch.ones_like(layer.mask())
+    dense = torch.relu(x @ w1.T + b1) @ w2 + b2
+    torch.testing.assert_close(run(layer, everything).double(), dense, rtol=1e-5, atol=1e-5)
+
+
+def test_no_tokens():
+    assert run(Dynamic(tokens=0)).shape == (0, Dynamic.d_model)
+
+
+def test_twice_the_same_bits(parts):
+    assert run(Dynamic()).equal(run(Dynamic()))
+
+
+def test_a_token_does_not_notice_the_pieces_of_its_neighbours(monkeypatch):
+    monkeypatch.setattr(module, "SPLITS", 1)
+    layer = Dynamic()
+    mask = layer.mask()
+    mask[20:30] = False
+    mask[20] = layer.mask()[20]
+    assert run(layer, mask)[20].equal(run(layer)[20])
+
+
+def test_a_row_too_wide():
+    with pytest.raises(ValueError, match="513 numbers does not fit on chip; allowed: up to 512"):
+        run(Dynamic(d_model=513))

@@ -1,0 +1,63 @@
+"""The checks can fail: kernels that leave out a row, an expert or a term do not pass them."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+
+import pytest
+import torch
+
+from planer.kernels.triton import expert_ffn as kernels
+from tests.kernels import checks
+from tests.kernels.checks import TOLERANCE, Dynamic, Layer, dynamic_error, errors
+
+LAST_ROW = "    live = p < end\n", "    live = p < end - 1\n"
+LAST_EXPERT = "if expert >= E:", "if expert >= E - 1:"
+
+EXPERTS = {
+    "a product without the last row of each expert": ("grouped_gemm", *LAST_ROW),
+    "a product without the last expert": ("grouped_gemm", *LAST_EXPERT),
+    "a product of other tokens' rows": ("grouped_gemm", "source = tl.load(a_rows", "source = 0 * tl.load(a_rows"),
+    "a product without bias": ("grouped_gemm", "result += tl.load(bias", "0 * tl.load(bias"),
+    "a sum without a token's last pair": ("combine", "live & (i < count)", "live & (i < count - 1)"),
+    "a sum without gates": ("combine", "part *= tl.load(gate", "0 * tl.load(gate"),
+    "hidden gradients without the last row of each expert": ("hidden_gradient", *LAST_ROW),
+    "hidden gradients without the last expert": ("hidden_gradient", *LAST_EXPERT),
+    "hidden gradients without the gate": ("hidden_gradient", "slope *= scale[:, None]", "slope *= 1.0"),
+    "gate gradients of half of the neurons": ("hidden_gradient", "share += tl.sum", "share = tl.sum"),
+    "gate gradients without the bias": ("hidden_gradient", "if b2 is not None:", "if b2 is None:"),
+    "weight gradients without the last row of each expert": ("weight_gradient", "live = p < end", "live = p < end - 1"),
+    "bias gradients without the gate": ("weight_gradient", "weight = tl.load(gate", "weight = 1.0 + 0 * tl.load(gate"),
+}  # fmt: skip
+
+DYNAMIC = {
+    "without the last piece": ("tl.load(counts + block), SPLIT", "tl.load(counts + block) - 1, SPLIT"),
+    "the experts of other tokens": ("tl.where(chosen != 0,", "tl.where(neuron[None, :] >= 0,"),
+    "only pieces that all tokens execute": ("tl.max(chosen.to", "tl.min(chosen.to"),
+    "without the bias": ("total += tl.load(b2", "0 * tl.load(b2"),
+}  # fmt: skip
+
+
+def mutant(name, old, new, folder):
+    """The module planer.kernels.triton.<name> with every ``old`` replaced; Triton reads the source from a file."""
+    source = Path(importlib.util.find_spec(f"planer.kernels.triton.{name}").origin).read_text()
+    assert old in source
+    path = folder / f"{name}.py"
+    path.write_text(source.replace(old, new))
+    spec = importlib.util.spec_from_file_location(f"mutant_{name}", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize(("name", "old", "new"), EXPERTS.values(), ids=EXPERTS.keys())
+def test_wrong_experts_are_found(name, old, new, tmp_path, monkeypatch):
+    monkeypatch.setattr(kernels, name, getattr(mutant(name, old, new, tmp_path), name))
+    assert max(errors(Layer(tokens=20), torch.float32).values()) > 100 * TOLERANCE[torch.float32]
+
+
+@pytest.mark.parametrize(("old", "new"), DYNAMIC.values(), ids=DYNAMIC.keys())
+def test_wrong_dynamic_experts_are_found(old, new, tmp_path, monkeypatch):
+    monkeypatch.setattr(checks, "dynamic_kernels", mutant("dynamic_ffn", old, new, tmp_path))
+    assert dynamic_error(Dynamic(), torch.float32) > 100 * TOLERANCE[torch.float32]

@@ -1,0 +1,37 @@
+"""The plan in two launches is the plan of PyTorch, number by number."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from planer.kernels.plan import plan_reference
+from planer.kernels.routing import Pairs
+from planer.kernels.triton.plan import plan
+from tests.kernels.checks import Layer, poisoned
+
+
+def both(pairs):
+    reference = plan_reference(pairs)
+    expected = reference.order, reference.inverse, reference.token, reference.offsets, reference.token_offsets
+    with poisoned():
+        ours = plan(pairs.expert, pairs.token, pairs.num_experts, pairs.per_token)
+    return zip(ours, expected, strict=True)
+
+
+@pytest.mark.parametrize("routing", ["random", "one_hot", "half"])
+@pytest.mark.parametrize("k", [0, 1, 2, 3])
+@pytest.mark.parametrize(("tokens", "experts"), [(0, 3), (1, 3), (64, 3), (70, 16), (20, 33)])
+def test_equal_to_the_reference(tokens, experts, k, routing):
+    pairs = Layer(tokens=tokens, experts=experts, k=k, routing=routing).pairs()
+    for ours, expected in both(pairs):
+        if ours is None:
+            assert not k, "token_offsets of tokens with their own number of pairs is PyTorch's"
+        else:
+            assert ours.dtype == expected.dtype
+            assert ours.equal(expected)
+
+
+def test_one_expert():
+    pairs = Pairs(torch.arange(70), torch.zeros(70, dtype=torch.int64), None, 70, 1, 1)
+    assert all(ours.equal(expected) for ours, expected in both(pairs))
