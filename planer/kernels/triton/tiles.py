@@ -63,7 +63,7 @@ GROUPED = {
 DYNAMIC = {
     "half": Tile(64, 16, 512, 8, 3),
     "tf32": Tile(64, 16, 32, 8, 3),
-    "ieee": Tile(32, 32, 32, 8, 3),
+    "ieee": Tile(16, 16, 32, 4, 3),
 }
 
 
