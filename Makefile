@@ -19,6 +19,7 @@ $(INSTALLED): envs/requirements.lock
 	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("planer needs Python 3.11 or newer: make PYTHON=...")'
 	$(PYTHON) -m venv $(VENV)
 	$(VENV)/bin/python -m pip install --quiet -r envs/requirements.lock
+	$(VENV)/bin/python -c 'from planer.kernels.cpp import build; build.available()'  # C++ kernels; does without a compiler
 	touch $@
 
 demo: $(INSTALLED)  ## search, train, convert and evaluate a network for half the baseline's latency (CORES=2)
