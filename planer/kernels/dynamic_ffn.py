@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-from planer.kernels import choice
+from planer.kernels import choice, triton
 from planer.kernels.backends import dynamic
 from planer.kernels.cpp import build
 
@@ -91,8 +91,8 @@ def _best(x: Tensor, w1: Tensor, mask: Tensor) -> str:
 
 def unsupported(backend: str, device: torch.device, dtype: torch.dtype) -> str | None:
     """Why a backend cannot run on such arguments, or None."""
-    if backend == "triton" and device.type != "cuda":
-        return "needs a CUDA device"
+    if backend == "triton":
+        return triton.unsupported(device, dtype)
     if backend == "cpp":
         if device.type != "cpu" or dtype != torch.float32:
             return "needs a CPU and float32"

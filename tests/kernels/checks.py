@@ -78,6 +78,26 @@ class Layer:
         return torch.rand(len(pairs.token), generator=generator).double().to(pairs.token.device)
 
 
+EXPERTS = {
+    "top-1": Layer(k=1),
+    "top-2": Layer(k=2),
+    "all experts": Layer(k=4),
+    "any number of experts": Layer(k=0),
+    "odd sizes": Layer(tokens=19, d_model=37, d_inner=29, experts=3, k=2),
+    "one expert": Layer(experts=1, k=1),
+    "one token": Layer(tokens=1, k=2),
+    "one hot": Layer(routing="one_hot", k=1),
+    "experts without tokens": Layer(routing="half", k=1),
+    "experts without tokens, top-2": Layer(routing="half", k=2, experts=6),
+    "no gates": Layer(gated=False, k=2),
+    "no gates, top-1": Layer(gated=False, k=1),
+    "no biases": Layer(bias=False, k=1),
+    "GELU": Layer(activation="gelu", k=2),
+    "GELU, no biases, any number": Layer(activation="gelu", bias=False, k=0),
+    "no tokens": Layer(tokens=0, k=2),
+}
+
+
 def results(function, layer: Layer, values: dict, gate, pairs: Pairs, dy, **options) -> dict[str, torch.Tensor]:
     """y, and the gradients of every value that requires one, by name."""
     named = {**values, "gate": gate}
@@ -147,6 +167,21 @@ class Dynamic:
         """[N, n]."""
         generator = torch.Generator().manual_seed(self.tokens * self.experts)
         return (torch.rand(self.tokens, self.experts, generator=generator) < self.share).to(device)
+
+
+DYNAMIC = {
+    "size 1": Dynamic(size=1, experts=48),
+    "size 6": Dynamic(size=6, experts=11),
+    "size 16": Dynamic(size=16, experts=4),
+    "size 40": Dynamic(size=40, experts=2),
+    "one expert": Dynamic(size=33, experts=1, share=0.5),
+    "odd width": Dynamic(d_model=37, size=5),
+    "wide": Dynamic(d_model=64, size=8),
+    "one token": Dynamic(tokens=1),
+    "all": Dynamic(share=1.0),
+    "none": Dynamic(share=0.0),
+    "few": Dynamic(share=0.02),
+}
 
 
 def dynamic_error(layer: Dynamic, dtype: torch.dtype, device="cpu", oracle=dynamic_ffn_reference) -> float:

@@ -145,7 +145,8 @@ def forward(x: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor, mask: Ten
     with torch.cuda.device_of(x):
         _active_pieces[blocks,](
             chosen, pieces, counts, num_tokens, num_experts, num_neurons, count,
-            S=size, PIECE=tile.n, EXPERTS=(tile.n - 2) // size + 2, CP=triton.next_power_of_2(count), BM=tile.m, num_warps=8,
+            S=size, PIECE=tile.n, EXPERTS=(tile.n - 2) // size + 2, CP=triton.next_power_of_2(count), BM=tile.m,
+            num_warps=8,
         )  # fmt: skip
         _dynamic_ffn[blocks * split,](
             x, w1, b1, w2, b2, chosen, pieces, counts, out, num_tokens,

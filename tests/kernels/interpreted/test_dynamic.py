@@ -7,24 +7,10 @@ import torch
 
 from planer.kernels.triton import dynamic_ffn as module
 from planer.kernels.triton.tiles import Tile
-from tests.kernels.checks import TOLERANCE, Dynamic, dynamic_error
+from tests.kernels.checks import DYNAMIC, TOLERANCE, Dynamic, dynamic_error
 
 WHOLE, PARTS = Tile(16, 16, 64, 4, 2), Tile(16, 32, 16, 4, 2)
 """A token's row at once, as in half precision, and a part at a time, as in float32 without tensor cores."""
-
-LAYERS = {
-    "size 1": Dynamic(size=1, experts=48),
-    "size 6": Dynamic(size=6, experts=11),
-    "size 16": Dynamic(size=16, experts=4),
-    "size 40": Dynamic(size=40, experts=2),
-    "one expert": Dynamic(size=33, experts=1, share=0.5),
-    "odd width": Dynamic(d_model=37, size=5),
-    "wide": Dynamic(d_model=64, size=8),
-    "one token": Dynamic(tokens=1),
-    "all": Dynamic(share=1.0),
-    "none": Dynamic(share=0.0),
-    "few": Dynamic(share=0.02),
-}
 
 
 @pytest.fixture(params=[1, 3])
@@ -34,7 +20,7 @@ def parts(request, monkeypatch):
 
 
 @pytest.mark.parametrize("tile", [WHOLE, PARTS], ids=["whole rows", "parts of rows"])
-@pytest.mark.parametrize("layer", LAYERS.values(), ids=LAYERS.keys())
+@pytest.mark.parametrize("layer", DYNAMIC.values(), ids=DYNAMIC.keys())
 def test_outputs(layer, tile, small_tiles, monkeypatch):
     small_tiles(tile)
     monkeypatch.setattr(module, "SPLITS", 1 if tile is WHOLE else 3)

@@ -10,29 +10,10 @@ import torch
 from planer.kernels.expert_ffn import expert_ffn
 from planer.kernels.routing import Pairs
 from planer.kernels.triton.tiles import Tile
-from tests.kernels.checks import Layer, check, poisoned, results, rounded
-
-LAYERS = {
-    "top-1": Layer(k=1),
-    "top-2": Layer(k=2),
-    "all experts": Layer(k=4),
-    "any number of experts": Layer(k=0),
-    "odd sizes": Layer(tokens=19, d_model=37, d_inner=29, experts=3, k=2),
-    "one expert": Layer(experts=1, k=1),
-    "one token": Layer(tokens=1, k=2),
-    "one hot": Layer(routing="one_hot", k=1),
-    "experts without tokens": Layer(routing="half", k=1),
-    "experts without tokens, top-2": Layer(routing="half", k=2, experts=6),
-    "no gates": Layer(gated=False, k=2),
-    "no gates, top-1": Layer(gated=False, k=1),
-    "no biases": Layer(bias=False, k=1),
-    "GELU": Layer(activation="gelu", k=2),
-    "GELU, no biases, any number": Layer(activation="gelu", bias=False, k=0),
-    "no tokens": Layer(tokens=0, k=2),
-}
+from tests.kernels.checks import EXPERTS, Layer, check, poisoned, results, rounded
 
 
-@pytest.mark.parametrize("layer", LAYERS.values(), ids=LAYERS.keys())
+@pytest.mark.parametrize("layer", EXPERTS.values(), ids=EXPERTS.keys())
 def test_outputs_and_all_gradients(layer):
     check(layer, torch.float32)
 

@@ -1,0 +1,64 @@
+"""Dynamically executed experts compiled for the device at hand."""
+
+from __future__ import annotations
+
+import functools
+
+import pytest
+import torch
+
+pytest.importorskip("triton")
+
+from planer.kernels.dynamic_ffn import dynamic_ffn  # noqa: E402
+from tests.kernels.checks import DYNAMIC, TOLERANCE, Dynamic, dynamic_error  # noqa: E402
+
+CUDA = torch.device("cuda")
+masked_dense = functools.partial(dynamic_ffn, backend="masked_dense")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("layer", DYNAMIC.values(), ids=DYNAMIC.keys())
+def test_outputs(layer, dtype):
+    assert dynamic_error(layer, dtype, CUDA) <= TOLERANCE[dtype]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("size", [1, 6, 16, 32, 64, 128])
+@pytest.mark.parametrize("tokens", [7, 4096, 20_000])
+def test_at_the_sizes_of_the_paper(tokens, size, dtype):
+    layer = Dynamic(tokens=tokens, d_model=512, size=size, experts=2048 // size, share=0.05)
+    tolerance = {torch.float32: 5e-6, torch.float16: 2e-3, torch.bfloat16: 8e-3}[dtype]
+    assert dynamic_error(layer, dtype, CUDA, masked_dense) <= tolerance
+
+
+def arguments():
+    layer = Dynamic(tokens=4096, d_model=512, size=16, experts=128, share=0.05)
+    return *(value.bfloat16() for value in layer.values(CUDA)), layer.mask(CUDA)
+
+
+def test_a_graph_follows_the_mask_without_waiting():
+    *values, mask = arguments()
+    with torch.inference_mode():
+        dynamic_ffn(*values, mask, backend="triton")
+        torch.cuda.synchronize()
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            dynamic_ffn(*values, mask, backend="triton")
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            y = dynamic_ffn(*values, mask, backend="triton")
+        for change in (torch.ones_like(mask), torch.zeros_like(mask), torch.rand(mask.shape, device=CUDA) < 0.2):
+            mask.copy_(change)
+            graph.replay()
+            assert y.equal(dynamic_ffn(*values, mask, backend="triton"))
+
+
+def test_as_an_operator():
+    *values, mask = arguments()
+    tests = "test_schema", "test_faketensor", "test_aot_dispatch_dynamic"
+    torch.library.opcheck(torch.ops.planer.dynamic_ffn, (*values, mask, "triton"), test_utils=tests)
+    compiled = torch.compile(functools.partial(dynamic_ffn, backend="triton"), fullgraph=True)
+    with torch.inference_mode():
+        assert compiled(*values, mask).equal(dynamic_ffn(*values, mask, backend="triton"))

@@ -1,0 +1,33 @@
+"""Whole networks with sparse layers, kernel by kernel and replayed as a graph."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from planer.architecture import Architecture, Attention, DynamicMoE, FeedForward, MoE
+from planer.config import WorkloadConfig
+from planer.latency.networks import random_model, random_tokens, timed_forward
+
+CUDA = torch.device("cuda")
+ATTENTION, DENSE = Attention(8, 64), FeedForward(2048)
+BLOCKS = ATTENTION, MoE(2048, 8, 1), ATTENTION, MoE(2048, 8, 2), DENSE, DynamicMoE(2048, 16, 128)
+
+
+def workload(execution):
+    return WorkloadConfig(batch=8, tgt_len=64, mem_len=64, attention="cached", execution=execution)
+
+
+@pytest.mark.parametrize("attention", ["cached", "recompute"])
+def test_a_graph_computes_what_the_kernels_do_one_by_one(attention):
+    model = random_model(Architecture(204, 512, BLOCKS), CUDA, torch.bfloat16, seed=0)
+    tokens = random_tokens(204, workload("eager"), seed=1)
+    nll = {
+        execution: timed_forward(model, workload(execution), CUDA, torch.bfloat16, attention, tokens)
+        for execution in ("eager", "graph")
+    }
+    for tau in (0.0, 0.6):
+        model.dynamic_blocks()[0].tau = tau
+        eager, graph = nll["eager"]().clone(), nll["graph"]().clone()
+        assert eager.isfinite().all()
+        torch.testing.assert_close(graph, eager, rtol=1e-2, atol=1e-2)
