@@ -4,11 +4,12 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV ?= .venv
 CORES ?= 2
 PORT ?= 5000
+GPU_PYTHON ?= python3
 
 export PATH := $(abspath $(VENV))/bin:$(PATH)
 INSTALLED := $(VENV)/.installed
 
-.PHONY: help venv demo test lint ui lock
+.PHONY: help venv demo test gpu lint ui lock
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-6s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -31,6 +32,13 @@ demo: $(INSTALLED)  ## search, train, convert and evaluate a network for half th
 
 test: $(INSTALLED)  ## run the tests (CORES=2)
 	OMP_NUM_THREADS=1 python -m pytest --numprocesses $(CORES) --dist worksteal
+
+gpu:  ## test and time the kernels on this machine's GPU with its own packages (GPU_PYTHON=python3 GPU_FLAGS=)
+	status=0; \
+	timeout 200 $(GPU_PYTHON) -m pytest -q tests/gpu \
+		$$($(GPU_PYTHON) -c 'import xdist' 2>/dev/null && echo --numprocesses 8 --dist worksteal) || status=$$?; \
+	$(GPU_PYTHON) benchmarks/gpu.py $(GPU_FLAGS) || status=$$?; \
+	exit $$status
 
 lint: $(INSTALLED)  ## check style and rules
 	ruff check .
