@@ -50,7 +50,7 @@ def results(function, values, logits, k, dtype, **options):
     *values, logits = leaves
     pairs, _ = top_k(logits, k)
     y = function(*values, pairs, **options)
-    weight = torch.linspace(-1, 1, y.numel()).to(dtype).view_as(y)
+    weight = draw(*y.shape, seed=9).to(dtype)
     return [y, *torch.autograd.grad((y * weight).sum(), [v for v in leaves if v is not None], materialize_grads=True)]
 
 
@@ -94,6 +94,24 @@ def test_experts_that_receive_nothing(backend, k):
     for gradient in weights:
         assert gradient[2].abs().sum() > 0
         assert gradient[[0, 1]].abs().sum() == 0
+
+
+@pytest.mark.parametrize("backend", [BACKENDS[2]])
+@pytest.mark.parametrize("threads", [1, 2, 5])
+@pytest.mark.parametrize("routing", ["even", "skewed", "one"])
+@pytest.mark.parametrize("k", [1, 2])
+def test_however_threads_share_the_work(backend, threads, routing, k):
+    """Whole experts for each thread, pieces of experts, or products that all threads share."""
+    logits = draw(600, 4)
+    if routing != "even":
+        chosen = slice(600 if routing == "one" else 450)
+        logits[chosen, 2] = logits[chosen].amax(1) + 0.1
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        assert worst(inputs(600, 4), logits, k, backend) < TOLERANCE
+    finally:
+        torch.set_num_threads(before)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -232,7 +250,7 @@ def test_gradients_only_where_required(backend, wanted):
     for index in wanted:
         leaves[index].requires_grad_()
     y = expert_ffn(*leaves[:5], top_k(leaves[5], 2)[0], backend=backend)
-    weight = torch.linspace(-1, 1, y.numel()).view_as(y)
+    weight = draw(*y.shape, seed=9).float()
     (y * weight).sum().backward()
     for index, leaf in enumerate(leaves):
         if index in wanted:

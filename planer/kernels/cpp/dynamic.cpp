@@ -1,9 +1,9 @@
 // Dynamically executed experts in single precision: planer/kernels/dynamic_ffn.py says what is computed.
 //
-// Threads share the tokens.  A thread takes a block of tokens whose rows stay in its cache and goes through the experts;
-// the tokens that chose an expert meet its weights a tile at a time: TOKENS rows of x with NEURONS rows of w1 for the
-// hidden neurons, then TOKENS rows of y with all its rows of w2.  Sums of products stay in registers.  Nothing is
-// gathered or scattered, and nothing is computed for experts that nobody chose, so that experts of a few neurons pay.
+// Threads share the tokens.  A thread takes a block of tokens and goes through the experts; the tokens that chose an
+// expert meet its weights a tile at a time: TOKENS rows of x with NEURONS rows of w1 for the hidden neurons, then
+// TOKENS rows of y with all its rows of w2.  Sums of products stay in registers.  Nothing is gathered or scattered, and
+// nothing is computed for experts that nobody chose, so that experts of a few neurons pay.
 //
 // Every token's sums are made in the same order whatever the other tokens are and however many threads there are.
 //
@@ -121,7 +121,8 @@ void add_columns(const float* h, const float* w, int64_t s, int64_t D, float* co
 
 // T tokens through s <= CHUNK neurons of one expert.
 template <int T>
-void tile(const float* const* x, const float* w1, const float* b1, const float* w2, int64_t s, int64_t D, float* const* y) {
+void tile(const float* const* x, const float* w1, const float* b1, const float* w2, int64_t s, int64_t D,
+          float* const* y) {
   alignas(64) float h[T * CHUNK];
   int64_t j = 0;
   for (; j + NEURONS <= s; j += NEURONS) dots<T, NEURONS>(x, w1 + j * D, b1 + j, D, h + j * T);

@@ -1,8 +1,9 @@
 // Feed-forward experts on routed tokens, forward and backward: planer/kernels/expert_ffn.py says what is computed.
 //
 // Expert by expert: its rows are gathered, multiplied, activated and scattered while they are in the cache, and only
-// what backward needs is written for all pairs.  Every product uses all threads, so that uneven experts do not leave
-// threads idle; each output element is summed by one thread in one order, so that results repeat bit by bit.
+// what backward needs is written for all pairs.  Where experts can be dealt out evenly, each thread takes the next one,
+// so that threads meet once a call; elsewhere all threads share every product.  Either way each number is summed by one
+// thread in one order, so that results repeat bit by bit.
 //
 // Letters in shapes: N tokens, D model width, E experts, I neurons of an expert, P pairs, R rows of one expert.
 
@@ -12,7 +13,9 @@
 #include <ATen/Parallel.h>
 #include <torch/library.h>
 
+#include <algorithm>
 #include <array>
+#include <atomic>
 #include <cstring>
 #include <optional>
 #include <tuple>
@@ -26,6 +29,13 @@ using MaybeTensor = std::optional<Tensor>;
 namespace {
 
 constexpr int64_t GRAIN = 32768;  // elements below which a second thread costs more than it saves
+constexpr int64_t ROWS = 128;     // rows from which products run at full speed
+constexpr int64_t LINE = 64;      // a multiple of the elements in 64 bytes
+constexpr double UNEVEN = 1.15;   // experts are dealt out when the busiest thread gets at most so many times its share
+
+struct Task {
+  int64_t expert, begin, rows;
+};
 
 template <typename F>
 void for_rows(int64_t rows, int64_t width, const F& f) {
@@ -128,29 +138,82 @@ struct Layer {
     });
   }
 
+  // Experts with rows, the largest first, in pieces of at most so many rows.
+  std::vector<Task> tasks(int64_t most) const {
+    if (P == 0) return {};
+    std::vector<Task> result;
+    for (int64_t e = 0; e < E; ++e) {
+      const int64_t rows = offsets[e + 1] - offsets[e], pieces = (rows + most - 1) / most;
+      for (int64_t i = 0; i < pieces; ++i) {
+        const int64_t first = rows * i / pieces, last = rows * (i + 1) / pieces;
+        result.push_back({e, offsets[e] + first, last - first});
+      }
+    }
+    std::stable_sort(result.begin(), result.end(), [](const Task& a, const Task& b) { return a.rows > b.rows; });
+    return result;
+  }
+
+  // Whether dealing tasks out, each to whoever has the least to do, keeps all threads busy to the end.
+  bool even(const std::vector<Task>& tasks) const {
+    std::vector<int64_t> loads(at::get_num_threads());
+    for (const Task& task : tasks) *std::min_element(loads.begin(), loads.end()) += task.rows;
+    return *std::max_element(loads.begin(), loads.end()) * loads.size() <= UNEVEN * P;
+  }
+
+  // Calls f(task, in, out, wide) for all tasks: buffers of the thread for the task's rows, D, D and I wide.
+  template <typename F>
+  void run(const std::vector<Task>& tasks, bool dealt, const F& f) const {
+    if (tasks.empty()) return;
+    const int64_t most = tasks.front().rows, threads = dealt ? at::get_num_threads() : 1;
+    // Whole cache lines, so that bits do not depend on which thread takes a task: products follow the alignment.
+    const int64_t narrow = (most * D + LINE - 1) / LINE * LINE, wide = (most * I + LINE - 1) / LINE * LINE;
+    const Tensor memory = at::empty({threads, 2 * narrow + wide}, x.options());
+    std::atomic<size_t> next{0};
+    const auto work = [&](int64_t thread) {
+      const at::AutoDispatchBelowADInplaceOrView without_autograd;  // a thread's own setting
+      for (size_t i = next++; i < tasks.size(); i = next++) {
+        const auto buffer = [&](int64_t offset, int64_t width) {
+          return memory[thread].narrow(0, offset, tasks[i].rows * width).view({tasks[i].rows, width});
+        };
+        f(tasks[i], buffer(0, D), buffer(narrow, D), buffer(2 * narrow, I));
+      }
+    };
+    if (dealt)
+      at::parallel_for(0, threads, 1, [&](int64_t begin, int64_t end) {
+        for (int64_t thread = begin; thread < end; ++thread) work(thread);
+      });
+    else
+      work(0);
+  }
+
   std::tuple<Tensor, Tensor> forward(bool save) const {
     Tensor y = at::empty({N, D}, x.options());
     Tensor hidden = at::empty({save ? P : 0, I}, x.options());
     Tensor pairs = at::empty({single ? 0 : P, D}, x.options());
-    for (int64_t e = 0; e < E; ++e) {
-      const int64_t begin = offsets[e], rows = offsets[e + 1] - begin;
-      if (rows == 0) continue;
-      Tensor in = at::empty({rows, D}, x.options());
+    T *to_tokens = y.mutable_data_ptr<T>(), *to_pairs = pairs.mutable_data_ptr<T>();
+    std::vector<Task> chosen = tasks(P);
+    bool dealt = even(chosen);
+    if (!dealt) {  // smaller pieces read the weights of an expert several times
+      std::vector<Task> pieces = tasks(ROWS);
+      dealt = even(pieces);
+      if (dealt) chosen = pieces;
+    }
+    run(chosen, dealt, [&](const Task& task, Tensor in, Tensor out, Tensor wide) {
+      const auto [e, begin, rows] = task;
       gather(x, begin, in);
-      Tensor h = save ? hidden.narrow(0, begin, rows) : at::empty({rows, I}, x.options());
+      Tensor h = save ? hidden.narrow(0, begin, rows) : wide;
       at::mm_out(h, in, w1.select(0, e).t());
       activate(e, begin, h);
-      Tensor out = in;  // its rows are used up
       at::mm_out(out, active(begin, h), w2.select(0, e).t());
-      deliver(e, begin, out, b2, true, y.mutable_data_ptr<T>(), pairs.mutable_data_ptr<T>());
-    }
-    if (!single) combine(pairs.const_data_ptr<T>(), y.mutable_data_ptr<T>());
+      deliver(e, begin, out, b2, true, to_tokens, to_pairs);
+    });
+    if (!single) combine(to_pairs, to_tokens);
     return {y, hidden};
   }
 
   // d gate of an expert's pairs, in the order of the pairs: dA . h + dy . b2.
-  void gate_gradient(int64_t expert, int64_t begin, const Tensor& d_active, const Tensor& h, const Tensor& dy, M* d_gate)
-      const {
+  void gate_gradient(
+      int64_t expert, int64_t begin, const Tensor& d_active, const Tensor& h, const Tensor& dy, M* d_gate) const {
     const T *da = d_active.const_data_ptr<T>(), *active = h.const_data_ptr<T>(), *grad = dy.const_data_ptr<T>();
     for_rows(h.size(0), I, [&](int64_t r) {
       M sum = dot(da + r * I, active + r * I, I);
@@ -201,11 +264,16 @@ struct Layer {
     const int64_t R = rows.size(0), K = rows.size(1);
     const T* data = rows.const_data_ptr<T>();
     at::parallel_for(0, K, std::max<int64_t>(64, GRAIN / std::max<int64_t>(1, R)), [&](int64_t begin, int64_t end) {
-      std::vector<M> sum(end - begin, M(0));
+      std::vector<double> sum(end - begin);
       for (int64_t r = 0; r < R; ++r)
-        for (int64_t k = begin; k < end; ++k) sum[k - begin] += M(data[r * K + k]);
+        for (int64_t k = begin; k < end; ++k) sum[k - begin] += static_cast<double>(data[r * K + k]);
       for (int64_t k = begin; k < end; ++k) out[k] = static_cast<T>(sum[k - begin]);
     });
+  }
+
+  static void product(const Tensor& stacked, int64_t expert, const Tensor& a, const Tensor& b) {
+    Tensor out = stacked.select(0, expert);
+    at::mm_out(out, a, b);
   }
 
   void scale_by_gate(int64_t begin, const Tensor& rows) const {
@@ -221,46 +289,40 @@ struct Layer {
   std::vector<Tensor> backward(const Tensor& grad, const Tensor& hidden, const std::array<bool, 6>& needs) const {
     const auto [need_x, need_w1, need_b1, need_w2, need_b2, need_gate] = needs;
     const auto options = x.options();
-    const auto made = [&](bool need, at::IntArrayRef shape) { return at::empty(need ? shape : at::IntArrayRef{0}, options); };
+    const auto made = [&](bool need, at::IntArrayRef shape) {
+      return at::empty(need ? shape : at::IntArrayRef{0}, options);
+    };
     Tensor dx = made(need_x, {N, D}), dw1 = made(need_w1, {E, I, D}), db1 = made(need_b1, {E, I});
     Tensor dw2 = made(need_w2, {E, D, I}), db2 = made(need_b2, {E, D});
     Tensor d_gate = at::empty({need_gate ? P : 0}, options.dtype(c10::CppTypeToScalarType<M>::value));
     Tensor pairs = at::empty({need_x && !single ? P : 0, D}, options);
-    for (int64_t e = 0; e < E; ++e) {
-      const int64_t begin = offsets[e], rows = offsets[e + 1] - begin;
-      if (rows == 0) {
+    for (int64_t e = 0; e < E; ++e)
+      if (offsets[e] == offsets[e + 1])
         for (const Tensor* gradient : {&dw1, &db1, &dw2, &db2})
           if (gradient->dim() > 1) gradient->select(0, e).zero_();
-        continue;
-      }
-      Tensor h = hidden.narrow(0, begin, rows);
-      Tensor dy = at::empty({rows, D}, options);
+    const std::vector<Task> experts = tasks(P);
+    run(experts, even(experts), [&](const Task& task, Tensor dy, Tensor other, Tensor dz) {
+      const auto [e, begin, rows] = task;
+      const Tensor h = hidden.narrow(0, begin, rows), act = need_w2 || need_gate ? active(begin, h) : h;
       gather(grad, begin, dy);
-      Tensor act = need_w2 || need_gate ? active(begin, h) : h;
       if (need_x || need_w1 || need_b1 || need_gate) {
-        Tensor dz = at::empty({rows, I}, options);
         at::mm_out(dz, dy, w2.select(0, e));
         if (need_gate) gate_gradient(e, begin, dz, act, dy, d_gate.mutable_data_ptr<M>());
         through_activation(begin, dz, h);
         if (need_b1) column_sums(dz, db1.mutable_data_ptr<T>() + e * I);
-        Tensor rows_D = at::empty({rows, D}, options);
         if (need_w1) {
-          gather(x, begin, rows_D);
-          Tensor out = dw1.select(0, e);
-          at::mm_out(out, dz.t(), rows_D);
+          gather(x, begin, other);
+          product(dw1, e, dz.t(), other);
         }
         if (need_x) {
-          at::mm_out(rows_D, dz, w1.select(0, e));
-          deliver(e, begin, rows_D, nullptr, false, dx.mutable_data_ptr<T>(), pairs.mutable_data_ptr<T>());
+          at::mm_out(other, dz, w1.select(0, e));
+          deliver(e, begin, other, nullptr, false, dx.mutable_data_ptr<T>(), pairs.mutable_data_ptr<T>());
         }
       }
       scale_by_gate(begin, dy);
-      if (need_w2) {
-        Tensor out = dw2.select(0, e);
-        at::mm_out(out, dy.t(), act);
-      }
+      if (need_w2) product(dw2, e, dy.t(), act);
       if (need_b2) column_sums(dy, db2.mutable_data_ptr<T>() + e * D);
-    }
+    });
     if (need_x && !single) combine(pairs.const_data_ptr<T>(), dx.mutable_data_ptr<T>());
     return {dx, dw1, db1, dw2, db2, d_gate};
   }
@@ -271,19 +333,21 @@ std::tuple<Tensor, Tensor> forward(
     const MaybeTensor& gate, const Tensor& order, const Tensor& inverse, const Tensor& token, const Tensor& offsets,
     const Tensor& token_offsets, const MaybeTensor& keep, int64_t per_token, bool gelu, bool save) {
   return AT_DISPATCH_FLOATING_TYPES_AND(at::kBFloat16, x.scalar_type(), "expert_ffn", [&] {
-    return Layer<scalar_t>(x, w1, b1, w2, b2, gate, order, inverse, token, offsets, token_offsets, keep, per_token, gelu)
-        .forward(save);
+    const Layer<scalar_t> layer(
+        x, w1, b1, w2, b2, gate, order, inverse, token, offsets, token_offsets, keep, per_token, gelu);
+    return layer.forward(save);
   });
 }
 
 std::vector<Tensor> backward(
-    const Tensor& grad, const Tensor& hidden, const Tensor& x, const Tensor& w1, const MaybeTensor& b1, const Tensor& w2,
-    const MaybeTensor& b2, const MaybeTensor& gate, const Tensor& order, const Tensor& inverse, const Tensor& token,
-    const Tensor& offsets, const Tensor& token_offsets, const MaybeTensor& keep, int64_t per_token, bool gelu,
-    std::array<bool, 6> needs) {
+    const Tensor& grad, const Tensor& hidden, const Tensor& x, const Tensor& w1, const MaybeTensor& b1,
+    const Tensor& w2, const MaybeTensor& b2, const MaybeTensor& gate, const Tensor& order, const Tensor& inverse,
+    const Tensor& token, const Tensor& offsets, const Tensor& token_offsets, const MaybeTensor& keep, int64_t per_token,
+    bool gelu, std::array<bool, 6> needs) {
   return AT_DISPATCH_FLOATING_TYPES_AND(at::kBFloat16, x.scalar_type(), "expert_ffn_backward", [&] {
-    return Layer<scalar_t>(x, w1, b1, w2, b2, gate, order, inverse, token, offsets, token_offsets, keep, per_token, gelu)
-        .backward(grad, hidden, needs);
+    const Layer<scalar_t> layer(
+        x, w1, b1, w2, b2, gate, order, inverse, token, offsets, token_offsets, keep, per_token, gelu);
+    return layer.backward(grad, hidden, needs);
   });
 }
 
