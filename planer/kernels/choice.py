@@ -89,9 +89,9 @@ def device_class(device: torch.device) -> str:
     return f"CPU {torch.backends.cpu.get_cpu_capability()}"
 
 
-def table_path(name: str, folder: Path = FOLDER) -> Path:
+def table_path(name: str) -> Path:
     """Where the table of a class of devices is."""
-    return folder / f"{re.sub(r'[^a-z0-9]+', '-', name.lower())}.json"
+    return FOLDER / f"{re.sub(r'[^a-z0-9]+', '-', name.lower())}.json"
 
 
 @cache

@@ -47,9 +47,10 @@ def _library() -> Path:
     """The shared library, built if need be."""
     from torch.utils import cpp_extension  # half a second
 
-    compiler = shutil.which(os.environ.get("CXX", "c++"))
+    name = os.environ.get("CXX", "c++")
+    compiler = shutil.which(name)
     if compiler is None:
-        raise UserError("there is no C++ compiler; install one or set CXX")
+        raise UserError(f"there is no C++ compiler {name}; install one or set CXX")
     folder = Path(os.environ.get("TORCH_EXTENSIONS_DIR") or cpp_extension.get_default_build_root())
     path = folder / f"planer-{_key(compiler)}.so"
     if path.exists():

@@ -1,0 +1,95 @@
+"""The C++ operators are built once, by whoever comes first; without a compiler there is one warning and no error."""
+
+from __future__ import annotations
+
+import logging
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from planer.kernels.cpp import build
+
+
+@pytest.fixture
+def compiler(tmp_path, monkeypatch):
+    """A compiler that takes its time, writes down that it was called, and fails when told to."""
+    path = tmp_path / "c++"
+    path.write_text(
+        f"""#!/bin/sh
+[ "$1" = --version ] && exec echo "a compiler"
+echo called >> {tmp_path}/calls
+sleep 0.3
+[ -e {tmp_path}/broken ] && {{ echo "kernel.cpp:7: error: no such thing" >&2; exit 1; }}
+while [ "$1" != -o ]; do shift; done
+echo built > "$2"
+"""
+    )
+    path.chmod(0o755)
+    monkeypatch.setenv("CXX", str(path))
+    monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path / "cache"))
+    return tmp_path
+
+
+def warnings(caplog):
+    return [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
+
+
+def test_processes_at_the_same_time_build_once(compiler):
+    command = [sys.executable, "-c", "from planer.kernels.cpp import build; print(build._library())"]
+    root = Path(__file__).parents[2]
+    processes = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=root) for _ in range(3)]
+    paths = {process.communicate()[0].strip() for process in processes}
+    assert [process.returncode for process in processes] == [0, 0, 0]
+    assert len(paths) == 1 and Path(paths.pop()).read_text() == "built\n"
+    assert (compiler / "calls").read_text() == "called\n"
+
+
+def test_a_killed_build_stands_in_nobodys_way(compiler):
+    path = build._library()
+    path.rename(path.with_name(f".{path.name}.1.tmp"))
+    assert path.with_suffix(".lock").exists()
+    assert build._library() == path and path.exists()
+
+
+@pytest.mark.parametrize("change", ["source", "instructions", "version"])
+def test_changes_build_anew(compiler, monkeypatch, change, tmp_path):
+    before = build._library()
+    if change == "source":
+        (tmp_path / "other.cpp").write_text("")
+        monkeypatch.setattr(build, "SOURCES", [tmp_path / "other.cpp"])
+    elif change == "instructions":
+        monkeypatch.setattr(build, "_processor", lambda: "another")
+    else:
+        monkeypatch.setattr(build.torch, "__version__", "9.9")
+    assert build._library() != before
+
+
+def test_no_compiler_is_one_warning(compiler, monkeypatch, caplog):
+    monkeypatch.setenv("CXX", "/no/such/compiler")
+    assert not build.available.__wrapped__()
+    assert warnings(caplog) == [
+        "no C++ kernels, PyTorch's take their place: there is no C++ compiler /no/such/compiler; install one or set CXX"
+    ]
+
+
+def test_a_failing_compiler_is_one_warning(compiler, caplog):
+    (compiler / "broken").touch()
+    assert not build.available.__wrapped__()
+    (line,) = warnings(caplog)
+    assert "failed with status 1: kernel.cpp:7: error: no such thing" in line and "\n" not in line
+    assert not list((compiler / "cache").glob("*.so"))
+
+
+def test_a_file_that_is_no_library_is_one_warning(compiler, caplog):
+    assert not build.available.__wrapped__()
+    assert len(warnings(caplog)) == 1
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_a_cache_that_cannot_be_written_is_one_warning(compiler, monkeypatch, caplog):
+    monkeypatch.setenv("TORCH_EXTENSIONS_DIR", "/proc/nowhere")
+    assert not build.available.__wrapped__()
+    assert len(warnings(caplog)) == 1
