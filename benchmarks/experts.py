@@ -16,9 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from planer.blocks.block import linear_fp32
 from planer.kernels.expert_ffn import expert_ffn
-from planer.kernels.routing import top_k
+from planer.kernels.gate import route
 from planer.latency.gates import zipf_shares
 
 ROUTINGS = ("balanced", "zipf", "half", "one_hot")
@@ -67,8 +66,8 @@ class Case:
 
     def mixture(self, backend: str) -> Callable[[], Tensor]:
         def call() -> Tensor:
-            pairs, _ = top_k(linear_fp32(self.x, self.gate), self.k)
-            return expert_ffn(self.x, *self.weights, pairs, backend=backend)
+            pairs, _, grouped = route(self.x, self.gate, self.k, probabilities=False)
+            return expert_ffn(self.x, *self.weights, pairs, backend=backend, grouped=grouped)
 
         return call
 
@@ -110,7 +109,7 @@ def transformers_mixture(mixture: Case) -> Callable[[], Tensor]:
     def call() -> Tensor:
         from transformers.integrations.moe import grouped_mm_experts_forward
 
-        pairs, _ = top_k(linear_fp32(mixture.x, mixture.gate), mixture.k)
+        pairs, _, _ = route(mixture.x, mixture.gate, mixture.k, probabilities=False)
         index, gate = (t.view(-1, mixture.k) for t in (pairs.expert, pairs.gate.to(mixture.x.dtype)))
         return grouped_mm_experts_forward(experts, mixture.x, index, gate)
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 
@@ -81,16 +80,3 @@ class SkipBlock(nn.Module):
     def forward(self, x: Tensor, segment: Segment, memory=None) -> tuple[Tensor, None]:
         """Returns x itself."""
         return x, None
-
-
-def linear_fp32(x: Tensor, weight: Tensor) -> Tensor:
-    """x weight^T in at least single precision, whatever the autocast: routers decide discretely (Switch, section 2.4).
-
-    x: [..., D]; weight: [O, D].  Returns [..., O].
-    """
-    dtype = torch.promote_types(x.dtype, torch.float32)
-    x, weight = x.to(dtype), weight.to(dtype)
-    if not torch.is_autocast_enabled(x.device.type):
-        return F.linear(x, weight)
-    with torch.autocast(x.device.type, enabled=False):
-        return F.linear(x, weight)

@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from planer import architecture
-from planer.blocks.block import linear_fp32
 from planer.kernels.dynamic_ffn import dynamic_ffn
+from planer.kernels.gate import linear_fp32
 from planer.kernels.routing import threshold
 
 

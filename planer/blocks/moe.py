@@ -9,9 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from planer import architecture
-from planer.blocks.block import linear_fp32
 from planer.kernels.expert_ffn import expert_ffn
-from planer.kernels.routing import count, top_k
+from planer.kernels.gate import route
 
 
 class Experts(nn.Module):
@@ -51,11 +50,11 @@ class MoE(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """[..., D] to [..., D]; each position on its own."""
         tokens = x.flatten(0, -2)
-        pairs, probabilities = top_k(linear_fp32(tokens, self.gate), self.top_k)
-        self.load = count(pairs)
+        pairs, probabilities, grouped = route(tokens, self.gate, self.top_k, probabilities=self.training)
+        self.load = grouped.offsets.diff()
         self.balance = balance_loss(self.load, probabilities) if self.training else None
         e = self.experts
-        y = expert_ffn(tokens, e.w1, e.b1, e.w2, e.b2, pairs, self.dropout.p, self.training)
+        y = expert_ffn(tokens, e.w1, e.b1, e.w2, e.b2, pairs, self.dropout.p, self.training, grouped=grouped)
         return self.dropout(y).view_as(x)
 
 

@@ -42,12 +42,14 @@ def expert_ffn(
     training: bool = False,
     activation: str = "relu",
     backend: str = "auto",
+    grouped: Plan | None = None,
 ) -> Tensor:
     """Apply each expert to its tokens and sum a token's experts, weighted by their gates.
 
     x: [N, D]; w1: [E, I, D]; b1: [E, I] or None; w2: [E, D, I]; b2: [E, D] or None.  Returns [N, D].
     FFN_e(x) = w2[e] dropout(act(w1[e] x + b1[e])) + b2[e] with act = relu or gelu; dropout acts in training.
     backend: one of BACKENDS, or ``auto`` for the one that the table of this device names (``planer.kernels.choice``).
+    grouped: the plan of pairs, if there is one.
 
     Experts without tokens get gradients of exactly zero.  Under autocast all products run in its precision.
     Raises ValueError for an unknown activation or backend, and where a backend cannot run.
@@ -64,7 +66,7 @@ def expert_ffn(
     gate = pairs.gate
     if gate is not None:
         gate = gate.to(torch.promote_types(x.dtype, torch.float32))
-    grouped = plan(pairs)
+    grouped = grouped or plan(pairs)
     keep = None
     if training and dropout:
         keep = F.dropout(x.new_ones(grouped.token.shape[0], w1.shape[1]), dropout)
@@ -159,21 +161,22 @@ def _backend(name: str, layer: Layer, training: bool) -> Loop | GroupedMM | Cpp 
     """The backend of a call, ready to run; ``auto`` is the best of the device's table that can run it."""
     num_experts, d_inner, d_model = layer.w1.shape
     kind = layer.x.device, layer.x.dtype
-
-    def unsupported(backend: str) -> str | None:
-        if backend == "grouped_mm":
-            return GroupedMM.unsupported(*kind, d_model, d_inner)
-        return None if backend == "loop" else CLASSES[backend].unsupported(*kind)
-
     if name == "auto":
         pairs, tokens = layer.plan.token.shape[0], layer.x.shape[0]
         share = pairs / max(1, tokens * num_experts)
         mode = "training" if training else "inference"
         order = choice.order("expert_ffn", *kind, mode, tokens, d_inner, share)
-        name = next(backend for backend in (*order, "loop") if unsupported(backend) is None)
-    elif reason := unsupported(name):
+        name = next(backend for backend in (*order, "loop") if unsupported(backend, *kind, d_model, d_inner) is None)
+    elif reason := unsupported(name, *kind, d_model, d_inner):
         raise ValueError(f"expert_ffn: backend {name} {reason}")
     return CLASSES[name](layer)
+
+
+def unsupported(backend: str, device: torch.device, dtype: torch.dtype, *widths: int) -> str | None:
+    """Why a backend cannot run with such numbers and widths of layers, or None."""
+    if backend == "grouped_mm":
+        return GroupedMM.unsupported(device, dtype, *widths)
+    return None if backend == "loop" else CLASSES[backend].unsupported(device, dtype)
 
 
 @register_flop_formula(torch.ops.aten._grouped_mm)

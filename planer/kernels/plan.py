@@ -6,11 +6,11 @@ Letters in shapes: N tokens, E experts, P pairs.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from importlib.util import find_spec
 
 import torch
 from torch import Tensor
 
+from planer.kernels import triton
 from planer.kernels.routing import Pairs
 
 
@@ -37,7 +37,7 @@ class Plan:
 
 def plan(pairs: Pairs) -> Plan:
     """Group pairs by expert; on a GPU without waiting for it."""
-    if pairs.expert.is_cuda and find_spec("triton"):
+    if pairs.expert.is_cuda and triton.AVAILABLE:
         return Plan(*_plan_on_gpu(pairs.expert, pairs.token, pairs.num_tokens, pairs.num_experts, pairs.per_token))
     return plan_reference(pairs)
 

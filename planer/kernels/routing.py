@@ -65,9 +65,3 @@ def threshold(scores: Tensor, tau: float) -> Tensor:
     if not 0.0 <= tau <= 1.0:
         raise ValueError(f"threshold: tau is {tau}; allowed: 0 to 1")
     return scores >= tau * scores.amax(dim=-1, keepdim=True)
-
-
-def count(pairs: Pairs) -> Tensor:
-    """Pairs of each expert, [E].  Unlike bincount it does not make a GPU wait."""
-    counts = torch.zeros(pairs.num_experts, dtype=torch.int64, device=pairs.expert.device)
-    return counts.scatter_add_(0, pairs.expert, torch.ones_like(pairs.expert))

@@ -11,6 +11,7 @@ import torch
 pytest.importorskip("triton")
 
 from planer.kernels.expert_ffn import expert_ffn  # noqa: E402
+from planer.kernels.gate import linear_fp32, route  # noqa: E402
 from planer.kernels.plan import plan, plan_reference  # noqa: E402
 from planer.kernels.routing import top_k  # noqa: E402
 from tests.kernels.checks import EXPERTS, Layer, check, results, rounded  # noqa: E402
@@ -105,6 +106,23 @@ def test_the_plan_is_that_of_pytorch(tokens, experts, k, routing):
     for ours, expected in zip(vars(plan(pairs)).values(), vars(plan_reference(pairs)).values(), strict=True):
         assert ours.dtype == expected.dtype
         assert ours.equal(expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("k", [1, 2, 8])
+def test_the_fused_gate_chooses_as_pytorch_does(k, dtype):
+    x, weight = (torch.randn(n, 512, device=CUDA).to(dtype) for n in (12_289, 8))
+    pairs, _, grouped = route(x, weight, k, probabilities=False)
+    logits = linear_fp32(x, weight)
+    expected, _ = top_k(logits, k)
+    best = logits.double().sort(descending=True).values
+    clear = ((best[:, : min(k, 7)] - best[:, 1 : min(k, 7) + 1]).amin(dim=1) > 1e-3).repeat_interleave(k)
+    assert clear.float().mean() > 0.9
+    assert pairs.expert[clear].equal(expected.expert[clear])
+    torch.testing.assert_close(pairs.gate[clear], expected.gate[clear], rtol=1e-4, atol=1e-5)
+    for ours, reference in zip(vars(grouped).values(), vars(plan_reference(pairs)).values(), strict=True):
+        assert ours.equal(reference)
+    torch.library.opcheck(torch.ops.planer.route, (x, weight, k))
 
 
 def mixture(x, logits, weights, k=2):

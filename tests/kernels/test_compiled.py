@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import os
 import re
 import subprocess
@@ -23,7 +24,7 @@ triton = pytest.importorskip("triton")
 from triton.backends.compiler import GPUTarget  # noqa: E402
 from triton.compiler import ASTSource  # noqa: E402
 
-from planer.kernels.triton import dynamic_ffn, expert_ffn, plan, tiles  # noqa: E402
+from planer.kernels.triton import dynamic_ffn, expert_ffn, gate, plan, tiles  # noqa: E402
 
 SHARED_MEMORY = 232_448
 """Bytes that a block may have on Hopper."""
@@ -158,6 +159,10 @@ def everything() -> list[Launch]:
         for tokens in (12_288, 512):
             found += layer(kind, tokens, 1, activation="gelu", gated=False)
         found += dynamic(kind, 12_288) + dynamic(kind, 64)
+    for dtype in (torch.bfloat16, torch.float32):
+        x, weight = meta(12_288, D, dtype=dtype), meta(EXPERTS, D, dtype=dtype)
+        for k in (1, 2):
+            found += launches(functools.partial(gate.gate, x, weight, k))
     expert = meta(24_576, dtype=torch.int64)
     found += launches(lambda: plan.plan(expert, expert, EXPERTS, 2))
     found += launches(lambda: plan.plan(expert, expert, 128, None))

@@ -7,9 +7,9 @@ import torch
 
 from planer.architecture import Architecture, Attention, DynamicMoE, FeedForward, MoE
 from planer.blocks import build_block
-from planer.blocks.block import linear_fp32
 from planer.blocks.moe import balance_loss
 from planer.kernels.dynamic_ffn import dynamic_ffn_reference
+from planer.kernels.gate import linear_fp32
 from planer.model import LanguageModel, initialise
 
 D = 8

@@ -1,4 +1,4 @@
-"""Routing: which experts a token gets, and how many tokens an expert."""
+"""Routing: which experts a token gets."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from planer.kernels.routing import Pairs, count, threshold, top_k
+from planer.kernels.routing import threshold, top_k
 
 
 def test_top_1_gate_is_the_probability():
@@ -38,11 +38,6 @@ def test_ties_go_to_the_lowest_expert(k):
 def test_top_k_refuses_impossible_k(k):
     with pytest.raises(ValueError, match=f"k is {k}; allowed: 1 to 4"):
         top_k(torch.zeros(2, 4), k)
-
-
-def test_count():
-    expert = torch.tensor([2, 0, 2, 2])
-    assert count(Pairs(torch.arange(4), expert, None, 4, 4)).tolist() == [1, 0, 3, 0]
 
 
 def test_threshold_compares_with_the_tokens_own_maximum():

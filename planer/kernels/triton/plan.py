@@ -27,7 +27,7 @@ def _count(expert, counts, P, E, B: tl.constexpr, EP: tl.constexpr):
 @triton.jit(do_not_specialize=["P"])
 def _place(
     expert, token, counts, order, inverse, sorted_token, offsets, token_offsets, P, E,
-    K: tl.constexpr, B: tl.constexpr, EP: tl.constexpr, BT: tl.constexpr,
+    K: tl.constexpr, B: tl.constexpr, BP: tl.constexpr, EP: tl.constexpr, BT: tl.constexpr,
 ):  # fmt: skip
     """A pair's place: pairs of smaller experts, those of its expert in earlier tiles, and in its tile before it."""
     tile = tl.program_id(0)
@@ -44,21 +44,23 @@ def _place(
     if tile == 0:
         tl.store(offsets + e, first.to(tl.int64), mask=e < E)
         tl.store(offsets + E, P)
-    p = tile * B + tl.arange(0, B)
-    chosen = tl.load(expert + p, mask=p < P, other=-1)
+    i = tl.arange(0, BP)  # B and the next power of two
+    p = tile * B + i
+    live = (i < B) & (p < P)
+    chosen = tl.load(expert + p, mask=live, other=-1)
     hits = (chosen[:, None] == e[None, :]).to(tl.int32)
     place = (first + before)[None, :] + tl.cumsum(hits, axis=0) - hits
     place = tl.sum(place * hits, axis=1).to(tl.int64)
     if K > 0:
         owner = (p // K).to(tl.int64)
-        tl.store(token_offsets + owner, p, mask=(p < P) & (p % K == 0))
+        tl.store(token_offsets + owner, p, mask=live & (p % K == 0))
         if tile == 0:
             tl.store(token_offsets + P // K, P)
     else:
-        owner = tl.load(token + p, mask=p < P, other=0)
-    tl.store(inverse + p, place, mask=p < P)
-    tl.store(order + place, p.to(tl.int64), mask=p < P)
-    tl.store(sorted_token + place, owner, mask=p < P)
+        owner = tl.load(token + p, mask=live, other=0)
+    tl.store(inverse + p, place, mask=live)
+    tl.store(order + place, p.to(tl.int64), mask=live)
+    tl.store(sorted_token + place, owner, mask=live)
 
 
 def plan(
@@ -73,15 +75,24 @@ def plan(
     padded = max(triton.next_power_of_2(num_experts), 2)
     tile = max(ELEMENTS // padded, 16)
     grid = (max(triton.cdiv(num_pairs, tile), 1),)
-    order, inverse, sorted_token = (torch.empty_like(expert) for _ in range(3))
-    offsets = expert.new_empty(num_experts + 1)
-    token_offsets = expert.new_empty(num_pairs // per_token + 1) if per_token else None
     counts = expert.new_empty(grid[0], num_experts, dtype=torch.int32)
     with torch.cuda.device_of(expert):
         _count[grid](expert, counts, num_pairs, num_experts, B=tile, EP=padded)
-        _place[grid](
-            expert, token, counts, order, inverse, sorted_token, offsets, token_offsets,
-            num_pairs, num_experts,
-            K=per_token or 0, B=tile, EP=padded, BT=tile,
+    return place(expert, token, counts, tile, per_token)
+
+
+def place(
+    expert: Tensor, token: Tensor, counts: Tensor, tile: int, per_token: int | None
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor | None]:
+    """The second launch.  counts: [tiles, E] int32, pairs of each tile of so many pairs that go to each expert."""
+    num_pairs, (tiles, num_experts) = expert.shape[0], counts.shape
+    order, inverse, sorted_token = (torch.empty_like(expert) for _ in range(3))
+    offsets = expert.new_empty(num_experts + 1)
+    token_offsets = expert.new_empty(num_pairs // per_token + 1) if per_token else None
+    padded = max(triton.next_power_of_2(num_experts), 2)
+    with torch.cuda.device_of(expert):
+        _place[tiles,](
+            expert, token, counts, order, inverse, sorted_token, offsets, token_offsets, num_pairs, num_experts,
+            K=per_token or 0, B=tile, BP=triton.next_power_of_2(tile), EP=padded, BT=max(ELEMENTS // padded, 16),
         )  # fmt: skip
     return order, inverse, sorted_token, offsets, token_offsets

@@ -67,6 +67,10 @@ DYNAMIC = {
 }
 
 
+GATE = Tile(32, 16, 128, 4, 3)
+"""Tokens (m) of a program of the gate, and the part of their rows (k) taken at a time."""
+
+
 def arithmetic(dtype: torch.dtype) -> str:
     """half, tf32 or ieee: float32 products use TF32 where PyTorch's own do."""
     if dtype != torch.float32:
