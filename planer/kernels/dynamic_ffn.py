@@ -62,7 +62,7 @@ _library.define(
 def _run(x: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor, mask: Tensor, backend: str) -> Tensor:
     if backend == "auto":
         backend = _best(x, w1, mask)
-    elif reason := unsupported(backend, x.device, x.dtype):
+    elif reason := unsupported(backend, x.device, x.dtype, x.shape[1]):
         raise ValueError(f"dynamic_ffn: backend {backend} {reason}")
     return getattr(dynamic, backend)(x, w1, b1, w2, b2, mask)
 
@@ -86,10 +86,10 @@ def _best(x: Tensor, w1: Tensor, mask: Tensor) -> str:
     if not x.is_cuda:  # there, the count would have to be waited for
         share = choice.bucket(mask.count_nonzero().item() / max(1, mask.numel()))
     order = choice.order("dynamic_ffn", x.device, x.dtype, "inference", tokens, w1.shape[0] // experts, share)
-    return next(name for name in (*order, "masked_dense") if unsupported(name, x.device, x.dtype) is None)
+    return next(name for name in (*order, "masked_dense") if unsupported(name, x.device, x.dtype, x.shape[1]) is None)
 
 
-def unsupported(backend: str, device: torch.device, dtype: torch.dtype) -> str | None:
+def unsupported(backend: str, device: torch.device, dtype: torch.dtype, d_model: int) -> str | None:
     """Why a backend cannot run on such arguments, or None."""
     if backend == "triton":
         return triton.unsupported(device, dtype)
