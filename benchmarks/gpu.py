@@ -8,9 +8,7 @@ standard output.  --device cpu --small rehearses the whole on a CPU with sizes t
 from __future__ import annotations
 
 import argparse
-import datetime
 import os
-import re
 import sys
 import time
 import traceback
@@ -26,9 +24,9 @@ import torch.nn.functional as F  # noqa: E402
 
 from benchmarks.experts import ROUTINGS, Sizes, case, forward_backward, providers  # noqa: E402
 from benchmarks.graphs import Candidate, candidate, interleaved  # noqa: E402
+from benchmarks.output import RESULTS, table, write_results  # noqa: E402
 from planer.architecture import Architecture, Attention, FeedForward, MoE, Skip, from_notation  # noqa: E402
 from planer.config import WorkloadConfig  # noqa: E402
-from planer.files import write_json  # noqa: E402
 from planer.kernels.dynamic_ffn import dynamic_ffn  # noqa: E402
 from planer.latency.networks import Pool, timed_forward  # noqa: E402
 
@@ -238,14 +236,6 @@ def networks(session: Session) -> None:
     table("Networks: us (ratio to baseline)", ["network", *head], list(lines.values()))
 
 
-def table(title: str, head: list[str], lines: list[list[str]]) -> None:
-    """Print a table; columns as wide as they need to be."""
-    print(f"\n{title}")
-    widths = [max(len(row[i]) for row in (head, *lines) if i < len(row)) for i in range(len(head))]
-    for row in (head, *lines):
-        print("  ".join(text.ljust(width) for text, width in zip(row, widths, strict=False)).rstrip())
-
-
 def verdict(session: Session) -> None:
     """Where the mixtures of experts stand against LIMITS and against the loop."""
     lines = []
@@ -278,7 +268,7 @@ def main() -> None:
     parser.add_argument("--small", action="store_true", help="sizes that only show that everything runs")
     parser.add_argument("--seconds", type=float, default=330, help="start no further comparison after this long")
     parser.add_argument("--sections", default=",".join(SECTIONS), help=f"default: {','.join(SECTIONS)}")
-    parser.add_argument("--results", type=Path, default=Path(__file__).parent / "results")
+    parser.add_argument("--results", type=Path, default=RESULTS)
     options = parser.parse_args()
     if options.device == "cuda" and not torch.cuda.is_available():
         sys.exit("benchmarks/gpu.py: there is no CUDA device; --device cpu --small rehearses on a CPU")
@@ -299,13 +289,8 @@ def main() -> None:
     verdict(session)
     for what, reason in session.left_out.items():
         print(f"left out: {what}: {reason}")
-    date = datetime.date.today().isoformat()
-    suffix = "-small" if options.small else ""
-    path = options.results / f"{re.sub(r'[^a-z0-9]+', '-', name.lower())}{suffix}-{date}.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    about = {"device": name, "torch": torch.__version__, "date": date, "rounds": session.rounds}
-    write_json(path, {**about, "left_out": session.left_out, "rows": session.rows})
-    print(f"written: {path}")
+    content = {"rounds": session.rounds, "left_out": session.left_out, "rows": session.rows}
+    write_results(options.results, name, content, "-small" if options.small else "")
 
 
 if __name__ == "__main__":
