@@ -91,7 +91,7 @@ def providers(sizes: Sizes, mixture: Case, backends: tuple[str, ...]) -> Iterato
     x, (w1, b1, w2, b2) = mixture.x, mixture.weights
 
     def dense(w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor) -> Tensor:
-        return F.linear(F.relu(F.linear(x, w1, b1)), w2, b2)
+        return F.linear(F.linear(x, w1, b1).relu_(), w2, b2)
 
     one = tuple(w[0].detach().clone().requires_grad_() for w in mixture.weights)
     yield "dense", functools.partial(dense, *one), (x, *one)
