@@ -36,7 +36,7 @@ test: $(INSTALLED)  ## run the tests (CORES=2)
 gpu:  ## test and time the kernels on this machine's GPU with its own packages (GPU_PYTHON=python3 GPU_FLAGS=)
 	status=0; \
 	timeout 200 $(GPU_PYTHON) -m pytest -q tests/gpu \
-		$$($(GPU_PYTHON) -c 'import xdist' 2>/dev/null && echo --numprocesses 8 --dist worksteal) || status=$$?; \
+		$$($(GPU_PYTHON) -c 'import xdist' 2>/dev/null && echo --numprocesses 12 --dist worksteal) || status=$$?; \
 	$(GPU_PYTHON) benchmarks/gpu.py $(GPU_FLAGS) || status=$$?; \
 	exit $$status
 

@@ -69,8 +69,9 @@ class Session:
             medians[name] = float(np.median(us))
             p10, p90 = (float(v) for v in np.percentile(us, (10, 90)))
             times = {"us": medians[name], "p10_us": p10, "p90_us": p90, "n": len(us), "ratio": medians[name] / first}
+            graphed = ready[name].graphed or what.get("execution") == "graph"
             rate = {"tflops": flops[name] / medians[name] / 1e6} if flops[name] else {}
-            self.rows.append({**what, "provider": name, "graph": ready[name].graphed, **times, **rate})
+            self.rows.append({**what, "provider": name, "graph": graphed, **times, **rate})
         return medians
 
     def leave_out(self, what: str, error: Exception) -> None:
@@ -255,7 +256,7 @@ def verdict(session: Session) -> None:
         if row["provider"] == "triton" and loop["provider"] == "loop" and row["us"] > loop["us"]
         and all(row[key] == loop[key] for key in ("tokens", "k", "routing", "mode"))
     ]  # fmt: skip
-    if any(row["provider"] == "triton" for row in experts):
+    if session.device.type == "cuda":
         print("\ntriton slower than the loop:", "; ".join(slower) or "nowhere")
 
 

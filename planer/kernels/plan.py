@@ -63,13 +63,13 @@ def _plan_on_gpu(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     from planer.kernels.triton.plan import plan as launch
 
-    *grouped, token_offsets = launch(expert, token, num_experts, per_token)
+    *grouped, token_offsets = launch(expert.contiguous(), token.contiguous(), num_experts, per_token)
     return *grouped, _offsets(token, num_tokens) if token_offsets is None else token_offsets
 
 
 @_plan_on_gpu.register_fake
 def _(expert, token, num_tokens, num_experts, per_token):
-    order, inverse, sorted_token = (torch.empty_like(expert) for _ in range(3))
+    order, inverse, sorted_token = (expert.new_empty(expert.shape) for _ in range(3))
     return order, inverse, sorted_token, expert.new_empty(num_experts + 1), expert.new_empty(num_tokens + 1)
 
 

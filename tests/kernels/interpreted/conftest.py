@@ -12,7 +12,7 @@ from planer.kernels.triton import combine, plan, tiles
 
 @pytest.fixture(autouse=True)
 def small_tiles(monkeypatch):
-    """16 x 32, 16 at a time; a test may ask for others by calling the fixture."""
+    """16 x 32, 32 at a time; a test may ask for others by calling the fixture."""
 
     def use(tile: tiles.Tile) -> None:
         for key in tiles.GROUPED:
@@ -20,7 +20,7 @@ def small_tiles(monkeypatch):
         for key in tiles.DYNAMIC:
             monkeypatch.setitem(tiles.DYNAMIC, key, tile)
 
-    use(tiles.Tile(16, 32, 16, 4, 2))
+    use(tiles.Tile(16, 32, 32, 4, 2))
     monkeypatch.setattr(plan, "ELEMENTS", 128)
     monkeypatch.setattr(combine, "WIDTH", 16)
     return use

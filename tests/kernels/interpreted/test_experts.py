@@ -24,7 +24,7 @@ def test_half_precision(layer, dtype):
     check(layer, dtype)
 
 
-@pytest.mark.parametrize("tile", [Tile(32, 16, 32, 4, 2), Tile(32, 32, 32, 4, 2)])
+@pytest.mark.parametrize("tile", [Tile(32, 16, 32, 4, 2), Tile(32, 32, 16, 4, 2)])
 def test_other_tiles(tile, small_tiles):
     small_tiles(tile)
     check(Layer(tokens=48, d_model=64, d_inner=48, k=2), torch.float32)
