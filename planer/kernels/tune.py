@@ -25,6 +25,9 @@ from planer.training.progress import progress
 from planer.training.runtime import keep_freed_memory, resolve_device
 
 EXPERTS = 8
+TIE = 0.03
+"""Backends so near to the fastest count as equal, and the first of PREFERRED stands before the others."""
+PREFERRED = ("triton", "cpp", "grouped_mm", "loop", "rows", "masked_dense")
 SMALL_TOKENS = 16
 """Backends that go token by token are not tried with more tokens."""
 
@@ -109,8 +112,10 @@ def tuned(case: Case, device: torch.device, rounds: int, seconds: float) -> dict
     """
     calls = case.calls(device)
     with torch.set_grad_enabled(case.mode == "training"):
-        ms = by_round(measure(calls, rounds, 1, 0, seconds, device)).median().sort_values()
-    row = {**vars(case), "backends": list(ms.index), "ms": [float(f"{value:.4g}") for value in ms]}
+        ms = by_round(measure(calls, rounds, 1, 0, seconds, device)).median().to_dict()
+    fastest = min(ms.values())
+    order = sorted(ms, key=lambda name: (max(ms[name] / fastest, 1 + TIE), PREFERRED.index(name)))
+    row = {**vars(case), "backends": order, "ms": [float(f"{ms[name]:.4g}") for name in order]}
     return {**row, "share": None} if device.type == "cuda" and case.operation == "dynamic_ffn" else row
 
 

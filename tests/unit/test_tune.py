@@ -1,0 +1,71 @@
+"""Tuning writes a table that the choice reads, the fastest backend first."""
+
+from __future__ import annotations
+
+import json
+
+import pandas as pd
+import pytest
+import torch
+
+from planer.files import UserError
+from planer.kernels import choice, tune
+
+CPU = torch.device("cpu")
+SMALL = [
+    tune.Case("expert_ffn", "float32", "training", 8, 16, 0.25),
+    tune.Case("expert_ffn", "bfloat16", "inference", 8, 16, 0.125),
+    tune.Case("dynamic_ffn", "float32", "inference", 2, 128, 0.1),
+]
+
+
+def test_the_written_table_is_read(tmp_path, monkeypatch):
+    monkeypatch.setattr(tune, "cases", lambda device: SMALL)
+    path = tmp_path / "table.json"
+    threads = torch.get_num_threads()
+    try:
+        tune.main(["--device", "cpu", "--rounds", "3", "--threads", "1", "--output", str(path)])
+    finally:
+        torch.set_num_threads(threads)
+    table = json.loads(path.read_text())
+    assert table["device"] == choice.device_class(CPU) and table["measured"] and table["threads"] == 1
+    assert len(table["rows"]) == len(SMALL)
+    for case, row in zip(SMALL, table["rows"], strict=True):
+        assert (
+            choice.nearest(
+                table["rows"], case.operation, case.dtype, case.mode, case.tokens, case.expert_size, case.share
+            )
+            == row
+        )
+        assert len(row["backends"]) == len(row["ms"]) >= 2
+    assert "rows" in table["rows"][2]["backends"], "a few tokens may be computed one by one"
+
+
+@pytest.mark.parametrize(
+    ("loop", "grouped_mm", "cpp", "expected"),
+    [
+        (1.0, 2.0, 3.0, ["loop", "grouped_mm", "cpp"]),
+        (1.0, 2.0, 1.02, ["cpp", "loop", "grouped_mm"]),
+        (1.0, 0.5, 0.52, ["grouped_mm", "cpp", "loop"]),
+    ],
+)
+def test_order_of_backends(monkeypatch, loop, grouped_mm, cpp, expected):
+    """By their medians; what hardly differs by preference."""
+    medians = {"loop": loop, "grouped_mm": grouped_mm, "cpp": cpp}
+    rows = [(name, number, ms + number - 1) for name, ms in medians.items() for number in range(3)]
+    monkeypatch.setattr(tune, "measure", lambda *_: pd.DataFrame(rows, columns=["name", "round", "ms"]))
+    row = tune.tuned(SMALL[0], CPU, 3, 1.0)
+    assert row["backends"] == expected and row["ms"] == [medians[name] for name in expected]
+
+
+def test_every_case_has_backends_that_run_on_a_cpu():
+    for case in tune.cases(CPU):
+        assert 0 < case.share <= 1
+    calls = SMALL[2].calls(CPU)
+    assert {"masked_dense", "loop", "rows"} <= calls.keys() and "triton" not in calls
+
+
+@pytest.mark.parametrize("options", [["--rounds", "1"], ["--threads", "0"], ["--device", "tpu"]])
+def test_mistakes_are_one_line(options):
+    with pytest.raises(UserError):
+        tune.main(options)
