@@ -9,7 +9,7 @@ GPU_PYTHON ?= python3
 export PATH := $(abspath $(VENV))/bin:$(PATH)
 INSTALLED := $(VENV)/.installed
 
-.PHONY: help venv demo test gpu lint ui lock
+.PHONY: help venv demo test gpu bench lint ui lock
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-6s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -39,6 +39,9 @@ gpu:  ## test and time the kernels on this machine's GPU with its own packages (
 		$$($(GPU_PYTHON) -c 'import xdist' 2>/dev/null && echo --numprocesses 12 --dist worksteal) || status=$$?; \
 	$(GPU_PYTHON) benchmarks/gpu.py $(GPU_FLAGS) || status=$$?; \
 	exit $$status
+
+bench: $(INSTALLED)  ## time the kernels on this CPU; leave it alone meanwhile (5 minutes)
+	python benchmarks/cpu.py
 
 lint: $(INSTALLED)  ## check style and rules
 	ruff check .
