@@ -164,7 +164,7 @@ def cells(row: dict[str, dict], columns: tuple[str, ...]) -> list[str]:
 
 
 def verdict(row: dict, bar: float | None) -> list[str]:
-    return [f"{bar:.2f}", "reached" if row["ratio"] <= bar else "MISSED"] if bar else []
+    return [] if bar is None else [f"{bar:.2f}", "reached" if row["ratio"] <= bar else "MISSED"]
 
 
 def main() -> None:
