@@ -102,7 +102,7 @@ def compiled(launch: Launch) -> Code:
         constexprs={(names.index(name),): value for name, value in launch.constants},
         attrs={(position,): [["tt.divisibility", 16]] for position in launch.divisible},
     )
-    options = {"num_warps": launch.warps, "num_stages": launch.stages}
+    options = {"num_warps": launch.warps, "num_stages": launch.stages, "enable_fp_fusion": True}
     code = triton.compile(source, target=GPUTarget("cuda", 90, 32), options=options)
     tool = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
@@ -124,7 +124,7 @@ def meta(*shape, dtype):
     return torch.empty(*shape, dtype=dtype, device="meta")
 
 
-def layer(kind, tokens, k, activation="relu", gated=True) -> list[Launch]:
+def layer(kind, tokens, k, activation="relu", gated=True, dropout=False) -> list[Launch]:
     """Launches of experts forward and backward, top-k; k = 0 for tokens with their own number of pairs."""
     dtype, tf32 = KINDS[kind]
     pairs = tokens * max(k, 1)
@@ -133,7 +133,8 @@ def layer(kind, tokens, k, activation="relu", gated=True) -> list[Launch]:
     gate = meta(pairs, dtype=torch.float32) if gated else None
     order, inverse, token = (meta(pairs, dtype=torch.int64) for _ in range(3))
     offsets, token_offsets = meta(EXPERTS + 1, dtype=torch.int64), meta(tokens + 1, dtype=torch.int64)
-    arguments = x, w1, b1, w2, b2, gate, order, inverse, token, offsets, token_offsets, None, activation, k or None
+    keep = meta(pairs, INNER, dtype=dtype) if dropout else None
+    arguments = x, w1, b1, w2, b2, gate, order, inverse, token, offsets, token_offsets, keep, activation, k or None
 
     def call():
         y, saved = expert_ffn.forward(*arguments)
@@ -157,7 +158,9 @@ def everything() -> list[Launch]:
         for tokens, k in ((12_288, 1), (4_096, 1), (512, 1), (12_288, 2), (12_288, 0)):
             found += layer(kind, tokens, k)
         for tokens in (12_288, 512):
-            found += layer(kind, tokens, 1, activation="gelu", gated=False)
+            found += layer(kind, tokens, 1, activation="gelu", dropout=True)
+        for tokens in (12_288, 4_096, 512):
+            found += layer(kind, tokens, 1, dropout=True)
         found += dynamic(kind, 12_288) + dynamic(kind, 64)
     for dtype in (torch.bfloat16, torch.float32):
         x, weight = meta(12_288, D, dtype=dtype), meta(EXPERTS, D, dtype=dtype)

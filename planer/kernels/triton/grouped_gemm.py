@@ -30,31 +30,39 @@ def _grouped_gemm(
         return
     p = row + tl.arange(0, BM)
     live = p < end
-    n = (tl.program_id(0) % columns) * BN + tl.arange(0, BN)
+    first = (tl.program_id(0) % columns) * BN
     if a_rows is not None:
         source = tl.load(a_rows + p, mask=live, other=0)
     else:
         source = tl.minimum(p, end - 1).to(tl.int64)
     weight = w + expert.to(tl.int64) * (N * K)
-    result = product(a, source, weight, n, N, K, TRANSPOSED, PRECISION, UPCAST, BM, BN, BK)
-    if bias is not None:
-        result += tl.load(bias + expert * N + n, mask=n < N, other=0.0).to(tl.float32)[None, :]
-    inside = live[:, None] & (n < N)[None, :]
-    at = p.to(tl.int64)[:, None] * N + n[None, :]
-    if before is not None:
-        tl.store(before + at, result.to(before.dtype.element_ty), mask=inside)
-    if ACTIVATION == "relu":
-        result = tl.maximum(result, 0.0, propagate_nan=tl.PropagateNan.ALL)
-    elif ACTIVATION == "gelu":
-        result = gelu(result)
-    if keep is not None:
-        result *= tl.load(keep + at, mask=inside, other=0.0).to(tl.float32)
+    result = product(a, source, weight, first + tl.arange(0, BN), N, K, TRANSPOSED, PRECISION, UPCAST, BM, BN, BK)
+    target = p.to(tl.int64)
+    scale = 1.0
     if out_rows is not None:
         target = tl.load(out_rows + p, mask=live, other=0)
         if gate is not None:
-            result *= tl.load(gate + target, mask=live, other=0.0).to(tl.float32)[:, None]
-        at = target[:, None] * N + n[None, :]
-    tl.store(out + at, result.to(out.dtype.element_ty), mask=inside)
+            scale = tl.load(gate + target, mask=live, other=0.0).to(tl.float32)[:, None]
+    # Half of the columns after the other: all at once need more registers than a thread has.
+    left, right = tl.split(tl.permute(tl.reshape(result, (BM, 2, BN // 2)), (0, 2, 1)))
+    for half in tl.static_range(2):
+        result = left if half == 0 else right
+        n = first + half * (BN // 2) + tl.arange(0, BN // 2)
+        if bias is not None:
+            result += tl.load(bias + expert * N + n, mask=n < N, other=0.0).to(tl.float32)[None, :]
+        inside = live[:, None] & (n < N)[None, :]
+        at = p.to(tl.int64)[:, None] * N + n[None, :]
+        if before is not None:
+            tl.store(before + at, result.to(before.dtype.element_ty), mask=inside)
+        if ACTIVATION == "relu":
+            result = tl.maximum(result, 0.0, propagate_nan=tl.PropagateNan.ALL)
+        elif ACTIVATION == "gelu":
+            result = gelu(result)
+        if keep is not None:
+            result *= tl.load(keep + at, mask=inside, other=0.0).to(tl.float32)
+        if gate is not None:
+            result *= scale
+        tl.store(out + target[:, None] * N + n[None, :], result.to(out.dtype.element_ty), mask=inside)
 
 
 def grouped_gemm(
