@@ -6,6 +6,7 @@ Scripts of rules are adapters: ``with stage(snakemake) as job:`` read inputs, ca
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 import sys
 import time
@@ -92,6 +93,8 @@ def stage(snakemake) -> Iterator[Job]:
         os.dup2(stream.fileno(), 1)
         os.dup2(stream.fileno(), 2)
     sys.stdout.reconfigure(line_buffering=True)
+    logging.basicConfig(format="%(message)s")
+    logging.getLogger("planer").setLevel(logging.INFO)  # which kernels run, among others
     started = time.perf_counter()
     try:
         with tracking.track(

@@ -37,7 +37,7 @@ def available() -> bool:
     """
     try:
         torch.ops.load_library(_library())
-    except (OSError, UserError, subprocess.SubprocessError) as error:
+    except (ImportError, OSError, UserError, subprocess.SubprocessError) as error:
         log.warning("no C++ kernels, PyTorch's take their place: %s", " ".join(str(error).split()))
         return False
     return True
