@@ -1,4 +1,4 @@
-"""The CPU benchmark runs to its end and says of every bar whether it was reached."""
+"""The benchmarks run to their ends and say of every bar whether it was reached."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import json
 
 import torch
 
-from benchmarks import cpu
+from benchmarks import cpu, gpu
 from benchmarks.experts import Sizes
 
 
@@ -31,3 +31,22 @@ def test_cpu_benchmark(monkeypatch, tmp_path, capsys):
     judged = [line.split() for line in lines if line.endswith(("reached", "MISSED"))]
     assert len(judged) == 4 + 2
     assert all((float(words[-3]) <= float(words[-2])) == (words[-1] == "reached") for words in judged)
+
+
+def test_gpu_benchmark_rehearsed_on_a_cpu(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(gpu, "NETWORKS", {"baseline": "(sf)x2", "searched": "s2m1im2"})
+    monkeypatch.setattr(gpu, "LIMITS", {(32, 1): 1000.0, (64, 2): 0.0})
+    monkeypatch.setattr("sys.argv", ["gpu.py", "--device", "cpu", "--small", "--results", str(tmp_path)])
+    gpu.main()
+    (path,) = tmp_path.iterdir()
+    results = json.loads(path.read_text())
+    sections = {section: [row for row in results["rows"] if row["section"] == section] for section in gpu.SECTIONS}
+    assert all(sections.values())
+    assert {what.split()[1] for what in results["left_out"]} <= {"triton", "transformers"}, "the rest runs anywhere"
+    assert {row["routing"] for row in sections["experts"]} == set(gpu.ROUTINGS)
+    assert all(row["us"] > 0 for row in results["rows"])
+    judged = [line.split() for line in capsys.readouterr().out.splitlines() if line.endswith(("reached", "MISSED"))]
+    assert [(*words[:3], words[-1]) for words in judged] == [
+        ("32", "top-1", "grouped_mm", "reached"),
+        ("64", "top-2", "grouped_mm", "MISSED"),
+    ]
