@@ -175,7 +175,7 @@ def everything() -> list[Launch]:
 def label(launch: Launch) -> str:
     sizes = "x".join(str(launch[name]) for name in ("BM", "BN", "PIECE", "BK") if name in dict(launch.constants))
     types = {dict(launch.signature).get(name) for name in ("a", "x", "dy", "rows")} - {None}
-    kind = "-".join((*types, dict(launch.constants).get("PRECISION", ""))).replace("*", "")
+    kind = "-".join((*sorted(types), dict(launch.constants).get("PRECISION", ""))).replace("*", "")
     return f"{launch.name.strip('_')}-{kind}-{sizes}-w{launch.warps}-s{launch.stages}"
 
 

@@ -1,4 +1,4 @@
-"""The kernels in Triton's interpreter, in a process of its own: tests/kernels/interpreted."""
+"""Triton in processes of their own: its interpreter, which runs tests/kernels/interpreted, and none at all."""
 
 from __future__ import annotations
 
@@ -24,3 +24,15 @@ def test_kernels_in_the_interpreter():
         text=True,
     )
     assert done.returncode == 0, f"python -m pytest {' '.join(arguments)}\n{done.stdout}\n{done.stderr}"
+
+
+def test_everything_else_works_without_triton():
+    code = (
+        "import sys; sys.modules['triton'] = None; import torch;"
+        "from planer.kernels import dynamic_ffn, expert_ffn, gate;"
+        "x, w, b = torch.ones(3, 4), torch.ones(2, 4, 4), torch.ones(2, 4);"
+        "pairs, _, plan = gate.route(x, b, 1, False);"
+        "assert expert_ffn.expert_ffn(x, w, b, w, b, pairs, grouped=plan).shape == (3, 4);"
+        "assert dynamic_ffn.dynamic_ffn(x, w[0], b[0], w[0], b[0], torch.ones(3, 2) > 0).shape == (3, 4)"
+    )
+    subprocess.run([sys.executable, "-c", code], cwd=FOLDER.parents[2], check=True)

@@ -43,6 +43,10 @@ def test_experts_gates_and_plan(tokens, d_model, experts, k, dtype):
     check(x, weight, k)
 
 
+def test_as_an_operator():
+    torch.library.opcheck(torch.ops.planer.route, (torch.randn(20, 16), torch.randn(5, 16), 2))
+
+
 @pytest.mark.parametrize("k", [1, 3])
 def test_ties_go_to_the_lowest_expert(k):
     check(torch.randn(20, 16), torch.zeros(5, 16), k)

@@ -35,3 +35,12 @@ def test_equal_to_the_reference(tokens, experts, k, routing):
 def test_one_expert():
     pairs = Pairs(torch.arange(70), torch.zeros(70, dtype=torch.int64), None, 70, 1, 1)
     assert all(ours.equal(expected) for ours, expected in both(pairs))
+
+
+@pytest.mark.parametrize("k", [0, 2])
+def test_as_an_operator(k):
+    pairs = Layer(tokens=20, k=k).pairs()
+    arguments = pairs.expert, pairs.token, pairs.num_tokens, pairs.num_experts, pairs.per_token
+    torch.library.opcheck(torch.ops.planer.plan, arguments)
+    for ours, expected in zip(torch.ops.planer.plan(*arguments), vars(plan_reference(pairs)).values(), strict=True):
+        assert ours.equal(expected)
