@@ -38,12 +38,13 @@ DYNAMIC_BARS = {(1024, 128, 0.1): 0.22, (1024, 16, 0.05): 0.4, (1024, 6, 0.05): 
 
 NOTES = f"""\
 Why a mixture takes more than its share of a dense layer's time, 1.00 for top-1 and 2.00 for top-2 ({TOKENS} tokens):
-- "products" are the two products of every expert on {TOKENS // 8} rows and nothing else.  Their distance from 1.00 is
-  what nothing can win back: the weights of 8 experts, 67 MB, come from memory where those of one layer, 8 MB, stay in
-  the cache, and products of {TOKENS // 8} rows have less to do for every number they read.  Backward reads the weights
-  once more and writes as many gradients, of which a dense layer has an eighth.
-- The rest, between "products" and "auto", is gate, choice and grouping of tokens, copies of rows, and, for top-2, the
-  sum over a token's experts.
+- "products" are the two products of every expert on {TOKENS // 8} rows and nothing else, all threads at one product.
+  The weights of 8 experts, 67 MB, come from memory where those of one layer, 8 MB, stay in the cache, and products of
+  {TOKENS // 8} rows have less to do for every number they read.  Backward reads the weights once more and writes as
+  many gradients, of which a dense layer has an eighth.
+- "auto" pays for gate, choice and grouping of tokens, copies of rows, and, for top-2, the sum over a token's experts.
+  It can be below "products" all the same: where experts have about as many rows each, a thread takes whole experts,
+  so that threads need not wait for each other twice an expert.
 A dense layer is what F.linear, ReLU and F.linear take, with PyTorch's threads."""
 
 SIZES = Sizes()
