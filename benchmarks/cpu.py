@@ -21,10 +21,12 @@ from torch import Tensor  # noqa: E402
 from benchmarks.experts import Case, Sizes, case, forward_backward, providers  # noqa: E402
 from benchmarks.output import RESULTS, table, write_results  # noqa: E402
 from planer.kernels.dynamic_ffn import dynamic_ffn, unsupported  # noqa: E402
-from planer.latency.measure import by_round, measure, summary  # noqa: E402
-from planer.latency.table import device_name  # noqa: E402
-from planer.training.progress import Progress  # noqa: E402
-from planer.training.runtime import keep_freed_memory  # noqa: E402
+from planer.measure import by_round, measure, summary  # noqa: E402
+from planer.progress import Progress  # noqa: E402
+from planer.runtime import (
+    device_name,  # noqa: E402
+    keep_freed_memory,  # noqa: E402
+)
 
 CPU = torch.device("cpu")
 TOKENS = 1024

@@ -22,9 +22,8 @@ from planer import model, tracking
 from planer.config import sections
 from planer.data.corpora import CORPORA
 from planer.files import UserError, read_json, write_json, write_parquet
-from planer.latency.table import device_name
+from planer.runtime import device_name, keep_freed_memory, resolve_device, resolve_dtype
 from planer.training.checkpoint import Checkpoint
-from planer.training.runtime import keep_freed_memory, resolve_device, resolve_dtype
 
 
 class Job:

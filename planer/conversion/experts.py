@@ -21,7 +21,7 @@ from torch import Tensor
 from planer.architecture import DynamicMoE, FeedForward
 from planer.config import ClusterConfig, derive_seed
 from planer.model import LanguageModel
-from planer.training.progress import progress
+from planer.progress import progress
 
 
 def cluster_neurons(w1: Tensor, expert_size: int, seed: int, restarts: int, max_iterations: int) -> np.ndarray:

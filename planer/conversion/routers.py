@@ -27,10 +27,10 @@ from planer.config import RouterConfig, derive_seed
 from planer.data.stream import EvalBatches
 from planer.kernels.routing import threshold
 from planer.model import LanguageModel
+from planer.runtime import autocast
 from planer.training.checkpoint import Checkpoint
 from planer.training.loop import fit
 from planer.training.retrain import LanguageModelling
-from planer.training.runtime import autocast
 from planer.training.validate import VALID_BATCH
 
 ASSESSED_TOKENS = 20_000

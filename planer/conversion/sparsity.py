@@ -20,9 +20,9 @@ from torch import Tensor, nn
 from planer.architecture import FeedForward
 from planer.config import SparsifyConfig, derive_seed
 from planer.model import LanguageModel
+from planer.runtime import seed_everything
 from planer.training.checkpoint import Checkpoint
 from planer.training.retrain import LanguageModelling, train
-from planer.training.runtime import seed_everything
 
 EPSILON = 1e-15
 """Keeps a token without any activation at penalty 0 with gradient 0, in single precision (in half it is no number)."""

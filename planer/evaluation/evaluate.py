@@ -22,12 +22,12 @@ from planer.evaluation.dynamic_k import sweep, timed_at
 from planer.evaluation.flops import checked_flops
 from planer.evaluation.quality import from_nll, in_unit, protocols, quality, unit_of
 from planer.files import UserError
-from planer.latency.measure import by_round, measure, summary
 from planer.latency.networks import ATTENTIONS, random_model, timed_forward
 from planer.latency.table import LatencyTable, identity
+from planer.measure import by_round, measure, summary
 from planer.model import LanguageModel, load
+from planer.runtime import resolve_dtype
 from planer.source import git_commit
-from planer.training.runtime import resolve_dtype
 from planer.variant import Variant, parse_variant
 
 SCORED = ("valid", "test")

@@ -19,10 +19,9 @@ from torch import Tensor
 from planer.files import UserError, replacing
 from planer.kernels import choice, dynamic_ffn, expert_ffn
 from planer.kernels.routing import top_k
-from planer.latency.measure import MIN_ROUNDS, by_round, measure
-from planer.latency.table import device_name
-from planer.training.progress import progress
-from planer.training.runtime import keep_freed_memory, resolve_device
+from planer.measure import MIN_ROUNDS, by_round, measure
+from planer.progress import progress
+from planer.runtime import device_name, keep_freed_memory, resolve_device
 
 EXPERTS = 8
 TIE = 0.03

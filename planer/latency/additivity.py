@@ -16,11 +16,11 @@ import pandas as pd
 
 from planer.architecture import Architecture, BlockSpec
 from planer.config import derive_seed
-from planer.latency.measure import MIN_ROUNDS, by_round, measure, summary
 from planer.latency.networks import Pool, affordable_copies
 from planer.latency.profile import control
 from planer.latency.table import LatencyTable, identity
-from planer.training.runtime import resolve_device, resolve_dtype
+from planer.measure import MIN_ROUNDS, by_round, measure, summary
+from planer.runtime import resolve_device, resolve_dtype
 
 IDLE_BAR = {"pearson_r": 0.99, "mape": 0.03, "max_ape": 0.08}
 """What an idle device should reach: r at least, errors at most.  The config may set another bar."""

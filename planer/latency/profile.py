@@ -25,10 +25,10 @@ from planer.config import ModelConfig, WorkloadConfig, derive_seed
 from planer.files import UserError
 from planer.latency.execution import check_execution
 from planer.latency.gates import ROUTINGS
-from planer.latency.measure import MIN_ROUNDS, by_round, measure, summary
 from planer.latency.networks import ATTENTIONS, Pool, affordable_copies
 from planer.latency.table import LatencyTable, identity
-from planer.training.runtime import resolve_device, resolve_dtype
+from planer.measure import MIN_ROUNDS, by_round, measure, summary
+from planer.runtime import resolve_device, resolve_dtype
 
 ATTEMPTS = 6
 """Measurements of an option whose cost comes out negative, each of twice the rounds of the one before."""

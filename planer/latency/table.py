@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import math
-import platform
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +21,7 @@ from planer.architecture import Architecture, FeedForward, MoE
 from planer.config import ModelConfig, WorkloadConfig
 from planer.files import UserError, write_parquet
 from planer.latency.gates import ROUTINGS
+from planer.runtime import device_name
 
 COLUMNS = (
     "option",
@@ -164,17 +164,6 @@ def identity(
         **{key: getattr(model, key) for key in shapes},
         "vocab_size": vocab_size,
     }
-
-
-def device_name(device: torch.device) -> str:
-    """The processor's or accelerator's own name."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    try:
-        match = re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
-    except OSError:
-        match = None
-    return match[1] if match else platform.processor() or platform.machine()
 
 
 def _driver(device: torch.device) -> str:

@@ -19,8 +19,8 @@ import torch
 from planer.architecture import Architecture
 from planer.config import derive_seed
 from planer.files import UserError
-from planer.latency.measure import by_round, measure
 from planer.latency.networks import random_model, timed_forward
+from planer.measure import by_round, measure
 from planer.search.select import Limit, Selection
 
 TOLERANCE = 0.02

@@ -26,6 +26,7 @@ from planer.data.stream import StreamBatches
 from planer.files import UserError
 from planer.latency.table import LatencyTable, identity
 from planer.model import initialise
+from planer.runtime import autocast, resolve_device, resolve_dtype, seed_everything
 from planer.search.arms import config_of, stop_share
 from planer.search.latency_loss import LatencyLoss
 from planer.search.select import Limit
@@ -33,7 +34,6 @@ from planer.search.supernet import Supernet, build_supernet
 from planer.training.checkpoint import Checkpoint
 from planer.training.loop import Objective, Turn, fit
 from planer.training.optimizer import make_optimizer
-from planer.training.runtime import autocast, resolve_device, resolve_dtype, seed_everything
 from planer.variant import Variant
 
 

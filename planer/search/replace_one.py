@@ -16,8 +16,8 @@ import numpy as np
 import torch
 
 from planer.config import SearchConfig
+from planer.progress import progress
 from planer.search.supernet import Supernet
-from planer.training.progress import progress
 from planer.training.validate import VALID_BATCH, mean_nll
 
 PathLoss = Callable[[Sequence[int]], float]

@@ -22,9 +22,9 @@ from torch import Tensor, nn
 
 from planer.config import OptimizerConfig
 from planer.files import UserError
+from planer.progress import Progress
+from planer.runtime import reproducible
 from planer.training.checkpoint import Checkpoint
-from planer.training.progress import Progress
-from planer.training.runtime import reproducible
 from planer.training.schedule import learning_rate
 
 MAIN = "weights"

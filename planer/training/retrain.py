@@ -20,10 +20,10 @@ from planer.architecture import Architecture, MoE
 from planer.config import RetrainConfig, TrainingConfig, derive_seed
 from planer.data.stream import StreamBatches
 from planer.model import LanguageModel, initialise
+from planer.runtime import autocast, seed_everything
 from planer.training.checkpoint import Checkpoint
 from planer.training.loop import MAIN, Objective, Turn, fit
 from planer.training.optimizer import make_optimizer
-from planer.training.runtime import autocast, seed_everything
 from planer.training.validate import VALID_BATCH, mean_nll
 
 VALID_TOKENS = 100_000

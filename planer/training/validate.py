@@ -7,8 +7,8 @@ import torch
 
 from planer.data.stream import EvalBatches
 from planer.model import LanguageModel
-from planer.training.progress import progress
-from planer.training.runtime import autocast
+from planer.progress import progress
+from planer.runtime import autocast
 
 VALID_BATCH = 16
 """Streams of a validation, as in NVIDIA's train.py; the result hardly depends on it."""

@@ -4,8 +4,8 @@ import sys
 
 import pytest
 
-from planer.training import progress as module
-from planer.training.progress import Progress, duration, progress
+from planer.progress import Progress, duration, progress
+from planer import progress as module
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from planer.files import UserError
-from planer.training.runtime import autocast, reproducible, resolve_device, resolve_dtype, seed_everything
+from planer.runtime import autocast, reproducible, resolve_device, resolve_dtype, seed_everything
 
 CPU = torch.device("cpu")
 

@@ -11,7 +11,7 @@ import yaml
 from planer.config import Experiment
 from planer.latency.table import LatencyTable, identity
 from planer.parsing import build, merge
-from planer.training.runtime import resolve_device, resolve_dtype
+from planer.runtime import resolve_device, resolve_dtype
 
 ROOT = Path(__file__).resolve().parents[2]
 

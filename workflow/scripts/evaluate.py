@@ -7,7 +7,7 @@ from planer.evaluation.evaluate import evaluate
 from planer.files import read_json, write_json
 from planer.job import stage
 from planer.latency.table import LatencyTable
-from planer.training.runtime import resolve_device
+from planer.runtime import resolve_device
 
 if __name__ == "__main__":
     with stage(snakemake) as job:

@@ -2,12 +2,12 @@
 
 from planer.job import stage
 from planer.latency.table import LatencyTable
+from planer.runtime import resolve_device, resolve_dtype
 from planer.search.arms import config_of
 from planer.search.closed_loop import against
 from planer.search.replace_one import path_loss
 from planer.search.sample import same_architecture, sample_architecture
 from planer.search.supernet import load_supernet
-from planer.training.runtime import resolve_device, resolve_dtype
 from planer.variant import parse_variant
 
 if __name__ == "__main__":

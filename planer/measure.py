@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from planer.training.progress import Progress
+from planer.progress import Progress
 
 MIN_ROUNDS = 3
 """Whole rounds measured even when time is up: the fewest that have a median apart from their extremes."""

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import ctypes
+import platform
 import random
 import re
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -33,6 +35,17 @@ def resolve_device(name: str) -> torch.device:
         allowed = f"cuda:0 to cuda:{torch.cuda.device_count() - 1}" if torch.cuda.device_count() > 1 else "cuda:0"
         raise UserError(f"device: {name!r} does not exist on this machine; allowed: cpu, {allowed}")
     return torch.device("cuda", index)
+
+
+def device_name(device: torch.device) -> str:
+    """The processor's or accelerator's own name."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    try:
+        match = re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
+    except OSError:
+        match = None
+    return match[1] if match else platform.processor() or platform.machine()
 
 
 def resolve_dtype(name: str, device: torch.device) -> torch.dtype:

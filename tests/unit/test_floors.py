@@ -1,0 +1,63 @@
+"""The library is built in floors: a module imports from its own floor and those below, never from above."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+PLANER = Path(__file__).parents[2] / "planer"
+FLOORS = (
+    "architecture",
+    "config",
+    "kernels",
+    "blocks",
+    "model",
+    "data",
+    "training",
+    "latency",
+    "search",
+    "conversion",
+    "evaluation",
+)
+"""From the ground up."""
+TOOLS = ("files", "measure", "parsing", "progress", "runtime", "source", "variant")
+"""Modules that stand beside all floors and import from none; job, mirror and tracking stand above all."""
+
+
+def imported(path: Path) -> set[str]:
+    """Second parts of the names of planer's modules that a file imports, wherever in the file."""
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module == "planer":
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names |= {node.module.split(".")[1]} if node.module.startswith("planer.") else set()
+        elif isinstance(node, ast.Import):
+            names |= {alias.name.split(".")[1] for alias in node.names if alias.name.startswith("planer.")}
+    return names
+
+
+def modules(name: str) -> list[Path]:
+    file = PLANER / f"{name}.py"
+    return [file] if file.exists() else sorted((PLANER / name).rglob("*.py"))
+
+
+@pytest.mark.parametrize("height", range(len(FLOORS)), ids=FLOORS)
+def test_a_floor_imports_only_downwards(height):
+    files = modules(FLOORS[height])
+    assert files
+    for path in files:
+        assert imported(path) <= {*FLOORS[: height + 1], *TOOLS}, path
+
+
+@pytest.mark.parametrize("name", TOOLS)
+def test_a_tool_imports_no_floor(name):
+    (path,) = modules(name)
+    assert imported(path) <= set(TOOLS)
+
+
+def test_every_module_has_its_floor():
+    names = {path.stem for path in PLANER.iterdir() if path.suffix == ".py" or (path / "__init__.py").exists()}
+    assert names - {"__init__"} == {*FLOORS, *TOOLS, "job", "mirror", "tracking"}
