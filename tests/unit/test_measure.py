@@ -11,8 +11,8 @@ import torch
 from toy import experiment
 
 import planer.model
-from planer.architecture import Attention, FeedForward, MoE, Skip
 from planer import measure as measure_module
+from planer.architecture import Attention, FeedForward, MoE, Skip
 from planer.latency import networks as networks_module
 from planer.latency.networks import Pool, affordable_copies, filled_memory, random_model, timed_forward
 from planer.measure import MIN_ROUNDS, by_round, measure, summary

@@ -6,7 +6,7 @@ import math
 
 import pytest
 import torch
-from test_report import OPTIONS, evaluation
+from made_up import OPTIONS, evaluation
 from toy import VOCAB_SIZE, experiment, latency_table
 
 from planer.architecture import Architecture, from_notation

@@ -332,16 +332,8 @@ def test_an_unreachable_target_is_refused_before_training(tmp_path):
 def test_a_table_of_another_device_is_refused_before_training(tmp_path):
     checkpoint = Checkpoint(tmp_path, "test")
     with pytest.raises(UserError, match="measured with device Toy Device 3000.* but this run has"):
-        search(
-            CONFIG,
-            parse_variant("target_0.5"),
-            VOCAB_SIZE,
-            latency_table(),
-            TOKENS,
-            seed=7,
-            checkpoint=checkpoint,
-            on_row=print,
-        )
+        variant, table = parse_variant("target_0.5"), latency_table()
+        search(CONFIG, variant, VOCAB_SIZE, table, TOKENS, seed=7, checkpoint=checkpoint, on_row=print)
 
 
 @pytest.mark.parametrize("changes", [{"epoch_steps": 0}, {"alpha_share": 0.0}, {"epoch_steps": 2}])

@@ -4,8 +4,8 @@ import sys
 
 import pytest
 
-from planer.progress import Progress, duration, progress
 from planer import progress as module
+from planer.progress import Progress, duration, progress
 
 
 @pytest.fixture

@@ -6,9 +6,9 @@ import math
 
 import numpy as np
 import pytest
+from made_up import evaluation
 from scipy.stats import t as student
 from scipy.stats import ttest_ind
-from test_report import evaluation
 from toy import experiment
 
 from planer.evaluation.repeatability import (
