@@ -131,9 +131,17 @@ def architectures(evaluations: Sequence[dict]) -> Figure | None:
 
 
 def estimated_measured(evaluations: Sequence[dict], additivity: dict) -> Figure | None:
-    """Measured latency against the sum of table entries, and its error: random networks and the variants."""
+    """Measured latency against the sum of table entries, and its error: random networks and the variants.
+
+    Sums are scaled to the device's speed during each measurement: by stacks of blocks that were timed with the random
+    networks, and by the baseline that was timed with a variant.
+    """
     rows = [(e["variant"], _family(e), headline(e)) for e in evaluations]
-    chosen = [(row["table_ms"], row["median_ms"], variant, family) for variant, family, row in rows if row is not None]
+    chosen = [
+        (row["table_ms"] * row["baseline_median_ms"] / row["baseline_table_ms"], row["median_ms"], variant, family)
+        for variant, family, row in rows
+        if row is not None
+    ]
     networks = [row for row in additivity["networks"] if row["name"] != "baseline"]
     random = [(row["estimated_ms"], row["measured_ms"]) for row in networks]
     if not chosen and not random:
@@ -154,7 +162,7 @@ def estimated_measured(evaluations: Sequence[dict], additivity: dict) -> Figure 
             look = {"color": colour, "markersize": 6.5, "markeredgecolor": SURFACE, "markeredgewidth": 0.8}
             axes.plot(estimated, shown(estimated, measured), marker, zorder=4, **look)
         axes.set_xlim(low, high)
-        axes.set_xlabel("sum of table entries in ms")
+        axes.set_xlabel("sum of table entries in ms, scaled")
     left.set_ylim(low, high)
     left.set_ylabel("measured latency in ms")
     worst = max(abs(_error(*point[:2])) for point in chosen + random)

@@ -242,7 +242,9 @@ def _sections(evaluations: Sequence[dict], additivity: dict) -> list[dict]:
         section(
             "Estimated against measured latency",
             "The sum of table entries against the whole network's measured latency, for random networks of the design "
-            f"space and for the networks of this report. {_bar_sentence(additivity)}",
+            "space and for the networks of this report. Sums are scaled to the speed of the device at the time: for "
+            f"the random networks by {additivity['slowdown']:.3f}, the change of stacks of equal blocks since the "
+            f"table was measured; for the others by the baseline's. {_bar_sentence(additivity)}",
             "estimated_measured",
             _additivity_table(additivity),
         ),

@@ -3,6 +3,10 @@
 Random networks of the design space, spread evenly over the range of latencies, and the baseline are measured end to
 end and compared with their estimates.  Correlation alone is no test: public latency tables reach r = 0.92 to 0.999
 beside single errors of 5 to 46 % (HAT, 8 pairs of device and task), so errors are reported with it.
+
+A device may run faster or slower than when its table was measured, which says nothing about sums.  So stacks that the
+table was made from are timed again between the networks, and estimates are scaled by what these take now over what they
+took then.  The factor is reported.
 """
 
 from __future__ import annotations
@@ -17,7 +21,6 @@ import pandas as pd
 from planer.architecture import Architecture, BlockSpec
 from planer.config import derive_seed
 from planer.latency.networks import Pool, affordable_copies
-from planer.latency.profile import control
 from planer.latency.table import LatencyTable, identity
 from planer.measure import MIN_ROUNDS, by_round, measure, summary
 from planer.runtime import resolve_device, resolve_dtype
@@ -36,23 +39,25 @@ def check_additivity(config: SimpleNamespace, vocab_size: int, table: LatencyTab
     """Measure profile_blocks.networks random networks and the baseline, under the workload's modes.
 
     Fewer networks are measured, and said so, where a warm-up and MIN_ROUNDS rounds of all would take longer than
-    profile_blocks.max_seconds.  Returns the content of additivity.json; its control_drift is the change in the time of
-    the table's control stack since the table was measured, which shows in the bias.
+    profile_blocks.max_seconds.  Returns the content of additivity.json, with ``slowdown``, the factor on all estimates.
     Raises UserError when the table was measured on another device or for other shapes.
     """
     device = resolve_device(config.device)
     dtype = resolve_dtype(config.dtype, device)
     table.check(identity(device, dtype, config.workload, config.model, vocab_size))
     profile, attention = config.profile_blocks, config.workload.attention
-    networks = _networks(config, vocab_size, table)
-    control_blocks = control(config.model, table.notes["copies"])
-    pool = _pool([*(network.blocks for network in networks.values()), control_blocks], config, vocab_size)
+    then_ms = {name: ms for name, ms in table.notes["stacks_ms"][attention].items() if name in config.design_space}
+    networks = _networks(config, vocab_size, table, sum(then_ms.values()))
+    stacks = {name: (config.model.option(name),) * table.notes["copies"] for name in then_ms}
+    pool = _pool([*(network.blocks for network in networks.values()), *stacks.values()], config, vocab_size)
     timed = {name: pool.network(network.blocks, attention) for name, network in networks.items()}
-    timed["control"] = pool.network(control_blocks, attention, head=False)
+    timed |= {_stacked(name): pool.network(blocks, attention, head=False) for name, blocks in stacks.items()}
     seed = derive_seed(config.seed, "additivity", "order")
     samples = by_round(measure(timed, profile.rounds, profile.warmup, seed, profile.max_seconds, device, "additivity"))
+    slowdown = sum(samples[_stacked(name)].median() for name in stacks) / sum(then_ms.values())
     rows = [
-        _row(name, network, table.estimate(network, attention), samples[name]) for name, network in networks.items()
+        _row(name, network, slowdown * table.estimate(network, attention), samples[name])
+        for name, network in networks.items()
     ]
     estimated, measured = (np.array([row[key] for row in rows]) for key in ("estimated_ms", "measured_ms"))
     result = agreement(estimated, measured)
@@ -63,7 +68,7 @@ def check_additivity(config: SimpleNamespace, vocab_size: int, table: LatencyTab
         "n": len(rows),
         "requested": profile.networks + 1,
         "rounds": len(samples),
-        "control_drift": float(samples["control"].median() / table.notes["control_ms"] - 1),
+        "slowdown": float(slowdown),
         **result,
         "intervals": intervals(estimated, measured, derive_seed(config.seed, "additivity", "bootstrap")),
         "bar": bar,
@@ -129,14 +134,16 @@ def intervals(estimated: np.ndarray, measured: np.ndarray, seed: int) -> dict[st
     }
 
 
-def _networks(config: SimpleNamespace, vocab_size: int, table: LatencyTable) -> dict[str, Architecture]:
-    """The baseline, and as many random networks as were asked for or as there is time for."""
+def _networks(
+    config: SimpleNamespace, vocab_size: int, table: LatencyTable, stacks_ms: float
+) -> dict[str, Architecture]:
+    """The baseline, and as many random networks as were asked for or as there is time for beside the stacks."""
     profile, attention = config.profile_blocks, config.workload.attention
     baseline = config.model.architecture(vocab_size, config.patterns.baseline)
     positions = len(baseline.blocks)
     costs = np.array([table.lookup(option, attention) for option in config.design_space])
     typical_ms = table.lookup("stem", attention) + positions * (costs.min() + costs.max()) / 2
-    affordable = int(profile.max_seconds * 1e3 / ((MIN_ROUNDS + 1) * typical_ms))
+    affordable = int((profile.max_seconds * 1e3 / (MIN_ROUNDS + 1) - stacks_ms) / typical_ms)
     count = max(MIN_NETWORKS, min(profile.networks, affordable))
     options = [config.model.option(name) for name in config.design_space]
     choices = spread_networks(costs, positions, count, derive_seed(config.seed, "additivity", "networks"))
@@ -159,6 +166,11 @@ def _pool(networks: list[tuple[BlockSpec, ...]], config: SimpleNamespace, vocab_
     copies = {spec: min(number, affordable) for spec, number in most.items()}
     seed = derive_seed(config.seed, "additivity", "weights")
     return Pool(architecture, copies, config.workload, device, dtype, attentions, seed)
+
+
+def _stacked(option: str) -> str:
+    """What the stack of an option is called among the networks."""
+    return f"stack of {option}"
 
 
 def _row(name: str, network: Architecture, estimated_ms: float, measured_ms: pd.Series) -> dict:

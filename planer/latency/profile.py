@@ -21,7 +21,7 @@ import pandas as pd
 import torch
 
 from planer.architecture import Attention, BlockSpec, FeedForward, MoE, Skip, from_notation
-from planer.config import ModelConfig, WorkloadConfig, derive_seed
+from planer.config import WorkloadConfig, derive_seed
 from planer.files import UserError
 from planer.latency.execution import check_execution
 from planer.latency.gates import ROUTINGS
@@ -79,14 +79,14 @@ def _profile(
     began = time.perf_counter()
     profiler = _Profiler(config, workload, vocab_size, device, dtype)
     before = profiler.control_ms("start")
-    costs, stem = profiler.costs()
+    costs, stem, stacks_ms = profiler.costs()
     after = profiler.control_ms("end")
     spread = pd.Series([(cost.quantile(0.9) - cost.quantile(0.1)) / cost.median() for cost in costs.values()])
     return list(_rows(costs, stem)), {
         "copies": profiler.copies,
         "rounds": len(stem),
         "seconds": round(time.perf_counter() - began, 1),
-        "control_ms": (before + after) / 2,
+        "stacks_ms": stacks_ms,
         "control_drift": after / before - 1,
         "spread": float(spread.median()),
     }
@@ -103,11 +103,6 @@ def measured_options(config: SimpleNamespace) -> tuple[BlockSpec, ...]:
     return tuple(block for block in dict.fromkeys(blocks) if not isinstance(block, Skip))
 
 
-def control(model: ModelConfig, copies: int) -> tuple[BlockSpec, ...]:
-    """Blocks of the stack whose time says how fast the device is at the moment."""
-    return (FeedForward(model.d_inner),) * copies
-
-
 class _Stack(NamedTuple):
     """What is repeated: a block, under one attention mode and one routing."""
 
@@ -118,6 +113,10 @@ class _Stack(NamedTuple):
     def named(self, count: int) -> str:
         routing = "" if self.routing == "balanced" else f", {self.routing}"
         return f"{self.spec.name}, {self.attention}{routing}, {count} copies"
+
+    def serves(self, attention: str) -> bool:
+        """Whether its times hold for an attention mode; blocks that do not attend are measured once for both."""
+        return self.attention == attention or not isinstance(self.spec, Attention)
 
 
 class _Profiler:
@@ -155,15 +154,25 @@ class _Profiler:
         rounds = self.profile.max_seconds * 1e3 / (3 * single_ms)
         self.copies = max(1, min(self.copies, int(rounds / (MIN_ROUNDS + 1))))
 
-    def costs(self) -> tuple[dict[_Stack, pd.Series], pd.Series]:
-        """Cost in ms of one block, by stack and round; and time in ms of the stem, by round."""
+    def costs(self) -> tuple[dict[_Stack, pd.Series], pd.Series, dict[str, dict[str, float]]]:
+        """Cost in ms of one block, by stack and round; time in ms of the stem, by round; and times in ms of N copies
+        under balanced routing, by attention mode and option."""
         stem = {"stem": self.pool.network((), ATTENTIONS[0])}
         samples = self._time(self._pairs(self.stacks) | stem, self.profile.rounds, "blocks")
         costs = {stack: self._differences(samples, stack) for stack in self.stacks}
+        copies_ms = {stack: float(samples[stack.named(self.copies)].median()) for stack in self.stacks}
+        stacks_ms = {
+            attention: {
+                stack.spec.name: ms
+                for stack, ms in copies_ms.items()
+                if stack.serves(attention) and stack.routing == ROUTINGS[0]
+            }
+            for attention in ATTENTIONS
+        }
         for attempt in range(1, ATTEMPTS):
             negative = [stack for stack in self.stacks if costs[stack].median() <= 0]
             if not negative:
-                return costs, samples["stem"]
+                return costs, samples["stem"], stacks_ms
             more = self._time(self._pairs(negative), self.profile.rounds * 2**attempt, f"negative costs, {attempt}")
             costs |= {stack: self._differences(more, stack) for stack in negative}
         for stack, cost in costs.items():
@@ -176,7 +185,7 @@ class _Profiler:
 
     def control_ms(self, when: str) -> float:
         """Time in ms of a stack that is measured at the start and at the end."""
-        network = self.pool.network(control(self.model, self.copies), ATTENTIONS[0], head=False)
+        network = self.pool.network((FeedForward(self.model.d_inner),) * self.copies, ATTENTIONS[0], head=False)
         seconds = CONTROL_SHARE * self.profile.max_seconds
         return float(self._time({"control": network}, CONTROL_ROUNDS, f"control, {when}", seconds)["control"].median())
 
@@ -215,5 +224,5 @@ def _rows(costs: dict[_Stack, pd.Series], stem: pd.Series) -> Iterator[dict]:
         yield {"option": "stem", **setting, **summary(stem)}
         yield {"option": Skip.kind, **setting, **summary([0.0] * len(stem))}
         for stack, cost in costs.items():
-            if stack.attention == attention or not isinstance(stack.spec, Attention):
+            if stack.serves(attention):
                 yield {"option": stack.spec.name, **setting, "routing": stack.routing, **summary(cost)}

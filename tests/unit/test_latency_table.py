@@ -84,7 +84,7 @@ def table() -> LatencyTable:
             for routing in (("one", "balanced", "skewed") if option.startswith("moe") else ("balanced",))
         ]
     )
-    return LatencyTable(frame, sides, {"copies": 4, "control_ms": 1.0})
+    return LatencyTable(frame, sides, {"copies": 4})
 
 
 def test_saved_and_loaded(tmp_path):
@@ -217,6 +217,9 @@ def test_costs_are_marginal(monkeypatch):
     assert result.lookup("stem", "cached") == result.lookup("stem", "recompute") == pytest.approx(0.4)
     assert result.notes["control_drift"] == pytest.approx(0.0)
     assert result.notes["spread"] == pytest.approx(0.0)
+    middle = 0.4 + 2.0  # of two copies, in the third of five rounds
+    assert result.notes["stacks_ms"]["recompute"]["attention_2"] == pytest.approx(middle + 2 * 1.5 * 2.3)
+    assert result.notes["stacks_ms"]["recompute"]["moe_top1"] == pytest.approx(middle + 2 * 0.9)
     assert (result.notes["copies"], result.notes["rounds"]) == (2, 5)
 
 
@@ -313,4 +316,5 @@ def test_a_real_profile():
         assert rows.loc[(option, "cached")].equals(rows.loc[(option, "recompute")])
     assert set(rows["execution"]) == {"eager"}
     assert result.identity == identity(CPU, torch.float32, CONFIG.workload, CONFIG.model, VOCABULARY)
-    assert result.notes["control_ms"] > 0
+    for stacks_ms in result.notes["stacks_ms"].values():
+        assert set(stacks_ms) == set(MS) and min(stacks_ms.values()) > 0
