@@ -94,8 +94,10 @@ class LanguageModel(nn.Module):
         same_length: bool = False,
         clamp_len: int = 0,
         attention: str = "recompute",
+        places: slice = slice(None),
     ) -> tuple[Tensor, list]:
-        """The blocks alone: x [B, T, D] and memory in, the last block's output and the next memory out."""
+        """The blocks alone, or those at some places: x [B, T, D] and their memory in, the last one's output and the
+        next memory out."""
         if attention not in ("recompute", "cached"):
             raise ValueError(f"attention is {attention!r}; allowed: recompute, cached")
         if self.training:
@@ -103,11 +105,12 @@ class LanguageModel(nn.Module):
                 raise ValueError("cached attention is exact at inference only; call eval() or use recompute")
             for moe in self.moe_blocks():
                 moe.balance = None
-        memory = memory or [None] * len(self.blocks)
+        blocks = self.blocks[places]
+        memory = memory or [None] * len(blocks)
         memory_len = _memory_len(memory)
         segment = self._segment(x, memory_len, mem_len, same_length, clamp_len, attention)
         next_memory = []
-        for block, entry in zip(self.blocks, memory, strict=True):
+        for block, entry in zip(blocks, memory, strict=True):
             block_input = x
             x, state = block(x, segment, entry)
             if block.uses_memory and attention == "recompute":

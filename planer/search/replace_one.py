@@ -5,37 +5,81 @@ supernet, gets option i at position b and keeps all else (replace-one-block scor
 arXiv 2411.19146).  Architecture weights are no such measure: they move with the latency loss too, and their strength
 is not that of the operation (DARTS-PT, arXiv 2108.04392).
 
-Letters in shapes: P positions, N options.
+Letters in shapes: B sequences, T tokens, D model width, P positions, N options.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from planer.config import SearchConfig
+from planer.data.stream import EvalBatches
 from planer.progress import progress
+from planer.runtime import autocast
 from planer.search.supernet import Supernet
-from planer.training.validate import VALID_BATCH, mean_nll
+from planer.training.validate import VALID_BATCH
 
 PathLoss = Callable[[Sequence[int]], float]
 """From a path, one option per position, to its loss in nats per token; the same path gives the same number."""
 
 
-def path_loss(
-    supernet: Supernet, tokens: np.ndarray, config: SearchConfig, device: torch.device, dtype: torch.dtype
-) -> PathLoss:
-    """The loss of paths through a supernet on one text, tokens [n], read in segments as in the search."""
+class SupernetLoss:
+    """The loss of paths through a supernet on one text, a PathLoss.
 
-    def loss(path: Sequence[int]) -> float:
-        supernet.choose(path)
-        lengths = (VALID_BATCH, config.tgt_len, config.mem_len)
-        # Super blocks remember hidden states, so that any option can follow any other.
-        return mean_nll(supernet, tokens, *lengths, device=device, dtype=dtype, attention="recompute")[0]
+    Calls in a row often begin with the same options, as when one position after the other is switched.  What the
+    supernet makes of the text up to where the last two paths parted is kept, so that only the blocks behind it run:
+    about half of them over a round of scores.  The supernet must not change between calls.
+    """
 
-    return loss
+    def __init__(
+        self, supernet: Supernet, tokens: np.ndarray, config: SearchConfig, device: torch.device, dtype: torch.dtype
+    ):
+        """tokens: the text [n], read in segments as in the search.  Puts the supernet into evaluation."""
+        self._supernet, self._mem_len, self._device, self._dtype = supernet.eval(), config.mem_len, device, dtype
+        self._batches = EvalBatches(tokens, VALID_BATCH, config.tgt_len, config.mem_len)
+        self._last: list[int] = []
+        self._kept: list[int] = []
+        self._hidden: list[Tensor] = []
+        """Of every segment [B, T, D], behind the blocks of ``_kept``."""
+
+    @torch.inference_mode()
+    def __call__(self, path: Sequence[int]) -> float:
+        path = list(path)
+        shared = _common(path, self._last)
+        self._last = path
+        self._supernet.choose(path)
+        with autocast(self._device, self._dtype):
+            if not self._hidden or path[: len(self._kept)] != self._kept:
+                self._kept = []
+                self._hidden = [self._supernet.embed(inputs.to(self._device)) for inputs, _, _ in self._batches]
+            if shared > len(self._kept):
+                self._hidden = list(self._behind(slice(len(self._kept), shared)))
+                self._kept = path[:shared]
+            total = torch.zeros((), dtype=torch.float64, device=self._device)
+            rest = self._behind(slice(len(self._kept), None))
+            for (_, targets, counted), hidden in zip(self._batches, rest, strict=True):
+                if counted:
+                    normed = self._supernet.final_norm(hidden)
+                    total += self._supernet.nll(normed, targets.to(self._device)).sum(dtype=torch.float64)
+        return total.item() / self._batches.counted_targets
+
+    def _behind(self, places: slice) -> Iterator[Tensor]:
+        """Hidden states of every segment behind the blocks at these places, which follow the kept ones."""
+        memory = None
+        for hidden in self._hidden:
+            # Super blocks remember hidden states, so that any option can follow any other.
+            hidden, memory = self._supernet.run_blocks(hidden, memory, mem_len=self._mem_len, places=places)
+            yield hidden
+
+
+def _common(path: Sequence[int], other: Sequence[int]) -> int:
+    """How many options two paths share from the start."""
+    pairs = zip(path, other, strict=False)
+    return next((b for b, (own, its) in enumerate(pairs) if own != its), min(len(path), len(other)))
 
 
 def replace_one_scores(loss: PathLoss, incumbent: Sequence[int], options: int, description: str = "") -> np.ndarray:

@@ -13,11 +13,11 @@ from toy import MS, VOCAB_SIZE, experiment, latency_table
 from planer.data.stream import EvalBatches, StreamBatches
 from planer.model import LanguageModel, initialise
 from planer.search.choose import Chooser
-from planer.search.replace_one import path_loss, replace_one_scores
+from planer.search.replace_one import SupernetLoss, replace_one_scores
 from planer.search.sample import sample_architecture
 from planer.search.select import Limit
 from planer.search.supernet import Supernet, build_supernet
-from planer.training.validate import VALID_BATCH
+from planer.training.validate import VALID_BATCH, mean_nll
 from planer.variant import parse_variant
 
 CONFIG = experiment(sample_architecture={"slack": 1.0})
@@ -40,7 +40,7 @@ def supernet() -> Supernet:
 
 
 def real_loss(supernet):
-    return path_loss(supernet, text(), CONFIG.search, CPU, torch.float32)
+    return SupernetLoss(supernet, text(), CONFIG.search, CPU, torch.float32)
 
 
 def test_a_path_scores_what_the_network_of_its_blocks_scores(supernet):
@@ -67,6 +67,33 @@ def test_scores_are_falls_of_the_loss(supernet):
     assert (scores[range(4), incumbent] == 0).all()
     assert scores[1, 5] == loss(incumbent) - loss([2, 5, 1, 0]) != 0
     assert scores[3, 4] == loss(incumbent) - loss([2, 3, 1, 4]) != 0
+
+
+@pytest.mark.parametrize("norm", ["post", "pre"])
+def test_what_calls_have_in_common_changes_no_loss(norm):
+    """Paths in an order that keeps, extends and drops what is kept, each against an object of its own."""
+    config = experiment(model={"norm": norm})
+    supernet = build_supernet(config, VOCAB_SIZE)
+    initialise(supernet, torch.Generator().manual_seed(0))
+    lengths = (VALID_BATCH, config.search.tgt_len, config.search.mem_len)
+    loss = real_loss(supernet)
+    for path in ("2310", "2510", "2410", "2310", "2340", "2340", "1340", "2315"):
+        path = [int(option) for option in path]
+        supernet.choose(path)
+        expected, _ = mean_nll(supernet, text(), *lengths, device=CPU, attention="recompute")
+        assert loss(path) == expected
+
+
+def test_blocks_before_a_switch_run_once(supernet):
+    runs = [0] * 4
+    for b, block in enumerate(supernet.blocks):
+        block.register_forward_hook(lambda *_, b=b: runs.__setitem__(b, runs[b] + 1))
+    loss = real_loss(supernet)
+    loss([0, 0, 0, 0])
+    once, switches = runs[0], len(OPTIONS) - 1
+    replace_one_scores(loss, [0, 0, 0, 0], len(OPTIONS))
+    # Twice for the incumbent; for all switches at a block and before it; and twice until what is behind it is kept.
+    assert [count / once for count in runs] == [4 + switches, 4 + 2 * switches, 4 + 3 * switches, 2 + 4 * switches]
 
 
 def chooser(target: float, **changes) -> Chooser:
@@ -145,7 +172,7 @@ def test_an_option_made_useless_is_never_chosen(trained, target, position):
         torch.nn.init.normal_(block.options[useless].sublayer.w2.weight, std=100.0)
     alpha = torch.zeros(4, len(OPTIONS))
     alpha[position, useless] = 1.0
-    loss = path_loss(supernet, counting, CONFIG.search, CPU, torch.float32)
+    loss = SupernetLoss(supernet, counting, CONFIG.search, CPU, torch.float32)
     variant = parse_variant(f"target_{target}")
     architecture, notes = sample_architecture(CONFIG, variant, VOCAB_SIZE, latency_table(), alpha=alpha, loss=loss)
     assert notes["selection"]["rounds"][0]["options"].count(useless) == 1

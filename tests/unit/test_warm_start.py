@@ -13,7 +13,7 @@ from test_retrain import CONFIG, OPTIMIZER
 from planer.architecture import Architecture, Attention, FeedForward, MoE, Skip
 from planer.config import derive_seed
 from planer.model import LanguageModel, initialise
-from planer.search.replace_one import path_loss
+from planer.search.replace_one import SupernetLoss
 from planer.search.sample import same_architecture
 from planer.search.supernet import Supernet
 from planer.search.warm_start import inherited, upcycled
@@ -50,9 +50,9 @@ def test_an_inherited_network_is_the_path_through_its_supernet(norm, path, tmp_p
     model = LanguageModel(network)
     model.load_state_dict(load_file(tmp_path / "weights.safetensors"))  # complete, and nothing beside it
     lengths = (VALID_BATCH, CONFIG.tgt_len, CONFIG.mem_len)
-    expected = path_loss(supernet, TEXT, CONFIG, CPU, torch.float32)(path)
+    expected = SupernetLoss(supernet, TEXT, CONFIG, CPU, torch.float32)(path)
     assert mean_nll(model, TEXT, *lengths, device=CPU, attention="recompute")[0] == expected
-    other = path_loss(supernet, TEXT, CONFIG, CPU, torch.float32)([*path[:4], 2])
+    other = SupernetLoss(supernet, TEXT, CONFIG, CPU, torch.float32)([*path[:4], 2])
     assert abs(other - expected) > 1e-4
 
 

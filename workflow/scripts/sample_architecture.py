@@ -5,7 +5,7 @@ from planer.latency.table import LatencyTable
 from planer.runtime import resolve_device, resolve_dtype
 from planer.search.arms import config_of
 from planer.search.closed_loop import against
-from planer.search.replace_one import path_loss
+from planer.search.replace_one import SupernetLoss
 from planer.search.sample import same_architecture, sample_architecture
 from planer.search.supernet import load_supernet
 from planer.variant import parse_variant
@@ -25,7 +25,7 @@ if __name__ == "__main__":
             if snakemake.input.get("supernet"):
                 supernet = load_supernet(snakemake.input.supernet, config_of(config, variant), vocab_size).to(device)
                 text = job.tokens("valid")[: config.sample_architecture.tokens]
-                loss = path_loss(supernet, text, config.search, device, dtype)
+                loss = SupernetLoss(supernet, text, config.search, device, dtype)
                 more |= {"alpha": supernet.alpha.detach(), "loss": loss}
             architecture, notes = sample_architecture(config, variant, vocab_size, table, **more)
         architecture.save(snakemake.output.architecture, **notes)
