@@ -93,8 +93,8 @@ def parse_variant(name: str) -> Variant:
         raise UserError(f"unknown variant {name!r}; allowed: {ALLOWED}")
     if stem == "baseline" and variant.start != "scratch":
         raise UserError(f"variant {name!r}: the baseline is what warm starts begin from; allowed: {ALLOWED}")
-    if variant.start == "inherit" and not variant.searched:
-        raise UserError(f"variant {name!r}: only a searched network can inherit weights: target_<t>, isoparam_<t>, ...")
+    if variant.start == "inherit" and variant.arm not in (*SEARCHED, "shared"):
+        raise UserError(f"variant {name!r}: only a searched network can inherit weights: target_<t>, shared_<t>, ...")
     return variant
 
 

@@ -95,10 +95,9 @@ def start_of(wildcards):
 
 
 def lender(wildcards):
-    """The trained network whose weights a warm start takes: its original's supernet, or the baseline."""
-    variant = parse_variant(wildcards.variant)
-    if variant.start == "inherit":
-        return {"supernet": f"results/{{experiment}}/{variant.original}/search/supernet.safetensors"}
+    """The trained network whose weights a warm start takes: the supernet it was found in, or the baseline."""
+    if start_of(wildcards) == "inherit":
+        return {"supernet": f"results/{{experiment}}/{search_of(wildcards)}/search/supernet.safetensors"}
     return trained_baseline("baseline")
 
 

@@ -24,6 +24,7 @@ from planer.variant import PATTERNS, Variant, parse_variant
         ("isoparam_0.75-seed2", Variant("isoparam_0.75-seed2", "isoparam", 0.75, repeat=2)),
         ("shared_0.6", Variant("shared_0.6", "shared", 0.6)),
         ("target_0.5-inherit", Variant("target_0.5-inherit", "target", 0.5, start="inherit")),
+        ("shared_0.6-inherit", Variant("shared_0.6-inherit", "shared", 0.6, start="inherit")),
         ("par-distill-seed3", Variant("par-distill-seed3", "par", start="distill", repeat=3)),
         ("lts_0.5", Variant("lts_0.5", "lts", 0.5)),
         ("random_0.5_3", Variant("random_0.5_3", "random", 0.5, 3)),

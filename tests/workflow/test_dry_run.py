@@ -30,6 +30,7 @@ def test_patterns_skip_the_search(workspace):
         ("target_0.5-upcycle", {"search": 1, "warm_start": 1, "sample_architecture": 3, "retrain": 2}),
         ("target_0.5-distill", {"search": 1, "sample_architecture": 3, "retrain": 2}),
         ("isoparam_0.5-inherit-seed2", {"search": 1, "warm_start": 1, "sample_architecture": 2, "retrain": 1}),
+        ("shared_0.5-inherit", {"search": 1, "warm_start": 1, "sample_architecture": 2, "retrain": 1}),
         ("par-upcycle", {"warm_start": 1, "sample_architecture": 3, "retrain": 2}),
         ("random_0.5_1-distill", {"sample_architecture": 3, "retrain": 2}),
     ],
