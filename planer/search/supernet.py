@@ -2,9 +2,12 @@
 
 PLANER (arXiv 2208.14580), section 3: a super block outputs sum_i P_i Block_i(x), P = GumbelSoftmax(alpha, T).  Each
 option carries its own residual and LayerNorm; skip is the bare identity.  Under hard sampling one option per position
-runs, so a step costs about one network; under soft sampling all run.  Options that are mixtures of experts share
-their experts (the gates differ): sampled uniformly, an expert of its own would see far fewer tokens than a dense layer
-does.
+runs, so a step costs about one network; under soft sampling all run.
+
+Sampled uniformly, an option is trained in one step of N, far too rarely for attention and for experts to be judged by
+what they would become.  So options of a kind share weights: mixtures of experts their experts (the gates differ), and
+attention with fewer heads is the first heads of the one with the most (weight entanglement of AutoFormer,
+arXiv 2107.00651).
 
 Letters in shapes: B sequences, T tokens, M remembered positions, D model width, P positions, N options, E experts,
 S steps.
@@ -15,16 +18,64 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 from types import SimpleNamespace
+from typing import NamedTuple
 
 import torch
 from safetensors.torch import load_model
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from planer import architecture
 from planer.architecture import Architecture, BlockSpec, MoE
 from planer.blocks import build_block
+from planer.blocks.attention import Attention
 from planer.blocks.moe import Experts
 from planer.model import LanguageModel
+
+
+class FirstHeads(Attention):
+    """Attention with the first heads of a wider layer and no weights of its own."""
+
+    def __init__(self, spec: architecture.Attention, wide: Attention):
+        nn.Module.__init__(self)
+        self.num_heads, self.d_head, self.width = spec.num_heads, spec.d_head, spec.width
+        self.wide = wide
+        self.attention_dropout, self.dropout = wide.attention_dropout, wide.dropout
+        self._position_keys = None
+
+    @property
+    def qkv(self) -> _Product:
+        return _Product(self.wide.qkv.weight.unflatten(0, (3, -1))[:, : self.width].flatten(0, 1))
+
+    @property
+    def positions(self) -> _Product:
+        return _Product(self.wide.positions.weight[: self.width])
+
+    @property
+    def output(self) -> _Product:
+        return _Product(self.wide.output.weight[:, : self.width])
+
+    @property
+    def u(self) -> Tensor:
+        return self.wide.u[: self.num_heads]
+
+    @property
+    def v(self) -> Tensor:
+        return self.wide.v[: self.num_heads]
+
+    def weights(self) -> dict[str, Tensor]:
+        """The state of a layer of its own that computes the same."""
+        products = {f"{name}.weight": getattr(self, name).weight for name in ("qkv", "positions", "output")}
+        return {name: tensor.detach().clone() for name, tensor in {**products, "u": self.u, "v": self.v}.items()}
+
+
+class _Product(NamedTuple):
+    """A linear layer made of a part of another one's weight [out, in]."""
+
+    weight: Tensor
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.weight)
 
 
 class SuperBlock(nn.Module):
@@ -32,11 +83,16 @@ class SuperBlock(nn.Module):
 
     uses_memory = True
 
-    def __init__(self, options: tuple[BlockSpec, ...], architecture: Architecture):
+    def __init__(self, options: tuple[BlockSpec, ...], shared: Architecture):
         super().__init__()
         mixtures = [spec for spec in options if isinstance(spec, MoE)]
-        experts = Experts(mixtures[0].num_experts, mixtures[0].d_inner, architecture.d_model) if mixtures else None
-        self.options = nn.ModuleList(build_block(spec, architecture, experts) for spec in options)
+        experts = Experts(mixtures[0].num_experts, mixtures[0].d_inner, shared.d_model) if mixtures else None
+        self.options = nn.ModuleList(build_block(spec, shared, experts) for spec in options)
+        attentions = [i for i, spec in enumerate(options) if isinstance(spec, architecture.Attention)]
+        widest = max(attentions, key=lambda i: options[i].num_heads, default=None)
+        for i in attentions:
+            if i != widest:
+                self.options[i].sublayer = FirstHeads(options[i], self.options[widest].sublayer)
         self.choice: int | None = None
         self.mixture: Tensor | None = None
 

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from planer.architecture import Architecture, BlockSpec, FeedForward, MoE
-from planer.blocks.block import Block
+from planer.blocks.block import AttentionBlock, Block, SkipBlock
 from planer.model import LanguageModel
-from planer.search.supernet import Supernet
+from planer.search.supernet import FirstHeads, Supernet
 
 
 def inherited(architecture: Architecture, supernet: Supernet) -> dict[str, Tensor]:
@@ -23,8 +23,7 @@ def inherited(architecture: Architecture, supernet: Supernet) -> dict[str, Tenso
     """
     weights = _stem(supernet)
     for position, (spec, block) in enumerate(zip(architecture.blocks, supernet.blocks, strict=True)):
-        option = block.options[supernet.specs.index(spec)]
-        weights |= option.state_dict(prefix=f"blocks.{position}.")
+        weights |= _trained(block.options[supernet.specs.index(spec)], f"blocks.{position}.")
     return weights
 
 
@@ -50,6 +49,14 @@ def upcycled(architecture: Architecture, baseline: LanguageModel) -> dict[str, T
             source = _nearest(baseline, position, spec)
             weights |= source.state_dict(prefix=prefix) if source else {}
     return {name: tensor.clone() for name, tensor in weights.items()}  # one block may lend to several
+
+
+def _trained(option: Block | SkipBlock, prefix: str) -> dict[str, Tensor]:
+    """The state of a supernet's option as that of a block of its own."""
+    if isinstance(option, AttentionBlock) and isinstance(option.sublayer, FirstHeads):
+        heads = {f"{prefix}sublayer.{name}": tensor for name, tensor in option.sublayer.weights().items()}
+        return heads | option.norm.state_dict(prefix=f"{prefix}norm.")
+    return option.state_dict(prefix=prefix)
 
 
 def _stem(model: LanguageModel) -> dict[str, Tensor]:

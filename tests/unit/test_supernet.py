@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from planer.architecture import Architecture, Attention, FeedForward, MoE, Skip
+from planer.blocks import attention as blocks
 from planer.model import LanguageModel, initialise
 from planer.search.latency_loss import LatencyLoss
 from planer.search.supernet import Supernet, gumbel
@@ -114,6 +115,41 @@ def test_every_position_remembers_its_inputs_whatever_runs(supernet, choices):
             assert torch.equal(entry, torch.cat(seen, dim=1)[:, -kept:])
 
 
+@pytest.mark.parametrize("memory", [None, torch.randn(2, 4, 16, generator=seeded(1))])
+def test_fewer_heads_are_the_first_of_the_widest_attention(supernet, memory):
+    """The same as a layer of its own with these weights; gradients reach the first heads and no others."""
+    block = supernet.blocks[0]
+    narrow, wide = block.options[1].sublayer, block.options[ATTENTION].sublayer
+    own = blocks.Attention(OPTIONS[1], 16, 0.0, 0.0)
+    own.load_state_dict(narrow.weights())
+    given = []
+    block.register_forward_pre_hook(lambda module, inputs: given.append(inputs))
+    supernet.choose([1, SKIP, SKIP])
+    supernet(tokens(), mem_len=4)
+    x, segment, _ = given[0]
+    if memory is not None:
+        supernet(tokens(), [memory] * 3, mem_len=4)
+        x, segment, _ = given[1]
+    y, _ = narrow(x.detach(), segment, memory)
+    torch.testing.assert_close(y, own(x.detach(), segment, memory)[0], rtol=0, atol=0)
+    y.square().sum().backward()
+    width = narrow.width
+    assert wide.output.weight.grad[:, :width].abs().min() > 0 and not wide.output.weight.grad[:, width:].any()
+    assert wide.u.grad[:1].any() and not wide.u.grad[1:].any()
+    parts = wide.qkv.weight.grad.unflatten(0, (3, -1))
+    assert all(part[:width].any() for part in parts) and not parts[:, width:].any()
+
+
+def test_attention_has_no_weights_but_those_of_the_widest_and_its_norms(supernet):
+    block = supernet.blocks[0]
+    own = [name for name, _ in block.named_parameters() if name.startswith("options.1.")]
+    assert {name for name in own if "norm" not in name} == {
+        f"options.1.sublayer.wide.{name}" for name in ("u", "v", "qkv.weight", "positions.weight", "output.weight")
+    }
+    assert not [name for name, _ in block.named_parameters() if name.startswith(f"options.{ATTENTION}.sublayer")]
+    assert block.options[1].sublayer.wide is block.options[ATTENTION].sublayer
+
+
 def test_mixtures_of_experts_share_their_experts_and_not_their_gates(supernet):
     for block in supernet.blocks:
         top1, top2 = (block.options[option].sublayer for option in (TOP1, TOP2))
@@ -128,6 +164,7 @@ def test_weights_are_counted_once_and_without_alpha(supernet):
     assert len({id(parameter) for parameter in weights}) == len(weights)
     assert all(parameter is not supernet.alpha for parameter in weights)
     per_position = sum(spec.params(16) for spec in OPTIONS) - 3 * (2 * 16 * 24 + 24 + 16)
+        per_position -= OPTIONS[1].params(16) - 2 * 16  # all but its LayerNorm
     assert sum(parameter.numel() for parameter in weights) == 3 * per_position + 13 * (16 + 1)
     assert len(weights) + 1 == len(list(supernet.parameters()))
 
