@@ -7,7 +7,7 @@ runs, so a step costs about one network; under soft sampling all run.
 Sampled uniformly, an option is trained in one step of N, far too rarely for attention and for experts to be judged by
 what they would become.  So options of a kind share weights: mixtures of experts their experts (the gates differ), and
 attention with fewer heads is the first heads of the one with the most (weight entanglement of AutoFormer,
-arXiv 2107.00651).
+arXiv 2107.00651).  As many options are then drawn of every kind, whatever the number of its options.
 
 Letters in shapes: B sequences, T tokens, M remembered positions, D model width, P positions, N options, E experts,
 S steps.
@@ -116,6 +116,8 @@ class Supernet(LanguageModel):
         shared = dataclasses.replace(shared, blocks=())
         super().__init__(shared, [SuperBlock(options, shared) for _ in range(positions)])
         self.specs = options
+        self.kinds = _kinds(options)
+        """Numbers of the options that share weights, a list for each kind."""
         self.alpha = nn.Parameter(torch.zeros(positions, len(options)))
 
     def weights(self) -> list[nn.Parameter]:
@@ -123,21 +125,32 @@ class Supernet(LanguageModel):
         return [parameter for name, parameter in self.named_parameters() if name != "alpha"]
 
     def sample_hard(self, steps: int, generator: torch.Generator) -> Tensor:
-        """Options of so many steps [S, P], on the CPU, each drawn with probability softmax(alpha).
+        """Options of so many steps [S, P], on the CPU, each drawn with probability softmax(alpha - log of its kind's
+        size): with equal alpha, the weights of every kind are trained equally often.
 
         The argmax of Gumbel-perturbed alpha does not depend on the temperature.  Waits for the device once.
         """
-        return (self.alpha.detach().cpu() + gumbel((steps, *self.alpha.shape), generator)).argmax(-1)
+        sizes = torch.empty(len(self.specs))
+        for members in self.kinds:
+            sizes[members] = len(members)
+        logits = self.alpha.detach().cpu() - sizes.log()
+        return (logits + gumbel((steps, *logits.shape), generator)).argmax(-1)
 
     def sample_fair(self, steps: int, generator: torch.Generator) -> Tensor:
-        """Options of so many steps [S, P], on the CPU, in cycles of N steps that run each option of a position once.
+        """Options of so many steps [S, P], on the CPU: every kind once in a cycle of as many steps as there are kinds,
+        every option of a kind once in as many cycles as it has options.
 
         Equal chances alone let early luck decide which options train well (FairNAS, arXiv 1907.01845).
         """
-        positions, options = self.alpha.shape
-        cycles = -(-steps // options)
-        orders = torch.rand(cycles, options, positions, generator=generator).argsort(dim=1)
-        return orders.flatten(0, 1)[:steps]
+        positions, length = len(self.blocks), len(self.kinds)
+        cycles = -(-steps // length)
+        kinds = _turns(length, cycles * length, positions, generator)
+        choices = torch.empty_like(kinds)
+        for kind, members in enumerate(self.kinds):
+            turns = _turns(len(members), cycles, positions, generator)
+            chosen = torch.tensor(members)[turns].repeat_interleave(length, 0)
+            choices = torch.where(kinds == kind, chosen, choices)
+        return choices[:steps]
 
     def choose(self, choices: list[int]) -> None:
         """Run exactly these options, one per position."""
@@ -160,6 +173,21 @@ class Supernet(LanguageModel):
         for block, row in zip(self.blocks, mixture, strict=True):
             block.mixture = row
         return mixture
+
+
+def _kinds(options: tuple[BlockSpec, ...]) -> list[list[int]]:
+    """Numbers of the options by what they share weights with, in the order of the first of each."""
+    kinds: dict[object, list[int]] = {}
+    for number, spec in enumerate(options):
+        shares = isinstance(spec, (architecture.Attention, MoE))
+        kinds.setdefault(type(spec) if shares else spec, []).append(number)
+    return list(kinds.values())
+
+
+def _turns(count: int, steps: int, positions: int, generator: torch.Generator) -> Tensor:
+    """Numbers below count [S, P], in each column in cycles that hold every number once, in random order."""
+    cycles = -(-steps // count)
+    return torch.rand(cycles, count, positions, generator=generator).argsort(dim=1).flatten(0, 1)[:steps]
 
 
 def build_supernet(config: SimpleNamespace, vocab_size: int) -> Supernet:
