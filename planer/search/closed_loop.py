@@ -1,11 +1,12 @@
-"""Measuring a chosen network before it is trained, and choosing again when it is slower than its target.
+"""Measuring a chosen network before it is trained, and choosing again when it misses its target.
 
 Sums of block latencies are off by a few percent on a real device.  The bias of the network just measured corrects the
 budget of the next choice:
 
-    budget_1 = target,    budget_{k+1} = target * estimated_k / measured_k    (all over the baseline's latency)
+    budget_1 = target,    budget_{k+1} = min(target, target * estimated_k / measured_k)    (over the baseline's latency)
 
-Only downwards: by the table, too, a network never exceeds its target.
+By the table, too, a network never exceeds its target, so one that is measured faster is kept, unless its budget had
+been lowered by too much.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from planer.measure import by_round, measure
 from planer.search.select import Limit, Selection
 
 TOLERANCE = 0.02
-"""A network may be this share slower than its target before it is replaced."""
+"""A network may miss its target by this share before it is replaced."""
 WARMUP = 3
 """Untimed rounds of a measurement."""
 MAX_SECONDS = 60.0
@@ -66,9 +67,9 @@ def correct(
 ) -> tuple[Selection, list[dict]]:
     """Measure the first choice and, up to ``corrections`` times, choose and measure anew.
 
-    choose makes another choice, given the last one, under another latency limit.  Returns the fastest choice, which is
-    the last unless measurements contradict the table, and one entry per round: options, and over the baseline's latency
-    its budget, estimated and measured.
+    choose makes another choice, given the last one, under another latency limit.  Returns the slowest choice that was
+    measured within the target, or the fastest where none was, and one entry per round: options, and over the baseline's
+    latency its budget, estimated and measured.
     """
     target, budget, choice, rounds = limit.share, limit.share, first, []
     tried: list[tuple[float, Selection]] = []
@@ -76,11 +77,21 @@ def correct(
         estimated, ratio = choice.cost / limit.baseline, measured(choice)
         rounds.append({"budget": budget, "estimated": estimated, "measured": ratio, "options": list(choice.options)})
         tried.append((ratio, choice))
-        if ratio <= target * (1 + TOLERANCE) or len(rounds) > corrections:
+        corrected = min(target, target * estimated / ratio)
+        met = (1 - TOLERANCE) * target <= ratio <= (1 + TOLERANCE) * target
+        if met or corrected == budget or len(rounds) > corrections:
             break
-        budget = min(budget, target * estimated / ratio)
+        budget = corrected
         try:
             choice = choose(choice, dataclasses.replace(limit, budget=budget * limit.baseline))
         except UserError:  # the corrected budget is out of reach: what was measured is the best there is
             break
-    return min(tried, key=lambda entry: entry[0])[1], rounds
+        if any(choice.options == other.options for _, other in tried):
+            break
+    within = [entry for entry in tried if entry[0] <= target * (1 + TOLERANCE)]
+    best = max(within, key=_ratio) if within else min(tried, key=_ratio)
+    return best[1], rounds
+
+
+def _ratio(entry: tuple[float, Selection]) -> float:
+    return entry[0]

@@ -203,11 +203,12 @@ def test_rows_hold_the_means_of_their_own_epoch(watched):
 
 
 def test_epochs_sample_what_alpha_says(watched):
-    """Frozen: every option in turn.  Then: by softmax(alpha)."""
+    """Frozen: every kind of option in turn.  Then: by chance."""
     updates = np.array([row["updates"] for row in watched.trajectory])
     assert updates.shape == (5, 4, 6) and (updates.sum(-1) == 10).all()
-    assert set(updates[0].ravel()) == {1, 2}
-    assert updates[1:].max() > 2
+    kinds = np.stack([updates[..., members].sum(-1) for members in watched.model.kinds])
+    assert set(kinds[:, 0].ravel()) == {2, 3}
+    assert kinds[:, 1:].max() > 3
     objective = phase1()
     with torch.no_grad():
         objective.model.alpha[:, 3] = 50.0

@@ -164,7 +164,7 @@ def test_weights_are_counted_once_and_without_alpha(supernet):
     assert len({id(parameter) for parameter in weights}) == len(weights)
     assert all(parameter is not supernet.alpha for parameter in weights)
     per_position = sum(spec.params(16) for spec in OPTIONS) - 3 * (2 * 16 * 24 + 24 + 16)
-        per_position -= OPTIONS[1].params(16) - 2 * 16  # all but its LayerNorm
+    per_position -= OPTIONS[1].params(16) - 2 * 16  # all but its LayerNorm
     assert sum(parameter.numel() for parameter in weights) == 3 * per_position + 13 * (16 + 1)
     assert len(weights) + 1 == len(list(supernet.parameters()))
 
@@ -199,27 +199,38 @@ def test_a_soft_step_gives_alpha_its_gradient(supernet):
     torch.testing.assert_close(supernet.alpha.grad, p * (g - (p * g).sum(-1, keepdim=True)) / 2.0)
 
 
-def test_hard_samples_follow_the_softmax_of_alpha(supernet):
+def test_hard_samples_follow_alpha_and_know_no_large_kinds(supernet):
     nn.init.normal_(supernet.alpha, generator=seeded(3))
     steps = 20_000
     choices = supernet.sample_hard(steps, seeded(4))
     assert choices.shape == (steps, 3)
     counts = torch.nn.functional.one_hot(choices, len(OPTIONS)).sum(0)
-    expected = steps * supernet.alpha.detach().softmax(-1)
+    chances = supernet.alpha.detach().exp() / torch.tensor([1, 2, 2, 1, 2, 2])
+    expected = steps * chances / chances.sum(-1, keepdim=True)
     chi_square = ((counts - expected).square() / expected).sum(-1)
     assert (chi_square < 25.7).all()  # one in ten thousand is above, 5 degrees of freedom
     uniform = (counts - steps / 6).square().sum(-1) / (steps / 6)
     assert (uniform > 100).all()  # a control: the test can tell
 
 
-def test_fair_samples_run_each_option_once_per_cycle(supernet):
-    choices = supernet.sample_fair(20, seeded(5))
-    assert choices.shape == (20, 3)
-    for start in (0, 6, 12):
-        for position in range(3):
-            assert sorted(choices[start : start + 6, position].tolist()) == [0, 1, 2, 3, 4, 5]
+def test_kinds_are_options_that_share_weights(supernet):
+    assert supernet.kinds == [[SKIP], [1, ATTENTION], [FEED_FORWARD], [TOP1, TOP2]]
+    wide = Supernet(SHARED, (FeedForward(24), Skip(), FeedForward(24, 4)), 1)
+    assert wide.kinds == [[0], [1], [2]]
+
+
+def test_fair_samples_run_each_kind_once_per_cycle_and_its_options_in_turn(supernet):
+    choices = supernet.sample_fair(22, seeded(5))
+    assert choices.shape == (22, 3)
+    kind = {option: number for number, members in enumerate(supernet.kinds) for option in members}
+    for position in range(3):
+        column = choices[:, position].tolist()
+        for start in range(0, 20, 4):
+            assert sorted(kind[option] for option in column[start : start + 4]) == [0, 1, 2, 3]
+        for start in range(0, 16, 8):
+            assert sorted(column[start : start + 8]) == [0, 0, 1, 2, 3, 3, 4, 5]
     assert not torch.equal(choices[:, 0], choices[:, 1])  # positions in orders of their own
-    assert not torch.equal(choices[:6], choices[6:12])  # and cycles too
+    assert not torch.equal(choices[:8], choices[8:16])  # and cycles too
 
 
 def test_soft_samples_sharpen_as_the_temperature_falls(supernet):
