@@ -225,8 +225,8 @@ def _sections(evaluations: Sequence[dict], additivity: dict) -> list[dict]:
         section(
             "What the supernet trained",
             "Options and experts that got few updates cannot be judged: 1 is an even share. Attention options share "
-            "their heads and mixtures of experts their experts, so those are trained by several options; every kind "
-            "is drawn equally often.",
+            "their heads and mixtures of experts their experts, so those are trained by several options; all kinds "
+            "are drawn equally often, skip half as often.",
             "updates",
         ),
         section(

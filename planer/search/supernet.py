@@ -7,7 +7,7 @@ runs, so a step costs about one network; under soft sampling all run.
 Sampled uniformly, an option is trained in one step of N, far too rarely for attention and for experts to be judged by
 what they would become.  So options of a kind share weights: mixtures of experts their experts (the gates differ), and
 attention with fewer heads is the first heads of the one with the most (weight entanglement of AutoFormer,
-arXiv 2107.00651).  As many options are then drawn of every kind, whatever the number of its options.
+arXiv 2107.00651).  Each kind is then drawn equally often, whatever the number of its options, and skip half as often.
 
 Letters in shapes: B sequences, T tokens, M remembered positions, D model width, P positions, N options, E experts,
 S steps.
@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from planer import architecture
-from planer.architecture import Architecture, BlockSpec, MoE
+from planer.architecture import Architecture, BlockSpec, MoE, Skip
 from planer.blocks import build_block
 from planer.blocks.attention import Attention
 from planer.blocks.moe import Experts
@@ -118,6 +118,9 @@ class Supernet(LanguageModel):
         self.specs = options
         self.kinds = _kinds(options)
         """Numbers of the options that share weights, a list for each kind."""
+        # Skip has nothing to train, and where it is drawn often, networks are shallow.
+        self.cycle = [kind for kind in self.kinds for _ in range(1 if isinstance(options[kind[0]], Skip) else 2)]
+        """Kinds of one cycle of fair samples: each twice, skip once."""
         self.alpha = nn.Parameter(torch.zeros(positions, len(options)))
 
     def weights(self) -> list[nn.Parameter]:
@@ -125,31 +128,30 @@ class Supernet(LanguageModel):
         return [parameter for name, parameter in self.named_parameters() if name != "alpha"]
 
     def sample_hard(self, steps: int, generator: torch.Generator) -> Tensor:
-        """Options of so many steps [S, P], on the CPU, each drawn with probability softmax(alpha - log of its kind's
-        size): with equal alpha, the weights of every kind are trained equally often.
+        """Options of so many steps [S, P], on the CPU, each drawn with a probability proportional to exp(alpha) and to
+        its share of a fair cycle: with equal alpha, weights are trained as often as in fair samples.
 
-        The argmax of Gumbel-perturbed alpha does not depend on the temperature.  Waits for the device once.
+        The argmax of Gumbel-perturbed logits does not depend on the temperature.  Waits for the device once.
         """
-        sizes = torch.empty(len(self.specs))
-        for members in self.kinds:
-            sizes[members] = len(members)
-        logits = self.alpha.detach().cpu() - sizes.log()
+        shares = torch.zeros(len(self.specs))
+        for kind in self.cycle:
+            shares[kind] += 1 / len(kind)
+        logits = self.alpha.detach().cpu() + shares.log()
         return (logits + gumbel((steps, *logits.shape), generator)).argmax(-1)
 
     def sample_fair(self, steps: int, generator: torch.Generator) -> Tensor:
-        """Options of so many steps [S, P], on the CPU: every kind once in a cycle of as many steps as there are kinds,
-        every option of a kind once in as many cycles as it has options.
+        """Options of so many steps [S, P], on the CPU, in cycles that hold every kind with weights twice, and the
+        options of a kind in cycles of their own.
 
         Equal chances alone let early luck decide which options train well (FairNAS, arXiv 1907.01845).
         """
-        positions, length = len(self.blocks), len(self.kinds)
+        positions, length = len(self.blocks), len(self.cycle)
         cycles = -(-steps // length)
-        kinds = _turns(length, cycles * length, positions, generator)
-        choices = torch.empty_like(kinds)
-        for kind, members in enumerate(self.kinds):
-            turns = _turns(len(members), cycles, positions, generator)
-            chosen = torch.tensor(members)[turns].repeat_interleave(length, 0)
-            choices = torch.where(kinds == kind, chosen, choices)
+        turns = _cycles(length, cycles * length, positions, generator)
+        choices = torch.empty_like(turns)
+        for turn, kind in enumerate(self.cycle):
+            options = torch.tensor(kind)[_cycles(len(kind), cycles, positions, generator)]
+            choices = torch.where(turns == turn, options.repeat_interleave(length, 0), choices)
         return choices[:steps]
 
     def choose(self, choices: list[int]) -> None:
@@ -184,8 +186,8 @@ def _kinds(options: tuple[BlockSpec, ...]) -> list[list[int]]:
     return list(kinds.values())
 
 
-def _turns(count: int, steps: int, positions: int, generator: torch.Generator) -> Tensor:
-    """Numbers below count [S, P], in each column in cycles that hold every number once, in random order."""
+def _cycles(count: int, steps: int, positions: int, generator: torch.Generator) -> Tensor:
+    """Numbers below count [S, P]: in every column in cycles that hold each number once, in random order."""
     cycles = -(-steps // count)
     return torch.rand(cycles, count, positions, generator=generator).argsort(dim=1).flatten(0, 1)[:steps]
 

@@ -207,8 +207,8 @@ def test_epochs_sample_what_alpha_says(watched):
     updates = np.array([row["updates"] for row in watched.trajectory])
     assert updates.shape == (5, 4, 6) and (updates.sum(-1) == 10).all()
     kinds = np.stack([updates[..., members].sum(-1) for members in watched.model.kinds])
-    assert set(kinds[:, 0].ravel()) == {2, 3}
-    assert kinds[:, 1:].max() > 3
+    assert set(kinds[0, 0]) <= {1, 2} and set(kinds[1:, 0].ravel()) <= {2, 3, 4}
+    assert kinds[:, 1:].max() > 4
     objective = phase1()
     with torch.no_grad():
         objective.model.alpha[:, 3] = 50.0
