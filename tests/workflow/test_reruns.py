@@ -14,11 +14,18 @@ CONVERSION = {"sparsify": 2, "cluster_experts": 2, "train_routers": 2, "evaluate
 
 
 @pytest.fixture(scope="module")
-def copied(finished, tmp_path_factory) -> Workspace:
-    """A copy of the finished workspace whose config may be edited, one test after another."""
+def copy(finished, tmp_path_factory) -> Workspace:
+    """A copy of the finished workspace."""
     workspace = Workspace(tmp_path_factory.mktemp("copied"))
     shutil.copytree(finished.folder, workspace.folder, dirs_exist_ok=True)
     return workspace
+
+
+@pytest.fixture
+def copied(copy, finished) -> Workspace:
+    """The copy with its first config, whatever an earlier test made of it."""
+    shutil.copy(finished.experiment, copy.experiment)
+    return copy
 
 
 def test_finished_targets_are_not_repeated(finished):
@@ -51,7 +58,6 @@ def test_touching_every_file_repeats_nothing(copied):
         ),
     ],
 )
-def test_one_key_repeats_its_stage_and_what_depends_on_it(copied, finished, sections, expected):
-    shutil.copy(finished.experiment, copied.experiment)
+def test_one_key_repeats_its_stage_and_what_depends_on_it(copied, sections, expected):
     copied.edit(**sections)
     assert copied.planned(TARGET) == expected
