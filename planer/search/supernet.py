@@ -117,7 +117,7 @@ class Supernet(LanguageModel):
         super().__init__(shared, [SuperBlock(options, shared) for _ in range(positions)])
         self.specs = options
         self.kinds = _kinds(options)
-        """Numbers of the options that share weights, a list for each kind."""
+        """Numbers of the options by the kind of their block: skip, attention, feed-forward, mixture of experts."""
         # Skip has nothing to train, and where it is drawn often, networks are shallow.
         self.cycle = [kind for kind in self.kinds for _ in range(1 if isinstance(options[kind[0]], Skip) else 2)]
         """Kinds of one cycle of fair samples: each twice, skip once."""
@@ -178,11 +178,10 @@ class Supernet(LanguageModel):
 
 
 def _kinds(options: tuple[BlockSpec, ...]) -> list[list[int]]:
-    """Numbers of the options by what they share weights with, in the order of the first of each."""
-    kinds: dict[object, list[int]] = {}
+    """Numbers of the options by the kind of their block, in the order of the first of each."""
+    kinds: dict[type, list[int]] = {}
     for number, spec in enumerate(options):
-        shares = isinstance(spec, (architecture.Attention, MoE))
-        kinds.setdefault(type(spec) if shares else spec, []).append(number)
+        kinds.setdefault(type(spec), []).append(number)
     return list(kinds.values())
 
 

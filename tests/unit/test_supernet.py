@@ -213,10 +213,10 @@ def test_hard_samples_follow_alpha_and_know_no_large_kinds(supernet):
     assert (uniform > 100).all()  # a control: the test can tell
 
 
-def test_kinds_are_options_that_share_weights(supernet):
+def test_kinds_of_options(supernet):
     assert supernet.kinds == [[SKIP], [1, ATTENTION], [FEED_FORWARD], [TOP1, TOP2]]
     wide = Supernet(SHARED, (FeedForward(24), Skip(), FeedForward(24, 4)), 1)
-    assert wide.kinds == [[0], [1], [2]]
+    assert wide.kinds == [[0, 2], [1]]
 
 
 def test_fair_samples_run_each_kind_twice_per_cycle_and_skip_once(supernet):
