@@ -50,8 +50,8 @@ class LatencyTable:
     identity: dict
     """What ``identity`` returned where the table was measured."""
     notes: dict
-    """Copies per stack, rounds, drift of the control stack, spread: for readers, not compared.  They are those of the
-    experiment's own workload; ``others`` lists those of further batch sizes and execution modes."""
+    """Copies per stack and their times (``stacks_ms``), rounds, drift of the control stack, spread; not compared.
+    They are those of the experiment's own workload; ``others`` lists those of other batch sizes and execution modes."""
     path: str = "the latency table"
     """Where it was loaded from, for messages."""
 

@@ -5,7 +5,7 @@ option carries its own residual and LayerNorm; skip is the bare identity.  Under
 runs, so a step costs about one network; under soft sampling all run.
 
 Sampled uniformly, an option is trained in one step of N, far too rarely for attention and for experts to be judged by
-what they would become.  So options of a kind share weights: mixtures of experts their experts (the gates differ), and
+what they would become.  So options share weights: mixtures of experts their experts (the gates differ), and
 attention with fewer heads is the first heads of the one with the most (weight entanglement of AutoFormer,
 arXiv 2107.00651).  Each kind is then drawn equally often, whatever the number of its options, and skip half as often.
 
