@@ -2,6 +2,7 @@
 
 A machine's speed drifts: clocks change, other processes come and go.  So the candidates are measured in turn, in
 rounds of one call each, in a new random order every round; what is compared is compared within a round.
+What is reported as the speed of a network is measured in several places of memory (``measure_placed``).
 """
 
 from __future__ import annotations
@@ -65,6 +66,34 @@ def measure(
         if collecting:
             gc.enable()
     return pd.DataFrame(rows, columns=["name", "round", "ms"])
+
+
+def measure_placed(
+    build: Callable[[int], Mapping[str, Callable[[], object]]],
+    placements: int,
+    rounds: int,
+    warmup: int,
+    seed: int,
+    max_seconds: float,
+    device: torch.device,
+    description: str = "measuring",
+) -> pd.DataFrame:
+    """``measure`` callables that are built anew so many times; rounds and seconds are shared out among them.
+
+    Where weights and buffers happen to lie makes a call a percent faster or slower for as long as they lie there, which
+    no number of rounds averages out (Mytkowicz et al., ASPLOS 2009, doi 10.1145/1508244.1508275).
+
+    build: from 0, 1, ... to callables of the same names, in memory of their own.
+    Returns what ``measure`` does, rounds numbered throughout.
+    """
+    kept, samples = [], []  # memory that is given back would be given out again, and be no other place
+    each = -(-rounds // placements)
+    for number in range(placements):
+        kept.append(build(number))
+        seconds, what = max_seconds / placements, f"{description}, {number + 1} of {placements}"
+        found = measure(kept[-1], each, warmup, seed + number, seconds, device, what)
+        samples.append(found.assign(round=found["round"] + number * each))
+    return pd.concat(samples, ignore_index=True)
 
 
 def by_round(samples: pd.DataFrame) -> pd.DataFrame:

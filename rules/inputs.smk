@@ -33,7 +33,21 @@ def architecture_inputs(wildcards):
     if search := search_of(wildcards):
         files["supernet"] = f"results/{{experiment}}/{search}/search/supernet.safetensors"
         files["valid"] = dataset_file("valid.npy")(wildcards)
+        if tried(wildcards):
+            files["train"] = dataset_file("train.npy")(wildcards)
     return files
+
+
+def tried(wildcards):
+    """Whether short trainings decide among several solutions; PAR's search has one."""
+    several = settings(wildcards.experiment)["sample_architecture"]["num_solutions"] > 1
+    return several and search_of(wildcards) and parse_variant(wildcards.variant).arm != "par_search"
+
+
+def sample_sections(wildcards):
+    """What the choice of a network reads; only short trainings have a say of the retraining's settings."""
+    names = ["device", "threads", "dtype", "data", "model", "patterns", "design_space", "arms", "workload", "search"]
+    return sections(*names, "sample_architecture", *(["retrain"] if tried(wildcards) else []))(wildcards)
 
 
 def baseline_report(wildcards):
@@ -42,11 +56,13 @@ def baseline_report(wildcards):
 
 
 def stage_metrics(wildcards):
-    """Numbers of every stage that this variant went through, in order, the search that found its network first."""
-    search = search_of(wildcards)
-    searched = [f"results/{{experiment}}/{search}/search/metrics.json"] if search else []
+    """Numbers of every stage that this variant went through, in order; a warm start shares the first two with its
+    original."""
+    search, original = search_of(wildcards), parse_variant(wildcards.variant).original
+    found = [f"results/{{experiment}}/{search}/search/metrics.json"] if search else []
+    found.append(f"results/{{experiment}}/{original}/sample/metrics.json")
     stages = ["retrain", "sparsify", "cluster", "routers"]
-    return searched + expand("results/{experiment}/{variant}/{stage}/metrics.json", stage=stages, allow_missing=True)
+    return found + expand("results/{experiment}/{variant}/{stage}/metrics.json", stage=stages, allow_missing=True)
 
 
 def compared_files(wildcards):

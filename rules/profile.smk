@@ -96,6 +96,7 @@ rule estimate_cost:
             "workload",
             "data",
             "search",
+            "sample_architecture",
             "retrain",
             "sparsify",
             "train_routers",

@@ -38,6 +38,7 @@ rule sample_architecture:
         unpack(architecture_inputs),
     output:
         architecture="results/{experiment}/{variant}/architecture.yaml",
+        metrics="results/{experiment}/{variant}/sample/metrics.json",
     log:
         "logs/{experiment}/{variant}/sample_architecture.log",
     conda:
@@ -48,19 +49,7 @@ rule sample_architecture:
         mem_mb=16000,
         runtime=240,
     params:
-        config=sections(
-            "device",
-            "threads",
-            "dtype",
-            "data",
-            "model",
-            "patterns",
-            "design_space",
-            "arms",
-            "workload",
-            "search",
-            "sample_architecture",
-        ),
+        config=sample_sections,
         seed=seed("sample_architecture"),
         code=code_hash("sample_architecture.py"),
     message:

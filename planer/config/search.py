@@ -67,9 +67,11 @@ class SampleConfig:
     slack: float
     """Share of the latency budget that may stay unused where some network uses more; milp only."""
     num_solutions: int
-    """Networks listed in architecture.yaml; the first is used, the others are the best that are left."""
+    """Networks among which short trainings decide; with 1, the solver's best is used untried."""
     min_distance: int
     """Positions at which any two of them differ."""
+    trial_share: float
+    """Length of these trainings, as a share of the retraining's steps."""
     corrections: int
     """How often the network may be measured, found slower than its target, and chosen again; 0: not measured."""
     measure_rounds: int
@@ -77,6 +79,8 @@ class SampleConfig:
 
     def __post_init__(self) -> None:
         positive(self, "rounds", "tokens", "slack", "num_solutions", "min_distance", "measure_rounds")
+        positive(self, "trial_share")
+        share(self, "trial_share")
         not_negative(self, "corrections")
         for name, value in self.limits.items():
             if name not in LIMITS and batch_of_limit(name) is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import hashlib
 import json
@@ -24,7 +25,7 @@ from planer.evaluation.quality import from_nll, in_unit, protocols, quality, uni
 from planer.files import UserError
 from planer.latency.networks import ATTENTIONS, random_model, timed_forward
 from planer.latency.table import LatencyTable, identity
-from planer.measure import by_round, measure, summary
+from planer.measure import by_round, measure_placed, summary
 from planer.model import LanguageModel, load
 from planer.runtime import resolve_dtype
 from planer.source import git_commit
@@ -33,6 +34,8 @@ from planer.variant import Variant, parse_variant
 SCORED = ("valid", "test")
 WARMUP = 3
 """Untimed rounds before a latency measurement."""
+PLACEMENTS = 3
+"""Copies of the networks, in other places of memory, over which a latency measurement is spread."""
 MAX_SECONDS = 120.0
 """A latency measurement stops after this long, at a whole round."""
 SEARCH_BAR = 2.0
@@ -99,7 +102,7 @@ def evaluate(
         "latency": latency,
         "target": _target(named, selection, next(row for row in latency if row["headline"])),
         "selection": None if named.pattern else _selection(selection),
-        "search": _search_cost(seconds["search"], baseline_seconds) if "search" in seconds else None,
+        "search": _search_cost(seconds, baseline_seconds) if "search" in seconds else None,
         "flops": flops,
         "dynamic_k": rows,
         "conversion": conversion | {"reason": reasons[0] if reasons and not conversion["converted_layers"] else None},
@@ -164,11 +167,12 @@ class _Run:
         text = _excerpts(self.tokens["test"], self.config.workload)
         return timed_forward(model, self.config.workload, self.device, self.dtype, attention, text)
 
-    def in_turn(self, calls: Mapping[str, Callable[[], object]], what: str) -> dict[str, dict]:
-        """Latencies of calls that take turns."""
+    def in_turn(self, build: Callable[[], Mapping[str, Callable[[], object]]], what: str) -> dict[str, dict]:
+        """Latencies of calls that take turns; ``build`` makes them, each time of other copies of the networks."""
         rounds, seed = self.config.evaluate.latency_rounds, derive_seed(self.seed, what)
-        samples = by_round(measure(calls, rounds, WARMUP, seed, MAX_SECONDS, self.device, f"latency of {what}"))
-        return {name: summary(samples[name]) for name in calls}
+        how = (PLACEMENTS, rounds, WARMUP, seed, MAX_SECONDS, self.device, f"latency of {what}")
+        samples = by_round(measure_placed(lambda number: build(), *how))
+        return {name: summary(samples[name]) for name in samples}
 
     def latency(self, model: LanguageModel, baseline: LanguageModel) -> tuple[list[dict], list[dict]]:
         """Rows of the network and of the baseline, one per attention mode, measured in turn.
@@ -178,9 +182,11 @@ class _Run:
         work = self.config.workload
         model, baseline = model.to(self.dtype), baseline.to(self.dtype)
         networks = {"network": model} if model is baseline else {"network": model, "baseline": baseline}
-        calls = {
-            f"{mode}/{name}": self.timed(network, mode) for mode in ATTENTIONS for name, network in networks.items()
-        }
+
+        def calls() -> dict[str, Callable[[], object]]:
+            placed = copy.deepcopy(networks)
+            return {f"{mode}/{name}": self.timed(placed[name], mode) for mode in ATTENTIONS for name in placed}
+
         found = self.in_turn(calls, "network and baseline")
         rows, baseline_rows = [], []
         for mode in ATTENTIONS:
@@ -224,8 +230,12 @@ class _Run:
         rows = list(sweep(converted, splits, self.config.evaluate.taus, flops, **final, **where))
         attention = self.config.workload.attention
         converted, sparse = converted.to(self.dtype), sparse.to(self.dtype)
-        calls = timed_at(converted, self.timed(converted, attention), [row["tau"] for row in rows])
-        calls["sparsified"] = self.timed(sparse, attention)
+
+        def calls() -> dict[str, Callable[[], object]]:
+            split, whole = copy.deepcopy((converted, sparse))
+            at_thresholds = timed_at(split, self.timed(split, attention), [row["tau"] for row in rows])
+            return at_thresholds | {"sparsified": self.timed(whole, attention)}
+
         found = self.in_turn(calls, "thresholds")
         specs = converted.architecture.blocks
         positions = [i for i, spec in enumerate(specs) if isinstance(spec, DynamicMoE)]
@@ -292,15 +302,17 @@ def _selection(notes: Mapping) -> dict:
             {"blocks": [options[option] for option in entry["options"]], "supernet_nll": entry["supernet_nll"]}
             for entry in notes.get("rounds", [])
         ],
-        "alternatives": notes.get("alternatives", []),
+        "solutions": notes.get("solutions", []),
     }
 
 
-def _search_cost(seconds: float, baseline_seconds: float) -> dict:
+def _search_cost(seconds: Mapping[str, float], baseline_seconds: float) -> dict:
+    """Training the supernet, and choosing from it: scores, measurements and short trainings."""
     return {
-        "seconds": seconds,
+        "seconds": seconds["search"],
+        "choice_seconds": seconds["sample"],
         "baseline_seconds": baseline_seconds,
-        "ratio": seconds / baseline_seconds,
+        "ratio": (seconds["search"] + seconds["sample"]) / baseline_seconds,
         "bar": SEARCH_BAR,
     }
 

@@ -15,7 +15,6 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from planer.architecture import Architecture
 from planer.config import ParetoConfig
 from planer.evaluation.comparison import headline
 from planer.evaluation.drawing import MUTED, SERIES_COLOURS, SERIES_MARKERS, SURFACE, label_points, new_figure, style
@@ -25,7 +24,7 @@ from planer.evaluation.page import cell, section, table
 RULE = (
     "Both networks of a target keep the same latency budget and are retrained alike; the one with the better test "
     "quality wins. A target is charged the seconds of the shared search over the number of targets that it serves, or "
-    "all seconds of a search of its own."
+    "all seconds of a search of its own; choosing from a supernet costs both alike and is left out."
 )
 ROADS = {"shared": "from the shared supernet", "own": "from a search of its own"}
 SHOWN = (("test", ".3f"), ("measured", ".3f"), ("search_seconds", ".0f"))
@@ -68,13 +67,10 @@ def _choice(config: ParetoConfig, target: float, network: dict) -> dict:
 def supernet_nll(network: dict) -> float | None:
     """The supernet's validation loss on the network of an architecture.yaml, in nats per token.
 
-    Not always that of the last round: the closed loop may return to an earlier choice.  None for networks that were
-    chosen by architecture weights, without a look at the loss.
+    None for networks that were chosen by architecture weights, without a look at the loss.
     """
-    selection = network["selection"]
-    options = [selection["score_options"].index(block.name) for block in Architecture.from_dict(network).blocks]
-    losses = (entry["supernet_nll"] for entry in selection["rounds"] if list(entry["options"]) == options)
-    return next(losses, None)
+    solutions = network["selection"]["solutions"]
+    return next(entry["supernet_nll"] for entry in solutions if entry["pattern"] == network["pattern"])
 
 
 def _on_front(row: dict, rows: Sequence[dict]) -> bool | None:

@@ -10,10 +10,11 @@ import jinja2
 import pandas as pd
 from matplotlib.figure import Figure
 
-from planer.evaluation.comparison import TOLERANCE, best_threshold, compare, controls, headline, pick
+from planer.evaluation.comparison import TOLERANCE, best_threshold, compare, controls, headline
 from planer.evaluation.drawing import inline, to_svg
 from planer.evaluation.figures import UNITS
 from planer.evaluation.page import TEMPLATE, cell, count, milliseconds, section, table
+from planer.evaluation.search_tables import search_tables, trial_tables
 from planer.files import write_text
 from planer.latency.additivity import IDLE_BAR, missed
 from planer.variant import parse_variant
@@ -210,10 +211,12 @@ def _sections(evaluations: Sequence[dict], additivity: dict) -> list[dict]:
             "Search",
             "How every network was chosen. Estimated is by the latency table, measured before training; the slack is "
             "the part of the target that the estimate leaves unused. The search cost is its time over that of one "
-            "training of the baseline. Below, health over epochs: a search that works lowers the entropy of its "
-            "architecture weights without leaving all to skip, and ends near its budget (dashed).",
+            "training of the baseline. Where short trainings decided between the solver's best networks, all of those "
+            "are listed. Below, health over epochs: a search that works lowers the entropy of its architecture weights "
+            "without leaving all to skip, and ends near its budget (dashed).",
             "search_health",
-            *_search_tables(evaluations),
+            *search_tables(evaluations),
+            *trial_tables(evaluations),
         ),
         section(
             "What the search found",
@@ -270,33 +273,6 @@ def _sections(evaluations: Sequence[dict], additivity: dict) -> list[dict]:
             "dynamic_k",
             *(_sweep_table(evaluation) for evaluation in evaluations),
         ),
-    ]
-
-
-def _search_tables(evaluations: Sequence[dict]) -> list[dict]:
-    """One table with a row for each network that is no pattern, or none."""
-    rows = [_search_row(evaluation) for evaluation in evaluations if evaluation["selection"]]
-    columns = ["network", "chosen by", "status", "requested", "estimated", "slack", "measured", "also used"]
-    columns += ["supernet nll", "search seconds", "search cost"]
-    return [table(columns, rows, text=("network", "chosen by", "status", "measured", "also used"))] if rows else []
-
-
-def _search_row(evaluation: dict) -> list[str]:
-    how, target, cost = (evaluation[name] for name in ("selection", "target", "search"))
-    target = target or dict.fromkeys(("requested", "estimated", "slack"), None) | {"rounds": []}
-    gap = f", gap {how['gap']:.1g}" if how["gap"] else ""
-    return [
-        evaluation["variant"],
-        " on ".join(filter(None, (how["solver"], how["scored_by"]))),
-        (how["status"] or "") + gap,
-        cell(target["requested"], "{:.2f}".format),
-        cell(target["estimated"], "{:.3f}".format),
-        cell(target["slack"], "{:.1%}".format),
-        ", then ".join(f"{entry['measured']:.3f}" for entry in target["rounds"]),
-        ", ".join(f"{name} {share:.2f}" for name, share in how["used"].items() if name != "target"),
-        cell(how["incumbents"][-1]["supernet_nll"] if how["incumbents"] else None, "{:.3f}".format),
-        cell(pick(cost, "seconds"), "{:.0f}".format),
-        cell(pick(cost, "ratio"), "{:.2f}".format),
     ]
 
 

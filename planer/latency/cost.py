@@ -27,7 +27,7 @@ FORWARDS_PER_ALPHA_STEP = 2
 def training_hours(config: SimpleNamespace, vocab_size: int, table: LatencyTable) -> dict[str, float]:
     """Hours of every training stage for one target and its baseline, and their sum.
 
-    The target's network is counted like the baseline, which it must not exceed.
+    The target's network is counted like the baseline, which it must not exceed; its search includes short trainings.
     """
     baseline = config.model.architecture(vocab_size, config.patterns.baseline).blocks
     options = [config.model.option(name) for name in config.design_space]
@@ -60,7 +60,8 @@ def training_hours(config: SimpleNamespace, vocab_size: int, table: LatencyTable
     alpha_step = FORWARDS_PER_ALPHA_STEP * (stem + all_options)
     alpha_steps = search.alpha_share * (1 - search.frozen_share)
     result = {
-        "search": (weight_step + alpha_step * alpha_steps) * search.steps / 3.6e6,
+        "search": (weight_step + alpha_step * alpha_steps) * search.steps / 3.6e6
+        + _trials(config) * hours(config.retrain, FORWARDS_PER_STEP),
         "retrain": 2 * hours(config.retrain, FORWARDS_PER_STEP),
         "sparsify": 2 * hours(config.sparsify, FORWARDS_PER_STEP),
         "train_routers": 2 * hours(config.train_routers, 1),
@@ -69,9 +70,16 @@ def training_hours(config: SimpleNamespace, vocab_size: int, table: LatencyTable
 
 
 def training_tokens(config: SimpleNamespace) -> dict[str, int]:
-    """Tokens that every training stage reads, for one network."""
+    """Tokens that every training stage reads, for one network, whose search includes short trainings of others."""
     stages = {name: getattr(config, name) for name in ("search", "retrain", "sparsify", "train_routers")}
-    return {name: stage.steps * stage.batch * stage.tgt_len for name, stage in stages.items()}
+    tokens = {name: stage.steps * stage.batch * stage.tgt_len for name, stage in stages.items()}
+    return tokens | {"search": tokens["search"] + round(_trials(config) * tokens["retrain"])}
+
+
+def _trials(config: SimpleNamespace) -> float:
+    """Short trainings of a choice together, in retrainings."""
+    choice = config.sample_architecture
+    return choice.num_solutions * choice.trial_share if choice.num_solutions > 1 else 0.0
 
 
 def rescaled(report: dict, config: SimpleNamespace) -> dict[str, float]:

@@ -72,12 +72,14 @@ class Chooser:
     def again(self, chosen: Selection, limit: Limit) -> Selection:
         """Another choice under another latency limit, starting from the last one.  Raises UserError when there is none.
 
-        The scores of replace_one are taken anew: they hold around the network that they were taken at.
+        By the scores of the last round: budgets are corrected by a few percent, which a few positions make up for.
         """
         filled = self._fill(limit)
         if self._loss is None:
             return filled
-        return self._improve(*self._best_near(chosen))
+        best, nll = self._best_near(chosen)
+        self._note(best, nll)
+        return best
 
     def _improve(self, best: Selection, lowest: float) -> Selection:
         """Rounds of replace_one from an incumbent and its loss."""
@@ -92,31 +94,42 @@ class Chooser:
             self._note(best, lowest)
         return best
 
-    def alternatives(self, chosen: Selection) -> list[Selection]:
-        """The choice and the best networks that are left when any two must differ at min_distance positions.
-
-        num_solutions of them, or as many as there are.
-        """
+    def solutions(self, chosen: Selection, limit: Limit) -> list[Selection]:
+        """The choice, and the best networks under the limit that differ from it and from each other at min_distance
+        positions: num_solutions in all, or as many as there are."""
         found = [chosen]
+        self._fill(limit)
         while len(found) < self.config.num_solutions:
+            apart = ([solution.options for solution in found], self.config.min_distance)
             try:
-                found.append(self._solve(apart=([s.options for s in found], self.config.min_distance)))
+                found.append(self._best_near(chosen, apart)[0] if self._loss else self._solve(apart=apart))
             except UserError:
                 break
         return found
 
+    def supernet_nll(self, choice: Selection) -> float | None:
+        """The supernet's loss on a choice; None where scores come without one."""
+        return self._loss(choice.options) if self._loss else None
+
     def _solve(self, **distances) -> Selection:
         return select(self.scores, self.options, self.limits, self.config.solver, **distances)
 
-    def _best_near(self, incumbent: Selection) -> tuple[Selection, float]:
-        """Of the best networks near to the incumbent, the one with the lowest loss, and that loss."""
+    def _best_near(
+        self, incumbent: Selection, apart: tuple[Sequence[Sequence[int]], int] = ((), 0)
+    ) -> tuple[Selection, float]:
+        """Of the best networks near to the incumbent, the one with the lowest loss, and that loss.
+
+        apart: networks, and at how many positions it must differ from each.  Raises UserError when there is none.
+        """
         positions = len(incumbent.options)
-        best, lowest = incumbent, math.inf
+        best, lowest = None, math.inf
         for reach in (positions >> halvings for halvings in range(positions.bit_length())):
             try:
-                candidate = self._solve(near=(incumbent.options, reach))
-            except UserError:  # the incumbent is over a limit that was lowered, and so is all that is so near to it
-                continue
+                candidate = self._solve(near=(incumbent.options, reach), apart=apart)
+            except UserError:  # nothing so near is within the limits and far enough from the others
+                if best is None:
+                    raise
+                break
             nll = self._loss(candidate.options)
             if nll < lowest:
                 best, lowest = candidate, nll

@@ -21,13 +21,15 @@ from planer.architecture import Architecture
 from planer.config import derive_seed
 from planer.files import UserError
 from planer.latency.networks import random_model, timed_forward
-from planer.measure import by_round, measure
+from planer.measure import by_round, measure_placed
 from planer.search.select import Limit, Selection
 
 TOLERANCE = 0.02
 """A network may miss its target by this share before it is replaced."""
 WARMUP = 3
 """Untimed rounds of a measurement."""
+PLACEMENTS = 3
+"""Sets of weights, in other places of memory, over which a measurement is spread."""
 MAX_SECONDS = 60.0
 """A measurement stops after this long, at a whole round."""
 
@@ -36,23 +38,24 @@ Measurement = Callable[[Architecture], float]
 
 
 def against(
-    baseline: Architecture, config: SimpleNamespace, seed: int, device: torch.device, dtype: torch.dtype
+    config: SimpleNamespace, vocab_size: int, seed: int, device: torch.device, dtype: torch.dtype
 ) -> Measurement:
-    """Measurements in turn with the baseline, for the workload, with random weights: medians over rounds."""
+    """Measurements in turn with the baseline, for the workload, with random weights: medians over rounds.
+
+    config: the sections model, patterns, workload and sample_architecture.
+    """
+    baseline = config.model.architecture(vocab_size, config.patterns.baseline)
+    how = (config.workload, device, dtype, config.workload.attention)
 
     def relative_latency(network: Architecture) -> float:
-        calls = {
-            name: timed_forward(
-                random_model(architecture, device, dtype, seed),
-                config.workload,
-                device,
-                dtype,
-                config.workload.attention,
-            )
-            for name, architecture in (("network", network), ("baseline", baseline))
-        }
+        def calls(number: int) -> dict[str, Callable[[], torch.Tensor]]:
+            weights = derive_seed(seed, "closed loop", "weights", number)
+            networks = {"network": network, "baseline": baseline}
+            return {name: timed_forward(random_model(n, device, dtype, weights), *how) for name, n in networks.items()}
+
         rounds, order = config.sample_architecture.measure_rounds, derive_seed(seed, "closed loop")
-        samples = by_round(measure(calls, rounds, WARMUP, order, MAX_SECONDS, device, "measuring the choice"))
+        what = "measuring the choice"
+        samples = by_round(measure_placed(calls, PLACEMENTS, rounds, WARMUP, order, MAX_SECONDS, device, what))
         return float(samples["network"].median() / samples["baseline"].median())
 
     return relative_latency
@@ -64,34 +67,35 @@ def correct(
     limit: Limit,
     measured: Callable[[Selection], float],
     corrections: int,
-) -> tuple[Selection, list[dict]]:
+) -> tuple[Selection, Limit, list[dict]]:
     """Measure the first choice and, up to ``corrections`` times, choose and measure anew.
 
     choose makes another choice, given the last one, under another latency limit.  Returns the slowest choice that was
-    measured within the target, or the fastest where none was, and one entry per round: options, and over the baseline's
-    latency its budget, estimated and measured.
+    measured within the target, or the fastest where none was, the limit that it was chosen under, and one entry per
+    round: options, and over the baseline's latency its budget, estimated and measured.
     """
-    target, budget, choice, rounds = limit.share, limit.share, first, []
-    tried: list[tuple[float, Selection]] = []
+    target, within, choice, rounds = limit.share, limit, first, []
+    tried: list[tuple[float, Selection, Limit]] = []
     while True:
         estimated, ratio = choice.cost / limit.baseline, measured(choice)
-        rounds.append({"budget": budget, "estimated": estimated, "measured": ratio, "options": list(choice.options)})
-        tried.append((ratio, choice))
+        entry = {"budget": within.share, "estimated": estimated, "measured": ratio, "options": list(choice.options)}
+        rounds.append(entry)
+        tried.append((ratio, choice, within))
         corrected = min(target, target * estimated / ratio)
         met = (1 - TOLERANCE) * target <= ratio <= (1 + TOLERANCE) * target
-        if met or corrected == budget or len(rounds) > corrections:
+        if met or corrected == within.share or len(rounds) > corrections:
             break
-        budget = corrected
+        within = dataclasses.replace(limit, budget=corrected * limit.baseline)
         try:
-            choice = choose(choice, dataclasses.replace(limit, budget=budget * limit.baseline))
+            choice = choose(choice, within)
         except UserError:  # the corrected budget is out of reach: what was measured is the best there is
             break
-        if any(choice.options == other.options for _, other in tried):
+        if any(choice.options == other.options for _, other, _ in tried):
             break
-    within = [entry for entry in tried if entry[0] <= target * (1 + TOLERANCE)]
-    best = max(within, key=_ratio) if within else min(tried, key=_ratio)
-    return best[1], rounds
+    fast_enough = [entry for entry in tried if entry[0] <= target * (1 + TOLERANCE)]
+    _, choice, within = max(fast_enough, key=_ratio) if fast_enough else min(tried, key=_ratio)
+    return choice, within, rounds
 
 
-def _ratio(entry: tuple[float, Selection]) -> float:
+def _ratio(entry: tuple[float, Selection, Limit]) -> float:
     return entry[0]

@@ -13,11 +13,12 @@ from planer.config import derive_seed
 from planer.latency.table import LatencyTable
 from planer.search.arms import config_of
 from planer.search.choose import Chooser
-from planer.search.closed_loop import Measurement, correct
+from planer.search.closed_loop import TOLERANCE, Measurement, correct
 from planer.search.controls import random_network, size_scores
 from planer.search.limits import limits_of, used
 from planer.search.replace_one import PathLoss
 from planer.search.select import Selection
+from planer.search.trials import Trial, best_by_trial
 from planer.variant import Variant
 
 
@@ -31,12 +32,14 @@ def sample_architecture(
     alpha: torch.Tensor | None = None,
     loss: PathLoss | None = None,
     measured: Measurement | None = None,
+    trial: Trial | None = None,
 ) -> tuple[Architecture, dict]:
     """The variant's architecture and the notes that architecture.yaml keeps beside it.
 
     seed is for random controls.  alpha [positions, options] and the loss of paths come from the supernet of a searched
-    variant.  With ``measured``, a network that was chosen for a latency target passes the closed loop.  Raises
-    UserError when no architecture of the design space meets the target and the limits.
+    variant.  With ``measured``, a network that was chosen for a latency target passes the closed loop; with ``trial``,
+    the best of several solutions is found by training them for a while.  Raises UserError when no architecture of the
+    design space meets the target and the limits.
     """
     attention = config.workload.attention
     baseline = config.model.architecture(vocab_size, config.patterns.baseline)
@@ -44,7 +47,8 @@ def sample_architecture(
         blocks = config.model.architecture(vocab_size, getattr(config.patterns, variant.pattern)).blocks
         notes = {"solver": "pattern", "target": None}
     else:
-        blocks, notes = _choice(config_of(config, variant), variant, baseline, table, seed, alpha, loss, measured)
+        supernet = (alpha, loss)
+        blocks, notes = _choice(config_of(config, variant), variant, baseline, table, seed, *supernet, measured, trial)
     architecture = config.model.architecture(vocab_size, blocks)
     estimated_ms, reference_ms = (table.estimate(network, attention) for network in (architecture, baseline))
     latency = {
@@ -71,6 +75,7 @@ def _choice(
     alpha: torch.Tensor | None,
     loss: PathLoss | None,
     measured: Measurement | None,
+    trial: Trial | None,
 ) -> tuple[tuple, dict]:
     """Blocks and notes of a variant that is no pattern."""
     how, positions = config.sample_architecture, len(baseline.blocks)
@@ -90,13 +95,26 @@ def _choice(
         choice = chooser.by_scores(size_scores([block.params(baseline.d_model) for block in options], positions))
     else:
         choice = chooser.by_supernet(alpha, loss)
-    rounds: list[dict] = []
+    within, rounds = limits[0], []
+    clock = None
     if measured is not None and variant.target is not None:
-        choice, rounds = correct(choice, chooser.again, limits[0], lambda c: measured(network(c)), how.corrections)
-    others = [
-        {"pattern": network(other).pattern, "score": other.score, "estimated": other.cost / limits[0].baseline}
-        for other in chooser.alternatives(choice)[1:]
+        clock = lambda selection: measured(network(selection))  # noqa: E731
+        choice, within, rounds = correct(choice, chooser.again, within, clock, how.corrections)
+    solutions = chooser.solutions(choice, within)
+    listed = [
+        {
+            "pattern": network(solution).pattern,
+            "score": solution.score,
+            "estimated": solution.cost / within.baseline,
+            "supernet_nll": chooser.supernet_nll(solution),
+        }
+        for solution in solutions
     ]
+    if trial is not None and len(solutions) > 1:
+        ceiling = (1 + TOLERANCE) * (variant.target or 1.0)
+        number, trials = best_by_trial(solutions, lambda s: trial(network(s)), clock, ceiling)
+        choice = solutions[number]
+        listed = [entry | note for entry, note in zip(listed, trials, strict=True)]
     return network(choice).blocks, {
         "solver": how.solver,
         "scored_by": "params" if variant.arm == "lts" else how.scores,
@@ -107,7 +125,7 @@ def _choice(
         "used": used(limits, choice.options),
         "rounds": chooser.rounds,
         "closed_loop": rounds,
-        "alternatives": others,
+        "solutions": listed,
         "scores": {f"position_{b}": [round(s, 6) for s in row] for b, row in enumerate(chooser.scores.tolist())},
         "score_options": list(config.design_space),
     }

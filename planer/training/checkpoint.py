@@ -28,6 +28,10 @@ class Checkpoint:
         self.path = Path(folder) / "checkpoint" / "state.safetensors"
         self.identity = identity
 
+    def part(self, folder: str, identity: str) -> Checkpoint:
+        """Another checkpoint beside this one, for a part of the same job: in a subfolder, with more to its identity."""
+        return Checkpoint(self.path.parents[1] / folder, f"{self.identity} {identity}")
+
     def save(self, tensors: dict[str, Tensor], values: dict) -> None:
         """Write tensors (any device; tensors under two names are stored once) and values (JSON) whole.
 

@@ -45,8 +45,8 @@ def test_the_choice_keeps_every_limit():
     assert shares.keys() == {"target"} | ALL.keys()
     assert shares["target"] <= 0.8 and all(shares[name] <= share for name, share in ALL.items())
     assert shares["params"] == architecture.params() / BASELINE.params()
-    alternatives = notes["selection"]["alternatives"]
-    assert len(alternatives) == 2 and len({architecture.pattern, *(a["pattern"] for a in alternatives)}) == 3
+    patterns = [solution["pattern"] for solution in notes["selection"]["solutions"]]
+    assert patterns[0] == architecture.pattern and len(set(patterns)) == 3
 
 
 def table_of_two_batches() -> LatencyTable:

@@ -1,0 +1,63 @@
+"""The report's tables of how networks were chosen: what the solver and the closed loop said, and short trainings."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from planer.evaluation.comparison import pick
+from planer.evaluation.page import cell, table
+
+
+def search_tables(evaluations: Sequence[dict]) -> list[dict]:
+    """One table with a row for each network that is no pattern, or none."""
+    rows = [_search_row(evaluation) for evaluation in evaluations if evaluation["selection"]]
+    columns = ["network", "chosen by", "status", "requested", "estimated", "slack", "measured", "also used"]
+    columns += ["supernet nll", "search seconds", "search cost"]
+    return [table(columns, rows, text=("network", "chosen by", "status", "measured", "also used"))] if rows else []
+
+
+def _search_row(evaluation: dict) -> list[str]:
+    how, target, cost = (evaluation[name] for name in ("selection", "target", "search"))
+    target = target or dict.fromkeys(("requested", "estimated", "slack"), None) | {"rounds": []}
+    gap = f", gap {how['gap']:.1g}" if how["gap"] else ""
+    return [
+        evaluation["variant"],
+        " on ".join(filter(None, (how["solver"], how["scored_by"]))),
+        (how["status"] or "") + gap,
+        cell(target["requested"], "{:.2f}".format),
+        cell(target["estimated"], "{:.3f}".format),
+        cell(target["slack"], "{:.1%}".format),
+        ", then ".join(f"{entry['measured']:.3f}" for entry in target["rounds"]),
+        ", ".join(f"{name} {share:.2f}" for name, share in how["used"].items() if name != "target"),
+        cell(_chosen(evaluation).get("supernet_nll"), "{:.3f}".format),
+        cell(cost and cost["seconds"] + cost["choice_seconds"], "{:.0f}".format),
+        cell(pick(cost, "ratio"), "{:.2f}".format),
+    ]
+
+
+def _chosen(evaluation: dict) -> dict:
+    """What is known of the network among the solutions that it was chosen from; empty where there were none."""
+    pattern = evaluation["architecture"]["pattern"]
+    return next((entry for entry in evaluation["selection"]["solutions"] if entry["pattern"] == pattern), {})
+
+
+def trial_tables(evaluations: Sequence[dict]) -> list[dict]:
+    """A table with the solutions of every network that short trainings decided about."""
+    columns = ["blocks", "estimated", "supernet nll", "nll after a trial", "measured"]
+    tables = []
+    for evaluation in evaluations:
+        if evaluation["selection"] and "trial_nll" in (chosen := _chosen(evaluation)):
+            solutions = evaluation["selection"]["solutions"]
+            rows = [
+                [
+                    entry["pattern"],
+                    f"{entry['estimated']:.3f}",
+                    cell(entry["supernet_nll"], "{:.3f}".format),
+                    f"{entry['trial_nll']:.3f}",
+                    cell(entry["measured"], "{:.3f}".format),
+                ]
+                for entry in solutions
+            ]
+            title = f"{evaluation['variant']}: what {len(solutions)} short trainings said"
+            tables.append(table(columns, rows, text=("blocks",), title=title, marks=[s is chosen for s in solutions]))
+    return tables
