@@ -1,7 +1,7 @@
 # Input functions: which files a stage of a variant reads.
 from types import SimpleNamespace
 
-from planer.config import ParetoConfig, RepeatabilityConfig
+from planer.config import ParetoConfig, RepeatabilityConfig, SampleConfig
 from planer.parsing import build
 from planer.variant import parse_variant
 
@@ -39,13 +39,13 @@ def architecture_inputs(wildcards):
 
 
 def tried(wildcards):
-    """Whether short trainings decide among several solutions; PAR's search has one."""
-    several = settings(wildcards.experiment)["sample_architecture"]["num_solutions"] > 1
-    return several and search_of(wildcards) and parse_variant(wildcards.variant).arm != "par_search"
+    """Whether beginnings of trainings decide between several networks; PAR's search has one."""
+    how = build(SampleConfig, settings(wildcards.experiment)["sample_architecture"])
+    return how.competitors > 1 and search_of(wildcards) and parse_variant(wildcards.variant).arm != "par_search"
 
 
 def sample_sections(wildcards):
-    """What the choice of a network reads; only short trainings have a say of the retraining's settings."""
+    """What the choice of a network reads; only trials have a say of the retraining's settings."""
     names = ["device", "threads", "dtype", "data", "model", "patterns", "design_space", "arms", "workload", "search"]
     return sections(*names, "sample_architecture", *(["retrain"] if tried(wildcards) else []))(wildcards)
 

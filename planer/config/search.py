@@ -67,21 +67,29 @@ class SampleConfig:
     slack: float
     """Share of the latency budget that may stay unused where some network uses more; milp only."""
     num_solutions: int
-    """Networks among which short trainings decide; with 1, the solver's best is used untried."""
+    """The solver's best networks, among which the beginnings of their trainings decide."""
     min_distance: int
     """Positions at which any two of them differ."""
+    num_random: int
+    """Networks drawn at random within the same limits that compete with them."""
     trial_share: float
-    """Length of these trainings, as a share of the retraining's steps."""
+    """How much of its training each of them gets, as a share of the retraining's steps; where there is only one
+    network, it is used untried."""
     corrections: int
     """How often the network may be measured, found slower than its target, and chosen again; 0: not measured."""
     measure_rounds: int
     """Timed rounds per measurement, in turn with the baseline."""
 
+    @property
+    def competitors(self) -> int:
+        """Networks among which beginnings of their trainings decide."""
+        return self.num_solutions + self.num_random
+
     def __post_init__(self) -> None:
         positive(self, "rounds", "tokens", "slack", "num_solutions", "min_distance", "measure_rounds")
         positive(self, "trial_share")
         share(self, "trial_share")
-        not_negative(self, "corrections")
+        not_negative(self, "corrections", "num_random")
         for name, value in self.limits.items():
             if name not in LIMITS and batch_of_limit(name) is None:
                 allowed = ", ".join((*LIMITS, "latency_batch_<b>"))

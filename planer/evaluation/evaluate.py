@@ -302,7 +302,7 @@ def _selection(notes: Mapping) -> dict:
             {"blocks": [options[option] for option in entry["options"]], "supernet_nll": entry["supernet_nll"]}
             for entry in notes.get("rounds", [])
         ],
-        "solutions": notes.get("solutions", []),
+        "candidates": notes.get("candidates", []),
     }
 
 

@@ -69,8 +69,8 @@ def supernet_nll(network: dict) -> float | None:
 
     None for networks that were chosen by architecture weights, without a look at the loss.
     """
-    solutions = network["selection"]["solutions"]
-    return next(entry["supernet_nll"] for entry in solutions if entry["pattern"] == network["pattern"])
+    candidates = network["selection"]["candidates"]
+    return next(entry["supernet_nll"] for entry in candidates if entry["pattern"] == network["pattern"])
 
 
 def _on_front(row: dict, rows: Sequence[dict]) -> bool | None:

@@ -211,8 +211,8 @@ def _sections(evaluations: Sequence[dict], additivity: dict) -> list[dict]:
             "Search",
             "How every network was chosen. Estimated is by the latency table, measured before training; the slack is "
             "the part of the target that the estimate leaves unused. The search cost is its time over that of one "
-            "training of the baseline. Where short trainings decided between the solver's best networks, all of those "
-            "are listed. Below, health over epochs: a search that works lowers the entropy of its architecture weights "
+            "training of the baseline. Where the beginnings of trainings decided between candidates, all of those are "
+            "listed. Below, health over epochs: a search that works lowers the entropy of its architecture weights "
             "without leaving all to skip, and ends near its budget (dashed).",
             "search_health",
             *search_tables(evaluations),

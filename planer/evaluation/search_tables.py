@@ -1,4 +1,4 @@
-"""The report's tables of how networks were chosen: what the solver and the closed loop said, and short trainings."""
+"""The report's tables of how networks were chosen: what the solver and the closed loop said, and trials."""
 
 from __future__ import annotations
 
@@ -36,28 +36,31 @@ def _search_row(evaluation: dict) -> list[str]:
 
 
 def _chosen(evaluation: dict) -> dict:
-    """What is known of the network among the solutions that it was chosen from; empty where there were none."""
+    """What is known of the network among the candidates that it was chosen from; empty where there were none."""
     pattern = evaluation["architecture"]["pattern"]
-    return next((entry for entry in evaluation["selection"]["solutions"] if entry["pattern"] == pattern), {})
+    return next((entry for entry in evaluation["selection"]["candidates"] if entry["pattern"] == pattern), {})
 
 
 def trial_tables(evaluations: Sequence[dict]) -> list[dict]:
-    """A table with the solutions of every network that short trainings decided about."""
-    columns = ["blocks", "estimated", "supernet nll", "nll after a trial", "measured"]
+    """A table with the candidates of every network that the beginnings of trainings decided about."""
+    columns = ["blocks", "found by", "estimated", "supernet nll", "nll after a trial", "measured"]
     tables = []
     for evaluation in evaluations:
         if evaluation["selection"] and "trial_nll" in (chosen := _chosen(evaluation)):
-            solutions = evaluation["selection"]["solutions"]
+            candidates = evaluation["selection"]["candidates"]
             rows = [
                 [
                     entry["pattern"],
+                    "lot" if entry["status"] == "random" else evaluation["selection"]["solver"],
                     f"{entry['estimated']:.3f}",
                     cell(entry["supernet_nll"], "{:.3f}".format),
                     f"{entry['trial_nll']:.3f}",
                     cell(entry["measured"], "{:.3f}".format),
                 ]
-                for entry in solutions
+                for entry in candidates
             ]
-            title = f"{evaluation['variant']}: what {len(solutions)} short trainings said"
-            tables.append(table(columns, rows, text=("blocks",), title=title, marks=[s is chosen for s in solutions]))
+            title = f"{evaluation['variant']}: the beginnings of {len(candidates)} trainings"
+            tables.append(
+                table(columns, rows, text=("blocks", "found by"), title=title, marks=[s is chosen for s in candidates])
+            )
     return tables

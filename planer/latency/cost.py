@@ -79,7 +79,7 @@ def training_tokens(config: SimpleNamespace) -> dict[str, int]:
 def _trials(config: SimpleNamespace) -> float:
     """Short trainings of a choice together, in retrainings."""
     choice = config.sample_architecture
-    return choice.num_solutions * choice.trial_share if choice.num_solutions > 1 else 0.0
+    return choice.competitors * choice.trial_share if choice.competitors > 1 else 0.0
 
 
 def rescaled(report: dict, config: SimpleNamespace) -> dict[str, float]:

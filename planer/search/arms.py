@@ -26,7 +26,7 @@ def config_of(config: SimpleNamespace, variant: Variant) -> SimpleNamespace:
     if variant.arm == "par_search":
         config.search = dataclasses.replace(config.search, latency_weight=0.0)
         if hasattr(config, "sample_architecture"):
-            changes = {"solver": "argmax", "scores": "alpha", "corrections": 0, "num_solutions": 1}
+            changes = {"solver": "argmax", "scores": "alpha", "corrections": 0, "num_solutions": 1, "num_random": 0}
             config.sample_architecture = dataclasses.replace(config.sample_architecture, **changes)
     return config
 

@@ -22,10 +22,14 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from planer.config import SampleConfig
+from planer.config import SampleConfig, derive_seed
 from planer.files import UserError
+from planer.search.controls import random_network
 from planer.search.replace_one import PathLoss, replace_one_scores
 from planer.search.select import Limit, Selection, select
+
+TRIES = 100
+"""Draws from the networks of a latency before those that keep the other limits, too, count as too rare."""
 
 
 class Chooser:
@@ -106,6 +110,24 @@ class Chooser:
             except UserError:
                 break
         return found
+
+    def drawn(self, limit: Limit, count: int, seed: int) -> list[Selection]:
+        """So many different networks from all those that use 98 to 100 % of the latency limit and keep the others,
+        each as likely as any; fewer where they are rare."""
+        found: dict[tuple[int, ...], None] = {}
+        positions, others = len(self.scores), self.limits[1:]
+        for number in range(TRIES if count else 0):
+            options = random_network(limit, positions, derive_seed(seed, "drawn", number))
+            if all(other.of(options) <= other.budget for other in others):
+                found[tuple(options)] = None
+            if len(found) == count:
+                break
+        return [
+            Selection(
+                list(options), limit.of(options), float(self.scores[range(positions), options].sum()), "random", None
+            )
+            for options in found
+        ]
 
     def supernet_nll(self, choice: Selection) -> float | None:
         """The supernet's loss on a choice; None where scores come without one."""

@@ -38,7 +38,7 @@ def sample_architecture(
 
     seed is for random controls.  alpha [positions, options] and the loss of paths come from the supernet of a searched
     variant.  With ``measured``, a network that was chosen for a latency target passes the closed loop; with ``trial``,
-    the best of several solutions is found by training them for a while.  Raises UserError when no architecture of the
+    the best of several candidates is found by training them for a while.  Raises UserError when no architecture of the
     design space meets the target and the limits.
     """
     attention = config.workload.attention
@@ -100,20 +100,23 @@ def _choice(
     if measured is not None and variant.target is not None:
         clock = lambda selection: measured(network(selection))  # noqa: E731
         choice, within, rounds = correct(choice, chooser.again, within, clock, how.corrections)
-    solutions = chooser.solutions(choice, within)
+    candidates = chooser.solutions(choice, within)
+    if trial is not None:
+        candidates += chooser.drawn(within, how.num_random, seed)
     listed = [
         {
-            "pattern": network(solution).pattern,
-            "score": solution.score,
-            "estimated": solution.cost / within.baseline,
-            "supernet_nll": chooser.supernet_nll(solution),
+            "pattern": network(candidate).pattern,
+            "status": candidate.status,
+            "score": candidate.score,
+            "estimated": candidate.cost / within.baseline,
+            "supernet_nll": chooser.supernet_nll(candidate),
         }
-        for solution in solutions
+        for candidate in candidates
     ]
-    if trial is not None and len(solutions) > 1:
+    if trial is not None and len(candidates) > 1:
         ceiling = (1 + TOLERANCE) * (variant.target or 1.0)
-        number, trials = best_by_trial(solutions, lambda s: trial(network(s)), clock, ceiling)
-        choice = solutions[number]
+        number, trials = best_by_trial(candidates, lambda c: trial(network(c)), clock, ceiling)
+        choice = candidates[number]
         listed = [entry | note for entry, note in zip(listed, trials, strict=True)]
     return network(choice).blocks, {
         "solver": how.solver,
@@ -125,7 +128,7 @@ def _choice(
         "used": used(limits, choice.options),
         "rounds": chooser.rounds,
         "closed_loop": rounds,
-        "solutions": listed,
+        "candidates": listed,
         "scores": {f"position_{b}": [round(s, 6) for s in row] for b, row in enumerate(chooser.scores.tolist())},
         "score_options": list(config.design_space),
     }

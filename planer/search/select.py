@@ -100,9 +100,10 @@ class Selection:
     score: float
     """Sum of the chosen scores."""
     status: str
-    """``optimal`` (proven), ``node limit`` (within ``gap`` of it), or ``argmax`` (no limit was looked at)."""
+    """``optimal`` (proven), ``node limit`` (within ``gap`` of it), ``argmax`` (no limit was looked at) or
+    ``random``."""
     gap: float | None
-    """Relative distance to the best score that could not be ruled out; None for argmax."""
+    """Relative distance to the best score that could not be ruled out; None for argmax and random."""
 
 
 def select(

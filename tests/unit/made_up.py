@@ -26,7 +26,7 @@ SELECTION = {
     "gap": 0.0,
     "used": {"target": 0.5, "params": 1.25},
     "incumbents": [{"blocks": ["skip", "feed_forward"], "supernet_nll": 2.25}],
-    "solutions": [],
+    "candidates": [],
 }
 
 

@@ -1,4 +1,4 @@
-"""Choices fill their latency budget, come with alternatives, and are made again under a lower budget."""
+"""Choices fill their latency budget, come with others like them, and are made again under a lower budget."""
 
 from __future__ import annotations
 
@@ -60,12 +60,58 @@ def test_another_choice_keeps_and_fills_a_lower_budget():
     assert 0.398 - 1e-8 <= second.cost <= 0.4
 
 
-def test_alternatives_differ_and_are_the_best_that_is_left():
+def apart(solutions) -> int:
+    """The smallest number of positions at which two of them differ."""
+    pairs = itertools.combinations([solution.options for solution in solutions], 2)
+    return min(sum(x != y for x, y in zip(a, b, strict=True)) for a, b in pairs)
+
+
+def test_solutions_differ_and_are_the_best_that_is_left():
     choose = chooser(0.5, scores="alpha", num_solutions=4, min_distance=3)
     choice = choose.by_supernet(torch.randn(8, 8, generator=torch.Generator().manual_seed(0)))
-    found = choose.alternatives(choice)
-    assert found[0] == choice and len(found) == 4
-    for a, b in itertools.combinations(found, 2):
-        assert sum(x != y for x, y in zip(a.options, b.options, strict=True)) >= 3
+    found = choose.solutions(choice, choose.limits[0])
+    assert found[0] == choice and len(found) == 4 and apart(found) >= 3
+    assert choose.supernet_nll(choice) is None
     assert [s.score for s in found] == sorted((s.score for s in found), reverse=True)
     assert all(s.cost <= 0.5 for s in found)
+
+
+def test_solutions_of_a_supernet_are_those_of_low_loss_within_the_limit_given():
+    worth = np.random.default_rng(1).normal(size=(8, 8))
+
+    def loss(path):
+        return -worth[range(8), list(path)].sum()
+
+    choose = chooser(0.5, num_solutions=3, min_distance=2)
+    choice = choose.by_supernet(torch.zeros(8, 8), loss)
+    tighter = dataclasses.replace(choose.limits[0], budget=0.45)
+    found = choose.solutions(choice, tighter)
+    assert found[0] == choice and len(found) == 3 and apart(found) >= 2
+    assert all(0.4477 <= solution.cost <= 0.45 for solution in found[1:])
+    losses = [choose.supernet_nll(solution) for solution in found]
+    assert losses == [loss(solution.options) for solution in found] and losses[1] <= losses[2]
+    several = [
+        loss(options)
+        for options in np.random.default_rng(2).integers(8, size=(4000, 8)).tolist()
+        if 0.4477 <= 0.037 + sum(COSTS[i] for i in options) <= 0.45
+    ]
+    assert losses[1] <= min(several), "sums of scores are the loss here, so the solver's best is the best of all"
+
+
+def test_fewer_solutions_where_there_are_no_more():
+    choose = chooser(0.2, ["cheap", "dear"], [0.0, 0.1], scores="alpha", num_solutions=5, min_distance=1)
+    choice = choose.by_supernet(torch.zeros(2, 2))
+    assert len(choose.solutions(choice, choose.limits[0])) == 2
+
+
+def test_networks_drawn_at_random_use_their_latency_and_keep_the_other_limits():
+    choose = chooser(0.5, scores="alpha")
+    choose.limits.append(Limit("params", [0, 1, 2, 4, 8, 8, 64, 64], 0, 40, 64, "parameters"))
+    choose.by_supernet(torch.randn(8, 8, generator=torch.Generator().manual_seed(0)))
+    found = choose.drawn(dataclasses.replace(choose.limits[0], budget=0.45), 5, seed=3)
+    assert len({tuple(network.options) for network in found}) == 5
+    for network in found:
+        assert 0.98 * 0.45 <= network.cost <= 0.45 and choose.limits[1].of(network.options) <= 40
+        assert network.status == "random" and network.score == choose.scores[range(8), network.options].sum()
+    assert choose.drawn(choose.limits[0], 0, seed=3) == []
+    assert found == choose.drawn(dataclasses.replace(choose.limits[0], budget=0.45), 5, seed=3)

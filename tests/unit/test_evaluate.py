@@ -47,7 +47,7 @@ SELECTION = {
         {"budget": 0.6, "estimated": 0.58, "measured": 0.64, "options": [1, 3, 5, 0]},
         {"budget": 0.54, "estimated": 0.53, "measured": 0.6, "options": [1, 3, 5, 4]},
     ],
-    "solutions": [{"pattern": "(f)x4", "score": -0.1, "estimated": 0.59, "supernet_nll": 2.5}],
+    "candidates": [{"pattern": "(f)x4", "status": "optimal", "score": -0.1, "estimated": 0.59, "supernet_nll": 2.5}],
     "score_options": list(CONFIG.design_space),
     "estimated": 0.53,
 }
@@ -158,7 +158,7 @@ def test_selection_names_the_blocks_of_the_incumbents(searched):
         {"blocks": ["attention_1", "feed_forward", "moe_top2", "skip"], "supernet_nll": 2.4},
         {"blocks": ["attention_1", "feed_forward", "moe_top2", "moe_top1"], "supernet_nll": 2.3},
     ]
-    same = ("solver", "scored_by", "status", "gap", "used", "solutions")
+    same = ("solver", "scored_by", "status", "gap", "used", "candidates")
     assert {name: selection[name] for name in same} == {name: SELECTION[name] for name in same}
 
 
@@ -176,7 +176,7 @@ def test_a_random_control_has_a_target_but_no_search(tmp_path, tokens):
     assert found["search"] is None
     assert found["selection"] == {
         "solver": "random", "scored_by": None, "status": None, "gap": None, "used": {"target": 0.59},
-        "incumbents": [], "solutions": [],
+        "incumbents": [], "candidates": [],
     }  # fmt: skip
 
 

@@ -45,7 +45,7 @@ def test_the_choice_keeps_every_limit():
     assert shares.keys() == {"target"} | ALL.keys()
     assert shares["target"] <= 0.8 and all(shares[name] <= share for name, share in ALL.items())
     assert shares["params"] == architecture.params() / BASELINE.params()
-    patterns = [solution["pattern"] for solution in notes["selection"]["solutions"]]
+    patterns = [solution["pattern"] for solution in notes["selection"]["candidates"]]
     assert patterns[0] == architecture.pattern and len(set(patterns)) == 3
 
 

@@ -15,7 +15,7 @@ from planer import measure as measure_module
 from planer.architecture import Attention, FeedForward, MoE, Skip
 from planer.latency import networks as networks_module
 from planer.latency.networks import Pool, affordable_copies, filled_memory, random_model, timed_forward
-from planer.measure import MIN_ROUNDS, by_round, measure, summary
+from planer.measure import MIN_ROUNDS, by_round, measure, measure_placed, summary
 
 CPU = torch.device("cpu")
 CONFIG = experiment()
@@ -50,6 +50,23 @@ def test_order_changes_from_round_to_round_and_with_the_seed_alone():
     rounds = [tuple(first[start : start + 8]) for start in range(0, 40, 8)]
     assert len(set(rounds)) == 5
     assert first == again != other
+
+
+def test_rounds_are_shared_out_among_what_is_built_anew():
+    built: list[Counted] = []
+
+    def build(number: int) -> dict:
+        assert number == len(built)
+        built.append(Counted("abc"))
+        return built[-1].callables
+
+    samples = measure_placed(build, 3, 10, 1, 0, 60.0, CPU)
+    assert [len(counted.calls) for counted in built] == [3 * (1 + 4)] * 3, (
+        "a warm-up and four of ten rounds, rounded up"
+    )
+    assert by_round(samples).shape == (12, 3) and not by_round(samples).isna().any(axis=None)
+    rows = zip(samples["name"], (call for counted in built for call in counted.calls[3:]), strict=True)
+    assert all(name == call for name, call in rows)
 
 
 @pytest.mark.parametrize(("rounds", "expected"), [(50, MIN_ROUNDS), (2, 2)])
