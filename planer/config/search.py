@@ -73,8 +73,8 @@ class SampleConfig:
     num_random: int
     """Networks drawn at random within the same limits that compete with them."""
     trial_share: float
-    """How much of its training each of them gets, as a share of the retraining's steps; where there is only one
-    network, it is used untried."""
+    """How much of its training each of them gets, as a share of the retraining's steps, the worse half only half of
+    it; where there is only one network, it is used untried."""
     corrections: int
     """How often the network may be measured, found slower than its target, and chosen again; 0: not measured."""
     measure_rounds: int

@@ -43,7 +43,7 @@ def _chosen(evaluation: dict) -> dict:
 
 def trial_tables(evaluations: Sequence[dict]) -> list[dict]:
     """A table with the candidates of every network that the beginnings of trainings decided about."""
-    columns = ["blocks", "found by", "estimated", "supernet nll", "nll after a trial", "measured"]
+    columns = ["blocks", "found by", "estimated", "supernet nll", "trial run", "nll after it", "measured"]
     tables = []
     for evaluation in evaluations:
         if evaluation["selection"] and "trial_nll" in (chosen := _chosen(evaluation)):
@@ -54,6 +54,7 @@ def trial_tables(evaluations: Sequence[dict]) -> list[dict]:
                     "lot" if entry["status"] == "random" else evaluation["selection"]["solver"],
                     f"{entry['estimated']:.3f}",
                     cell(entry["supernet_nll"], "{:.3f}".format),
+                    f"{entry['trial_part']:.0%}",
                     f"{entry['trial_nll']:.3f}",
                     cell(entry["measured"], "{:.3f}".format),
                 ]

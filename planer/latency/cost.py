@@ -77,9 +77,9 @@ def training_tokens(config: SimpleNamespace) -> dict[str, int]:
 
 
 def _trials(config: SimpleNamespace) -> float:
-    """Short trainings of a choice together, in retrainings."""
+    """Trials of a choice together, in retrainings: half of them end halfway."""
     choice = config.sample_architecture
-    return choice.competitors * choice.trial_share if choice.competitors > 1 else 0.0
+    return 0.75 * choice.competitors * choice.trial_share if choice.competitors > 1 else 0.0
 
 
 def rescaled(report: dict, config: SimpleNamespace) -> dict[str, float]:

@@ -113,11 +113,14 @@ class Chooser:
 
     def drawn(self, limit: Limit, count: int, seed: int) -> list[Selection]:
         """So many different networks from all those that use 98 to 100 % of the latency limit and keep the others,
-        each as likely as any; fewer where they are rare."""
+        each as likely as any; fewer where they are rare, none where there are none."""
         found: dict[tuple[int, ...], None] = {}
         positions, others = len(self.scores), self.limits[1:]
         for number in range(TRIES if count else 0):
-            options = random_network(limit, positions, derive_seed(seed, "drawn", number))
+            try:
+                options = random_network(limit, positions, derive_seed(seed, "drawn", number))
+            except UserError:
+                break
             if all(other.of(options) <= other.budget for other in others):
                 found[tuple(options)] = None
             if len(found) == count:

@@ -115,7 +115,7 @@ def _choice(
     ]
     if trial is not None and len(candidates) > 1:
         ceiling = (1 + TOLERANCE) * (variant.target or 1.0)
-        number, trials = best_by_trial(candidates, lambda c: trial(network(c)), clock, ceiling)
+        number, trials = best_by_trial(candidates, lambda c, part: trial(network(c), part), clock, ceiling)
         choice = candidates[number]
         listed = [entry | note for entry, note in zip(listed, trials, strict=True)]
     return network(choice).blocks, {

@@ -2,9 +2,9 @@
 
 A supernet that was trained for about as long as one network orders networks only roughly, and may prefer the wrong kind
 throughout: what the shared weights have not learnt yet counts against every network that needs it.  What a network has
-learnt after a part of its own training says more about where it will end (successive halving, arXiv 1502.07943).  So
-the solver's best networks, and some drawn at random in case the supernet is wrong about all of those, are trained for
-the first steps of a retraining, and the one with the lowest validation loss is taken.
+learnt after a part of its own training says more about where it will end.  So the solver's best networks, and some
+drawn at random in case the supernet is wrong about all of those, are trained for the first steps of a retraining: all
+of them for a while, the better half for as long again (successive halving, arXiv 1502.07943, with one halving).
 """
 
 from __future__ import annotations
@@ -23,8 +23,11 @@ from planer.search.select import Selection
 from planer.training.checkpoint import Checkpoint
 from planer.training.retrain import LanguageModelling, retrain
 
-Trial = Callable[[Architecture], float]
-"""From a network to its validation loss in nats per token after the beginning of its training."""
+HALF, WHOLE = 0.5, 1.0
+"""Lengths of a trial: of all candidates, and of the better half of them."""
+
+Trial = Callable[[Architecture, float], float]
+"""From a network and the part of a trial that it has run by then to its validation loss in nats per token."""
 
 
 class Beginning(LanguageModelling):
@@ -54,41 +57,53 @@ class Trials:
         afterwards [m].  checkpoint: of the job; every network gets one of its own beside it.
         """
         self._config = dataclasses.replace(config.retrain, eval_steps=config.retrain.steps)
-        self._beginning = partial(Beginning, share=config.sample_architecture.trial_share)
+        self._share = config.sample_architecture.trial_share
         self._texts = train, text
         self._how = (derive_seed(seed, "trial"), device, dtype)
-        self._checkpoint, self._used = checkpoint, []
+        self._checkpoint = checkpoint
+        self._used: dict[str, Checkpoint] = {}
 
-    def __call__(self, network: Architecture) -> float:
-        checkpoint = self._checkpoint.part(f"trial_{len(self._used)}", network.pattern)
-        self._used.append(checkpoint)
-        how = (self._config, *self._how, checkpoint)
-        _, _, metrics = retrain(network, *self._texts, *how, objective=self._beginning)
-        print(f"trial {len(self._used)}: {network.pattern} {metrics['valid_nll']:.4f} nats per token", flush=True)
+    def __call__(self, network: Architecture, part: float) -> float:
+        name = network.pattern
+        checkpoint = self._used.setdefault(name, self._checkpoint.part(f"trial_{len(self._used)}", name))
+        beginning = partial(Beginning, share=part * self._share)
+        _, _, metrics = retrain(network, *self._texts, self._config, *self._how, checkpoint, objective=beginning)
+        print(f"{part:.0%} of a trial: {name} {metrics['valid_nll']:.4f} nats per token", flush=True)
         return metrics["valid_nll"]
 
     def forget(self) -> None:
         """Delete the checkpoints, once the choice that they led to is written."""
-        for checkpoint in self._used:
+        for checkpoint in self._used.values():
             checkpoint.delete()
 
 
 def best_by_trial(
     candidates: Sequence[Selection],
-    trial: Callable[[Selection], float],
+    trial: Callable[[Selection, float], float],
     measured: Callable[[Selection], float] | None,
     ceiling: float,
 ) -> tuple[int, list[dict]]:
-    """The number of the candidate with the lowest loss of those whose measured latency is at most ``ceiling``.
+    """The number of the best candidate of those whose measured latency is at most ``ceiling``.
 
-    The first one has been measured before and is good enough.  The others are measured, the best first, until one
-    is; without ``measured`` none is.  Returns also a note per candidate: ``trial_nll``, and ``measured`` or None.
+    The first one has been measured before and is good enough.  The others are measured, the best first, until one is;
+    without ``measured`` none is.  Returns also a note per candidate: ``trial_part``, how much of a trial it ran,
+    ``trial_nll`` after it, and ``measured`` or None.
     """
-    notes = [{"trial_nll": trial(candidate), "measured": None} for candidate in candidates]
-    for number in sorted(range(len(notes)), key=lambda k: notes[k]["trial_nll"]):
+
+    def notes_at(part: float, numbers: Sequence[int]) -> dict[int, dict]:
+        return {k: {"trial_part": part, "trial_nll": trial(candidates[k], part), "measured": None} for k in numbers}
+
+    def by_loss(notes: dict[int, dict]) -> list[int]:
+        return sorted(notes, key=lambda k: notes[k]["trial_nll"])
+
+    first = notes_at(HALF, range(len(candidates)))
+    better, worse = by_loss(first)[: -(-len(first) // 2)], by_loss(first)[-(-len(first) // 2) :]
+    last = notes_at(WHOLE, better)
+    notes = first | last
+    for number in (*by_loss(last), *worse):
         if number == 0 or measured is None:
             break
         notes[number]["measured"] = measured(candidates[number])
         if notes[number]["measured"] <= ceiling:
             break
-    return number, notes
+    return number, [notes[k] for k in range(len(candidates))]

@@ -114,4 +114,5 @@ def test_networks_drawn_at_random_use_their_latency_and_keep_the_other_limits():
         assert 0.98 * 0.45 <= network.cost <= 0.45 and choose.limits[1].of(network.options) <= 40
         assert network.status == "random" and network.score == choose.scores[range(8), network.options].sum()
     assert choose.drawn(choose.limits[0], 0, seed=3) == []
+    assert choose.drawn(dataclasses.replace(choose.limits[0], budget=0.05), 5, seed=3) == [], "0.037, then 0.068"
     assert found == choose.drawn(dataclasses.replace(choose.limits[0], budget=0.45), 5, seed=3)

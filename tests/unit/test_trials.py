@@ -10,8 +10,9 @@ import torch
 from toy import VOCAB_SIZE, experiment
 
 from planer.config import derive_seed
+from planer.files import UserError
 from planer.search.select import Selection
-from planer.search.trials import Trials, best_by_trial
+from planer.search.trials import HALF, WHOLE, Trials, best_by_trial
 from planer.training.checkpoint import Checkpoint
 from planer.training.retrain import LanguageModelling, retrain
 
@@ -40,64 +41,71 @@ def test_a_trial_is_the_beginning_of_a_retraining(tmp_path):
 
     seed, checkpoint = derive_seed(5, "trial"), Checkpoint(tmp_path / "whole", "whole")
     retrain(NETWORK, TRAIN, TEXT, CONFIG.retrain, seed, CPU, torch.float32, checkpoint, objective=Stopped)
-    assert trials(tmp_path)(NETWORK) == found["nll"]
+    assert trials(tmp_path)(NETWORK, WHOLE) == found["nll"]
+
+
+def test_the_rest_of_a_trial_goes_on_where_the_first_half_ended(tmp_path, capsys):
+    halved = trials(tmp_path / "halved")
+    half, whole = halved(NETWORK, HALF), halved(NETWORK, WHOLE)
+    assert "resuming at step 3/6" in capsys.readouterr().err
+    assert whole == trials(tmp_path / "straight")(NETWORK, WHOLE) != half
 
 
 def test_a_share_of_nearly_nothing_is_one_step(tmp_path):
     config = experiment(sample_architecture={"trial_share": 1.0e-6})
-    assert trials(tmp_path, config)(NETWORK) != trials(tmp_path / "longer")(NETWORK)
+    assert trials(tmp_path, config)(NETWORK, WHOLE) != trials(tmp_path / "longer")(NETWORK, WHOLE)
 
 
 def test_trials_resume_and_are_forgotten(tmp_path, capsys):
     first = trials(tmp_path)
-    losses = [first(NETWORK), first(OTHER)]
+    losses = [first(NETWORK, WHOLE), first(OTHER, WHOLE)]
     capsys.readouterr()
     again = trials(tmp_path)
-    assert [again(NETWORK), again(OTHER)] == losses
+    assert [again(NETWORK, WHOLE), again(OTHER, WHOLE)] == losses
     assert capsys.readouterr().err.count("resuming at step 6/6") == 2
     again.forget()
     assert not list(tmp_path.rglob("*.safetensors"))
 
 
 def test_another_network_in_its_place_does_not_resume(tmp_path, capsys):
-    trials(tmp_path)(NETWORK)
+    trials(tmp_path)(NETWORK, WHOLE)
     capsys.readouterr()
-    loss = trials(tmp_path)(OTHER)
+    loss = trials(tmp_path)(OTHER, WHOLE)
     assert "not resuming" in capsys.readouterr().err
-    assert loss == trials(tmp_path / "fresh")(OTHER)
+    assert loss == trials(tmp_path / "fresh")(OTHER, WHOLE)
 
 
-CANDIDATES = [Selection([number], 0.0, 0.0, "optimal", 0.0) for number in range(4)]
-LOSSES = [2.0, 1.5, 1.7, 1.9]
+CANDIDATES = [Selection([number], 0.0, 0.0, "optimal", 0.0) for number in range(5)]
+HALVES, WHOLES = [3.0, 2.5, 2.7, 3.3, 3.1], [2.0, 1.8, 1.5, None, None]
 
 
-def decide(latencies: dict[int, float] | None, losses=LOSSES):
+def decide(latencies: dict[int, float] | None, halves=HALVES, wholes=WHOLES):
     measured = None if latencies is None else (lambda candidate: latencies[candidate.options[0]])
-    return best_by_trial(CANDIDATES, lambda candidate: losses[candidate.options[0]], measured, 0.51)
+    losses = {HALF: halves, WHOLE: wholes}
+    return best_by_trial(CANDIDATES, lambda candidate, part: losses[part][candidate.options[0]], measured, 0.51)
 
 
-def test_the_lowest_loss_wins():
+def test_the_better_half_runs_the_whole_trial_and_its_lowest_loss_wins():
     number, notes = decide(None)
-    assert number == 1 and [note["trial_nll"] for note in notes] == LOSSES
+    assert number == 2 and [note["trial_nll"] for note in notes] == [2.0, 1.8, 1.5, 3.3, 3.1]
+    assert [note["trial_part"] for note in notes] == [WHOLE, WHOLE, WHOLE, HALF, HALF]
     assert {note["measured"] for note in notes} == {None}
 
 
 def test_what_is_too_slow_when_measured_gives_way_to_the_next():
-    number, notes = decide({1: 0.52, 2: 0.509})
-    assert number == 2 and [note["measured"] for note in notes] == [None, 0.52, 0.509, None]
+    number, notes = decide({2: 0.52, 1: 0.509})
+    assert number == 1 and [note["measured"] for note in notes] == [None, 0.509, 0.52, None, None]
 
 
 def test_the_first_has_been_measured_before():
-    assert decide({1: 0.6, 2: 0.6, 3: 0.6})[0] == 0
-    assert decide({}, losses=[1.0, 1.5, 1.7, 1.9]) == (
-        0,
-        [{"trial_nll": nll, "measured": None} for nll in (1, 1.5, 1.7, 1.9)],
-    )
+    assert decide({1: 0.6, 2: 0.6})[0] == 0
+    assert decide({}, wholes=[1.0, 1.8, 1.5, None, None])[0] == 0
+    slow = {number: 0.6 for number in range(1, 5)}
+    number, notes = decide(slow, halves=[4.0, 2.5, 2.7, 3.3, 3.1], wholes=[None, 1.8, 1.5, 2.2, 2.1])
+    assert number == 0 and notes[0] == {"trial_part": HALF, "trial_nll": 4.0, "measured": None}
 
 
 @pytest.mark.parametrize("share", [0.0, 1.0])
 def test_a_share_must_be_a_part(share):
-    from planer.files import UserError
-
     with pytest.raises(UserError, match="trial_share"):
         dataclasses.replace(CONFIG.sample_architecture, trial_share=share)

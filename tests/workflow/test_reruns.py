@@ -50,7 +50,8 @@ def test_touching_every_file_repeats_nothing(copied):
             {"cluster_experts": 2, "train_routers": 2, "evaluate": 2, "compare": 1},
         ),
         ({"sparsify": {"weight": 0.5}}, CONVERSION),
-        ({"retrain": {"balance_weight": 0.5}}, CONVERSION | {"retrain": 2}),
+        # Trials of the searched network's candidates are beginnings of retrainings.
+        ({"retrain": {"balance_weight": 0.5}}, CONVERSION | {"sample_architecture": 1, "retrain": 2}),
         (
             {"sample_architecture": {"solver": "argmax"}},
             # The baseline's architecture.yaml is a pattern; the solver is a key of the same stage.
