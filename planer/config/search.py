@@ -61,7 +61,7 @@ class SampleConfig:
     rounds: int
     """How often replace_one scores anew around the network chosen last."""
     tokens: int
-    """Validation text that replace_one reads per network."""
+    """Validation text read per network, by replace_one and after trials."""
     limits: dict[str, float]
     """Further limits as shares of the baseline's: params, active_params, flops, memory, latency_batch_<b>."""
     slack: float

@@ -102,7 +102,8 @@ def _choice(
         choice, within, rounds = correct(choice, chooser.again, within, clock, how.corrections)
     candidates = chooser.solutions(choice, within)
     if trial is not None:
-        candidates += chooser.drawn(within, how.num_random, seed)
+        drawn = chooser.drawn(within, how.num_random, seed)
+        candidates += [other for other in drawn if all(other.options != known.options for known in candidates)]
     listed = [
         {
             "pattern": network(candidate).pattern,
