@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -28,8 +28,8 @@ from planer.search.controls import random_network
 from planer.search.replace_one import PathLoss, replace_one_scores
 from planer.search.select import Limit, Selection, select
 
-TRIES = 100
-"""Draws from the networks of a latency before those that keep the other limits, too, count as too rare."""
+TRIES = 5
+"""Draws from the networks of a latency, per network wanted, before those that are wanted count as too rare."""
 
 
 class Chooser:
@@ -111,26 +111,22 @@ class Chooser:
                 break
         return found
 
-    def drawn(self, limit: Limit, count: int, seed: int) -> list[Selection]:
-        """So many different networks from all those that use 98 to 100 % of the latency limit and keep the others,
-        each as likely as any; fewer where they are rare, none where there are none."""
-        found: dict[tuple[int, ...], None] = {}
+    def drawn(self, limit: Limit, count: int, seed: int, fits: Callable[[Selection], bool]) -> list[Selection]:
+        """So many different networks from all those that use 98 to 100 % of the latency limit, keep the others and
+        fit, each as likely as any; fewer where they are rare, none where there are none."""
+        found: dict[tuple[int, ...], Selection] = {}
         positions, others = len(self.scores), self.limits[1:]
-        for number in range(TRIES if count else 0):
+        for number in range(TRIES * count):
             try:
                 options = random_network(limit, positions, derive_seed(seed, "drawn", number))
             except UserError:
                 break
-            if all(other.of(options) <= other.budget for other in others):
-                found[tuple(options)] = None
-            if len(found) == count:
+            if tuple(options) not in found and all(other.of(options) <= other.budget for other in others):
+                score = float(self.scores[range(positions), options].sum())
+                found[tuple(options)] = Selection(options, limit.of(options), score, "random", None)
+            if sum(map(fits, found.values())) == count:
                 break
-        return [
-            Selection(
-                list(options), limit.of(options), float(self.scores[range(positions), options].sum()), "random", None
-            )
-            for options in found
-        ]
+        return [selection for selection in found.values() if fits(selection)]
 
     def supernet_nll(self, choice: Selection) -> float | None:
         """The supernet's loss on a choice; None where scores come without one."""

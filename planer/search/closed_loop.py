@@ -37,6 +37,11 @@ Measurement = Callable[[Architecture], float]
 """From a network to its measured latency over the baseline's."""
 
 
+def on_target(ratio: float, target: float) -> bool:
+    """Whether a measured latency is as close to its target as the loop wants it; both over the baseline's."""
+    return (1 - TOLERANCE) * target <= ratio <= (1 + TOLERANCE) * target
+
+
 def against(
     config: SimpleNamespace, vocab_size: int, seed: int, device: torch.device, dtype: torch.dtype
 ) -> Measurement:
@@ -82,8 +87,7 @@ def correct(
         rounds.append(entry)
         tried.append((ratio, choice, within))
         corrected = min(target, target * estimated / ratio)
-        met = (1 - TOLERANCE) * target <= ratio <= (1 + TOLERANCE) * target
-        if met or corrected == within.share or len(rounds) > corrections:
+        if on_target(ratio, target) or corrected == within.share or len(rounds) > corrections:
             break
         within = dataclasses.replace(limit, budget=corrected * limit.baseline)
         try:

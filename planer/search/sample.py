@@ -13,7 +13,7 @@ from planer.config import derive_seed
 from planer.latency.table import LatencyTable
 from planer.search.arms import config_of
 from planer.search.choose import Chooser
-from planer.search.closed_loop import TOLERANCE, Measurement, correct
+from planer.search.closed_loop import Measurement, correct, on_target
 from planer.search.controls import random_network, size_scores
 from planer.search.limits import limits_of, used
 from planer.search.replace_one import PathLoss
@@ -95,28 +95,37 @@ def _choice(
         choice = chooser.by_scores(size_scores([block.params(baseline.d_model) for block in options], positions))
     else:
         choice = chooser.by_supernet(alpha, loss)
-    within, rounds = limits[0], []
-    clock = None
+    within, rounds, ratios = limits[0], [], {}
+
+    def ratio(selection: Selection) -> float:
+        """Measured once per network: every training that follows is of one that was on its target then."""
+        key = tuple(selection.options)
+        ratios[key] = ratios[key] if key in ratios else measured(network(selection))
+        return ratios[key]
+
+    def fits(selection: Selection) -> bool:
+        return measured is None or variant.target is None or on_target(ratio(selection), variant.target)
+
     if measured is not None and variant.target is not None:
-        clock = lambda selection: measured(network(selection))  # noqa: E731
-        choice, within, rounds = correct(choice, chooser.again, within, clock, how.corrections)
+        choice, within, rounds = correct(choice, chooser.again, within, ratio, how.corrections)
     candidates = chooser.solutions(choice, within)
     if trial is not None:
-        drawn = chooser.drawn(within, how.num_random, seed)
-        candidates += [other for other in drawn if all(other.options != known.options for known in candidates)]
+        known = [candidate.options for candidate in candidates]
+        drawn = chooser.drawn(within, how.num_random, seed, lambda s: s.options not in known and fits(s))
+        candidates = [candidate for candidate in candidates if fits(candidate)] + drawn or [choice]
     listed = [
         {
             "pattern": network(candidate).pattern,
             "status": candidate.status,
             "score": candidate.score,
             "estimated": candidate.cost / within.baseline,
+            "measured": ratios.get(tuple(candidate.options)),
             "supernet_nll": chooser.supernet_nll(candidate),
         }
         for candidate in candidates
     ]
     if trial is not None and len(candidates) > 1:
-        ceiling = (1 + TOLERANCE) * (variant.target or 1.0)
-        number, trials = best_by_trial(candidates, lambda c, part: trial(network(c), part), clock, ceiling)
+        number, trials = best_by_trial(candidates, lambda c, part: trial(network(c), part))
         choice = candidates[number]
         listed = [entry | note for entry, note in zip(listed, trials, strict=True)]
     return network(choice).blocks, {

@@ -78,32 +78,20 @@ class Trials:
 
 
 def best_by_trial(
-    candidates: Sequence[Selection],
-    trial: Callable[[Selection, float], float],
-    measured: Callable[[Selection], float] | None,
-    ceiling: float,
+    candidates: Sequence[Selection], trial: Callable[[Selection, float], float]
 ) -> tuple[int, list[dict]]:
-    """The number of the best candidate of those whose measured latency is at most ``ceiling``.
+    """The number of the candidate with the lowest loss after a whole trial, which the better half runs.
 
-    The first one has been measured before and is good enough.  The others are measured, the best first, until one is;
-    without ``measured`` none is.  Returns also a note per candidate: ``trial_part``, how much of a trial it ran,
-    ``trial_nll`` after it, and ``measured`` or None.
+    Returns also a note per candidate: ``trial_part``, how much of a trial it ran, and ``trial_nll`` after it.
     """
 
     def notes_at(part: float, numbers: Sequence[int]) -> dict[int, dict]:
-        return {k: {"trial_part": part, "trial_nll": trial(candidates[k], part), "measured": None} for k in numbers}
+        return {k: {"trial_part": part, "trial_nll": trial(candidates[k], part)} for k in numbers}
 
     def by_loss(notes: dict[int, dict]) -> list[int]:
         return sorted(notes, key=lambda k: notes[k]["trial_nll"])
 
     first = notes_at(HALF, range(len(candidates)))
-    better, worse = by_loss(first)[: -(-len(first) // 2)], by_loss(first)[-(-len(first) // 2) :]
-    last = notes_at(WHOLE, better)
+    last = notes_at(WHOLE, by_loss(first)[: -(-len(first) // 2)])
     notes = first | last
-    for number in (*by_loss(last), *worse):
-        if number == 0 or measured is None:
-            break
-        notes[number]["measured"] = measured(candidates[number])
-        if notes[number]["measured"] <= ceiling:
-            break
-    return number, [notes[k] for k in range(len(candidates))]
+    return by_loss(last)[0], [notes[k] for k in range(len(candidates))]

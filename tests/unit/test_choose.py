@@ -104,15 +104,23 @@ def test_fewer_solutions_where_there_are_no_more():
     assert len(choose.solutions(choice, choose.limits[0])) == 2
 
 
-def test_networks_drawn_at_random_use_their_latency_and_keep_the_other_limits():
+def test_networks_drawn_at_random_use_their_latency_keep_the_other_limits_and_fit():
     choose = chooser(0.5, scores="alpha")
     choose.limits.append(Limit("params", [0, 1, 2, 4, 8, 8, 64, 64], 0, 40, 64, "parameters"))
     choose.by_supernet(torch.randn(8, 8, generator=torch.Generator().manual_seed(0)))
-    found = choose.drawn(dataclasses.replace(choose.limits[0], budget=0.45), 5, seed=3)
-    assert len({tuple(network.options) for network in found}) == 5
+    limit, asked = dataclasses.replace(choose.limits[0], budget=0.45), []
+
+    def fits(network) -> bool:
+        asked.append(tuple(network.options))
+        return network.options[0] != 0
+
+    found = choose.drawn(limit, 3, 3, fits)
+    assert len({tuple(network.options) for network in found}) == 3
     for network in found:
         assert 0.98 * 0.45 <= network.cost <= 0.45 and choose.limits[1].of(network.options) <= 40
         assert network.status == "random" and network.score == choose.scores[range(8), network.options].sum()
-    assert choose.drawn(choose.limits[0], 0, seed=3) == []
-    assert choose.drawn(dataclasses.replace(choose.limits[0], budget=0.05), 5, seed=3) == [], "0.037, then 0.068"
-    assert found == choose.drawn(dataclasses.replace(choose.limits[0], budget=0.45), 5, seed=3)
+        assert network.options[0] != 0
+    assert any(options[0] == 0 for options in asked)
+    assert found == choose.drawn(limit, 3, 3, fits)
+    assert choose.drawn(limit, 0, 3, fits) == choose.drawn(limit, 3, 3, lambda network: False) == []
+    assert choose.drawn(dataclasses.replace(limit, budget=0.05), 3, 3, fits) == [], "0.037, then 0.068"

@@ -47,7 +47,16 @@ SELECTION = {
         {"budget": 0.6, "estimated": 0.58, "measured": 0.64, "options": [1, 3, 5, 0]},
         {"budget": 0.54, "estimated": 0.53, "measured": 0.6, "options": [1, 3, 5, 4]},
     ],
-    "candidates": [{"pattern": "(f)x4", "status": "optimal", "score": -0.1, "estimated": 0.59, "supernet_nll": 2.5}],
+    "candidates": [
+        {
+            "pattern": "(f)x4",
+            "status": "optimal",
+            "score": -0.1,
+            "estimated": 0.59,
+            "measured": None,
+            "supernet_nll": 2.5,
+        }
+    ],
     "score_options": list(CONFIG.design_space),
     "estimated": 0.53,
 }

@@ -99,3 +99,47 @@ def test_a_target_below_the_stem_is_refused(solver):
     with pytest.raises(UserError, match="target 0.06 cannot be met: reachable range is 0.07 to") as error:
         sample("target_0.06", config=config)
     assert "\n" not in str(error.value)
+
+
+def with_trials(measured, **changes):
+    """A choice for 0.5 among four candidates, and which networks were tried."""
+    how = {"scores": "alpha", "num_solutions": 2, "min_distance": 1, "num_random": 2, "slack": 0.2}
+    config = experiment(sample_architecture=how | {"corrections": 3} | changes)
+    tried = []
+
+    def trial(network, part):
+        tried.append(network.pattern)
+        return float(len(network.pattern))
+
+    variant = parse_variant("target_0.5")
+    more = {"alpha": ALPHA, "measured": measured, "trial": trial}
+    architecture, notes = sample_architecture(config, variant, VOCAB_SIZE, latency_table(), **more)
+    return architecture, notes["selection"], tried
+
+
+def test_the_best_of_the_trials_is_chosen():
+    architecture, notes, tried = with_trials(lambda network: 0.5)
+    candidates = notes["candidates"]
+    assert {candidate["status"] for candidate in candidates} == {"optimal", "random"}
+    assert {candidate["pattern"] for candidate in candidates} == set(tried)
+    whole = [candidate for candidate in candidates if candidate["trial_part"] == 1.0]
+    assert len(whole) == -(-len(candidates) // 2)
+    assert architecture.pattern in {c["pattern"] for c in whole if c["trial_nll"] == min(d["trial_nll"] for d in whole)}
+    assert all(candidate["measured"] == 0.5 for candidate in candidates)
+
+
+def test_only_what_was_measured_on_its_target_is_tried():
+    ratios = {}
+
+    def measured(network):
+        return ratios.setdefault(network.pattern, 0.5 if not ratios or len(ratios) % 2 else 0.53)
+
+    _, notes, tried = with_trials(measured)
+    assert set(tried) == {candidate["pattern"] for candidate in notes["candidates"]}
+    assert 1 < len(set(tried)) < len(ratios)
+    assert all(ratios[pattern] == 0.5 for pattern in tried)
+
+
+def test_without_a_second_candidate_on_target_nothing_is_tried():
+    architecture, notes, tried = with_trials(lambda network: 0.6, corrections=0)
+    assert tried == [] and [c["pattern"] for c in notes["candidates"]] == [architecture.pattern]

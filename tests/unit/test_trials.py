@@ -79,30 +79,11 @@ CANDIDATES = [Selection([number], 0.0, 0.0, "optimal", 0.0) for number in range(
 HALVES, WHOLES = [3.0, 2.5, 2.7, 3.3, 3.1], [2.0, 1.8, 1.5, None, None]
 
 
-def decide(latencies: dict[int, float] | None, halves=HALVES, wholes=WHOLES):
-    measured = None if latencies is None else (lambda candidate: latencies[candidate.options[0]])
-    losses = {HALF: halves, WHOLE: wholes}
-    return best_by_trial(CANDIDATES, lambda candidate, part: losses[part][candidate.options[0]], measured, 0.51)
-
-
 def test_the_better_half_runs_the_whole_trial_and_its_lowest_loss_wins():
-    number, notes = decide(None)
+    losses = {HALF: HALVES, WHOLE: WHOLES}
+    number, notes = best_by_trial(CANDIDATES, lambda candidate, part: losses[part][candidate.options[0]])
     assert number == 2 and [note["trial_nll"] for note in notes] == [2.0, 1.8, 1.5, 3.3, 3.1]
     assert [note["trial_part"] for note in notes] == [WHOLE, WHOLE, WHOLE, HALF, HALF]
-    assert {note["measured"] for note in notes} == {None}
-
-
-def test_what_is_too_slow_when_measured_gives_way_to_the_next():
-    number, notes = decide({2: 0.52, 1: 0.509})
-    assert number == 1 and [note["measured"] for note in notes] == [None, 0.509, 0.52, None, None]
-
-
-def test_the_first_has_been_measured_before():
-    assert decide({1: 0.6, 2: 0.6})[0] == 0
-    assert decide({}, wholes=[1.0, 1.8, 1.5, None, None])[0] == 0
-    slow = {number: 0.6 for number in range(1, 5)}
-    number, notes = decide(slow, halves=[4.0, 2.5, 2.7, 3.3, 3.1], wholes=[None, 1.8, 1.5, 2.2, 2.1])
-    assert number == 0 and notes[0] == {"trial_part": HALF, "trial_nll": 4.0, "measured": None}
 
 
 @pytest.mark.parametrize("share", [0.0, 1.0])
