@@ -76,17 +76,16 @@ def correct(
     """Measure the first choice and, up to ``corrections`` times, choose and measure anew.
 
     choose makes another choice, given the last one, under another latency limit.  Returns the slowest choice that was
-    measured within the target, or the fastest where none was, the limit that it was chosen under, and one entry per
-    round: options, and over the baseline's latency its budget, estimated and measured.
+    measured within the target, or the fastest where none was, the limit that it was chosen under, and one note per
+    round.
     """
     target, within, choice, rounds = limit.share, limit, first, []
     tried: list[tuple[float, Selection, Limit]] = []
     while True:
-        estimated, ratio = choice.cost / limit.baseline, measured(choice)
-        entry = {"budget": within.share, "estimated": estimated, "measured": ratio, "options": list(choice.options)}
-        rounds.append(entry)
+        ratio = measured(choice)
+        rounds.append(round_of(choice, within, ratio))
         tried.append((ratio, choice, within))
-        corrected = min(target, target * estimated / ratio)
+        corrected = min(target, target * rounds[-1]["estimated"] / ratio)
         if on_target(ratio, target) or corrected == within.share or len(rounds) > corrections:
             break
         within = dataclasses.replace(limit, budget=corrected * limit.baseline)
@@ -99,6 +98,12 @@ def correct(
     fast_enough = [entry for entry in tried if entry[0] <= target * (1 + TOLERANCE)]
     _, choice, within = max(fast_enough, key=_ratio) if fast_enough else min(tried, key=_ratio)
     return choice, within, rounds
+
+
+def round_of(choice: Selection, limit: Limit, measured: float) -> dict:
+    """The note on one measurement: options, and over the baseline's latency the budget, estimated and measured."""
+    estimated = choice.cost / limit.baseline
+    return {"budget": limit.share, "estimated": estimated, "measured": measured, "options": list(choice.options)}
 
 
 def _ratio(entry: tuple[float, Selection, Limit]) -> float:

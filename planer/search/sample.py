@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -13,11 +14,11 @@ from planer.config import derive_seed
 from planer.latency.table import LatencyTable
 from planer.search.arms import config_of
 from planer.search.choose import Chooser
-from planer.search.closed_loop import Measurement, correct, on_target
+from planer.search.closed_loop import Measurement, correct, on_target, round_of
 from planer.search.controls import random_network, size_scores
 from planer.search.limits import limits_of, used
 from planer.search.replace_one import PathLoss
-from planer.search.select import Selection
+from planer.search.select import Limit, Selection
 from planer.search.trials import Trial, best_by_trial
 from planer.variant import Variant
 
@@ -95,25 +96,55 @@ def _choice(
         choice = chooser.by_scores(size_scores([block.params(baseline.d_model) for block in options], positions))
     else:
         choice = chooser.by_supernet(alpha, loss)
-    within, rounds, ratios = limits[0], [], {}
+    measured = measured if variant.target is not None else None
+    choice, notes = _decided(chooser, choice, limits[0], network, seed, measured, trial)
+    return network(choice).blocks, {
+        "solver": how.solver,
+        "scored_by": "params" if variant.arm == "lts" else how.scores,
+        "status": choice.status,
+        "gap": choice.gap,
+        "target": variant.target,
+        "score": choice.score,
+        "used": used(limits, choice.options),
+        "rounds": chooser.rounds,
+        **notes,
+        "scores": {f"position_{b}": [round(s, 6) for s in row] for b, row in enumerate(chooser.scores.tolist())},
+        "score_options": list(config.design_space),
+    }
+
+
+def _decided(
+    chooser: Chooser,
+    choice: Selection,
+    limit: Limit,
+    network: Callable[[Selection], Architecture],
+    seed: int,
+    measured: Measurement | None,
+    trial: Trial | None,
+) -> tuple[Selection, dict]:
+    """From the solver's choice to the final one, by measurements and trials, and the notes on both.
+
+    No candidate is tried that was not measured on its target; where none was, the closed loop's choice stays.
+    """
+    within, rounds, ratios = limit, [], {}
 
     def ratio(selection: Selection) -> float:
-        """Measured once per network: every training that follows is of one that was on its target then."""
         key = tuple(selection.options)
-        ratios[key] = ratios[key] if key in ratios else measured(network(selection))
+        if key not in ratios:
+            ratios[key] = measured(network(selection))
         return ratios[key]
 
     def fits(selection: Selection) -> bool:
-        return measured is None or variant.target is None or on_target(ratio(selection), variant.target)
+        return measured is None or on_target(ratio(selection), limit.share)
 
-    if measured is not None and variant.target is not None:
-        choice, within, rounds = correct(choice, chooser.again, within, ratio, how.corrections)
+    if measured is not None:
+        choice, within, rounds = correct(choice, chooser.again, limit, ratio, chooser.config.corrections)
     candidates = chooser.solutions(choice, within)
     if trial is not None:
         known = [candidate.options for candidate in candidates]
-        drawn = chooser.drawn(within, how.num_random, seed, lambda s: s.options not in known and fits(s))
+        drawn = chooser.drawn(within, chooser.config.num_random, seed, lambda s: s.options not in known and fits(s))
         candidates = [candidate for candidate in candidates if fits(candidate)] + drawn or [choice]
-    listed = [
+    notes = [
         {
             "pattern": network(candidate).pattern,
             "status": candidate.status,
@@ -127,18 +158,7 @@ def _choice(
     if trial is not None and len(candidates) > 1:
         number, trials = best_by_trial(candidates, lambda c, part: trial(network(c), part))
         choice = candidates[number]
-        listed = [entry | note for entry, note in zip(listed, trials, strict=True)]
-    return network(choice).blocks, {
-        "solver": how.solver,
-        "scored_by": "params" if variant.arm == "lts" else how.scores,
-        "status": choice.status,
-        "gap": choice.gap,
-        "target": variant.target,
-        "score": choice.score,
-        "used": used(limits, choice.options),
-        "rounds": chooser.rounds,
-        "closed_loop": rounds,
-        "candidates": listed,
-        "scores": {f"position_{b}": [round(s, 6) for s in row] for b, row in enumerate(chooser.scores.tolist())},
-        "score_options": list(config.design_space),
-    }
+        notes = [entry | tried for entry, tried in zip(notes, trials, strict=True)]
+        if measured is not None and number > 0:
+            rounds = [*rounds, round_of(choice, within, ratio(choice))]
+    return choice, {"closed_loop": rounds, "candidates": notes}

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 
+import pytest
 import torch
 
-from benchmarks import cpu, gpu
+from benchmarks import cpu, gpu, ranking
 from benchmarks.experts import Sizes
 
 
@@ -50,3 +51,18 @@ def test_gpu_benchmark_rehearsed_on_a_cpu(monkeypatch, tmp_path, capsys):
         ("32", "top-1", "grouped_mm", "reached"),
         ("64", "top-2", "grouped_mm", "MISSED"),
     ]
+
+
+def test_agreement_of_signals_with_what_training_led_to():
+    final = [1.5, 1.2, 1.9, 1.4, 1.7, 1.3]
+    rows = [{"pattern": "s", "same": 2 * nll, "reverse": -nll, "half": min(nll, 1.45), "final": nll} for nll in final]
+    same, reverse, half = ranking.agreement(rows, seed=0)
+    assert same["signal"] == "same" and [same["tau"], *same["interval"]] == pytest.approx([1, 1, 1])
+    assert [reverse["tau"], *reverse["interval"]] == pytest.approx([-1, -1, -1])
+    assert half["interval"][0] < half["tau"] < 1 and half["tau"] <= half["interval"][1]
+
+
+def test_a_ranking_needs_a_search(monkeypatch):
+    monkeypatch.setattr("sys.argv", ["ranking.py", "--experiment", "wt103", "--target", "0.123"])
+    with pytest.raises(SystemExit, match="results/wt103/target_0.123/search/supernet.safetensors does not exist; run"):
+        ranking.main()

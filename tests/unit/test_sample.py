@@ -126,6 +126,9 @@ def test_the_best_of_the_trials_is_chosen():
     assert len(whole) == -(-len(candidates) // 2)
     assert architecture.pattern in {c["pattern"] for c in whole if c["trial_nll"] == min(d["trial_nll"] for d in whole)}
     assert all(candidate["measured"] == 0.5 for candidate in candidates)
+    last = notes["closed_loop"][-1]
+    assert [CONFIG.design_space[i] for i in last["options"]] == [block.name for block in architecture.blocks]
+    assert last["measured"] == 0.5 and last["estimated"] == notes["used"]["target"]
 
 
 def test_only_what_was_measured_on_its_target_is_tried():
