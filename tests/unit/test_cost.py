@@ -9,6 +9,9 @@ from planer.files import UserError
 from planer.latency.cost import check_hours, rescaled, training_hours, training_tokens
 
 MS_PER_HOUR = 3.6e6
+TRIALS = 0.75 * 3 * 0.2
+"""Of three competitors, in retrainings: a fifth of one each, of which half of them run a half."""
+WITHOUT_TRIALS = {"sample_architecture": {"num_solutions": 1, "num_random": 0}}
 
 
 def check(config) -> None:
@@ -23,7 +26,7 @@ def test_hours_in_closed_form():
     """Training has the workload's shape here.  Recomputed: baseline 1 + 2 (8 + 3) ms, the six options 25 ms."""
     weight_step, alpha_step = 3 * (1 + 4 * 25 / 6), 2 * (1 + 4 * 25)
     expected = {
-        "search": 20 * (weight_step + 0.2 * 0.9 * alpha_step) / MS_PER_HOUR,
+        "search": (20 * (weight_step + 0.2 * 0.9 * alpha_step) + TRIALS * 3 * 23 * 30) / MS_PER_HOUR,
         "retrain": 2 * 3 * 23 * 30 / MS_PER_HOUR,
         "sparsify": 2 * 3 * 23 * 10 / MS_PER_HOUR,
         "train_routers": 2 * 1 * 23 * 10 / MS_PER_HOUR,
@@ -62,7 +65,7 @@ def test_an_estimate_within_the_limit_passes():
     "dataset, small", [("enwik8", "enwik8-mini"), ("wikitext-103", "enwik8-mini"), ("enwik8-mini", "demo")]
 )
 def test_a_refusal_says_how_to_go_on(dataset, small):
-    config = experiment(data={"dataset": dataset}, retrain={"steps": 120_000_000}, max_hours=24.0)
+    config = experiment(data={"dataset": dataset}, retrain={"steps": 120_000_000}, max_hours=24.0, **WITHOUT_TRIALS)
     total = training_hours(config, VOCAB_SIZE, latency_table())["total"]
     with pytest.raises(UserError) as error:
         check(config)
@@ -72,16 +75,23 @@ def test_a_refusal_says_how_to_go_on(dataset, small):
     assert f"snakemake --cores 2 results/{small}/target_0.5/eval.json;" in text
     limit = int(text.rpartition("--config max_hours=")[2])
     assert limit > total
-    check(experiment(retrain={"steps": 120_000_000}, max_hours=limit))
+    check(experiment(retrain={"steps": 120_000_000}, max_hours=limit, **WITHOUT_TRIALS))
 
 
 def test_an_earlier_estimate_follows_the_tokens():
-    report = {"hours": hours(), "tokens": training_tokens(experiment())}
+    before = hours(**WITHOUT_TRIALS)
+    report = {"hours": before, "tokens": training_tokens(experiment(**WITHOUT_TRIALS))}
     more = {"search": {"steps": 60}, "retrain": {"batch": 8}, "sparsify": {"tgt_len": 16}}
-    now = rescaled(report, experiment(**more))
+    now = rescaled(report, experiment(**more, **WITHOUT_TRIALS))
     factors = {"search": 3, "retrain": 2, "sparsify": 0.5, "train_routers": 1}
-    expected = {name: factor * hours()[name] for name, factor in factors.items()}
+    expected = {name: factor * before[name] for name, factor in factors.items()}
     assert now == pytest.approx(expected | {"total": sum(expected.values())})
+
+
+def test_tokens_of_a_search_include_its_trials():
+    config, without = experiment(), experiment(**WITHOUT_TRIALS)
+    tokens = training_tokens(config)
+    assert tokens["search"] == training_tokens(without)["search"] + round(TRIALS * tokens["retrain"])
 
 
 def test_a_refusal_of_minutes_suggests_a_limit_that_helps():

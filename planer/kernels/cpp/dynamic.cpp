@@ -5,7 +5,9 @@
 // TOKENS rows of y with all its rows of w2.  Sums of products stay in registers.  Nothing is gathered or scattered, and
 // nothing is computed for experts that nobody chose, so that experts of a few neurons pay.
 //
-// Every token's sums are made in the same order whatever the other tokens are and however many threads there are.
+// Every token's sums are made in the same order whatever the other tokens are and however many threads there are.  That
+// is why a width that is no multiple of LANES ends in a vector with zeros, not in a loop over single numbers: compilers
+// fuse such a loop's products with its additions for some numbers of tokens and not for others.
 //
 // Letters in shapes: N tokens, D model width, F neurons, n experts, s neurons per expert.
 
@@ -35,6 +37,15 @@ typedef float Lanes __attribute__((vector_size(LANES * sizeof(float)), aligned(4
 
 inline Lanes load(const float* from) { return *reinterpret_cast<const Lanes*>(from); }
 inline void store(float* to, Lanes value) { *reinterpret_cast<Lanes*>(to) = value; }
+
+// The first so many lanes only; those loaded beyond them are zeros.
+inline Lanes load(const float* from, int64_t count) {
+  Lanes value = {};
+  std::memcpy(&value, from, count * sizeof(float));
+  return value;
+}
+
+inline void store(float* to, Lanes value, int64_t count) { std::memcpy(to, &value, count * sizeof(float)); }
 
 typedef int32_t Places __attribute__((vector_size(LANES * sizeof(int32_t))));
 
@@ -71,24 +82,24 @@ inline void sums_of(Lanes (&v)[T], float* out) {
 template <int T, int J>
 void dots(const float* const* x, const float* w, const float* b, int64_t D, float* h) {
   Lanes sums[J][T] = {};
-  int64_t d = 0;
-  for (; d + LANES <= D; d += LANES) {
+  const auto add = [&](int64_t d, auto... lanes_left) {
     Lanes weights[J];
 #pragma GCC unroll 8
-    for (int j = 0; j < J; ++j) weights[j] = load(w + j * D + d);
+    for (int j = 0; j < J; ++j) weights[j] = load(w + j * D + d, lanes_left...);
 #pragma GCC unroll 8
     for (int t = 0; t < T; ++t) {
-      const Lanes value = load(x[t] + d);
+      const Lanes value = load(x[t] + d, lanes_left...);
 #pragma GCC unroll 8
       for (int j = 0; j < J; ++j) sums[j][t] += value * weights[j];
     }
-  }
+  };
+  int64_t d = 0;
+  for (; d + LANES <= D; d += LANES) add(d);
+  if (d < D) add(d, D - d);
 #pragma GCC unroll 8
   for (int j = 0; j < J; ++j) {
     float totals[T];
     sums_of<T>(sums[j], totals);
-    for (int64_t rest = d; rest < D; ++rest)
-      for (int t = 0; t < T; ++t) totals[t] += x[t][rest] * w[j * D + rest];
     for (int t = 0; t < T; ++t) {
       const float z = totals[t] + b[j];
       h[j * T + t] = z < 0 ? 0 : z;  // NaN stays
@@ -96,18 +107,18 @@ void dots(const float* const* x, const float* w, const float* b, int64_t D, floa
   }
 }
 
-// y[t] += sum over j < s of h[j][t] w_j, for T tokens and P x LANES columns.
-template <int T, int P>
-void add_columns(const float* h, const float* w, int64_t s, int64_t D, float* const* y, int64_t d) {
+// y[t] += sum over j < s of h[j][t] w_j, for T tokens and P x LANES columns; or for the lanes that are left at the end.
+template <int T, int P, typename... Left>
+void add_columns(const float* h, const float* w, int64_t s, int64_t D, float* const* y, int64_t d, Left... lanes_left) {
   Lanes sums[T][P];
 #pragma GCC unroll 8
   for (int t = 0; t < T; ++t)
 #pragma GCC unroll 8
-    for (int p = 0; p < P; ++p) sums[t][p] = load(y[t] + d + p * LANES);
+    for (int p = 0; p < P; ++p) sums[t][p] = load(y[t] + d + p * LANES, lanes_left...);
   for (int64_t j = 0; j < s; ++j) {
     Lanes weights[P];
 #pragma GCC unroll 8
-    for (int p = 0; p < P; ++p) weights[p] = load(w + j * D + d + p * LANES);
+    for (int p = 0; p < P; ++p) weights[p] = load(w + j * D + d + p * LANES, lanes_left...);
 #pragma GCC unroll 8
     for (int t = 0; t < T; ++t)
 #pragma GCC unroll 8
@@ -116,7 +127,7 @@ void add_columns(const float* h, const float* w, int64_t s, int64_t D, float* co
 #pragma GCC unroll 8
   for (int t = 0; t < T; ++t)
 #pragma GCC unroll 8
-    for (int p = 0; p < P; ++p) store(y[t] + d + p * LANES, sums[t][p]);
+    for (int p = 0; p < P; ++p) store(y[t] + d + p * LANES, sums[t][p], lanes_left...);
 }
 
 // T tokens through s <= CHUNK neurons of one expert.
@@ -130,12 +141,7 @@ void tile(const float* const* x, const float* w1, const float* b1, const float* 
   int64_t d = 0;
   for (; d + PARTS * LANES <= D; d += PARTS * LANES) add_columns<T, PARTS>(h, w2, s, D, y, d);
   for (; d + LANES <= D; d += LANES) add_columns<T, 1>(h, w2, s, D, y, d);
-  for (; d < D; ++d)
-    for (int t = 0; t < T; ++t) {
-      float total = y[t][d];
-      for (int64_t i = 0; i < s; ++i) total += h[i * T + t] * w2[i * D + d];
-      y[t][d] = total;
-    }
+  if (d < D) add_columns<T, 1>(h, w2, s, D, y, d, D - d);
 }
 
 struct Layer {

@@ -1,4 +1,4 @@
-"""Tiles small enough that small layers have several of them, and bfloat16 rounded as on a GPU."""
+"""Tiles small enough that small layers have several of them; products and roundings that are those of a GPU."""
 
 from __future__ import annotations
 
@@ -39,3 +39,14 @@ def rounded_to_bfloat16(monkeypatch):
         return np.where(np.isnan(values.ravel()), np.uint16(0x7FFF), whole).reshape(values.shape)
 
     monkeypatch.setattr(interpreter, "_convert_float", rounding)
+
+
+@pytest.fixture(autouse=True)
+def products_in_one_order(monkeypatch):
+    """Rows are summed alike wherever in a tile they stand, as on a GPU; a BLAS may sum the last ones otherwise."""
+
+    def dot(self, a, b, d, *_):
+        products = a.data[:, :, None].astype(d.data.dtype) * b.data[None].astype(d.data.dtype)
+        return interpreter.TensorHandle(products.sum(axis=1) + d.data, d.dtype.scalar)
+
+    monkeypatch.setattr(interpreter.InterpreterBuilder, "create_dot", dot)
