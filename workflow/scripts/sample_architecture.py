@@ -16,14 +16,13 @@ from planer.variant import parse_variant
 
 if __name__ == "__main__":
     with stage(snakemake) as job:
-        began, files = time.perf_counter(), snakemake.input
-        config, seed, variant = job.config, snakemake.params.seed, parse_variant(snakemake.wildcards.variant)
-        vocab_size, device, trial = job.vocab_size, resolve_device(config.device), None
+        began, files, config = time.perf_counter(), snakemake.input, job.config
+        seed, variant = snakemake.params.seed, parse_variant(snakemake.wildcards.variant)
+        vocab_size, device, more = job.vocab_size, resolve_device(config.device), {"seed": seed}
         how = (device, resolve_dtype(config.dtype, device))
         if files.get("original"):
-            architecture, notes = same_architecture(files.original, variant)
+            network, notes = same_architecture(files.original, variant)
         else:
-            table, more = LatencyTable.load(files.table), {"seed": seed}
             if config.sample_architecture.corrections:
                 more["measured"] = against(config, vocab_size, seed, *how)
             if files.get("supernet"):
@@ -31,11 +30,11 @@ if __name__ == "__main__":
                 text = job.tokens("valid")[: config.sample_architecture.tokens]
                 more |= {"alpha": supernet.alpha.detach(), "loss": SupernetLoss(supernet, text, config.search, *how)}
             if files.get("train"):
-                more["trial"] = trial = Trials(config, job.tokens("train"), text, seed, *how, job.checkpoint())
-            architecture, notes = sample_architecture(config, variant, vocab_size, table, **more)
-        architecture.save(snakemake.output.architecture, **notes)
-        estimated = notes["selection"]["estimated"]
-        write_json(snakemake.output.metrics, {"estimated": estimated, "seconds": time.perf_counter() - began})
-        print(f"{architecture.pattern}: {estimated:.3f} of the baseline's latency by the table")
-        if trial:
-            trial.forget()
+                more["trial"] = Trials(config, job.tokens("train"), text, seed, *how, job.checkpoint())
+            network, notes = sample_architecture(config, variant, vocab_size, LatencyTable.load(files.table), **more)
+        network.save(snakemake.output.architecture, **notes)
+        estimated, seconds = notes["selection"]["estimated"], time.perf_counter() - began
+        write_json(snakemake.output.metrics, {"estimated": estimated, "seconds": seconds})
+        print(f"{network.pattern}: {estimated:.3f} of the baseline's latency by the table")
+        if "trial" in more:
+            more["trial"].forget()
