@@ -29,7 +29,10 @@ from planer.search.replace_one import PathLoss, replace_one_scores
 from planer.search.select import Limit, Selection, select
 
 TRIES = 5
-"""Draws from the networks of a latency, per network wanted, before those that are wanted count as too rare."""
+"""Networks looked at, per network wanted, before those that fit count as too rare."""
+
+Fits = Callable[[Selection], bool]
+"""Whether a network is as fast as it should be on the device, whatever the table says."""
 
 
 class Chooser:
@@ -98,22 +101,22 @@ class Chooser:
             self._note(best, lowest)
         return best
 
-    def solutions(self, chosen: Selection, limit: Limit) -> list[Selection]:
+    def solutions(self, chosen: Selection, limit: Limit, fits: Fits) -> list[Selection]:
         """The choice, and the best networks under the limit that differ from it and from each other at min_distance
-        positions: num_solutions in all, or as many as there are."""
+        positions: num_solutions that fit, or as many as there are."""
         found = [chosen]
         self._fill(limit)
-        while len(found) < self.config.num_solutions:
+        while sum(map(fits, found)) < self.config.num_solutions and len(found) < TRIES * self.config.num_solutions:
             apart = ([solution.options for solution in found], self.config.min_distance)
             try:
                 found.append(self._best_near(chosen, apart)[0] if self._loss else self._solve(apart=apart))
             except UserError:
                 break
-        return found
+        return list(filter(fits, found))
 
-    def drawn(self, limit: Limit, count: int, seed: int, fits: Callable[[Selection], bool]) -> list[Selection]:
-        """So many different networks from all those that use 98 to 100 % of the latency limit, keep the others and
-        fit, each as likely as any; fewer where they are rare, none where there are none."""
+    def drawn(self, limit: Limit, count: int, seed: int, fits: Fits) -> list[Selection]:
+        """So many different networks that fit, from all those that use 98 to 100 % of the latency limit and keep the
+        others, each as likely as any; fewer where they are rare, none where there are none."""
         found: dict[tuple[int, ...], Selection] = {}
         positions, others = len(self.scores), self.limits[1:]
         for number in range(TRIES * count):
@@ -126,7 +129,7 @@ class Chooser:
                 found[tuple(options)] = Selection(options, limit.of(options), score, "random", None)
             if sum(map(fits, found.values())) == count:
                 break
-        return [selection for selection in found.values() if fits(selection)]
+        return list(filter(fits, found.values()))
 
     def supernet_nll(self, choice: Selection) -> float | None:
         """The supernet's loss on a choice; None where scores come without one."""

@@ -135,15 +135,15 @@ def _decided(
         return ratios[key]
 
     def fits(selection: Selection) -> bool:
-        return measured is None or on_target(ratio(selection), limit.share)
+        return trial is None or measured is None or on_target(ratio(selection), limit.share)
 
     if measured is not None:
         choice, within, rounds = correct(choice, chooser.again, limit, ratio, chooser.config.corrections)
-    candidates = chooser.solutions(choice, within)
+    candidates = chooser.solutions(choice, within, fits)
     if trial is not None:
         known = [candidate.options for candidate in candidates]
         drawn = chooser.drawn(within, chooser.config.num_random, seed, lambda s: s.options not in known and fits(s))
-        candidates = [candidate for candidate in candidates if fits(candidate)] + drawn or [choice]
+        candidates = [*candidates, *drawn] or [choice]
     notes = [
         {
             "pattern": network(candidate).pattern,
@@ -155,10 +155,10 @@ def _decided(
         }
         for candidate in candidates
     ]
-    if trial is not None and len(candidates) > 1:
+    if trial is not None:
         number, trials = best_by_trial(candidates, lambda c, part: trial(network(c), part))
-        choice = candidates[number]
         notes = [entry | tried for entry, tried in zip(notes, trials, strict=True)]
-        if measured is not None and number > 0:
-            rounds = [*rounds, round_of(choice, within, ratio(choice))]
+        choice = candidates[number]
+    if measured is not None and all(entry["options"] != choice.options for entry in rounds):
+        rounds = [*rounds, round_of(choice, within, ratio(choice))]
     return choice, {"closed_loop": rounds, "candidates": notes}

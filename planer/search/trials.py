@@ -82,8 +82,11 @@ def best_by_trial(
 ) -> tuple[int, list[dict]]:
     """The number of the candidate with the lowest loss after a whole trial, which the better half runs.
 
-    Returns also a note per candidate: ``trial_part``, how much of a trial it ran, and ``trial_nll`` after it.
+    Returns also a note per candidate: ``trial_part``, how much of a trial it ran, and ``trial_nll`` after it.  One that
+    is alone has won without a trial, and its note is empty.
     """
+    if len(candidates) == 1:
+        return 0, [{}]
 
     def notes_at(part: float, numbers: Sequence[int]) -> dict[int, dict]:
         return {k: {"trial_part": part, "trial_nll": trial(candidates[k], part)} for k in numbers}

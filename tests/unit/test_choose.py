@@ -60,6 +60,11 @@ def test_another_choice_keeps_and_fills_a_lower_budget():
     assert 0.398 - 1e-8 <= second.cost <= 0.4
 
 
+def every(network) -> bool:
+    """Fits whatever it is."""
+    return True
+
+
 def apart(solutions) -> int:
     """The smallest number of positions at which two of them differ."""
     pairs = itertools.combinations([solution.options for solution in solutions], 2)
@@ -69,7 +74,7 @@ def apart(solutions) -> int:
 def test_solutions_differ_and_are_the_best_that_is_left():
     choose = chooser(0.5, scores="alpha", num_solutions=4, min_distance=3)
     choice = choose.by_supernet(torch.randn(8, 8, generator=torch.Generator().manual_seed(0)))
-    found = choose.solutions(choice, choose.limits[0])
+    found = choose.solutions(choice, choose.limits[0], every)
     assert found[0] == choice and len(found) == 4 and apart(found) >= 3
     assert choose.supernet_nll(choice) is None
     assert [s.score for s in found] == sorted((s.score for s in found), reverse=True)
@@ -85,7 +90,7 @@ def test_solutions_of_a_supernet_are_those_of_low_loss_within_the_limit_given():
     choose = chooser(0.5, num_solutions=3, min_distance=2)
     choice = choose.by_supernet(torch.zeros(8, 8), loss)
     tighter = dataclasses.replace(choose.limits[0], budget=0.45)
-    found = choose.solutions(choice, tighter)
+    found = choose.solutions(choice, tighter, every)
     assert found[0] == choice and len(found) == 3 and apart(found) >= 2
     assert all(0.4477 <= solution.cost <= 0.45 for solution in found[1:])
     losses = [choose.supernet_nll(solution) for solution in found]
@@ -101,7 +106,16 @@ def test_solutions_of_a_supernet_are_those_of_low_loss_within_the_limit_given():
 def test_fewer_solutions_where_there_are_no_more():
     choose = chooser(0.2, ["cheap", "dear"], [0.0, 0.1], scores="alpha", num_solutions=5, min_distance=1)
     choice = choose.by_supernet(torch.zeros(2, 2))
-    assert len(choose.solutions(choice, choose.limits[0])) == 2
+    assert len(choose.solutions(choice, choose.limits[0], every)) == 2
+
+
+def test_solutions_that_do_not_fit_are_passed_over():
+    choose = chooser(0.5, scores="alpha", num_solutions=3, min_distance=2)
+    choice = choose.by_supernet(torch.randn(8, 8, generator=torch.Generator().manual_seed(0)))
+    best = choose.solutions(choice, choose.limits[0], every)
+    others = choose.solutions(choice, choose.limits[0], lambda network: network.options != best[1].options)
+    assert others[:2] == [best[0], best[2]] and len(others) == 3 and apart(others) >= 2
+    assert choose.solutions(choice, choose.limits[0], lambda network: False) == []
 
 
 def test_networks_drawn_at_random_use_their_latency_keep_the_other_limits_and_fit():

@@ -143,6 +143,22 @@ def test_only_what_was_measured_on_its_target_is_tried():
     assert all(ratios[pattern] == 0.5 for pattern in tried)
 
 
-def test_without_a_second_candidate_on_target_nothing_is_tried():
+def test_without_a_candidate_on_target_the_closed_loop_has_the_last_word():
     architecture, notes, tried = with_trials(lambda network: 0.6, corrections=0)
     assert tried == [] and [c["pattern"] for c in notes["candidates"]] == [architecture.pattern]
+    assert len(notes["closed_loop"]) == 1
+
+
+def test_the_only_candidate_on_target_is_chosen_untried():
+    first, fast = [], []
+
+    def measured(network):
+        first.append(network.pattern)
+        if network.pattern != first[0] and not fast:
+            fast.append(network.pattern)
+        return 0.5 if network.pattern in fast else 0.6
+
+    architecture, notes, tried = with_trials(measured, corrections=0)
+    assert [architecture.pattern] == fast != first[:1] and tried == []
+    assert [c["pattern"] for c in notes["candidates"]] == fast
+    assert [entry["measured"] for entry in notes["closed_loop"]] == [0.6, 0.5]
