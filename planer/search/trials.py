@@ -2,9 +2,10 @@
 
 A supernet that was trained for about as long as one network orders networks only roughly, and may prefer the wrong kind
 throughout: what the shared weights have not learnt yet counts against every network that needs it.  What a network has
-learnt after a part of its own training says more about where it will end.  So the solver's best networks, and some
-drawn at random in case the supernet is wrong about all of those, are trained for the first steps of a retraining: all
-of them for a while, the better half for as long again (successive halving, arXiv 1502.07943, with one halving).
+learnt after a part of its own training says more about where it will end, the more the longer that part is.  So the
+solver's best networks, and some drawn at random in case the supernet is wrong about all of those, are trained for the
+first steps of a retraining: all of them for a while, the better half for as long again (successive halving, arXiv
+1502.07943, with one halving).  How long a part must be, ``benchmarks/ranking.py`` measures.
 """
 
 from __future__ import annotations
