@@ -37,6 +37,10 @@ OPTIMAL = 0
 SAME_SCORE = 1e-5
 """Scaled scores this close are a tie: above the tolerances, far below any difference that means something."""
 
+LOWEST_FLOOR = 1e-2
+"""Scaled floors below this are not given to HiGHS, which meets them with fractions that it takes for zero (1e-6 of
+SPREAD) and then calls other networks optimal.  They exclude hardly more than the cheapest network."""
+
 NODE_LIMIT = 5000
 """Branch-and-bound nodes per solve; scores of real networks need some hundred.  Scores that are a linear function of
 cost are a subset-sum problem instead: there the search ends here, with a gap of about 1e-7, reported.  Unlike a time
@@ -165,6 +169,7 @@ class _Problem:
             np.array([(x - low) / unit * SPREAD for x, low, unit in zip(ends, least, units, strict=True)])
             for ends in ([limit.budget for limit in limits], [limit.floor for limit in limits])
         )
+        self.floor[self.floor < LOWEST_FLOOR] = -np.inf
         variables = np.arange(positions * options)
         one_hot = csr_array((np.ones(positions * options), (variables // options, variables)))
         self.constraints = [LinearConstraint(one_hot, 1, 1)]
@@ -198,25 +203,30 @@ class _Problem:
 
         HiGHS may overrun a constraint by its tolerance.  While the answer is over a true budget, the limits given to
         it shrink; when nothing is left there may still be the cheapest network, which can meet its budget exactly.
+        An answer below a true floor is struck out, since a raised floor could cross a budget that is close to it.
         """
-        room, step = self.room.copy(), 1e-6
+        room, step, short = self.room.copy(), 1e-6, []
         score = LinearConstraint(self.scores.reshape(1, -1), lowest_score, np.inf)
         while True:
             costs = LinearConstraint(csr_array(self.costs.reshape(len(room), -1)), np.minimum(self.floor, room), room)
+            others = [LinearConstraint(self._same(short), 0, len(self.scores) - 1)] if short else []
             result = milp(
                 objective.ravel(),
                 integrality=np.ones(objective.size),
                 bounds=Bounds(0, 1),
-                constraints=[*self.constraints, costs, score],
+                constraints=[*self.constraints, costs, score, *others],
                 options={"mip_rel_gap": 0.0, "node_limit": NODE_LIMIT},
             )
             if result.x is None:
                 return self._cheapest()
             chosen = result.x.reshape(self.scores.shape).argmax(axis=1).tolist()
             over = np.array([limit.of(chosen) > limit.budget for limit in self.limits])
-            if not over.any():  # a floor that is missed by the tolerance does no harm
+            if over.any():
+                room, step = room - step * over, 2 * step
+            elif any(limit.of(chosen) < limit.floor for limit in self.limits):
+                short.append(chosen)
+            else:
                 return chosen, 0.0 if result.status == OPTIMAL else float(result.mip_gap)
-            room, step = room - step * over, 2 * step
 
     def _cheapest(self) -> tuple[list[int], float] | None:
         """The network of every position's cheapest option, best scores first, if it keeps all limits."""

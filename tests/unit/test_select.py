@@ -7,7 +7,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from planer.files import UserError
@@ -224,6 +224,8 @@ def test_several_limits_and_distances_against_brute_force(problem, data):
 
 @settings(max_examples=40, deadline=None)
 @given(problems(), st.floats(0, 1))
+@example(([[0.0, 0.0]], [0.0, 1.0], 0.0, 1e-148), 1.0)  # the cheapest network misses it by less than HiGHS can tell
+@example(([[-1.0, 0.0], [0.0, 0.0], [-1.0, 0.0]], [1.0, 0.0], 0.0, 3.0), 1e-7)
 def test_a_floor_against_brute_force(problem, share):
     scores, costs, fixed, budget = problem
     low, _ = reachable(costs, len(scores), fixed)
@@ -235,8 +237,7 @@ def test_a_floor_against_brute_force(problem, share):
             select(np.array(scores), names(costs), [limit])
         return
     selection = select(np.array(scores), names(costs), [limit])
-    tolerance = 1e-8 * (np.ptp(costs) or 1.0)
-    assert floor - tolerance <= selection.cost <= budget
+    assert floor <= selection.cost <= budget
     spread = max(max(row) - min(row) for row in scores)
     assert selection.score >= max(allowed) - 2e-8 * spread - 1e-12
 
