@@ -12,7 +12,8 @@ been lowered by too much.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+import statistics
+from collections.abc import Callable, Iterable
 from types import SimpleNamespace
 
 import torch
@@ -98,6 +99,15 @@ def correct(
     fast_enough = [entry for entry in tried if entry[0] <= target * (1 + TOLERANCE)]
     _, choice, within = max(fast_enough, key=_ratio) if fast_enough else min(tried, key=_ratio)
     return choice, within, rounds
+
+
+def centred(limit: Limit, measured: Iterable[tuple[float, float]]) -> Limit:
+    """The latency limit whose networks meet the target when they are as far off as others were in the median.
+
+    measured: latencies by the table and measured, over the baseline's, of at least one network.
+    """
+    bias = statistics.median(ratio / estimated for estimated, ratio in measured)
+    return dataclasses.replace(limit, budget=min(1.0, 1 / bias) * limit.budget)
 
 
 def round_of(choice: Selection, limit: Limit, measured: float) -> dict:

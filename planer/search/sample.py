@@ -14,7 +14,7 @@ from planer.config import derive_seed
 from planer.latency.table import LatencyTable
 from planer.search.arms import config_of
 from planer.search.choose import Chooser
-from planer.search.closed_loop import Measurement, correct, on_target, round_of
+from planer.search.closed_loop import Measurement, centred, correct, on_target, round_of
 from planer.search.controls import random_network, size_scores
 from planer.search.limits import limits_of, used
 from planer.search.replace_one import PathLoss
@@ -126,39 +126,41 @@ def _decided(
 
     No candidate is tried that was not measured on its target; where none was, the closed loop's choice stays.
     """
-    within, rounds, ratios = limit, [], {}
+    within, rounds = limit, []
+    known: dict[tuple[int, ...], tuple[float, float]] = {}  # by the table and measured, over the baseline's
 
     def ratio(selection: Selection) -> float:
         key = tuple(selection.options)
-        if key not in ratios:
-            ratios[key] = measured(network(selection))
-        return ratios[key]
+        if key not in known:
+            known[key] = selection.cost / limit.baseline, measured(network(selection))
+        return known[key][1]
 
     def fits(selection: Selection) -> bool:
         return trial is None or measured is None or on_target(ratio(selection), limit.share)
 
     if measured is not None:
         choice, within, rounds = correct(choice, chooser.again, limit, ratio, chooser.config.corrections)
-    candidates = chooser.solutions(choice, within, fits)
+    candidates = [(found, within) for found in chooser.solutions(choice, within, fits)]
     if trial is not None:
-        known = [candidate.options for candidate in candidates]
-        drawn = chooser.drawn(within, chooser.config.num_random, seed, lambda s: s.options not in known and fits(s))
-        candidates = [*candidates, *drawn] or [choice]
+        others = [found.options for found, _ in candidates]
+        near = centred(limit, known.values()) if known else limit
+        drawn = chooser.drawn(near, chooser.config.num_random, seed, lambda s: s.options not in others and fits(s))
+        candidates = [*candidates, *((found, near) for found in drawn)] or [(choice, within)]
     notes = [
         {
             "pattern": network(candidate).pattern,
             "status": candidate.status,
             "score": candidate.score,
-            "estimated": candidate.cost / within.baseline,
-            "measured": ratios.get(tuple(candidate.options)),
+            "estimated": candidate.cost / limit.baseline,
+            "measured": known.get(tuple(candidate.options), (None, None))[1],
             "supernet_nll": chooser.supernet_nll(candidate),
         }
-        for candidate in candidates
+        for candidate, _ in candidates
     ]
     if trial is not None:
-        number, trials = best_by_trial(candidates, lambda c, part: trial(network(c), part))
+        number, trials = best_by_trial([found for found, _ in candidates], lambda c, part: trial(network(c), part))
         notes = [entry | tried for entry, tried in zip(notes, trials, strict=True)]
-        choice = candidates[number]
+        choice, within = candidates[number]
     if measured is not None and all(entry["options"] != choice.options for entry in rounds):
         rounds = [*rounds, round_of(choice, within, ratio(choice))]
     return choice, {"closed_loop": rounds, "candidates": notes}

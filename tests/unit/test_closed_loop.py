@@ -9,7 +9,7 @@ import torch
 from toy import VOCAB_SIZE, experiment
 
 from planer.files import UserError
-from planer.search.closed_loop import against, correct
+from planer.search.closed_loop import against, centred, correct
 from planer.search.select import Limit, Selection
 
 LIMIT = Limit("target", [1.0], 0.0, 50.0, 100.0)
@@ -42,6 +42,15 @@ def test_a_slow_network_is_replaced_by_one_that_meets_the_target_when_measured()
     assert choice.cost == 45.0  # 50 / 1.1, rounded down
     assert [entry["estimated"] for entry in rounds] == [0.5, 0.45]
     assert rounds[1]["budget"] == pytest.approx(0.5 / 1.1) and rounds[1]["measured"] <= 0.5
+
+
+@pytest.mark.parametrize(
+    "biases, budget", [([1.25], 40.0), ([1.0, 1.25, 3.0], 40.0), ([1.0, 1.5], 40.0), ([0.8, 0.9], 50.0)]
+)
+def test_the_limit_for_others_follows_the_median_bias_but_not_above_the_target(biases, budget):
+    limit = centred(LIMIT, [(0.4, 0.4 * bias) for bias in biases])
+    assert limit.budget == pytest.approx(budget)
+    assert limit == dataclasses.replace(LIMIT, budget=limit.budget)
 
 
 def test_corrections_are_counted_and_the_fastest_is_kept():

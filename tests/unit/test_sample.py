@@ -143,6 +143,17 @@ def test_only_what_was_measured_on_its_target_is_tried():
     assert all(ratios[pattern] == 0.5 for pattern in tried)
 
 
+def test_random_candidates_are_drawn_where_networks_were_measured_on_the_target():
+    """Everything is 15 % slower than the table says."""
+
+    def measured(network):
+        return 1.15 * latency_table().estimate(network, "cached") / BASELINE_MS
+
+    _, notes, _ = with_trials(measured)
+    drawn = [candidate for candidate in notes["candidates"] if candidate["status"] == "random"]
+    assert drawn and all(0.98 * 0.5 <= candidate["measured"] <= 0.5 for candidate in drawn)
+
+
 def test_without_a_candidate_on_target_the_closed_loop_has_the_last_word():
     architecture, notes, tried = with_trials(lambda network: 0.6, corrections=0)
     assert tried == [] and [c["pattern"] for c in notes["candidates"]] == [architecture.pattern]
