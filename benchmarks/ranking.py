@@ -1,9 +1,10 @@
-"""What a search's signals are worth: python benchmarks/ranking.py, once the demo has searched; five minutes on 2 cores.
+"""What a search's signals are worth: python benchmarks/ranking.py, once the demo has searched; ten minutes on 2 cores.
 
-Random networks of one latency are trained as any variant is.  Kendall's tau says how well an earlier signal orders them
-by their final validation loss, 1 for the same order and 0 for chance: the loss of the supernet on each network, and the
-network's own loss after a part of its training.  Results go to benchmarks/results/<processor>-ranking-<date>.json and,
-as a table, to standard output.
+Random networks of one latency are trained as any variant is, and tried before, with other random streams, as candidates
+of a choice are.  Kendall's tau says how well a signal orders them by the final validation loss of the training, 1 for
+the same order and 0 for chance: the loss of the supernet on each network, and that after every tenth of the trial.  The
+trial here is as long as the training, so the last signal is how well trainings repeat, and no other can be expected to
+be much better.  Results go to benchmarks/results/<processor>-ranking-<date>.json and, as a table, to standard output.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ import yaml  # noqa: E402
 from scipy.stats import kendalltau  # noqa: E402
 
 from benchmarks.output import RESULTS, table, write_results  # noqa: E402
+from planer.architecture import Architecture  # noqa: E402
 from planer.config import Experiment, derive_seed  # noqa: E402
 from planer.latency.table import LatencyTable  # noqa: E402
 from planer.parsing import build, merge  # noqa: E402
@@ -36,13 +38,13 @@ from planer.training.checkpoint import Checkpoint  # noqa: E402
 from planer.training.retrain import retrain  # noqa: E402
 
 PARTS = 10
-"""A training is looked at after every tenth of its steps."""
+"""A trial is looked at after every tenth of the steps."""
 RESAMPLES = 2000
 """Bootstrap samples of networks, for intervals of tau."""
 
 
 def measured(config: Experiment, results: Path, target: float, count: int) -> Iterator[dict]:
-    """A row per random network: its blocks, the supernet's loss, its own after every tenth, and the final one.
+    """A row per random network: its blocks, the loss of the supernet, of the trial after every tenth, of the training.
 
     results: the folder of the experiment; its corpora stand beside it.
     """
@@ -57,18 +59,23 @@ def measured(config: Experiment, results: Path, target: float, count: int) -> It
     limit = limits_of(config, baseline, table, target)[0]
     options = [config.model.option(name) for name in config.design_space]
     training = dataclasses.replace(config.retrain, eval_steps=max(1, config.retrain.steps // PARTS))
+
+    def trained(network: Architecture, seed: int) -> list[float]:
+        """Validation losses after every tenth."""
+        with tempfile.TemporaryDirectory() as folder:
+            how = (training, seed, device, dtype, Checkpoint(folder, "ranking"))
+            _, history, metrics = retrain(network, train, text, *how)
+        return [*history["valid_nll"].dropna().tolist()[: PARTS - 1], metrics["valid_nll"]]
+
     for number in range(count):
         path = random_network(limit, len(baseline.blocks), derive_seed(config.seed, "ranking", number))
         network = config.model.architecture(vocab_size, tuple(options[option] for option in path))
-        with tempfile.TemporaryDirectory() as folder:
-            how = (training, config.seed, device, dtype, Checkpoint(folder, "ranking"))
-            _, history, metrics = retrain(network, train, text, *how)
-        losses = history.dropna(subset="valid_nll")["valid_nll"].tolist()
+        tried = trained(network, derive_seed(config.seed, "trial"))
         yield {
             "pattern": network.pattern,
             "supernet": supernet_loss(path),
-            **{f"{(k + 1) / PARTS:.0%} trained": nll for k, nll in enumerate(losses[: PARTS - 1])},
-            "final": metrics["valid_nll"],
+            **{f"{(k + 1) / PARTS:.0%} of a trial": nll for k, nll in enumerate(tried)},
+            "final": trained(network, config.seed)[-1],
         }
 
 
