@@ -56,7 +56,7 @@ def test_the_search_shows_in_what_it_found(finished):
 
 
 def test_the_network_was_the_best_of_its_trials(finished):
-    """Up to two of the solver's best and one drawn at random, where the table allows so many; the better half went on."""
+    """Up to two of the solver's best and one drawn at random, if the table allows so many; the better half went on."""
     report = evaluation(finished, "target_0.5")
     candidates = report["selection"]["candidates"]
     statuses = [candidate["status"] for candidate in candidates]
