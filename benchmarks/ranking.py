@@ -1,4 +1,4 @@
-"""What a search's signals are worth: python benchmarks/ranking.py, once the demo has searched; ten minutes on 2 cores.
+"""What a search's signals are worth: python benchmarks/ranking.py, once the demo has searched; 24 short trainings.
 
 Random networks of one latency are trained as any variant is, and tried before, with other random streams, as candidates
 of a choice are.  Kendall's tau says how well a signal orders them by the final validation loss of the training, 1 for
