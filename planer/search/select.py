@@ -24,12 +24,20 @@ from dataclasses import dataclass
 
 import numpy as np
 from scipy.optimize import Bounds, LinearConstraint, milp
-from scipy.sparse import csr_array
+from scipy.sparse import csr_array, eye_array, hstack
 
 from planer.files import UserError
 
 SPREAD = 1e3
-"""Scores and costs are scaled to this spread, which makes HiGHS' absolute tolerances (1e-6) a billionth of it."""
+"""Objectives are scaled to this spread, which makes HiGHS' absolute gap (1e-6) a billionth of it."""
+
+COST_SPREAD = 0.1
+"""Costs in limits are scaled to this spread: HiGHS takes 1e-6 of an option for none of it, and with larger costs such
+crumbs would meet a limit that whole options miss, where it then overlooks networks that keep it."""
+
+SLACK = 1e-6
+"""By how much limits are loosened for HiGHS, in scaled costs: its own tolerance, so that it loses no network.  What it
+then answers is checked against the true limits."""
 
 OPTIMAL = 0
 """scipy's status of a proven answer."""
@@ -37,9 +45,9 @@ OPTIMAL = 0
 SAME_SCORE = 1e-5
 """Scaled scores this close are a tie: above the tolerances, far below any difference that means something."""
 
-LOWEST_FLOOR = 1e-2
-"""Scaled floors below this are not given to HiGHS, which meets them with fractions that it takes for zero (1e-6 of
-SPREAD) and then calls other networks optimal.  They exclude hardly more than the cheapest network."""
+STRIKES = 16
+"""Answers over a limit by less than HiGHS can tell before the limits are tightened by twice that.  Costs as measured
+need none; many costs a hundred-millionth of their spread apart can need hundreds."""
 
 NODE_LIMIT = 5000
 """Branch-and-bound nodes per solve; scores of real networks need some hundred.  Scores that are a linear function of
@@ -69,6 +77,10 @@ class Limit:
     def of(self, chosen: Sequence[int]) -> float:
         """Cost of a network, summed exactly as the latency table does."""
         return math.fsum([self.fixed, *[self.costs[option] for option in chosen]])
+
+    def kept_by(self, chosen: Sequence[int]) -> bool:
+        """Whether a network costs no more than the budget and no less than the floor."""
+        return self.floor <= self.of(chosen) <= self.budget
 
     def reachable(self, positions: int) -> tuple[float, float]:
         """Smallest and largest cost of a network of so many positions."""
@@ -104,8 +116,8 @@ class Selection:
     score: float
     """Sum of the chosen scores."""
     status: str
-    """``optimal`` (proven), ``node limit`` (within ``gap`` of it), ``argmax`` (no limit was looked at) or
-    ``random``."""
+    """``optimal`` (proven), ``node limit`` (the search was cut short, within ``gap`` of it), ``argmax`` (no limit was
+    looked at) or ``random``."""
     gap: float | None
     """Relative distance to the best score that could not be ruled out; None for argmax and random."""
 
@@ -161,15 +173,14 @@ class _Problem:
         positions, options = scores.shape
         loss = scores - scores.max(axis=1, keepdims=True)
         self.scores = loss / (-loss.min() or 1.0) * SPREAD
-        units = [np.ptp(limit.costs) or 1.0 for limit in limits]
-        scaled = [(np.subtract(x.costs, min(x.costs))) / unit * SPREAD for x, unit in zip(limits, units, strict=True)]
-        self.costs = np.stack([np.tile(row, (positions, 1)) for row in scaled])
+        units = [(np.ptp(limit.costs) or 1.0) / COST_SPREAD for limit in limits]
+        scaled = [np.subtract(x.costs, min(x.costs)) / unit for x, unit in zip(limits, units, strict=True)]
         least = [limit.reachable(positions)[0] for limit in limits]
         self.room, self.floor = (
-            np.array([(x - low) / unit * SPREAD for x, low, unit in zip(ends, least, units, strict=True)])
+            np.array([(x - low) / unit for x, low, unit in zip(ends, least, units, strict=True)])
             for ends in ([limit.budget for limit in limits], [limit.floor for limit in limits])
         )
-        self.floor[self.floor < LOWEST_FLOOR] = -np.inf
+        self.costs = np.stack(scaled)
         variables = np.arange(positions * options)
         one_hot = csr_array((np.ones(positions * options), (variables // options, variables)))
         self.constraints = [LinearConstraint(one_hot, 1, 1)]
@@ -193,7 +204,8 @@ class _Problem:
             raise UserError(self._infeasible())
         chosen, gap = found
         lowest = _total(chosen, self.scores) - SAME_SCORE
-        cheaper, _ = self._minimise(self.costs[0], lowest) or found
+        cost = np.tile(self.costs[0], (len(self.scores), 1)) * (SPREAD / COST_SPREAD)
+        cheaper, _ = self._minimise(cost, lowest) or found
         if _total(cheaper, self.scores) >= lowest and self.limits[0].of(cheaper) < self.limits[0].of(chosen):
             chosen = cheaper
         return self._in_order(chosen), gap
@@ -201,37 +213,27 @@ class _Problem:
     def _minimise(self, objective: np.ndarray, lowest_score: float) -> tuple[list[int], float] | None:
         """The network of least objective [P, N] within the limits, scoring lowest_score or more, and its gap.
 
-        HiGHS may overrun a constraint by its tolerance.  While the answer is over a true budget, the limits given to
-        it shrink; when nothing is left there may still be the cheapest network, which can meet its budget exactly.
-        An answer below a true floor is struck out, since a raised floor could cross a budget that is close to it.
+        HiGHS may overrun a limit by its tolerance.  Such an answer is struck out and HiGHS is asked again; when that
+        happens too often, the limits are tightened instead, and the last answer struck out bounds the gap.
         """
-        room, step, short = self.room.copy(), 1e-6, []
-        score = LinearConstraint(self.scores.reshape(1, -1), lowest_score, np.inf)
-        while True:
-            costs = LinearConstraint(csr_array(self.costs.reshape(len(room), -1)), np.minimum(self.floor, room), room)
-            others = [LinearConstraint(self._same(short), 0, len(self.scores) - 1)] if short else []
-            result = milp(
-                objective.ravel(),
-                integrality=np.ones(objective.size),
-                bounds=Bounds(0, 1),
-                constraints=[*self.constraints, costs, score, *others],
-                options={"mip_rel_gap": 0.0, "node_limit": NODE_LIMIT},
-            )
-            if result.x is None:
-                return self._cheapest()
-            chosen = result.x.reshape(self.scores.shape).argmax(axis=1).tolist()
-            over = np.array([limit.of(chosen) > limit.budget for limit in self.limits])
-            if over.any():
-                room, step = room - step * over, 2 * step
-            elif any(limit.of(chosen) < limit.floor for limit in self.limits):
-                short.append(chosen)
-            else:
-                return chosen, 0.0 if result.status == OPTIMAL else float(result.mip_gap)
+        score = LinearConstraint(csr_array(self.scores.reshape(1, -1)), lowest_score, np.inf)
+        constraints = [*self.constraints, self._within(SLACK), score]
+        for _ in range(STRIKES):
+            answer = _answer(objective, constraints)
+            missed = answer and next((limit for limit in self.limits if not limit.kept_by(answer[0])), None)
+            if not missed:
+                return answer
+            constraints = _without(answer[0], missed, constraints)
+        found = _answer(objective, [*self.constraints, self._within(-2 * SLACK), score])
+        if found is None or not all(limit.kept_by(found[0]) for limit in self.limits):
+            return None
+        reached, bound = (_total(chosen, objective) for chosen, _ in (found, answer))
+        return found[0], (reached - bound) / reached if reached > bound else 0.0
 
-    def _cheapest(self) -> tuple[list[int], float] | None:
-        """The network of every position's cheapest option, best scores first, if it keeps all limits."""
-        chosen = _best_then_cheapest(-self.costs[0], -self.scores)
-        return (chosen, 0.0) if self._allowed(chosen) else None
+    def _within(self, slack: float) -> LinearConstraint:
+        """The limits, loosened by slack."""
+        rows = csr_array(np.tile(self.costs, len(self.scores)))
+        return LinearConstraint(rows, np.minimum(self.floor, self.room) - slack, self.room + slack)
 
     def _allowed(self, chosen: list[int]) -> bool:
         """Whether a network keeps limits and distances."""
@@ -240,7 +242,7 @@ class _Problem:
             return sum(a != b for a, b in zip(chosen, network, strict=True))
 
         return (
-            all(limit.floor <= limit.of(chosen) <= limit.budget for limit in self.limits)
+            all(limit.kept_by(chosen) for limit in self.limits)
             and (self.near is None or distance(self.near[0]) <= self.near[1])
             and all(distance(network) >= self.apart[1] for network in self.apart[0])
         )
@@ -267,6 +269,45 @@ class _Problem:
                     if self._allowed(traded):
                         chosen, moved = traded, True
         return chosen
+
+
+def _answer(objective: np.ndarray, constraints: list[LinearConstraint]) -> tuple[list[int], float] | None:
+    """The network of least objective [P, N] that HiGHS finds, and its gap.
+
+    Without presolve, which fails ("Solve error") on some limits as close as a strike leaves them.
+    """
+    variables = constraints[0].A.shape[1]
+    result = milp(
+        np.pad(objective.ravel(), (0, variables - objective.size)),
+        integrality=np.ones(variables),
+        bounds=Bounds(0, 1),
+        constraints=constraints,
+        options={"mip_rel_gap": 0.0, "node_limit": NODE_LIMIT, "presolve": False},
+    )
+    if result.x is None:
+        return None
+    chosen = result.x[: objective.size].reshape(objective.shape).argmax(axis=1).tolist()
+    return chosen, 0.0 if result.status == OPTIMAL else float(result.mip_gap)
+
+
+def _without(chosen: list[int], missed: Limit, constraints: list[LinearConstraint]) -> list[LinearConstraint]:
+    """The constraints, and that no network misses a limit for the same reason as this one.
+
+    Count k is at how many positions an option costs as much as option k or more.  A network whose counts are all as
+    high as those of one over budget costs no less: one count has to be lower (below a floor: higher).  Which one, a
+    new variable per count says, z_k: count_k <= its own here - 1 if z_k = 1, and sum_k z_k >= 1.
+    """
+    positions, costs = len(chosen), np.asarray(missed.costs)
+    sign = 1 if missed.of(chosen) > missed.budget else -1
+    counted = sign * (costs >= costs[:, None])
+    free = csr_array((len(costs), constraints[0].A.shape[1] - positions * len(costs)))
+    counts = hstack([csr_array(np.tile(counted, positions)), free, positions * eye_array(len(costs))])
+    one = hstack([csr_array((1, constraints[0].A.shape[1])), np.ones((1, len(costs)))])
+    return [
+        *(LinearConstraint(hstack([x.A, csr_array((x.A.shape[0], len(costs)))]), x.lb, x.ub) for x in constraints),
+        LinearConstraint(counts, -np.inf, counted[:, chosen].sum(axis=1) - 1 + positions),
+        LinearConstraint(one, 1, np.inf),
+    ]
 
 
 def _best_then_cheapest(scores: np.ndarray, costs: np.ndarray) -> list[int]:
