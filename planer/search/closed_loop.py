@@ -13,10 +13,11 @@ from __future__ import annotations
 
 import dataclasses
 import statistics
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from types import SimpleNamespace
 
 import torch
+from scipy.stats import quantile_test
 
 from planer.architecture import Architecture
 from planer.config import derive_seed
@@ -31,8 +32,12 @@ WARMUP = 3
 """Untimed rounds of a measurement."""
 PLACEMENTS = 3
 """Sets of weights, in other places of memory, over which a measurement is spread."""
-MAX_SECONDS = 60.0
-"""A measurement stops after this long, at a whole round."""
+SETS = 5
+"""On a noisy machine a measurement is made up to so many times, until it tells TOLERANCE."""
+MAX_SECONDS = 12.0
+"""One of these stops after this long, at a whole round."""
+CONFIDENCE = 0.95
+"""Of the interval that says what a measurement tells."""
 
 Measurement = Callable[[Architecture], float]
 """From a network to its measured latency over the baseline's."""
@@ -46,7 +51,11 @@ def on_target(ratio: float, target: float) -> bool:
 def against(
     config: SimpleNamespace, vocab_size: int, seed: int, device: torch.device, dtype: torch.dtype
 ) -> Measurement:
-    """Measurements in turn with the baseline, for the workload, with random weights: medians over rounds.
+    """Measurements in turn with the baseline, for the workload, with random weights: medians of ratios within rounds.
+
+    A machine that others use slows down for a second or two at a time, and both networks with it: ratios within a round
+    are steadier than the ratio of medians over rounds.  Rounds are added until the interval of the median is as narrow
+    as the tolerance, SETS times as many at most.
 
     config: the sections model, patterns, workload and sample_architecture.
     """
@@ -59,12 +68,25 @@ def against(
             networks = {"network": network, "baseline": baseline}
             return {name: timed_forward(random_model(n, device, dtype, weights), *how) for name, n in networks.items()}
 
-        rounds, order = config.sample_architecture.measure_rounds, derive_seed(seed, "closed loop")
-        what = "measuring the choice"
-        samples = by_round(measure_placed(calls, PLACEMENTS, rounds, WARMUP, order, MAX_SECONDS, device, what))
-        return float(samples["network"].median() / samples["baseline"].median())
+        rounds, ratios = config.sample_architecture.measure_rounds, []
+        for number in range(SETS):
+            order, what = derive_seed(seed, "closed loop", number), "measuring the choice"
+            samples = by_round(measure_placed(calls, PLACEMENTS, rounds, WARMUP, order, MAX_SECONDS, device, what))
+            ratios = [*ratios, *(samples["network"] / samples["baseline"])]
+            if known(ratios):
+                break
+        return statistics.median(ratios)
 
     return relative_latency
+
+
+def known(ratios: Sequence[float]) -> bool:
+    """Whether the median of these is known to the tolerance: by the ranks of its interval, whatever the distribution.
+
+    False for fewer than six, whose extremes the median may lie beyond.
+    """
+    interval = quantile_test(ratios, q=statistics.median(ratios), p=0.5).confidence_interval(CONFIDENCE)
+    return bool(interval.high - interval.low <= 2 * TOLERANCE * statistics.median(ratios))
 
 
 def correct(

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 
+import numpy as np
+import pandas as pd
 import pytest
 import torch
 from toy import VOCAB_SIZE, experiment
 
 from planer.files import UserError
-from planer.search.closed_loop import against, centred, correct
+from planer.search import closed_loop
+from planer.search.closed_loop import against, centred, correct, known
 from planer.search.select import Limit, Selection
 
 LIMIT = Limit("target", [1.0], 0.0, 50.0, 100.0)
@@ -105,3 +108,29 @@ def test_a_real_measurement_tells_a_large_network_from_a_small_one():
     measured = against(config, VOCAB_SIZE, 0, torch.device("cpu"), torch.float32)
     twice = dataclasses.replace(baseline, blocks=baseline.blocks * 4)
     assert measured(twice) > measured(dataclasses.replace(baseline, blocks=())) > 0
+
+
+def test_a_median_is_known_when_its_interval_is_as_narrow_as_the_tolerance():
+    assert known([0.5 + 0.001 * k for k in range(-10, 11)])
+    assert not known([0.5 + 0.01 * k for k in range(-10, 11)])
+    assert known([0.5 + 0.01 * k for k in range(-10, 11)] * 100)  # as noisy, but many
+    assert not known([0.5] * 5)
+
+
+@pytest.mark.parametrize(("noise", "sets"), [(0.0, 1), (0.1, 5)])
+def test_a_noisy_device_is_measured_for_longer_and_what_slows_both_networks_down_cancels(monkeypatch, noise, sets):
+    """Rounds are up to ten times as slow as others; beyond that, the network's own time varies by ``noise``."""
+    generator, lengths = np.random.default_rng(0), []
+
+    def measured(calls, placements, rounds, *others):
+        lengths.append(rounds)
+        slow = generator.uniform(1, 10, rounds)
+        ms = {"network": 4.9 * slow * generator.normal(1, noise, rounds), "baseline": 10 * slow}
+        return pd.DataFrame(ms).rename_axis("round").reset_index().melt("round", var_name="name", value_name="ms")
+
+    monkeypatch.setattr(closed_loop, "measure_placed", measured)
+    config = experiment(sample_architecture={"measure_rounds": 12})
+    network = config.model.architecture(VOCAB_SIZE, config.patterns.baseline)
+    ratio = against(config, VOCAB_SIZE, 0, torch.device("cpu"), torch.float32)(network)
+    assert ratio == pytest.approx(0.49, abs=1e-12 + 0.2 * noise)
+    assert lengths == [12] * sets
