@@ -32,7 +32,7 @@ WARMUP = 3
 """Untimed rounds of a measurement."""
 PLACEMENTS = 3
 """Sets of weights, in other places of memory, over which a measurement is spread."""
-SETS = 5
+SETS = 3
 """On a noisy machine a measurement is made up to so many times, until it tells TOLERANCE."""
 MAX_SECONDS = 12.0
 """One of these stops after this long, at a whole round."""
