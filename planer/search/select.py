@@ -46,8 +46,8 @@ SAME_SCORE = 1e-5
 """Scaled scores this close are a tie: above the tolerances, far below any difference that means something."""
 
 STRIKES = 16
-"""Answers over a limit by less than HiGHS can tell before the limits are tightened by twice that.  Costs as measured
-need none; many costs a hundred-millionth of their spread apart can need hundreds."""
+"""Answers over a limit by less than HiGHS can tell before the limits are tightened by twice that.  Random
+costs needed none; many costs a hundred-millionth of their spread apart needed dozens."""
 
 NODE_LIMIT = 5000
 """Branch-and-bound nodes per solve; scores of real networks need some hundred.  Scores that are a linear function of
@@ -214,7 +214,8 @@ class _Problem:
         """The network of least objective [P, N] within the limits, scoring lowest_score or more, and its gap.
 
         HiGHS may overrun a limit by its tolerance.  Such an answer is struck out and HiGHS is asked again; when that
-        happens too often, the limits are tightened instead, and the last answer struck out bounds the gap.
+        happens too often, the limits are tightened instead, and the last answer struck out bounds the gap.  When
+        nothing is left there may still be the cheapest network, which can meet its budget exactly.
         """
         score = LinearConstraint(csr_array(self.scores.reshape(1, -1)), lowest_score, np.inf)
         constraints = [*self.constraints, self._within(SLACK), score]
@@ -225,10 +226,12 @@ class _Problem:
                 return answer
             constraints = _without(answer[0], missed, constraints)
         found = _answer(objective, [*self.constraints, self._within(-2 * SLACK), score])
-        if found is None or not all(limit.kept_by(found[0]) for limit in self.limits):
+        cheapness = np.broadcast_to(-self.costs[0], self.scores.shape)
+        chosen = found[0] if found else _best_then_cheapest(cheapness, -self.scores)
+        if not self._allowed(chosen):
             return None
-        reached, bound = (_total(chosen, objective) for chosen, _ in (found, answer))
-        return found[0], (reached - bound) / reached if reached > bound else 0.0
+        reached, bound = _total(chosen, objective), _total(answer[0], objective) * (1 - answer[1])
+        return chosen, (reached - bound) / reached if reached > bound else 0.0
 
     def _within(self, slack: float) -> LinearConstraint:
         """The limits, loosened by slack."""

@@ -132,6 +132,13 @@ def test_costs_too_close_to_tell_apart_cost_a_little_score_and_say_so(monkeypatc
     assert exact.score - selection.score <= selection.gap * (best - selection.score) + 1e-8 * spread
 
 
+def test_the_cheapest_network_is_found_where_the_solver_takes_many_others_for_as_cheap():
+    """One that costs 1e-7 more at any of 24 positions scores better, and is over the budget."""
+    selection = solve([[0.0, 1.0, 0.0]] * 24, [0.0, 1e-7, 1.0], 0.0)
+    assert selection.options == [0] * 24
+    assert selection.status == "node limit"
+
+
 def test_the_smallest_reachable_budget_gives_the_cheapest_network():
     costs = [0.3, 0.1, 0.2]
     low, _ = reachable(costs, 7, 0.1)
