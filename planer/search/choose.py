@@ -28,7 +28,7 @@ from planer.search.controls import random_network
 from planer.search.replace_one import PathLoss, replace_one_scores
 from planer.search.select import Limit, Selection, select
 
-TRIES = 5
+TRIES = 3
 """Networks looked at, per network wanted, before those that fit count as too rare."""
 
 Fits = Callable[[Selection], bool]

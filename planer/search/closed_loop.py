@@ -28,6 +28,9 @@ from planer.search.select import Limit, Selection
 
 TOLERANCE = 0.02
 """A network may miss its target by this share before it is replaced."""
+SHORTFALL = 0.04
+"""A network that has to win trials besides may be so much faster than its target: what it gains in time it has to make
+up for in quality."""
 WARMUP = 3
 """Untimed rounds of a measurement."""
 PLACEMENTS = 3
@@ -45,7 +48,17 @@ Measurement = Callable[[Architecture], float]
 
 def on_target(ratio: float, target: float) -> bool:
     """Whether a measured latency is as close to its target as the loop wants it; both over the baseline's."""
-    return (1 - TOLERANCE) * target <= ratio <= (1 + TOLERANCE) * target
+    return (1 - TOLERANCE) * target <= ratio and not too_slow(ratio, target)
+
+
+def worth_a_trial(ratio: float, target: float) -> bool:
+    """Whether a network measured at this latency may compete for its target; both over the baseline's."""
+    return (1 - SHORTFALL) * target <= ratio and not too_slow(ratio, target)
+
+
+def too_slow(ratio: float, target: float) -> bool:
+    """Whether a measured latency is beyond its target by more than measurements may err."""
+    return ratio > (1 + TOLERANCE) * target
 
 
 def against(
@@ -95,19 +108,18 @@ def correct(
     limit: Limit,
     measured: Callable[[Selection], float],
     corrections: int,
-) -> tuple[Selection, Limit, list[dict]]:
+) -> tuple[Selection, list[dict]]:
     """Measure the first choice and, up to ``corrections`` times, choose and measure anew.
 
     choose makes another choice, given the last one, under another latency limit.  Returns the slowest choice that was
-    measured within the target, or the fastest where none was, the limit that it was chosen under, and one note per
-    round.
+    measured within the target, or the fastest where none was, and one note per round.
     """
     target, within, choice, rounds = limit.share, limit, first, []
-    tried: list[tuple[float, Selection, Limit]] = []
+    tried: list[tuple[float, Selection]] = []
     while True:
         ratio = measured(choice)
         rounds.append(round_of(choice, within, ratio))
-        tried.append((ratio, choice, within))
+        tried.append((ratio, choice))
         corrected = min(target, target * rounds[-1]["estimated"] / ratio)
         if on_target(ratio, target) or corrected == within.share or len(rounds) > corrections:
             break
@@ -116,11 +128,11 @@ def correct(
             choice = choose(choice, within)
         except UserError:  # the corrected budget is out of reach: what was measured is the best there is
             break
-        if any(choice.options == other.options for _, other, _ in tried):
+        if any(choice.options == other.options for _, other in tried):
             break
-    fast_enough = [entry for entry in tried if entry[0] <= target * (1 + TOLERANCE)]
-    _, choice, within = max(fast_enough, key=_ratio) if fast_enough else min(tried, key=_ratio)
-    return choice, within, rounds
+    fast_enough = [entry for entry in tried if not too_slow(entry[0], target)]
+    _, choice = max(fast_enough, key=_ratio) if fast_enough else min(tried, key=_ratio)
+    return choice, rounds
 
 
 def centred(limit: Limit, measured: Iterable[tuple[float, float]]) -> Limit:
@@ -138,5 +150,5 @@ def round_of(choice: Selection, limit: Limit, measured: float) -> dict:
     return {"budget": limit.share, "estimated": estimated, "measured": measured, "options": list(choice.options)}
 
 
-def _ratio(entry: tuple[float, Selection, Limit]) -> float:
+def _ratio(entry: tuple[float, Selection]) -> float:
     return entry[0]

@@ -14,7 +14,7 @@ from planer.config import derive_seed
 from planer.latency.table import LatencyTable
 from planer.search.arms import config_of
 from planer.search.choose import Chooser
-from planer.search.closed_loop import Measurement, centred, correct, on_target, round_of
+from planer.search.closed_loop import Measurement, centred, correct, round_of, worth_a_trial
 from planer.search.controls import random_network, size_scores
 from planer.search.limits import limits_of, used
 from planer.search.replace_one import PathLoss
@@ -124,9 +124,9 @@ def _decided(
 ) -> tuple[Selection, dict]:
     """From the solver's choice to the final one, by measurements and trials, and the notes on both.
 
-    No candidate is tried that was not measured on its target; where none was, the closed loop's choice stays.
+    No candidate is tried that was measured off its target; where none was, the closed loop's choice stays.
     """
-    within, rounds = limit, []
+    rounds: list[dict] = []
     known: dict[tuple[int, ...], tuple[float, float]] = {}  # by the table and measured, over the baseline's
 
     def ratio(selection: Selection) -> float:
@@ -136,16 +136,21 @@ def _decided(
         return known[key][1]
 
     def fits(selection: Selection) -> bool:
-        return trial is None or measured is None or on_target(ratio(selection), limit.share)
+        return trial is None or measured is None or worth_a_trial(ratio(selection), limit.share)
+
+    def aim() -> Limit:
+        """Where the table says what the target is when measured, as far as is known."""
+        return centred(limit, known.values()) if known else limit
 
     if measured is not None:
-        choice, within, rounds = correct(choice, chooser.again, limit, ratio, chooser.config.corrections)
+        choice, rounds = correct(choice, chooser.again, limit, ratio, chooser.config.corrections)
+    within = aim()
     candidates = [(found, within) for found in chooser.solutions(choice, within, fits)]
     if trial is not None:
-        others = [found.options for found, _ in candidates]
-        near = centred(limit, known.values()) if known else limit
-        drawn = chooser.drawn(near, chooser.config.num_random, seed, lambda s: s.options not in others and fits(s))
-        candidates = [*candidates, *((found, near) for found in drawn)] or [(choice, within)]
+        within, others = aim(), [found.options for found, _ in candidates]
+        unlike = (chooser.config.num_random, seed, lambda found: found.options not in others and fits(found))
+        candidates = [*candidates, *((found, within) for found in chooser.drawn(within, *unlike))]
+    candidates = candidates or [(choice, within)]
     notes = [
         {
             "pattern": network(candidate).pattern,
