@@ -15,6 +15,7 @@ Letters in shapes: P positions, N options.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
 from collections.abc import Callable, Sequence
@@ -105,13 +106,11 @@ class Chooser:
         """The choice, and the best networks under the limit that differ from it and from each other at min_distance
         positions: num_solutions that fit, or as many as there are."""
         found = [chosen]
-        self._fill(limit)
-        while sum(map(fits, found)) < self.config.num_solutions and len(found) < TRIES * self.config.num_solutions:
-            apart = ([solution.options for solution in found], self.config.min_distance)
-            try:
+        with contextlib.suppress(UserError):  # no more within the limit, or far enough from the others
+            self._fill(limit)
+            while sum(map(fits, found)) < self.config.num_solutions and len(found) < TRIES * self.config.num_solutions:
+                apart = ([solution.options for solution in found], self.config.min_distance)
                 found.append(self._best_near(chosen, apart)[0] if self._loss else self._solve(apart=apart))
-            except UserError:
-                break
         return list(filter(fits, found))
 
     def drawn(self, limit: Limit, count: int, seed: int, fits: Fits) -> list[Selection]:

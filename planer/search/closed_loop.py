@@ -67,8 +67,8 @@ def against(
     """Measurements in turn with the baseline, for the workload, with random weights: medians of ratios within rounds.
 
     A machine that others use slows both networks down at a time: ratios within a round are steadier than the ratio of
-    medians over rounds.  Rounds are added until the interval of the median is as narrow
-    as the tolerance, SETS times as many at most.
+    medians over rounds.  Rounds are added until the interval of the median is as narrow as the tolerance, SETS times as
+    many at most.
 
     config: the sections model, patterns, workload and sample_architecture.
     """

@@ -124,7 +124,7 @@ def _decided(
 ) -> tuple[Selection, dict]:
     """From the solver's choice to the final one, by measurements and trials, and the notes on both.
 
-    No candidate is tried that was measured off its target; where none was, the closed loop's choice stays.
+    No candidate is tried that was measured off its target; where none is left, the closed loop's choice stays.
     """
     rounds: list[dict] = []
     known: dict[tuple[int, ...], tuple[float, float]] = {}  # by the table and measured, over the baseline's
@@ -148,8 +148,8 @@ def _decided(
     candidates = [(found, within) for found in chooser.solutions(choice, within, fits)]
     if trial is not None:
         within, others = aim(), [found.options for found, _ in candidates]
-        unlike = (chooser.config.num_random, seed, lambda found: found.options not in others and fits(found))
-        candidates = [*candidates, *((found, within) for found in chooser.drawn(within, *unlike))]
+        drawn = chooser.drawn(within, chooser.config.num_random, seed, lambda s: s.options not in others and fits(s))
+        candidates = [*candidates, *((found, within) for found in drawn)]
     candidates = candidates or [(choice, within)]
     notes = [
         {

@@ -109,6 +109,12 @@ def test_fewer_solutions_where_there_are_no_more():
     assert len(choose.solutions(choice, choose.limits[0], every)) == 2
 
 
+def test_a_limit_out_of_reach_leaves_the_choice():
+    choose = chooser(0.5, scores="alpha", num_solutions=3, min_distance=2)
+    choice = choose.by_supernet(torch.randn(8, 8, generator=torch.Generator().manual_seed(0)))
+    assert choose.solutions(choice, dataclasses.replace(choose.limits[0], budget=0.03), every) == [choice]
+
+
 def test_solutions_that_do_not_fit_are_passed_over():
     choose = chooser(0.5, scores="alpha", num_solutions=3, min_distance=2)
     choice = choose.by_supernet(torch.randn(8, 8, generator=torch.Generator().manual_seed(0)))
