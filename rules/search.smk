@@ -51,6 +51,7 @@ rule sample_architecture:
     params:
         config=sample_sections,
         seed=seed("sample_architecture"),
+        retrain_seed=seed("retrain"),
         code=code_hash("sample_architecture.py"),
     message:
         "Choosing the architecture of {wildcards.experiment}/{wildcards.variant}."

@@ -3,9 +3,12 @@
 A supernet that was trained for about as long as one network orders networks only roughly, and may prefer the wrong kind
 throughout: what the shared weights have not learnt yet counts against every network that needs it.  What a network has
 learnt after a part of its own training says more about where it will end, the more the longer that part is.  So the
-solver's best networks, and some drawn at random in case the supernet is wrong about all of those, are trained for the
-first steps of a retraining: all of them for a while, the better half for as long again (successive halving, arXiv
-1502.07943, with one halving).  How long a part must be, ``benchmarks/ranking.py`` measures.
+solver's best networks, and some drawn at random in case the supernet is wrong about all of those, start to train: all
+of them for a while, the better half for as long again (successive halving, arXiv 1502.07943, with one halving).  The
+steps are the first ones of the very retraining that each would have, with its seed, so what decides is the network
+together with the random weights and the text it begins with: where trainings of one network scatter as much as
+networks do, a trial under another seed could not tell them apart.  How long a part must be, ``benchmarks/ranking.py``
+measures.
 """
 
 from __future__ import annotations
@@ -19,7 +22,6 @@ import numpy as np
 import torch
 
 from planer.architecture import Architecture
-from planer.config import derive_seed
 from planer.search.select import Selection
 from planer.training.checkpoint import Checkpoint
 from planer.training.retrain import LanguageModelling, retrain
@@ -42,7 +44,7 @@ class Beginning(LanguageModelling):
 
 
 class Trials:
-    """Beginnings of the retrainings of one network after another, a Trial.  All have the same seed."""
+    """Beginnings of the retrainings of one network after another, a Trial."""
 
     def __init__(
         self,
@@ -55,12 +57,12 @@ class Trials:
         checkpoint: Checkpoint,
     ):
         """config: the sections retrain and sample_architecture.  train: the training text [n]; text: what is scored
-        afterwards [m].  checkpoint: of the job; every network gets one of its own beside it.
+        afterwards [m].  seed: of the retraining.  checkpoint: of the job; every network gets one of its own beside it.
         """
         self._config = dataclasses.replace(config.retrain, eval_steps=config.retrain.steps)
         self._share = config.sample_architecture.trial_share
         self._texts = train, text
-        self._how = (derive_seed(seed, "trial"), device, dtype)
+        self._how = (seed, device, dtype)
         self._checkpoint = checkpoint
         self._used: dict[str, Checkpoint] = {}
 

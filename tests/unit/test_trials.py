@@ -9,7 +9,6 @@ import pytest
 import torch
 from toy import VOCAB_SIZE, experiment
 
-from planer.config import derive_seed
 from planer.files import UserError
 from planer.search.select import Selection
 from planer.search.trials import HALF, WHOLE, Trials, best_by_trial
@@ -29,7 +28,7 @@ def trials(folder, config=CONFIG) -> Trials:
 
 
 def test_a_trial_is_the_beginning_of_a_retraining(tmp_path):
-    """Six of thirty steps, at the learning rates and on the text of the whole training."""
+    """Six of thirty steps: with the weights, the learning rates and the text of the whole training."""
     found = {}
 
     class Stopped(LanguageModelling):
@@ -39,8 +38,8 @@ def test_a_trial_is_the_beginning_of_a_retraining(tmp_path):
                 self.model.train()
             return super().end_of_step(step)
 
-    seed, checkpoint = derive_seed(5, "trial"), Checkpoint(tmp_path / "whole", "whole")
-    retrain(NETWORK, TRAIN, TEXT, CONFIG.retrain, seed, CPU, torch.float32, checkpoint, objective=Stopped)
+    checkpoint = Checkpoint(tmp_path / "whole", "whole")
+    retrain(NETWORK, TRAIN, TEXT, CONFIG.retrain, 5, CPU, torch.float32, checkpoint, objective=Stopped)
     assert trials(tmp_path)(NETWORK, WHOLE) == found["nll"]
 
 

@@ -16,8 +16,8 @@ from planer.variant import parse_variant
 
 if __name__ == "__main__":
     with stage(snakemake) as job:
-        began, files, config = time.perf_counter(), snakemake.input, job.config
-        seed, variant = snakemake.params.seed, parse_variant(snakemake.wildcards.variant)
+        began, files, params, config = time.perf_counter(), snakemake.input, snakemake.params, job.config
+        seed, variant = params.seed, parse_variant(snakemake.wildcards.variant)
         vocab_size, device, more = job.vocab_size, resolve_device(config.device), {"seed": seed}
         how = (device, resolve_dtype(config.dtype, device))
         if files.get("original"):
@@ -30,11 +30,11 @@ if __name__ == "__main__":
                 text = job.tokens("valid")[: config.sample_architecture.tokens]
                 more |= {"alpha": supernet.alpha.detach(), "loss": SupernetLoss(supernet, text, config.search, *how)}
             if files.get("train"):
-                more["trial"] = Trials(config, job.tokens("train"), text, seed, *how, job.checkpoint())
+                more["trial"] = Trials(config, job.tokens("train"), text, params.retrain_seed, *how, job.checkpoint())
             network, notes = sample_architecture(config, variant, vocab_size, LatencyTable.load(files.table), **more)
         network.save(snakemake.output.architecture, **notes)
-        estimated, seconds = notes["selection"]["estimated"], time.perf_counter() - began
-        write_json(snakemake.output.metrics, {"estimated": estimated, "seconds": seconds})
+        estimated = notes["selection"]["estimated"]
+        write_json(snakemake.output.metrics, {"estimated": estimated, "seconds": time.perf_counter() - began})
         print(f"{network.pattern}: {estimated:.3f} of the baseline's latency by the table")
         if "trial" in more:
             more["trial"].forget()
