@@ -1,10 +1,11 @@
 """What a search's signals are worth: python benchmarks/ranking.py, once the demo has searched; 24 short trainings.
 
-Random networks of one latency are trained as any variant is, and tried before, with other random streams, as candidates
-of a choice are.  Kendall's tau says how well a signal orders them by the final validation loss of the training, 1 for
-the same order and 0 for chance: the loss of the supernet on each network, and that after every tenth of the trial.  The
-trial here is as long as the training, so the last signal is how well trainings repeat, and no other can be expected to
-be much better.  Results go to benchmarks/results/<processor>-ranking-<date>.json and, as a table, to standard output.
+Random networks of one latency are trained twice, with different random streams.  Kendall's tau says how well a signal
+orders them by the final validation loss of the first training, 1 for the same order and 0 for chance: the loss of the
+supernet on each network, that after every tenth of the first training, which is what a trial of a choice sees, and that
+after every tenth of the second one.  The last of these is how well trainings repeat: what no signal can be expected to
+surpass that knows the network alone, and not the random weights and the order of the text.
+Results go to benchmarks/results/<processor>-<experiment>-ranking-<date>.json and, as a table, to standard output.
 """
 
 from __future__ import annotations
@@ -38,13 +39,13 @@ from planer.training.checkpoint import Checkpoint  # noqa: E402
 from planer.training.retrain import retrain  # noqa: E402
 
 PARTS = 10
-"""A trial is looked at after every tenth of the steps."""
+"""A training is looked at after every tenth of its steps."""
 RESAMPLES = 2000
 """Bootstrap samples of networks, for intervals of tau."""
 
 
 def measured(config: Experiment, results: Path, target: float, count: int) -> Iterator[dict]:
-    """A row per random network: its blocks, the loss of the supernet, of the trial after every tenth, of the training.
+    """A row per random network: its blocks, the loss of the supernet and of two trainings after every tenth, the end.
 
     results: the folder of the experiment; its corpora stand beside it.
     """
@@ -70,12 +71,14 @@ def measured(config: Experiment, results: Path, target: float, count: int) -> It
     for number in range(count):
         path = random_network(limit, len(baseline.blocks), derive_seed(config.seed, "ranking", number))
         network = config.model.architecture(vocab_size, tuple(options[option] for option in path))
-        tried = trained(network, derive_seed(config.seed, "trial"))
+        *parts, final = trained(network, config.seed)
+        repeated = trained(network, derive_seed(config.seed, "repeated"))
         yield {
             "pattern": network.pattern,
             "supernet": supernet_loss(path),
-            **{f"{(k + 1) / PARTS:.0%} of a trial": nll for k, nll in enumerate(tried)},
-            "final": trained(network, config.seed)[-1],
+            **{f"{(k + 1) / PARTS:.0%} of the training": nll for k, nll in enumerate(parts)},
+            **{f"{(k + 1) / PARTS:.0%} of a repetition": nll for k, nll in enumerate(repeated)},
+            "final": final,
         }
 
 
@@ -116,7 +119,8 @@ def main() -> None:
     lines = [[x["signal"], f"{x['tau']:.2f}", f"{x['interval'][0]:.2f} to {x['interval'][1]:.2f}"] for x in found]
     table(f"{options.experiment}, {len(rows)} random networks at {options.target:g}", ["signal", "tau", "95 %"], lines)
     content = {"experiment": options.experiment, "target": options.target, "signals": found, "networks": rows}
-    write_results(options.results, device_name(resolve_device(config.device)), content, "-ranking")
+    suffix = f"-{options.experiment}-ranking"
+    write_results(options.results, device_name(resolve_device(config.device)), content, suffix)
 
 
 if __name__ == "__main__":
