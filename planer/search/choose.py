@@ -7,8 +7,8 @@ networks that differ from the incumbent at up to all, half, a quarter, ... of th
 loss of the supernet is the next incumbent.  When none improves on it, the rounds end.
 
 A latency budget is there to be used: a supernet that was trained briefly hardly tells apart what training will, and
-capacity left out is quality lost.  So every choice fills its budget but for a given slack, where there is a network
-that does.
+capacity left out is quality lost.  So every choice fills its budget but for a given slack, or for twice, four times, ...
+as much where no network fills it that far.
 
 Letters in shapes: P positions, N options.
 """
@@ -19,6 +19,7 @@ import contextlib
 import dataclasses
 import math
 from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -31,6 +32,8 @@ from planer.search.select import Limit, Selection, select
 
 TRIES = 3
 """Networks looked at, per network wanted, before those that fit count as too rare."""
+
+Found = TypeVar("Found")
 
 Fits = Callable[[Selection], bool]
 """Whether a network is as fast as it should be on the device, whatever the table says."""
@@ -51,20 +54,20 @@ class Chooser:
     def by_scores(self, scores: np.ndarray) -> Selection:
         """The best network for given scores [P, N].  Raises UserError when the limits allow none."""
         self.scores = scores
-        return self._fill(self.limits[0])
+        return self._filling(self.limits[0], self._solve)
 
-    def _fill(self, limit: Limit) -> Selection:
-        """The best network that leaves no more of the latency budget unused than ``slack``, or twice, four times, ...
-        as much where there is none."""
+    def _filling(self, limit: Limit, solve: Callable[[], Found]) -> Found:
+        """What solve finds among the networks that leave no more of the latency limit unused than the least slack at
+        which there are any for it."""
         slack = self.config.slack
         while slack < 1:
             self.limits[0] = dataclasses.replace(limit, floor=(1 - slack) * limit.budget)
             try:
-                return self._solve()
+                return solve()
             except UserError:
                 slack *= 2
         self.limits[0] = limit
-        return self._solve()
+        return solve()
 
     def by_supernet(self, alpha: torch.Tensor, loss: PathLoss | None = None) -> Selection:
         """The network of a supernet with architecture weights alpha [P, N] and, for replace_one, the loss of its paths.
@@ -82,10 +85,9 @@ class Chooser:
 
         By the scores of the last round: budgets are corrected by a few percent, which a few positions make up for.
         """
-        filled = self._fill(limit)
         if self._loss is None:
-            return filled
-        best, nll = self._best_near(chosen)
+            return self._filling(limit, self._solve)
+        best, nll = self._filling(limit, lambda: self._best_near(chosen))
         self._note(best, nll)
         return best
 
@@ -106,11 +108,14 @@ class Chooser:
         """The choice, and the best networks under the limit that differ from it and from each other at min_distance
         positions: num_solutions that fit, or as many as there are."""
         found = [chosen]
+
+        def another() -> Selection:
+            apart = ([solution.options for solution in found], self.config.min_distance)
+            return self._best_near(chosen, apart)[0] if self._loss else self._solve(apart=apart)
+
         with contextlib.suppress(UserError):  # no more within the limit, or far enough from the others
-            self._fill(limit)
             while sum(map(fits, found)) < self.config.num_solutions and len(found) < TRIES * self.config.num_solutions:
-                apart = ([solution.options for solution in found], self.config.min_distance)
-                found.append(self._best_near(chosen, apart)[0] if self._loss else self._solve(apart=apart))
+                found.append(self._filling(limit, another))
         return list(filter(fits, found))
 
     def drawn(self, limit: Limit, count: int, seed: int, fits: Fits) -> list[Selection]:

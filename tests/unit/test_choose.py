@@ -109,6 +109,16 @@ def test_fewer_solutions_where_there_are_no_more():
     assert len(choose.solutions(choice, choose.limits[0], every)) == 2
 
 
+@pytest.mark.parametrize("loss", [None, lambda path: -float(sum(path))])
+def test_where_few_fill_the_budget_others_come_close(loss):
+    """Sums of 0.037 and multiples of 0.1: 0.437 is closest to 0.5, in five ways, 0.337 next."""
+    how = {"scores": "replace_one" if loss else "alpha", "num_solutions": 7, "min_distance": 1}
+    choose = chooser(0.5, ["cheap", "dear"], [0.0, 0.1], **how)
+    choice = choose.by_supernet(torch.tensor([[0.0, 1.0]] * 5), loss)
+    found = choose.solutions(choice, choose.limits[0], every)
+    assert [solution.cost for solution in found] == pytest.approx([0.437] * 5 + [0.337] * 2) and apart(found) == 1
+
+
 def test_a_limit_out_of_reach_leaves_the_choice():
     choose = chooser(0.5, scores="alpha", num_solutions=3, min_distance=2)
     choice = choose.by_supernet(torch.randn(8, 8, generator=torch.Generator().manual_seed(0)))
