@@ -7,8 +7,8 @@ networks that differ from the incumbent at up to all, half, a quarter, ... of th
 loss of the supernet is the next incumbent.  When none improves on it, the rounds end.
 
 A latency budget is there to be used: a supernet that was trained briefly hardly tells apart what training will, and
-capacity left out is quality lost.  So every choice fills its budget but for a given slack, or for twice, four times, ...
-as much where no network fills it that far.
+capacity left out is quality lost.  So every choice fills its budget but for a given slack, or for twice, four times
+and so on as much where no network fills it that far.
 
 Letters in shapes: P positions, N options.
 """
