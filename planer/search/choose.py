@@ -34,6 +34,7 @@ TRIES = 3
 """Networks looked at, per network wanted, before those that fit count as too rare."""
 
 Found = TypeVar("Found")
+"""What a search for networks returns."""
 
 Fits = Callable[[Selection], bool]
 """Whether a network is as fast as it should be on the device, whatever the table says."""
@@ -57,8 +58,10 @@ class Chooser:
         return self._filling(self.limits[0], self._solve)
 
     def _filling(self, limit: Limit, solve: Callable[[], Found]) -> Found:
-        """What solve finds among the networks that leave no more of the latency limit unused than the least slack at
-        which there are any for it."""
+        """What solve finds at the least slack, of the latency limit, at which it finds anything.
+
+        Raises its UserError when it finds nothing under the limit at all.
+        """
         slack = self.config.slack
         while slack < 1:
             self.limits[0] = dataclasses.replace(limit, floor=(1 - slack) * limit.budget)
