@@ -3,35 +3,33 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated
 
+from planer.config.bounds import Batch, Length, Memory, PositiveShare, Rounds
 from planer.files import UserError
-from planer.parsing import not_negative, positive, share
+from planer.parsing import Items, Range
 from planer.variant import parse_variant
+
+Target = Annotated[float, Range(0, 1, above=True)]
+"""Wanted latency over the baseline's."""
 
 
 @dataclass(frozen=True)
 class EvaluateConfig:
     """Quality, latency and the dynamic-k sweep."""
 
-    batch: int
+    batch: Batch
     """Streams scored side by side."""
-    tgt_len: int
+    tgt_len: Length
     """Tokens per call of the headline protocol; with same_length it does not change the result."""
-    mem_len: int
+    mem_len: Memory
     """Remembered positions of the headline protocol."""
-    clamp_len: int
+    clamp_len: Memory
     """Distances beyond this are treated as this far; needed when mem_len exceeds what training saw. 0 is off."""
-    taus: tuple[float, ...]
+    taus: Annotated[tuple[Annotated[float, Range(0, 1)], ...], Items(0, 100)]
     """Dynamic-k thresholds; 0 (all experts) is always evaluated."""
-    latency_rounds: int
+    latency_rounds: Rounds
     """Interleaved repeats of each latency measurement."""
-
-    def __post_init__(self) -> None:
-        positive(self, "batch", "tgt_len", "latency_rounds")
-        not_negative(self, "mem_len", "clamp_len")
-        for tau in self.taus:
-            if not 0 <= tau <= 1:
-                raise UserError(f"taus: {tau} is outside 0 to 1")
 
 
 @dataclass(frozen=True)
@@ -40,23 +38,19 @@ class RepeatabilityConfig:
 
     variant: str
     """What is repeated."""
-    seeds: int
+    seeds: Annotated[int, Range(2, 1_000)]
     """Repeats of each, the first without a suffix."""
-    margin: float
+    margin: PositiveShare
     """The variant may be worse than the baseline by this share and still count as no worse."""
-    power: float
+    power: PositiveShare
     """Wanted chance that the test shows this for a variant as good as the baseline."""
-    alpha: float
+    alpha: PositiveShare
     """Chance that the test shows this for a variant that is worse by the margin."""
 
     def __post_init__(self) -> None:
         variant = parse_variant(self.variant)
         if variant.repeat or self.variant == "baseline":
             raise UserError(f"variant is {self.variant!r}; it must be a variant other than baseline, without -seed<k>")
-        if self.seeds < 2:
-            raise UserError(f"seeds is {self.seeds}; a spread needs at least 2")
-        positive(self, "margin", "power", "alpha")
-        share(self, "margin", "power", "alpha")
 
     def repeats(self, variant: str) -> list[str]:
         """Names of a variant's repeats."""
@@ -67,18 +61,15 @@ class RepeatabilityConfig:
 class ParetoConfig:
     """Networks for many targets out of one supernet."""
 
-    targets: tuple[float, ...]
+    targets: Annotated[tuple[Target, ...], Items(3, 100)]
     """Wanted latencies over the baseline's."""
-    compared: tuple[float, ...]
+    compared: Annotated[tuple[Target, ...], Items(3, 100)]
     """Targets whose network is retrained, beside that of a search of its own."""
 
     def __post_init__(self) -> None:
-        for target in self.targets:
-            parse_variant(self.own(target))
-        if len({self.own(target) for target in self.targets}) < len(self.targets):
-            raise UserError(f"targets: {list(self.targets)} must name each target once")
-        if len(set(self.compared)) < 3 or not set(self.compared) <= set(self.targets):
-            raise UserError(f"compared: {list(self.compared)} must be at least three of the targets")
+        for target in self.compared:
+            if target not in self.targets:
+                raise UserError(f"compared: {target} is none of the targets ({', '.join(map(str, self.targets))})")
 
     @property
     def supernet(self) -> str:

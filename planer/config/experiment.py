@@ -2,45 +2,45 @@
 
 from __future__ import annotations
 
-import re
 import types
 import typing
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 from planer.architecture import from_notation
+from planer.config.bounds import Positive
 from planer.config.conversion import ClusterConfig, RouterConfig, SparsifyConfig
 from planer.config.evaluation import EvaluateConfig, ParetoConfig, RepeatabilityConfig
 from planer.config.latency import ProfileConfig, WorkloadConfig
-from planer.config.model import ArmsConfig, DataConfig, ModelConfig, PatternsConfig
+from planer.config.model import ArmsConfig, DataConfig, DesignSpace, ModelConfig, PatternsConfig
 from planer.config.search import SampleConfig, SearchConfig, batch_of_limit
 from planer.config.training import DistillConfig, RetrainConfig
 from planer.files import UserError
-from planer.parsing import convert, positive
+from planer.parsing import Items, Matching, Range, convert
+from planer.variant import parse_variant
 
 
 @dataclass(frozen=True)
 class Experiment:
     """One experiment: dataset, backbone, design space, workload and budgets."""
 
-    seed: int
+    seed: Annotated[int, Range(0, 2**63 - 1)]
     """Every random stream is derived from this."""
-    device: str
-    """auto, cpu, cuda or cuda:<n>."""
-    threads: int
+    device: Annotated[str, Matching(r"auto|cpu|cuda(:(0|[1-9][0-9]{0,3}))?", "auto, cpu, cuda or cuda:<number>")]
+    threads: Annotated[int, Range(1, 1_024)]
     """CPU threads of every job; part of the latency table's identity."""
     dtype: Literal["auto", "float32", "bfloat16"]
     """Arithmetic of matrix products; auto is bfloat16 on CUDA and float32 on CPU."""
-    max_hours: float
+    max_hours: Positive
     """An experiment estimated to train longer than this on the device at hand is refused; raise it to go on."""
-    default_variants: tuple[str, ...]
+    default_variants: Annotated[tuple[str, ...], Items(1, 1_000)]
     """Variants of comparison.parquet and report.html."""
-    default_analyses: tuple[Literal["pareto", "repeatability"], ...]
+    default_analyses: Annotated[tuple[Literal["pareto", "repeatability"], ...], Items(0, 2)]
     """What report.html shows beside them; each needs several searches."""
     data: DataConfig
     model: ModelConfig
     patterns: PatternsConfig
-    design_space: tuple[str, ...]
+    design_space: DesignSpace
     """Options of every searched position: skip, attention_<heads>, feed_forward, feed_forward_x<s>, moe_top<k>."""
     arms: ArmsConfig
     workload: WorkloadConfig
@@ -57,9 +57,11 @@ class Experiment:
     pareto: ParetoConfig
 
     def __post_init__(self) -> None:
-        positive(self, "threads", "max_hours")
-        if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", self.device):
-            raise UserError(f"device is {self.device!r}; allowed: auto, cpu, cuda, cuda:<number>")
+        for name in self.default_variants:
+            try:
+                parse_variant(name)
+            except UserError as error:
+                raise UserError(f"default_variants: {error}") from error
         symbols = self.model.symbols()
         for name in ("baseline", "sandwich", "par"):
             try:
@@ -70,8 +72,6 @@ class Experiment:
             f"arms.{name}": space for name, space in vars(self.arms).items()
         }
         for name, space in spaces.items():
-            if len(set(space)) != len(space) or len(space) < 2:
-                raise UserError(f"{name}: {list(space)} must name at least two options, each once")
             for option in space:
                 self.model.option(option, name)
         measured = (self.workload.batch, *self.profile_blocks.batches)
@@ -89,5 +89,5 @@ def sections(values: dict) -> types.SimpleNamespace:
     A stage is given only the sections it reads, so that a change elsewhere does not repeat it; reading a section
     that the stage was not given raises AttributeError.
     """
-    hints = typing.get_type_hints(Experiment)
+    hints = typing.get_type_hints(Experiment, include_extras=True)
     return types.SimpleNamespace(**{name: convert(hints[name], value, name) for name, value in values.items()})

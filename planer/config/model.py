@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 from planer.architecture import Architecture, Attention, BlockSpec, FeedForward, MoE, Skip, from_notation
+from planer.config.bounds import Count, Positive, Share, Width
 from planer.files import UserError
-from planer.parsing import positive, share
+from planer.parsing import Items
+
+DesignSpace = Annotated[tuple[str, ...], Items(2, 100)]
+"""Options that one searched position has."""
 
 
 @dataclass(frozen=True)
@@ -22,28 +26,26 @@ class DataConfig:
 class ModelConfig:
     """The backbone that all variants of an experiment share."""
 
-    d_model: int
+    d_model: Width
     """Width of the residual stream; must be divisible by num_heads and even."""
-    num_heads: int
+    num_heads: Count
     """Heads of a full attention block; d_head = d_model / num_heads stays fixed when heads are pruned."""
-    d_inner: int
+    d_inner: Width
     """Hidden neurons of a feed-forward layer, and of each expert."""
-    num_experts: int
+    num_experts: Count
     """Experts of a mixture-of-experts layer."""
     norm: Literal["post", "pre"]
     """LayerNorm after the residual sum (Transformer-XL) or before the sublayer."""
-    dropout: float
+    dropout: Share
     """Dropout everywhere but in mixtures of experts and on attention probabilities."""
-    moe_dropout: float
+    moe_dropout: Share
     """Dropout inside mixture-of-experts layers."""
-    attention_dropout: float
+    attention_dropout: Share
     """Dropout on attention probabilities."""
-    init_std: float
+    init_std: Positive
     """Standard deviation of the normal initialisation."""
 
     def __post_init__(self) -> None:
-        positive(self, "d_model", "num_heads", "d_inner", "num_experts", "init_std")
-        share(self, "dropout", "moe_dropout", "attention_dropout")
         if self.d_model % self.num_heads or self.d_model % 2:
             raise UserError(f"d_model: {self.d_model} must be even and divisible by num_heads ({self.num_heads})")
 
@@ -112,7 +114,7 @@ class PatternsConfig:
 class ArmsConfig:
     """Design spaces of the searches that target_<t> is compared with."""
 
-    par_search: tuple[str, ...]
+    par_search: DesignSpace
     """PAR (arXiv 2009.04534): attention or not."""
-    isoparam: tuple[str, ...]
+    isoparam: DesignSpace
     """PLANER's iso-parameter arm: a dense layer as wide as all experts instead of the experts."""

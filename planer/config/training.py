@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
-from planer.files import UserError
-from planer.parsing import not_negative, positive
+from planer.config.bounds import Batch, Length, Memory, Positive, Share, Steps, StepsOrNone, Weight
+from planer.parsing import Range
 
 
 @dataclass(frozen=True)
@@ -15,74 +15,56 @@ class OptimizerConfig:
 
     name: Literal["lamb", "adamw"]
     """LAMB as in NVIDIA's JITLamb (clamped weight norm, no bias correction), or AdamW."""
-    lr: float
+    lr: Positive
     """Peak learning rate."""
-    lr_min: float
+    lr_min: Weight
     """Learning rate at the last step of the cosine."""
-    warmup_steps: int
+    warmup_steps: StepsOrNone
     """Linear warm-up."""
-    betas: tuple[float, float]
+    betas: tuple[Share, Share]
     """Decay of the two moments."""
-    eps: float
+    eps: Positive
     """Added to the root of the second moment."""
-    weight_decay: float
+    weight_decay: Weight
     """Decoupled weight decay."""
-    clip: float
+    clip: Weight
     """Largest global gradient norm; 0 switches clipping off."""
-
-    def __post_init__(self) -> None:
-        positive(self, "lr", "eps")
-        not_negative(self, "lr_min", "warmup_steps", "weight_decay", "clip")
 
 
 @dataclass(frozen=True)
 class TrainingConfig:
     """What the one training loop needs, whatever it trains."""
 
-    batch: int
+    batch: Batch
     """Streams read side by side."""
-    tgt_len: int
+    tgt_len: Length
     """Tokens per stream and step."""
-    mem_len: int
+    mem_len: Memory
     """Remembered positions."""
-    steps: int
+    steps: Steps
     """Optimiser steps."""
     optimizer: OptimizerConfig
-    log_steps: int
+    log_steps: Steps
     """Steps averaged into one row of history."""
-    checkpoint_steps: int
+    checkpoint_steps: Steps
     """Steps between checkpoints."""
-
-    def __post_init__(self) -> None:
-        positive(self, "batch", "tgt_len", "steps", "log_steps", "checkpoint_steps")
-        not_negative(self, "mem_len")
 
 
 @dataclass(frozen=True)
 class RetrainConfig(TrainingConfig):
     """Phase 2: training the chosen network."""
 
-    balance_weight: float
+    balance_weight: Weight
     """lambda of the Switch load-balancing loss."""
-    eval_steps: int
+    eval_steps: Steps
     """Steps between validations; the last step is always validated."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        positive(self, "eval_steps")
-        not_negative(self, "balance_weight")
 
 
 @dataclass(frozen=True)
 class DistillConfig:
     """The baseline as a second teacher in the retraining of <variant>-distill."""
 
-    weight: float
+    weight: Annotated[float, Range(0, 1)]
     """w: share of the divergence from the teacher in the loss; the cross-entropy has the rest."""
-    temperature: float
+    temperature: Positive
     """T: both networks' logits are divided by it where they are compared."""
-
-    def __post_init__(self) -> None:
-        positive(self, "temperature")
-        if not 0 <= self.weight <= 1:
-            raise UserError(f"weight is {self.weight}; it must be in [0, 1]")
