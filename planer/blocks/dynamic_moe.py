@@ -33,10 +33,13 @@ class DynamicMoE(nn.Module):
 
     Neuron-major weights: expert c owns rows c*s to (c+1)*s - 1 of w1, b1 and w2, s = F / n.  After a forward pass
     ``executed`` holds the number of (token, expert) pairs run, as a tensor, and ``tokens`` the number of tokens.
+    Raises ValueError when the expert size does not divide the number of neurons.
     """
 
     def __init__(self, spec: architecture.DynamicMoE, d_model: int, dropout: float):
         super().__init__()
+        if spec.expert_size < 1 or spec.d_inner % spec.expert_size:
+            raise ValueError(f"expert_size is {spec.expert_size}; it must divide the number of neurons, {spec.d_inner}")
         self.num_experts = spec.num_experts
         self.w1 = nn.Parameter(torch.zeros(spec.d_inner, d_model))
         self.b1 = nn.Parameter(torch.zeros(spec.d_inner))

@@ -61,7 +61,10 @@ class MoE(nn.Module):
 def balance_loss(load: Tensor, probabilities: Tensor) -> Tensor:
     """E sum_e f_e p_e: f_e the share of assignments that expert e received, p_e its mean gate probability.
 
-    load: [E] assignments; probabilities: [N, E].  1 when balanced, E when one expert takes all (Switch, eq. 4).
+    load: [E] assignments; probabilities: [N, E].  1 when balanced, E when one expert takes all (Switch, eq. 4), and 0
+    without tokens.
     """
+    if not probabilities.shape[0]:
+        return probabilities.sum()
     share = load / load.sum()
     return load.shape[0] * (share * probabilities.mean(dim=0)).sum()

@@ -23,6 +23,7 @@ from torch.utils.flop_counter import register_flop_formula
 from planer.kernels import choice, triton
 from planer.kernels.backends import dynamic
 from planer.kernels.cpp import build
+from planer.kernels.shapes import check_shapes
 
 BACKENDS = ("reference", "masked_dense", "loop", "rows", "cpp", "triton")
 
@@ -36,10 +37,12 @@ def dynamic_ffn(
     backend: one of BACKENDS, or ``auto`` for the one that the table of this device names (``planer.kernels.choice``).
 
     There are no gradients but of the reference: calling backward raises RuntimeError.  Under autocast all products run
-    in its precision.  Raises ValueError for an unknown backend, and where a backend cannot run.
+    in its precision.  Raises ValueError for an unknown backend, where a backend cannot run, and for tensors that do not
+    fit each other: experts must divide the neurons.
     """
     if backend not in (*BACKENDS, "auto"):
         raise ValueError(f"dynamic_ffn: backend is {backend!r}; allowed: auto, {', '.join(BACKENDS)}")
+    _check(x, w1, b1, w2, b2, mask)
     if backend == "reference":
         return dynamic_ffn_reference(x, w1, b1, w2, b2, mask)
     arguments = x, w1, b1, w2, b2
@@ -47,6 +50,22 @@ def dynamic_ffn(
         dtype = torch.get_autocast_dtype(x.device.type)
         arguments = (t.to(dtype) for t in arguments)
     return torch.ops.planer.dynamic_ffn(*(t.contiguous() for t in arguments), mask.contiguous(), backend)
+
+
+def _check(x: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor, mask: Tensor) -> None:
+    """Raise ValueError for tensors that do not fit each other: compiled kernels would read other memory."""
+    (tokens, experts), (neurons, width) = mask.shape, w1.shape
+    if experts < 1 or neurons % experts:
+        raise ValueError(f"dynamic_ffn: {experts} experts do not divide {neurons} neurons")
+    if mask.dtype != torch.bool:
+        raise ValueError(f"dynamic_ffn: mask is {mask.dtype}; allowed: torch.bool")
+    check_shapes(
+        "dynamic_ffn",
+        ("x", x, (tokens, width)),
+        ("b1", b1, (neurons,)),
+        ("w2", w2, (neurons, width)),
+        ("b2", b2, (width,)),
+    )
 
 
 # One call whose shapes do not depend on the mask, for torch.compile and FLOP counters.  Defined without the wrappers of
@@ -92,6 +111,8 @@ def _best(x: Tensor, w1: Tensor, mask: Tensor) -> str:
 def unsupported(backend: str, device: torch.device, dtype: torch.dtype, d_model: int) -> str | None:
     """Why a backend cannot run on such arguments, or None."""
     if backend == "triton":
+        if d_model > triton.MAX_WIDTH:
+            return f"needs a width of at most {triton.MAX_WIDTH}, which is {d_model}"
         return triton.unsupported(device, dtype)
     if backend == "cpp":
         if device.type != "cpu" or dtype != torch.float32:

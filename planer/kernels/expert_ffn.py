@@ -27,6 +27,7 @@ from planer.kernels.backends.compiled import Cpp, Triton
 from planer.kernels.backends.experts import GroupedMM, Layer, Loop
 from planer.kernels.plan import Plan, plan
 from planer.kernels.routing import Pairs
+from planer.kernels.shapes import check_shapes
 
 BACKENDS = ("reference", "loop", "grouped_mm", "cpp", "triton")
 
@@ -52,12 +53,14 @@ def expert_ffn(
     grouped: the plan of pairs, if there is one.
 
     Experts without tokens get gradients of exactly zero.  Under autocast all products run in its precision.
-    Raises ValueError for an unknown activation or backend, and where a backend cannot run.
+    Raises ValueError for an unknown activation or backend, where a backend cannot run, and for tensors that do not fit
+    each other.
     """
     if activation not in ("relu", "gelu"):
         raise ValueError(f"expert_ffn: activation is {activation!r}; allowed: relu, gelu")
     if backend not in (*BACKENDS, "auto"):
         raise ValueError(f"expert_ffn: backend is {backend!r}; allowed: auto, {', '.join(BACKENDS)}")
+    _check(x, w1, b1, w2, b2, pairs)
     if backend == "reference":
         return expert_ffn_reference(x, w1, b1, w2, b2, pairs, activation)
     if torch.is_autocast_enabled(x.device.type):
@@ -78,6 +81,23 @@ def expert_ffn(
         grouped.order, grouped.inverse, grouped.token, grouped.offsets, grouped.token_offsets, keep,
         pairs.per_token or 0, activation, backend, save,
     )[0]  # fmt: skip
+
+
+def _check(x: Tensor, w1: Tensor, b1: Tensor | None, w2: Tensor, b2: Tensor | None, pairs: Pairs) -> None:
+    """Raise ValueError for tensors that do not fit each other: compiled kernels would read other memory."""
+    experts, d_inner, width = w1.shape
+    count = pairs.token.shape[0] if pairs.per_token is None else pairs.num_tokens * pairs.per_token
+    check_shapes(
+        "expert_ffn",
+        ("x", x, (pairs.num_tokens, width)),
+        ("w1", w1, (pairs.num_experts, d_inner, width)),
+        ("b1", b1, (experts, d_inner)),
+        ("w2", w2, (experts, width, d_inner)),
+        ("b2", b2, (experts, width)),
+        ("token", pairs.token, (count,)),
+        ("expert", pairs.expert, (count,)),
+        ("gate", pairs.gate, (count,)),
+    )
 
 
 LAYER = (

@@ -59,9 +59,10 @@ def threshold(scores: Tensor, tau: float) -> Tensor:
     """Dynamic-k: execute the experts whose score reaches the share tau of the token's best score.
 
     scores: [N, n], not negative.  Returns a mask [N, n].  Score c is chosen when score_c >= tau * max_c score_c
-    (D2DMoE, arXiv 2310.04361, section 3.3), so every token keeps at least one expert, and a token whose scores are all
-    zero keeps all.
+    (D2DMoE, arXiv 2310.04361, section 3.3), so every token keeps at least one expert.  A token whose scores are all
+    zero keeps all experts, and so does a token with a NaN among its scores.
     """
     if not 0.0 <= tau <= 1.0:
         raise ValueError(f"threshold: tau is {tau}; allowed: 0 to 1")
-    return scores >= tau * scores.amax(dim=-1, keepdim=True)
+    # Not scores >= ...: every comparison with NaN is false, so that no expert would run.
+    return (scores < tau * scores.amax(dim=-1, keepdim=True)).logical_not_()

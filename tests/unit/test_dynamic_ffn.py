@@ -144,6 +144,46 @@ def test_nan_is_not_lost(backend):
     assert broken.tolist() == [row == 4 for row in range(9)]
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_neurons_that_a_token_does_not_execute_have_no_say(backend, value):
+    x, w1, b1, w2, b2 = arguments(9, 12)
+    mask = masks(9, 4)["some"]  # nobody executes the first expert
+    expected = dynamic_ffn(x, w1, b1, w2, b2, mask, backend)
+    b1[0] = value
+    assert torch.equal(dynamic_ffn(x, w1, b1, w2, b2, mask, backend), expected)
+
+
+@pytest.mark.parametrize("backend", ["auto", "reference", "triton", *BACKENDS])
+@pytest.mark.parametrize(
+    ("name", "shape", "message"),
+    [
+        ("mask", (9, 5), "5 experts do not divide 12 neurons"),
+        ("mask", (9, 0), "0 experts do not divide 12 neurons"),
+        ("x", (8, 37), r"x is \[8, 37\]; allowed: \[9, 37\]"),
+        ("x", (9, 36), r"x is \[9, 36\]; allowed: \[9, 37\]"),
+        ("b1", (13,), r"b1 is \[13\]; allowed: \[12\]"),
+        ("w2", (37, 12), r"w2 is \[37, 12\]; allowed: \[12, 37\]"),
+        ("b2", (1,), r"b2 is \[1\]; allowed: \[37\]"),
+    ],
+)
+def test_tensors_that_do_not_fit_are_refused(backend, name, shape, message):
+    values = dict(zip(("x", "w1", "b1", "w2", "b2"), arguments(9, 12), strict=True)) | {"mask": masks(9, 4)["all"]}
+    values[name] = torch.ones(shape, dtype=values[name].dtype)
+    with pytest.raises(ValueError, match=message):
+        dynamic_ffn(**values, backend=backend)
+
+
+@pytest.mark.parametrize("backend", ["auto", *BACKENDS])
+def test_a_mask_of_numbers_is_refused(backend):
+    with pytest.raises(ValueError, match=r"mask is torch.int64; allowed: torch.bool"):
+        dynamic_ffn(*arguments(9, 12), masks(9, 4)["all"].long(), backend)
+
+
+def test_triton_is_left_out_where_rows_are_too_wide_for_it():
+    assert "at most 512, which is 513" in module.unsupported("triton", torch.device("cuda"), torch.float32, 513)
+
+
 @pytest.mark.parametrize("backend", ["auto", *BACKENDS])
 def test_arguments_are_left_alone(backend):
     values = arguments(1, 12)

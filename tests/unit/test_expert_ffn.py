@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 from unittest import mock
 
@@ -328,6 +329,32 @@ def test_flops_of_grouped_products():
         experts.grouped_mm(weights.transpose(1, 2), rows.t(), offs=ends)
         experts.grouped_mm(weights.transpose(1, 2), weights)
     assert counter.get_total_flops() == 3 * 2 * 24 * 8 * 16 + 2 * 3 * 16 * 8 * 16
+
+
+@pytest.mark.parametrize("backend", ["auto", "reference", "triton", *BACKENDS])
+@pytest.mark.parametrize(
+    ("name", "shape", "message"),
+    [
+        ("x", (8, D), r"x is \[8, 12\]; allowed: \[9, 12\]"),
+        ("x", (9, D + 1), r"x is \[9, 13\]; allowed: \[9, 12\]"),
+        ("w1", (4, NEURONS, D), r"w1 is \[4, 20, 12\]; allowed: \[3, 20, 12\]"),
+        ("b1", (3, NEURONS + 1), r"b1 is \[3, 21\]; allowed: \[3, 20\]"),
+        ("w2", (3, NEURONS, D), r"w2 is \[3, 20, 12\]; allowed: \[3, 12, 20\]"),
+        ("b2", (3, D + 1), r"b2 is \[3, 13\]; allowed: \[3, 12\]"),
+        ("gate", (17,), r"gate is \[17\]; allowed: \[18\]"),
+        ("expert", (17,), r"expert is \[17\]; allowed: \[18\]"),
+        ("token", (17,), r"token is \[17\]; allowed: \[18\]"),
+    ],
+)
+def test_tensors_that_do_not_fit_are_refused(backend, name, shape, message):
+    values = dict(zip(("x", "w1", "b1", "w2", "b2"), inputs(9, 3), strict=True))
+    pairs, _ = top_k(draw(9, 3), 2)
+    if name in values:
+        values[name] = torch.ones(shape, dtype=torch.float64)
+    else:
+        pairs = dataclasses.replace(pairs, **{name: torch.zeros(shape, dtype=getattr(pairs, name).dtype)})
+    with pytest.raises(ValueError, match=message):
+        expert_ffn(**values, pairs=pairs, backend=backend)
 
 
 def test_what_cannot_run_is_refused():

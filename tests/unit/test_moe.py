@@ -89,6 +89,15 @@ class TestMoE:
         assert moe.gate.grad.abs().sum() > 0
         assert moe.eval()(x).shape == x.shape and moe.balance is None
 
+    def test_no_tokens_have_no_imbalance(self):
+        moe = sublayer(MoE(6, 4, 2)).train()
+        y = moe(tokens(0))
+        (y.sum() + moe.balance).backward()
+        assert y.shape == (0, D)
+        assert moe.balance.item() == 0
+        assert moe.load.tolist() == [0, 0, 0, 0]
+        assert all(not parameter.grad.any() for parameter in moe.parameters())
+
     def test_lowering_the_balance_loss_evens_the_load(self):
         moe = sublayer(MoE(2, 4, 1)).train()
         optimizer = torch.optim.Adam([moe.gate], lr=0.05)
@@ -166,6 +175,18 @@ class TestDynamicMoE:
         torch.testing.assert_close(y, dynamic_ffn_reference(x, split.w1, split.b1, split.w2, split.b2, mask))
         assert split.executed.item() == mask.sum().item() < 20 * 6
         assert split.executed.item() >= 20
+
+    @pytest.mark.parametrize("size", [0, 5, 48])
+    def test_experts_that_do_not_divide_the_neurons_are_refused(self, size):
+        with pytest.raises(ValueError, match=f"expert_size is {size}; it must divide the number of neurons, 24"):
+            build_block(DynamicMoE(d_inner=24, expert_size=size, router_width=5), ARCHITECTURE)
+
+    def test_a_router_that_gives_no_numbers_runs_all_experts(self):
+        dense, split = self.layers()
+        split.tau = 0.5
+        torch.nn.init.constant_(split.router.v2, float("nan"))
+        torch.testing.assert_close(split(tokens(20)), dense(tokens(20)))
+        assert split.executed.item() == 20 * 6
 
     def test_a_threshold_is_refused_in_training(self):
         _, split = self.layers()

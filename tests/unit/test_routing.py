@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -52,6 +54,15 @@ def test_threshold_limits():
     assert threshold(torch.zeros(3, 7), 1.0).all(), "without any score, all experts run"
     with pytest.raises(ValueError, match="tau is 1.5; allowed: 0 to 1"):
         threshold(scores, 1.5)
+
+
+@pytest.mark.parametrize("tau", [0.0, 0.5, 1.0])
+def test_a_token_with_a_nan_among_its_scores_keeps_all_experts(tau):
+    scores = torch.tensor([[math.nan, 1.0, 2.0], [math.nan] * 3, [1.0, 2.0, math.inf], [1.0, 2.0, 4.0]])
+    kept = threshold(scores, tau)
+    assert kept[:2].all()
+    assert kept[2].tolist() == [tau == 0.0, tau == 0.0, True]
+    assert kept[3].tolist() == [tau == 0.0, tau <= 0.5, True]
 
 
 @given(st.floats(0, 1), st.floats(0, 1))

@@ -14,8 +14,10 @@ from torch import Tensor
 
 def masked_dense(x: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor, mask: Tensor) -> Tensor:
     """All neurons, those of other experts set to zero; its time does not depend on the mask, nor does it wait."""
-    hidden = F.linear(x, w1, b1).relu_().unflatten(1, (mask.shape[1], -1)) * mask[:, :, None]
-    return F.linear(hidden.flatten(1), w2.t(), b2)
+    hidden = F.linear(x, w1, b1).relu_()
+    # Not a product with the mask, which would keep the NaN and infinity of neurons that a token does not execute.
+    hidden.unflatten(1, (mask.shape[1], -1)).masked_fill_(~mask[:, :, None], 0)
+    return F.linear(hidden, w2.t(), b2)
 
 
 def loop(x: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor, mask: Tensor) -> Tensor:

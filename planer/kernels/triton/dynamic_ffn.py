@@ -122,14 +122,12 @@ def _sum_parts(parts, out, size, SPLIT: tl.constexpr, B: tl.constexpr):
 def forward(x: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor, mask: Tensor) -> Tensor:
     """y[t] = b2 + sum over the neurons j of the experts that token t executes of w2[j] relu(w1[j] . x[t] + b1[j]).
 
-    x: [N, D], D at most 512; w1: [F, D]; b1: [F]; w2: [F, D]; b2: [D]; mask: [N, n] bool.  Returns [N, D].  float32,
-    float16 or bfloat16, x and weights alike.  For inference: it has no gradient.
+    x: [N, D], D at most MAX_WIDTH; w1: [F, D]; b1: [F]; w2: [F, D]; b2: [D]; mask: [N, n] bool.  Returns [N, D].
+    float32, float16 or bfloat16, x and weights alike.  For inference: it has no gradient.
     """
     num_tokens, d_model = x.shape
     num_neurons, num_experts = w1.shape[0], mask.shape[1]
     size = num_neurons // num_experts
-    if d_model > 512:
-        raise ValueError(f"dynamic_ffn: a row of {d_model} numbers does not fit on chip; allowed: up to 512")
     y = torch.empty_like(x)
     if not num_tokens:
         return y

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from planer.kernels.dynamic_ffn import dynamic_ffn
 from planer.kernels.triton import dynamic_ffn as module
 from planer.kernels.triton.tiles import Tile
 from tests.kernels.checks import DYNAMIC, TOLERANCE, Dynamic, dynamic_error
@@ -70,5 +71,6 @@ def test_a_token_does_not_notice_the_pieces_of_its_neighbours(monkeypatch):
 
 
 def test_a_row_too_wide():
-    with pytest.raises(ValueError, match="513 numbers does not fit on chip; allowed: up to 512"):
-        run(Dynamic(d_model=513))
+    x, w, b, mask = torch.ones(2, 513), torch.ones(4, 513), torch.ones(4), torch.ones(2, 2, dtype=torch.bool)
+    with pytest.raises(ValueError, match="backend triton needs a width of at most 512, which is 513"):
+        dynamic_ffn(x, w, b, w, x[0], mask, backend="triton")
