@@ -13,6 +13,7 @@ from safetensors import SafetensorError
 
 if TYPE_CHECKING:  # every parse of the Snakefile comes here, and pandas takes half a second
     import pandas as pd
+    from torch import Tensor
 
 
 class UserError(Exception):
@@ -79,6 +80,46 @@ def write_parquet(path: str | Path, table: pd.DataFrame, metadata: dict[str, str
     content = content.replace_schema_metadata({**(content.schema.metadata or {}), **(metadata or {})})
     with replacing(path) as temporary:
         pyarrow.parquet.write_table(content, temporary)
+
+
+def write_tensors(path: str | Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> None:
+    """Write tensors and string metadata whole, in the safetensors format; equal contents give equal bytes.
+
+    The file is on the disk before it takes its place, so that a power cut leaves the old file or the new one.
+    Raises RuntimeError (safetensors) for tensors that share memory; ``planer.training.checkpoint.storable`` takes them
+    apart.
+    """
+    from safetensors.torch import save_file
+
+    with replacing(path) as temporary:
+        save_file({name: tensor.detach().contiguous() for name, tensor in tensors.items()}, temporary, metadata)
+        if metadata:
+            _sort_metadata(temporary)
+        sync(temporary)
+
+
+def _sort_metadata(path: Path) -> None:
+    """Put the metadata of a safetensors file in the order of its keys: safetensors itself takes another one each time.
+
+    The header is a JSON document after eight bytes that hold its length, which stays as it is.
+    """
+    with open(path, "r+b") as file:
+        length = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(length))
+        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+        text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
+        assert len(text) <= length
+        file.seek(8)
+        file.write(text.ljust(length))
+
+
+def sync(path: Path) -> None:
+    """Have the operating system bring a file, or a folder's names, to the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def read_json(path: str | Path) -> dict:

@@ -23,7 +23,7 @@ from planer.blocks.block import Segment
 from planer.blocks.dynamic_moe import DynamicMoE, Router
 from planer.blocks.feed_forward import FeedForward
 from planer.blocks.moe import MoE
-from planer.files import UserError, replacing
+from planer.files import UserError, write_tensors
 
 LOGITS_AT_ONCE = 2**26
 """Logits alive at a time in the head: 256 MiB in single precision."""
@@ -235,9 +235,7 @@ def initialise(model: nn.Module, generator: torch.Generator) -> None:
 def save(model: LanguageModel, folder: str | Path) -> None:
     """Write architecture.yaml and model.safetensors into folder."""
     folder = Path(folder)
-    weights = {name: tensor.detach().contiguous() for name, tensor in model.state_dict().items()}
-    with replacing(folder / "model.safetensors") as temporary:
-        temporary.write_bytes(safetensors.torch.save(weights))
+    write_tensors(folder / "model.safetensors", model.state_dict())
     model.architecture.save(folder / "architecture.yaml")
 
 

@@ -172,7 +172,7 @@ class _Profiler:
         for attempt in range(1, ATTEMPTS):
             negative = [stack for stack in self.stacks if costs[stack].median() <= 0]
             if not negative:
-                return costs, samples["stem"], stacks_ms
+                break
             more = self._time(self._pairs(negative), self.profile.rounds * 2**attempt, f"negative costs, {attempt}")
             costs |= {stack: self._differences(more, stack) for stack in negative}
         for stack, cost in costs.items():
@@ -181,7 +181,7 @@ class _Profiler:
                     f"profile_blocks: {stack.spec.name} with {stack.attention} attention costs {cost.median():.4g} ms "
                     f"after {ATTEMPTS} measurements, so the device is too busy; free it, or raise profile_blocks.copies"
                 )
-        return costs, samples["stem"]
+        return costs, samples["stem"], stacks_ms
 
     def control_ms(self, when: str) -> float:
         """Time in ms of a stack that is measured at the start and at the end."""

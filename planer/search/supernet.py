@@ -30,7 +30,9 @@ from planer.architecture import Architecture, BlockSpec, MoE, Skip
 from planer.blocks import build_block
 from planer.blocks.attention import Attention
 from planer.blocks.moe import Experts
+from planer.files import write_tensors
 from planer.model import LanguageModel
+from planer.training.checkpoint import storable
 
 
 class FirstHeads(Attention):
@@ -198,6 +200,12 @@ def build_supernet(config: SimpleNamespace, vocab_size: int) -> Supernet:
     """
     baseline = config.model.architecture(vocab_size, config.patterns.baseline)
     return Supernet(baseline, tuple(map(config.model.option, config.design_space)), len(baseline.blocks))
+
+
+def save_supernet(supernet: Supernet, path: str | Path) -> None:
+    """Write a supernet into a safetensors file; weights that its options share are stored once."""
+    stored, _ = storable(supernet.state_dict())
+    write_tensors(path, stored)
 
 
 def load_supernet(path: str | Path, config: SimpleNamespace, vocab_size: int) -> Supernet:

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import sys
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
-from planer.files import replacing
+from planer.files import sync, write_tensors
 
 
 class Checkpoint:
@@ -37,12 +35,10 @@ class Checkpoint:
 
         Raises UserError when the disk is full or the folder cannot be written; the last checkpoint is then untouched.
         """
-        stored, aliases = _storable(tensors)
+        stored, aliases = storable(tensors)
         note = json.dumps({"identity": self.identity, "aliases": aliases, "values": values})
-        with replacing(self.path) as temporary:
-            save_file(stored, temporary, metadata={"checkpoint": note})
-            _sync(temporary)
-        _sync(self.path.parent)
+        write_tensors(self.path, stored, {"checkpoint": note})
+        sync(self.path.parent)
 
     def load(self) -> tuple[dict[str, Tensor], dict] | None:
         """What save() was last given, on the CPU; None when there is nothing to resume from.
@@ -73,7 +69,7 @@ class Checkpoint:
         shutil.rmtree(self.path.parent, ignore_errors=True)
 
 
-def _storable(tensors: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, str]]:
+def storable(tensors: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Contiguous CPU tensors without shared memory, as safetensors wants, and name -> first name of repeated ones."""
     stored: dict[str, Tensor] = {}
     aliases: dict[str, str] = {}
@@ -93,15 +89,6 @@ def _storable(tensors: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, 
         packed = torch.contiguous_format
         stored[name] = tensor.clone(memory_format=packed) if shares_memory else tensor.contiguous()
     return stored, aliases
-
-
-def _sync(path: Path) -> None:
-    """Have the operating system bring a file, or a folder's names, to the disk."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def _say(text: str) -> None:

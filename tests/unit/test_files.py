@@ -5,17 +5,30 @@ from __future__ import annotations
 import errno
 import json
 import os
+import subprocess
+import sys
 import tempfile
 from pathlib import Path
 
 import pandas as pd
 import pyarrow.parquet
 import pytest
-import safetensors.torch
 import torch
+from safetensors import safe_open
 from small_disk import small_disk
 
-from planer.files import UserError, check_writable, read_json, replacing, write_json, write_parquet, write_text
+from planer.files import (
+    UserError,
+    check_writable,
+    read_json,
+    replacing,
+    write_json,
+    write_parquet,
+    write_tensors,
+    write_text,
+)
+
+ROOT = Path(__file__).parents[2]
 
 
 def test_a_file_takes_its_place_when_the_block_succeeds(tmp_path):
@@ -64,17 +77,12 @@ def test_a_full_disk_is_one_line(tmp_path, monkeypatch):
     assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]
 
 
-def write_tensors(path: Path) -> None:
-    with replacing(path) as temporary:
-        safetensors.torch.save_file({"weight": torch.zeros(10_000)}, temporary)
-
-
 @pytest.mark.parametrize(
     "write",
     [
         lambda path: write_text(path, "x" * 100_000),
         lambda path: write_parquet(path, pd.DataFrame({"a": range(100_000)})),
-        write_tensors,
+        lambda path: write_tensors(path, {"weight": torch.zeros(10_000)}),
         lambda path: check_writable(path.parent),
     ],
     ids=["text", "parquet", "safetensors", "probe"],
@@ -154,3 +162,30 @@ def test_parquet_round_trip_with_metadata(tmp_path):
     assert back["ce"].isna().tolist() == [True, False]
     metadata = pyarrow.parquet.read_schema(tmp_path / "t.parquet").metadata
     assert json.loads(metadata[b"identity"]) == {"device": "x"} and b"pandas" in metadata
+
+
+def test_equal_tensors_are_equal_bytes(tmp_path):
+    """In any process, with any number of keys in the metadata."""
+    code = (
+        "import sys, torch; from planer.files import write_tensors;"
+        "tensors = {f'blocks.{i}.weight': torch.full((i, 2), i, dtype=torch.float16) for i in range(9)};"
+        "tensors |= {'bias': torch.arange(3), 'scalar': torch.tensor(0.1), 'transposed': torch.ones(2, 3).t()};"
+        "write_tensors(sys.argv[1], tensors, {f'Schlüssel \\x01 {i}': 'x' * i for i in range(9)})"
+    )
+    paths = [tmp_path / str(i) for i in range(4)]
+    for path in paths:
+        environment = os.environ | {"PYTHONHASHSEED": path.name}
+        subprocess.run([sys.executable, "-c", code, path], check=True, cwd=ROOT, env=environment)
+    assert len({path.read_bytes() for path in paths}) == 1
+    with safe_open(paths[0], framework="pt") as file:
+        assert file.metadata() == {f"Schlüssel \x01 {i}": "x" * i for i in range(9)}
+        assert file.get_tensor("blocks.8.weight").equal(torch.full((8, 2), 8, dtype=torch.float16))
+        assert file.get_tensor("transposed").equal(torch.ones(3, 2))
+        assert file.get_tensor("scalar").equal(torch.tensor(0.1))
+
+
+def test_tensors_that_share_memory_are_refused(tmp_path):
+    weight = torch.zeros(4)
+    with pytest.raises(RuntimeError, match="share memory"):
+        write_tensors(tmp_path / "file", {"a": weight, "b": weight})
+    assert not list(tmp_path.iterdir())

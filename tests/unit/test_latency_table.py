@@ -278,6 +278,14 @@ def test_negative_costs_are_measured_again_and_only_they(monkeypatch):
     assert [entry[1:] for entry in again] == [(10, stacks), (20, stacks)]
 
 
+def test_a_cost_may_turn_positive_at_the_last_measurement(monkeypatch):
+    negative_calls = profile_module.ATTEMPTS - 1
+    monkeypatch.setattr(profile_module, "measure", fake_measure(negative=["moe_top1"], negative_calls=negative_calls))
+    result = profile_blocks(CONFIG, VOCABULARY)
+    assert result.lookup("moe_top1", "cached") == pytest.approx(MS["moe_top1"])
+    assert result.notes["stacks_ms"]["cached"]["attention_1"] > 0
+
+
 def test_costs_that_stay_negative_are_refused_not_clamped(monkeypatch):
     monkeypatch.setattr(profile_module, "measure", fake_measure(negative=["moe_top1"], negative_calls=99))
     with pytest.raises(UserError, match=r"moe_top1 with cached attention costs -0\.009 ms .* device is too busy"):

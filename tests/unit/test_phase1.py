@@ -11,7 +11,6 @@ import pytest
 import torch
 from kill import kill_at
 from safetensors import safe_open
-from safetensors.torch import save_model
 from toy import MS, VOCAB_SIZE, experiment, latency_table, latency_table_of_this_machine
 
 from planer.config import SearchConfig
@@ -19,7 +18,7 @@ from planer.files import UserError, write_json, write_parquet
 from planer.model import initialise
 from planer.search.latency_loss import LatencyLoss
 from planer.search.phase1 import Phase1, search
-from planer.search.supernet import Supernet
+from planer.search.supernet import Supernet, save_supernet
 from planer.training.checkpoint import Checkpoint
 from planer.training.loop import fit
 from planer.variant import parse_variant
@@ -256,7 +255,7 @@ def test_the_results_can_be_written(result, tmp_path):
     write_json(tmp_path / "metrics.json", metrics)
     write_parquet(tmp_path / "trajectory.parquet", trajectory)
     assert np.stack(pd.read_parquet(tmp_path / "trajectory.parquet")["alpha"].iloc[-1]).shape == (4, 6)
-    save_model(supernet, str(tmp_path / "supernet.safetensors"))
+    save_supernet(supernet, tmp_path / "supernet.safetensors")
     with safe_open(tmp_path / "supernet.safetensors", framework="pt") as file:
         assert torch.equal(file.get_tensor("alpha"), supernet.alpha)
     assert (tmp_path / "supernet.safetensors").stat().st_size < 4.2 * metrics["supernet_params"] + 2**15

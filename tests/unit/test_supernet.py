@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import pytest
 import torch
+from safetensors.torch import load_model
 from torch import nn
 
 from planer.architecture import Architecture, Attention, FeedForward, MoE, Skip
 from planer.blocks import attention as blocks
 from planer.model import LanguageModel, initialise
 from planer.search.latency_loss import LatencyLoss
-from planer.search.supernet import Supernet, gumbel
+from planer.search.supernet import Supernet, gumbel, save_supernet
 
 OPTIONS = (Skip(), Attention(1, 8), Attention(2, 8), FeedForward(24), MoE(24, 3, 1), MoE(24, 3, 2))
 SKIP, ATTENTION, FEED_FORWARD, TOP1, TOP2 = 0, 2, 3, 4, 5
@@ -276,3 +277,15 @@ def test_the_gradient_of_the_expected_latency(supernet, target, on):
     expected = (2.0 if on else 0.0) * gradient
     torch.testing.assert_close(supernet.alpha.grad.double(), expected, rtol=1e-4, atol=1e-6)
     assert not on or supernet.alpha.grad.abs().max() > 0.01
+
+
+def test_a_file_stores_what_options_share_once_and_gives_all_back(supernet, tmp_path):
+    for name in ("first", "second"):
+        save_supernet(supernet, tmp_path / name)
+    assert (tmp_path / "first").read_bytes() == (tmp_path / "second").read_bytes()
+    assert (tmp_path / "first").stat().st_size < 4 * sum(p.numel() for p in supernet.parameters()) + 2**14
+    other = Supernet(SHARED, OPTIONS, 3)
+    load_model(other, tmp_path / "first")
+    state, expected = other.state_dict(), supernet.state_dict()
+    assert state.keys() == expected.keys()
+    assert all(torch.equal(state[name], tensor) for name, tensor in expected.items())

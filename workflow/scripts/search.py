@@ -1,11 +1,10 @@
 """Phase 1: train a supernet and its architecture weights towards a latency target."""
 
-from safetensors.torch import save_model
-
-from planer.files import replacing, write_json, write_parquet
+from planer.files import write_json, write_parquet
 from planer.job import stage
 from planer.latency.table import LatencyTable
 from planer.search.phase1 import search
+from planer.search.supernet import save_supernet
 from planer.variant import parse_variant
 
 if __name__ == "__main__":
@@ -21,8 +20,7 @@ if __name__ == "__main__":
             checkpoint=checkpoint,
             on_row=job.run.row,
         )
-        with replacing(snakemake.output.supernet) as temporary:
-            save_model(supernet, str(temporary))
+        save_supernet(supernet, snakemake.output.supernet)
         write_parquet(snakemake.output.trajectory, trajectory)
         write_json(snakemake.output.metrics, metrics)
         checkpoint.delete()

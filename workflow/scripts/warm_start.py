@@ -2,11 +2,9 @@
 
 from pathlib import Path
 
-from safetensors.torch import save_file
-
 from planer import model
 from planer.architecture import Architecture
-from planer.files import replacing
+from planer.files import write_tensors
 from planer.job import stage
 from planer.search.arms import config_of
 from planer.search.supernet import load_supernet
@@ -21,7 +19,6 @@ if __name__ == "__main__":
             weights = inherited(architecture, load_supernet(snakemake.input.supernet, config, job.vocab_size))
         else:
             weights = upcycled(architecture, model.load(Path(snakemake.input.baseline).parent))
-        with replacing(snakemake.output.weights) as temporary:
-            save_file(weights, temporary)
+        write_tensors(snakemake.output.weights, weights)
         taken = sum(tensor.numel() for tensor in weights.values())
         print(f"{architecture.pattern}: {taken:,} of {architecture.params():,} weights are not random")
