@@ -9,7 +9,7 @@ GPU_PYTHON ?= python3
 export PATH := $(abspath $(VENV))/bin:$(PATH)
 INSTALLED := $(VENV)/.installed
 
-.PHONY: help venv demo test gpu bench lint ui lock
+.PHONY: help venv demo test slurm gpu bench lint ui lock
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-6s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -32,6 +32,9 @@ demo: $(INSTALLED)  ## search, train, convert and evaluate a network for half th
 
 test: $(INSTALLED)  ## run the tests (CORES=2)
 	OMP_NUM_THREADS=1 python -m pytest --numprocesses $(CORES) --dist worksteal
+
+slurm: $(INSTALLED)  ## run the workflow on a two-node SLURM cluster on this machine (root; 5 minutes)
+	OMP_NUM_THREADS=1 python -m pytest -q tests/slurm
 
 gpu:  ## test and time the kernels on this machine's GPU with its own packages (GPU_PYTHON=python3 GPU_FLAGS=)
 	status=0; \

@@ -4,6 +4,7 @@ min_version("9.27")
 
 
 include: "rules/common.smk"
+include: "rules/resources.smk"
 include: "rules/inputs.smk"
 include: "rules/data.smk"
 include: "rules/profile.smk"

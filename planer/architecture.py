@@ -57,6 +57,10 @@ class BlockSpec:
         """Forward FLOPs per token for segments of tgt_len queries over mem_len remembered positions."""
         raise NotImplementedError
 
+    def activations(self, d_model: int, batch: int, tgt_len: int, mem_len: int) -> int:
+        """Numbers that one training step keeps for its backward pass, memory of the block included."""
+        raise NotImplementedError
+
 
 @dataclass(frozen=True)
 class Skip(BlockSpec):
@@ -70,6 +74,9 @@ class Skip(BlockSpec):
 
     def flops(self, d_model: int, batch: int, tgt_len: int, mem_len: int, attention: str) -> float:
         return 0.0
+
+    def activations(self, d_model: int, batch: int, tgt_len: int, mem_len: int) -> int:
+        return 0
 
 
 @dataclass(frozen=True)
@@ -105,6 +112,13 @@ class Attention(BlockSpec):
         scores = 3 * 2 * keys * self.width
         return queries_and_output + keys_and_values + positions + scores
 
+    def activations(self, d_model: int, batch: int, tgt_len: int, mem_len: int) -> int:
+        """Inputs and outputs of the projections, and four matrices of scores: by content, by position, their softmax,
+        and the gradient of it."""
+        queries, keys = batch * tgt_len, batch * (tgt_len + mem_len)
+        projected = keys * (d_model + 2 * self.width) + queries * (4 * d_model + 4 * self.width)
+        return projected + 4 * self.num_heads * queries * (tgt_len + mem_len)
+
 
 @dataclass(frozen=True)
 class FeedForward(BlockSpec):
@@ -127,6 +141,9 @@ class FeedForward(BlockSpec):
 
     def flops(self, d_model: int, batch: int, tgt_len: int, mem_len: int, attention: str) -> float:
         return 4 * d_model * self.d_inner
+
+    def activations(self, d_model: int, batch: int, tgt_len: int, mem_len: int) -> int:
+        return batch * tgt_len * (4 * d_model + 2 * self.d_inner)
 
 
 @dataclass(frozen=True)
@@ -158,6 +175,10 @@ class MoE(BlockSpec):
     def flops(self, d_model: int, batch: int, tgt_len: int, mem_len: int, attention: str) -> float:
         return self.top_k * 4 * d_model * self.d_inner + 2 * d_model * self.num_experts
 
+    def activations(self, d_model: int, batch: int, tgt_len: int, mem_len: int) -> int:
+        """Every token is kept once for each of its experts."""
+        return batch * tgt_len * (4 * d_model + self.top_k * (2 * d_model + 2 * self.d_inner) + self.num_experts)
+
 
 @dataclass(frozen=True)
 class DynamicMoE(BlockSpec):
@@ -186,6 +207,9 @@ class DynamicMoE(BlockSpec):
     def flops(self, d_model: int, batch: int, tgt_len: int, mem_len: int, attention: str) -> float:
         """All experts and the router; the dynamic-k sweep counts what a threshold really executes."""
         return 4 * d_model * self.d_inner + 2 * self._router_params(d_model)
+
+    def activations(self, d_model: int, batch: int, tgt_len: int, mem_len: int) -> int:
+        return batch * tgt_len * (4 * d_model + 2 * self.d_inner + self.router_width + self.num_experts)
 
 
 BLOCK_KINDS: dict[str, type[BlockSpec]] = {spec.kind: spec for spec in (Skip, Attention, FeedForward, MoE, DynamicMoE)}

@@ -103,16 +103,6 @@ def seed(stage):
     return params
 
 
-def threads_of(wildcards):
-    """CPU threads of a job, from the config, because latency depends on them."""
-    return settings(wildcards.experiment)["threads"]
-
-
-def whole_machine(wildcards):
-    """Threads that keep other jobs away while latency is measured; the script itself uses the config's number."""
-    return max(workflow.cores or 1, threads_of(wildcards))
-
-
 def code_hash(script):
     """Params: a hash of a script and of every planer module it reaches, which changes when the code does."""
     return source_hash(ROOT / "workflow/scripts" / script, ROOT)

@@ -20,9 +20,9 @@ rule sparsify:
         "../envs/torch.yaml"
     threads: threads_of
     resources:
-        gpu=1,
-        mem_mb=32000,
-        runtime=1440,
+        gpu=gpus,
+        mem_mb=memory("sparsify"),
+        runtime=minutes("sparsify"),
     params:
         config=sections("device", "threads", "dtype", "data", "sparsify"),
         seed=seed("sparsify"),
@@ -50,8 +50,8 @@ rule cluster_experts:
         "../envs/torch.yaml"
     threads: threads_of
     resources:
-        mem_mb=8000,
-        runtime=240,
+        mem_mb=memory("cluster_experts"),
+        runtime=minutes("cluster_experts"),
     params:
         config=sections("threads", "cluster_experts"),
         router_width=lambda wildcards: settings(wildcards.experiment)["train_routers"]["width"],
@@ -82,9 +82,9 @@ rule train_routers:
         "../envs/torch.yaml"
     threads: threads_of
     resources:
-        gpu=1,
-        mem_mb=32000,
-        runtime=720,
+        gpu=gpus,
+        mem_mb=memory("train_routers"),
+        runtime=minutes("train_routers"),
     params:
         config=sections("device", "threads", "dtype", "data", "train_routers"),
         seed=seed("train_routers"),

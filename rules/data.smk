@@ -16,8 +16,8 @@ rule prepare_data:
         "../envs/torch.yaml"
     threads: 1
     resources:
-        mem_mb=8000,
-        runtime=120,
+        mem_mb=lambda wildcards, attempt: attempt * preparation(wildcards.dataset).mem_mb,
+        runtime=lambda wildcards, attempt: attempt * preparation(wildcards.dataset).minutes,
     params:
         code=code_hash("prepare_data.py"),
     message:

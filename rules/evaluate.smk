@@ -25,9 +25,10 @@ rule evaluate:
         "../envs/torch.yaml"
     threads: whole_machine
     resources:
-        gpu=1,
-        mem_mb=32000,
-        runtime=480,
+        gpu=gpus,
+        slurm_extra=EXCLUSIVE,
+        mem_mb=memory("evaluate"),
+        runtime=minutes("evaluate"),
     params:
         config=sections(
             "seed", "device", "threads", "dtype", "data", "model", "patterns", "workload", "retrain", "evaluate"

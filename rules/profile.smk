@@ -13,8 +13,10 @@ rule profile_blocks:
         "../envs/torch.yaml"
     threads: whole_machine
     resources:
-        mem_mb=16000,
-        runtime=60,
+        gpu=gpus,
+        slurm_extra=EXCLUSIVE,
+        mem_mb=memory("profile_blocks"),
+        runtime=minutes("profile_blocks"),
     params:
         config=sections(
             "seed",
@@ -49,8 +51,10 @@ rule check_additivity:
         "../envs/torch.yaml"
     threads: whole_machine
     resources:
-        mem_mb=16000,
-        runtime=60,
+        gpu=gpus,
+        slurm_extra=EXCLUSIVE,
+        mem_mb=memory("check_additivity"),
+        runtime=minutes("check_additivity"),
     params:
         config=sections(
             "seed",
@@ -85,11 +89,10 @@ rule estimate_cost:
         "../envs/torch.yaml"
     threads: whole_machine  # nothing else starts before it has agreed
     resources:
-        mem_mb=2000,
-        runtime=10,
+        mem_mb=memory("estimate_cost"),
+        runtime=minutes("estimate_cost"),
     params:
         config=untracked_sections(
-            "device",
             "model",
             "patterns",
             "design_space",

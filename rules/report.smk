@@ -16,8 +16,8 @@ rule compare:
         "../envs/torch.yaml"
     threads: 1
     resources:
-        mem_mb=4000,
-        runtime=30,
+        mem_mb=memory("compare"),
+        runtime=minutes("compare"),
     params:
         code=code_hash("compare.py"),
     message:
@@ -37,8 +37,8 @@ rule repeatability:
         "../envs/torch.yaml"
     threads: 1
     resources:
-        mem_mb=2000,
-        runtime=10,
+        mem_mb=memory("repeatability"),
+        runtime=minutes("repeatability"),
     params:
         config=sections("repeatability"),
         code=code_hash("repeatability.py"),
@@ -60,8 +60,8 @@ rule pareto:
         "../envs/torch.yaml"
     threads: 1
     resources:
-        mem_mb=2000,
-        runtime=10,
+        mem_mb=memory("pareto"),
+        runtime=minutes("pareto"),
     params:
         config=sections("pareto"),
         code=code_hash("pareto.py"),

@@ -18,9 +18,9 @@ rule search:
         "../envs/torch.yaml"
     threads: threads_of
     resources:
-        gpu=1,
-        mem_mb=32000,
-        runtime=2880,
+        gpu=gpus,
+        mem_mb=memory("search"),
+        runtime=minutes("search"),
     params:
         config=sections(
             "device", "threads", "dtype", "data", "model", "patterns", "design_space", "arms", "workload", "search"
@@ -45,9 +45,10 @@ rule sample_architecture:
         "../envs/torch.yaml"
     threads: whole_machine  # it measures what it chose
     resources:
-        gpu=1,
-        mem_mb=16000,
-        runtime=240,
+        gpu=gpus,
+        slurm_extra=EXCLUSIVE,
+        mem_mb=memory("sample_architecture"),
+        runtime=minutes("sample_architecture"),
     params:
         config=sample_sections,
         seed=seed("sample_architecture"),

@@ -13,8 +13,8 @@ rule warm_start:
         "../envs/torch.yaml"
     threads: 1
     resources:
-        mem_mb=16000,
-        runtime=60,
+        mem_mb=memory("warm_start"),
+        runtime=minutes("warm_start"),
     params:
         config=lender_sections,
         code=code_hash("warm_start.py"),
@@ -44,9 +44,9 @@ rule retrain:
         "../envs/torch.yaml"
     threads: threads_of
     resources:
-        gpu=1,
-        mem_mb=32000,
-        runtime=2880,
+        gpu=gpus,
+        mem_mb=memory("retrain"),
+        runtime=minutes("retrain"),
     params:
         config=retrain_sections,
         start=start_of,

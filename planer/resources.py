@@ -1,0 +1,296 @@
+"""Host memory and run time that a job asks a cluster for, from the experiment's configuration alone.
+
+Memory is what every job takes (Snakemake twice, Python, PyTorch, MLflow, CUDA), and a margin times what the stage adds:
+its corpus, bytes per parameter, and, on a CPU, the activations of one step; on a GPU they are in the GPU's memory.
+Time is FLOPs over a rate that slow devices reach, seconds per pass for what FLOPs do not count, and a margin.  Both are
+upper estimates: which network a search will choose is not known yet, so it counts as the largest it may be.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+from planer.architecture import BlockSpec, FeedForward
+from planer.config import Experiment, TrainingConfig
+from planer.data.corpora import CORPORA, Corpus
+from planer.variant import Variant, parse_variant
+
+MIB = 2**20
+BASE_MB = 1000
+"""Two Snakemake processes (260 MB, SLURM 22.05) and a job that has done nothing but imports (380 to 480 MB)."""
+CUDA_MB = 3000
+"""Host memory of PyTorch's CUDA libraries and of Triton's compiler."""
+COMPILE_MB = 4000
+"""torch.compile's worker processes."""
+MARGIN = 1.5
+"""On memory beyond what every job takes, and twice that on time."""
+STORED_BYTES = 24
+"""Host memory of a parameter that a job trains on a GPU: weight, its copies in checkpoint and output, two moments."""
+TRAINED_BYTES = 36
+"""The same on a CPU, with the gradient and the temporary tensors of the optimiser."""
+LOGITS = 3 * 2**26
+"""Most logits at a time, with gradient and softmax (planer.model computes at most 2**26 at once)."""
+POOL_BYTES = 6 * 2**30
+"""Most that the stacks of a latency measurement take (planer.latency.networks)."""
+CPU_FLOPS = 5e9
+"""FLOPs per second and thread that a slow processor reaches in single precision."""
+GPU_FLOPS = 3e13
+"""FLOPs per second that a slow GPU reaches, a tenth of an A100's peak in bfloat16."""
+PASS_SECONDS = 0.1
+"""Time of one step that does not depend on its FLOPs."""
+FLOW_SECONDS, FLOW_BYTES = 5e-6, 200
+"""Time and memory of an assignment in constrained k-means per pair of a neuron and a cluster."""
+MEASUREMENT_SECONDS = 240
+"""Most that a network is measured beside the baseline, or at its thresholds."""
+VALID_SHARE = 0.05
+"""Of a byte corpus, validation and test text each."""
+START_MINUTES = 15
+"""Start of the job, imports, reading and writing files."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """What one job asks for."""
+
+    mem_mb: int
+    """Host memory in MiB."""
+    minutes: int
+    """Wall-clock time."""
+
+
+@dataclass(frozen=True)
+class _Need:
+    """What a stage adds to what every job takes."""
+
+    params: int = 0
+    """Parameters that are trained, or held as many times as training would."""
+    host_bytes: float = 0
+    """On any device."""
+    device_bytes: float = 0
+    """On the CPU in the host's memory, on a GPU in the GPU's."""
+    flops: float = 0
+    seconds: float = 0
+
+
+def preparation(dataset: str) -> Request:
+    """Of preparing a corpus: text, numbers and masks of all tokens; half an hour for a download."""
+    corpus = CORPORA[dataset]
+    numbers = sum(corpus.tokens or ()) or corpus.size
+    return Request(_rounded(BASE_MB + MARGIN * 16 * numbers / MIB), 2 * START_MINUTES + math.ceil(numbers / 2e6))
+
+
+def request(stage: str, config: Experiment, variant: str = "baseline") -> Request:
+    """Of one job.  stage: the rule.  variant: of what; stages of a whole experiment need none."""
+    job = _Job(config, CORPORA[config.data.dataset], parse_variant(variant))
+    need = STAGES[stage](job) if stage in STAGES else _Need()
+    gpu = config.device != "cpu" and stage not in ON_CPU
+    memory = need.params * (STORED_BYTES if gpu else TRAINED_BYTES) + need.host_bytes
+    memory += 0 if gpu else need.device_bytes
+    compiled = "compiled" in (config.workload.execution, *config.profile_blocks.executions)
+    always = BASE_MB + (CUDA_MB if gpu else 0) + (COMPILE_MB if compiled else 0)
+    rate = GPU_FLOPS if gpu else CPU_FLOPS * config.threads
+    seconds = 2 * MARGIN * (need.flops / rate + need.seconds)
+    return Request(_rounded(always + MARGIN * memory / MIB), START_MINUTES + math.ceil(seconds / 60))
+
+
+def _rounded(megabytes: float) -> int:
+    return 100 * math.ceil(megabytes / 100)
+
+
+@dataclass(frozen=True)
+class _Job:
+    """The sizes that the needs of stages are made of."""
+
+    config: Experiment
+    corpus: Corpus
+    variant: Variant
+
+    @property
+    def space(self) -> tuple[BlockSpec, ...]:
+        """Options of every position of a network that is searched or sampled."""
+        names = getattr(self.config.arms, self.variant.arm, self.config.design_space)
+        return tuple(self.config.model.option(name) for name in names)
+
+    @property
+    def baseline(self) -> tuple[BlockSpec, ...]:
+        return self.network(self.config.patterns.baseline)
+
+    def network(self, pattern: str) -> tuple[BlockSpec, ...]:
+        return self.config.model.architecture(self.corpus.vocab_size, pattern).blocks
+
+    def most(self, count: Callable[[BlockSpec], float]) -> float:
+        """Sum of a count over the blocks of the variant's network, or the largest sum of any that it may be."""
+        if self.variant.pattern:
+            return sum(map(count, self.network(getattr(self.config.patterns, self.variant.pattern))))
+        return len(self.baseline) * max(map(count, self.space))
+
+    def params(self, blocks: Iterable[BlockSpec] | None = None) -> int:
+        """Of a network with these blocks, embedding included; by default of the variant's network at most."""
+        width = self.config.model.d_model
+        counts = self.most(lambda spec: spec.params(width)) if blocks is None else sum(b.params(width) for b in blocks)
+        return self.corpus.vocab_size * (width + 1) + counts
+
+    def activations(self, spec: BlockSpec, shape) -> int:
+        return spec.activations(self.config.model.d_model, shape.batch, shape.tgt_len, shape.mem_len)
+
+    def step_bytes(self, shape) -> float:
+        """Activations and logits of a training step of the variant's network; shape has batch, tgt_len and mem_len."""
+        return self.logits_bytes(shape) + 4 * self.most(lambda spec: self.activations(spec, shape))
+
+    def call_bytes(self, shape) -> float:
+        """Of an inference call: logits, the activations of one block, and every block's memory before and after."""
+        block = max(self.activations(spec, shape) for spec in (*self.space, *self.baseline))
+        memory = shape.batch * (shape.mem_len + shape.tgt_len) * self.config.model.d_model
+        return self.logits_bytes(shape) + 4 * (block + 4 * memory * len(self.baseline))
+
+    def logits_bytes(self, shape) -> int:
+        return 4 * min(3 * shape.batch * shape.tgt_len * self.corpus.vocab_size, LOGITS)
+
+    def flops(self, shape, blocks: Iterable[BlockSpec] | None = None) -> float:
+        """Forward FLOPs per token, head included; by default of a network as slow as the variant's at most: one with a
+        latency target is no slower than the baseline."""
+
+        def count(spec: BlockSpec) -> float:
+            return spec.flops(self.config.model.d_model, shape.batch, shape.tgt_len, shape.mem_len, "recompute")
+
+        if blocks is None and self.variant.target:
+            blocks = self.baseline
+        counts = self.most(count) if blocks is None else sum(map(count, blocks))
+        return 2 * self.config.model.d_model * self.corpus.vocab_size + counts
+
+    @property
+    def text_tokens(self) -> float:
+        """Tokens of the validation text, and of the test text, which is about as long."""
+        return max(self.corpus.tokens[1:]) if self.corpus.tokens else VALID_SHARE * self.corpus.size
+
+    @property
+    def corpus_bytes(self) -> float:
+        """Token arrays, which are mapped: what is read of them counts as memory."""
+        return 4 * sum(self.corpus.tokens) if self.corpus.tokens else self.corpus.size
+
+
+def _training(job: _Job, stage: TrainingConfig, forwards: float = 3) -> _Need:
+    """A stage that trains the variant's network; a backward pass costs two forward passes."""
+    return _Need(
+        params=job.params(),
+        host_bytes=job.corpus_bytes,
+        device_bytes=job.step_bytes(stage),
+        flops=forwards * stage.steps * stage.batch * stage.tgt_len * job.flops(stage),
+        seconds=stage.steps * PASS_SECONDS,
+    )
+
+
+def _measuring(job: _Job) -> _Need:
+    """Stacks of twice profile_blocks.copies of all options with their memories, one kind of workload after the other,
+    each of which may take max_seconds for its rounds and some more where costs come out negative."""
+    config, profile, work = job.config, job.config.profile_blocks, job.config.workload
+    names = {*config.design_space, *config.arms.isoparam, *config.arms.par_search}
+    options = [config.model.option(name) for name in names]
+    memory = 3 * work.batch * work.mem_len * config.model.d_model
+    pool = 4 * 2 * profile.copies * (job.params(options) + len(options) * memory)
+    workloads = len({work.batch, *profile.batches}) * len({work.execution, *profile.executions})
+    return _Need(
+        host_bytes=min(pool, POOL_BYTES),
+        device_bytes=job.call_bytes(work),
+        seconds=4 * workloads * profile.max_seconds,
+    )
+
+
+def _search(job: _Job) -> _Need:
+    """A supernet: mixtures of experts share their experts, and attention options their heads.  Its weight steps run one
+    option a position, its architecture steps all of them."""
+    stage, positions = job.config.search, len(job.baseline)
+    stored = {spec.name if isinstance(spec, FeedForward) else spec.kind: spec for spec in job.space}
+    activations = positions * sum(job.activations(spec, stage) for spec in job.space)
+    all_options = job.flops(stage, job.space * positions)
+    passes = 3 / len(job.space) + 2 * stage.alpha_share * (1 - stage.frozen_share)
+    return _Need(
+        params=job.params([*stored.values()] * positions),
+        host_bytes=job.corpus_bytes,
+        device_bytes=job.logits_bytes(stage) + 4 * activations,
+        flops=passes * stage.steps * stage.batch * stage.tgt_len * all_options,
+        seconds=stage.steps * PASS_SECONDS * (1 + stage.alpha_share * len(job.space)),
+    )
+
+
+def _sample_architecture(job: _Job) -> _Need:
+    """Scores of options at all positions, trials of candidates, and measurements of the choice."""
+    how, search = job.config.sample_architecture, _search(job)
+    trained = _training(job, job.config.retrain)
+    trials = 0.75 * how.competitors * how.trial_share if how.competitors > 1 else 0
+    scored = how.rounds * len(job.baseline) * len(job.space) * how.tokens
+    calls = scored / (job.config.search.batch * job.config.search.tgt_len)
+    return _Need(
+        params=max(search.params, trained.params),
+        host_bytes=job.corpus_bytes,
+        device_bytes=max(job.call_bytes(job.config.search), job.call_bytes(job.config.workload), trained.device_bytes),
+        flops=scored * job.flops(job.config.search) + trials * trained.flops,
+        seconds=calls * PASS_SECONDS + trials * trained.seconds + MEASUREMENT_SECONDS * (how.corrections + 1),
+    )
+
+
+def _retrain(job: _Job) -> _Need:
+    """Training with its validations; distillation runs a teacher beside it."""
+    stage, distilled = job.config.retrain, job.variant.start == "distill"
+    need = _training(job, stage, forwards=4 if distilled else 3)
+    read = (1 + stage.steps / stage.eval_steps) * job.text_tokens
+    return _Need(
+        params=need.params + distilled * job.params(job.baseline),
+        host_bytes=need.host_bytes,
+        device_bytes=need.device_bytes,
+        flops=need.flops + read * job.flops(stage),
+        seconds=need.seconds + read / (stage.batch * stage.tgt_len) * PASS_SECONDS,
+    )
+
+
+def _cluster_experts(job: _Job) -> _Need:
+    """Constrained k-means of the neurons of every dense layer.  Of wide layers a network with a latency target has no
+    more than fit into the baseline's FLOPs."""
+    how, shape = job.config.cluster_experts, job.config.workload
+    seconds = pairs = 0.0
+    for spec in {spec for spec in (*job.space, *job.baseline) if isinstance(spec, FeedForward)}:
+        layers = min(len(job.baseline), job.flops(shape, job.baseline) // job.flops(shape, [spec]))
+        pairs = max(pairs, spec.d_inner**2 / how.expert_size)
+        seconds = max(seconds, layers * spec.d_inner**2 / how.expert_size * FLOW_SECONDS)
+    return _Need(
+        params=job.params(),
+        host_bytes=FLOW_BYTES * pairs,
+        seconds=how.restarts * how.max_iterations * seconds,
+    )
+
+
+def _warm_start(job: _Job) -> _Need:
+    """A supernet or the baseline, and the network that takes its weights."""
+    return _Need(params=_search(job).params if job.variant.start == "inherit" else job.params())
+
+
+def _evaluate(job: _Job) -> _Need:
+    """Validation and test text by two protocols, sparsified, and at every threshold; measurements of latency."""
+    how = job.config.evaluate
+    read = 2 * (3 + len(how.taus)) * job.text_tokens
+    return _Need(
+        params=job.params() + job.params(job.baseline),
+        host_bytes=job.corpus_bytes,
+        device_bytes=max(job.call_bytes(shape) for shape in (how, job.config.workload)),
+        flops=read * job.flops(how),
+        seconds=read / (how.batch * how.tgt_len) * PASS_SECONDS + 2 * MEASUREMENT_SECONDS,
+    )
+
+
+STAGES = {
+    "profile_blocks": _measuring,
+    "check_additivity": _measuring,
+    "search": _search,
+    "sample_architecture": _sample_architecture,
+    "warm_start": _warm_start,
+    "retrain": _retrain,
+    "sparsify": lambda job: _training(job, job.config.sparsify),
+    "cluster_experts": _cluster_experts,
+    "train_routers": lambda job: _training(job, job.config.train_routers),
+    "evaluate": _evaluate,
+}
+"""Stages that need more than every job, by rule."""
+ON_CPU = ("estimate_cost", "warm_start", "cluster_experts", "compare", "repeatability", "pareto")
+"""Stages that run on the CPU whatever the experiment's device."""

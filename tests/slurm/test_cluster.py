@@ -1,0 +1,60 @@
+"""The README's commands on a real SLURM, in the order in which they are written here."""
+
+from __future__ import annotations
+
+import json
+import re
+import signal
+
+RETRAIN = "results/tiny/baseline/retrain/metrics.json"
+
+
+def test_the_tiny_baseline_runs_with_the_command_of_the_readme(cluster, checkout):
+    """Every rule is a job of its own; those that measure have a node for themselves."""
+    output = checkout.run("snakemake --workflow-profile slurm results/tiny/baseline/eval.json")
+    report = json.loads((checkout.folder / "results/tiny/baseline/eval.json").read_text())
+    assert report["variant"] == "baseline" and report["latency"][0]["median_ms"] > 0
+    numbers = re.findall(r"SLURM jobid '(\d+)'", output)
+    jobs = [cluster.job(number) for number in dict.fromkeys(numbers)]
+    assert len(jobs) == 9
+    assert {job["JobState"] for job in jobs} == {"COMPLETED"}
+    exclusive = {job["Comment"].split("_wildcards")[0] for job in jobs if job["OverSubscribe"] == "NO"}
+    assert exclusive == {"rule_profile_blocks", "rule_sample_architecture", "rule_evaluate"}
+
+
+def test_a_job_killed_for_its_memory_comes_back_with_more(cluster, checkout):
+    """The first attempt has less than Snakemake alone takes."""
+    output = checkout.run(
+        "snakemake --workflow-profile slurm --set-resources prepare_data:mem_mb=attempt*attempt*attempt*150"
+        " --forcerun prepare_data -- results/data/pysource/manifest.json"
+    )
+    numbers = list(dict.fromkeys(re.findall(r"SLURM jobid '(\d+)'", output)))
+    found = [(cluster.job(number)["JobState"], cluster.job(number)["MinMemoryNode"]) for number in numbers]
+    assert found[0] == ("OUT_OF_MEMORY", "150M")
+    assert found[-1][0] == "COMPLETED" and len(found) > 1
+
+
+def test_interrupted_and_requeued_trainings_resume(cluster, checkout):
+    """Ctrl-C cancels the job, which saves what it has; started again it goes on from there, and so it does when
+    SLURM puts it back into the queue."""
+    checkpoint = checkout.folder / "scratch/tiny/baseline/retrain"
+    log = checkout.folder / "logs/tiny/baseline/retrain.log"
+    checkout.edit("retrain", steps=4000, eval_steps=4000, checkpoint_steps=50)
+    command = f"snakemake --workflow-profile slurm {RETRAIN}"
+    driver = checkout.start(command)
+    cluster.wait(lambda: list(checkpoint.rglob("*.safetensors")), "a checkpoint", 120)
+    driver.send_signal(signal.SIGINT)
+    driver.communicate(timeout=60)
+    assert driver.returncode != 0
+    cluster.wait(lambda: not cluster.jobs(), "the end of the job")
+
+    driver = checkout.start(command)
+    cluster.wait(lambda: log.exists() and "resuming at step" in log.read_text(), "the job to resume", 120)
+    (number,) = cluster.jobs("RUNNING")
+    log.unlink()
+    cluster.call("scontrol", "requeue", number)
+    cluster.wait(lambda: log.exists() and "resuming at step" in log.read_text(), "the requeued job to resume", 120)
+    output, _ = driver.communicate(timeout=300)
+    assert driver.returncode == 0, output
+    assert cluster.job(number)["Restarts"] == "1"
+    assert json.loads((checkout.folder / RETRAIN).read_text())["steps"] == 4000

@@ -1,0 +1,101 @@
+"""Run a few steps of a stage of an experiment and print the process's largest memory, in MiB.
+
+python -m tests.unit.peak_memory <stage> <experiment's file> [<section>.<key>=<number> ...]
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import resource
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import torch
+import yaml
+
+from planer.config import Experiment
+from planer.data.corpora import CORPORA
+from planer.evaluation.quality import protocols, quality
+from planer.latency.networks import Pool
+from planer.model import LanguageModel
+from planer.parsing import build, merge
+from planer.runtime import keep_freed_memory
+from planer.search.latency_loss import LatencyLoss
+from planer.search.phase1 import Phase1
+from planer.search.supernet import build_supernet
+from planer.training.checkpoint import Checkpoint
+from planer.training.loop import fit
+from planer.training.retrain import retrain
+
+CONFIG = Path(__file__).parents[2] / "config"
+CPU, STEPS = torch.device("cpu"), 4
+
+
+def experiment(file: str, *changes: str) -> Experiment:
+    """An experiment with some numbers changed."""
+    layers = [yaml.safe_load(path.read_text()) for path in (CONFIG / "config.yaml", Path(file))]
+    for change in changes:
+        name, value = change.split("=")
+        section, key = name.split(".")
+        layers.append({section: {key: yaml.safe_load(value)}})
+    return build(Experiment, merge(*layers))
+
+
+def widest(config: Experiment, vocab_size: int):
+    """The network with most parameters: mixtures of experts everywhere."""
+    options = [config.model.option(name) for name in config.design_space]
+    block = max(options, key=lambda spec: spec.params(config.model.d_model))
+    positions = len(config.model.architecture(vocab_size, config.patterns.baseline).blocks)
+    return config.model.architecture(vocab_size, (block,) * positions)
+
+
+def run_search(config: Experiment, vocab_size: int, tokens: np.ndarray, checkpoint: Checkpoint) -> None:
+    """Weight steps and architecture steps in turn."""
+    stage = dataclasses.replace(
+        config.search, steps=STEPS, epoch_steps=1, frozen_share=0.0, alpha_share=0.99, log_steps=1, checkpoint_steps=2
+    )
+    supernet = build_supernet(config, vocab_size)
+    costs = [1.0] * len(config.design_space)
+    latency = LatencyLoss(costs, 1.0, 10.0, 0.5, stage.latency_loss, stage.latency_weight, CPU)
+    objective = Phase1(supernet.train(), latency, tokens, stage, 0, CPU, torch.float32, 0.0)
+    fit(objective, log_steps=1, checkpoint_steps=2, checkpoint=checkpoint)
+
+
+def run_retrain(config: Experiment, vocab_size: int, tokens: np.ndarray, checkpoint: Checkpoint) -> None:
+    """The widest network."""
+    stage = dataclasses.replace(config.retrain, steps=STEPS, eval_steps=STEPS, log_steps=1, checkpoint_steps=2)
+    retrain(widest(config, vocab_size), tokens, tokens[:20000], stage, 0, CPU, torch.float32, checkpoint)
+
+
+def run_evaluate(config: Experiment, vocab_size: int, tokens: np.ndarray, checkpoint: Checkpoint) -> None:
+    """The widest network by the final protocol."""
+    model = LanguageModel(widest(config, vocab_size)).eval()
+    quality(model, tokens[:40000], **protocols(config.evaluate, config.retrain)["final"], device=CPU)
+
+
+def run_profile_blocks(config: Experiment, vocab_size: int, tokens: np.ndarray, checkpoint: Checkpoint) -> None:
+    """The longest stacks of all options."""
+    names = {*config.design_space, *config.arms.isoparam, *config.arms.par_search} - {"skip"}
+    copies = {config.model.option(name): 2 * config.profile_blocks.copies for name in names}
+    pool = Pool(config.model.architecture(vocab_size, ()), copies, config.workload, CPU, torch.float32)
+    for spec, count in copies.items():
+        for attention in ("cached", "recompute"):
+            pool.network((spec,) * count, attention)()
+
+
+def main(stage: str, *given: str) -> None:
+    config = experiment(*given)
+    corpus = CORPORA[config.data.dataset]
+    torch.set_num_threads(config.threads)
+    keep_freed_memory()
+    tokens = np.random.default_rng(0).integers(corpus.vocab_size, size=900_000).astype(np.uint8)
+    with tempfile.TemporaryDirectory() as folder:
+        run = globals()[f"run_{stage}"]
+        run(config, corpus.vocab_size, tokens, Checkpoint(Path(folder), "peak memory"))
+    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
