@@ -20,7 +20,6 @@ import torch
 
 from planer import model, tracking
 from planer.config import sections
-from planer.data.corpora import CORPORA
 from planer.files import UserError, read_json, write_json, write_parquet
 from planer.runtime import device_name, keep_freed_memory, resolve_device, resolve_dtype
 from planer.training.checkpoint import Checkpoint
@@ -41,7 +40,7 @@ class Job:
     @property
     def vocab_size(self) -> int:
         """Of the experiment's corpus."""
-        return CORPORA[self.config.data.dataset].vocab_size
+        return self._snakemake.params.vocab_size
 
     def tokens(self, split: str) -> np.ndarray:
         """A split of the prepared corpus, memory-mapped."""

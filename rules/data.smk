@@ -19,6 +19,7 @@ rule prepare_data:
         mem_mb=lambda wildcards, attempt: attempt * preparation(wildcards.dataset).mem_mb,
         runtime=lambda wildcards, attempt: attempt * preparation(wildcards.dataset).minutes,
     params:
+        corpus=lambda wildcards: entry(wildcards.dataset),
         code=code_hash("prepare_data.py"),
     message:
         "Preparing {wildcards.dataset}."

@@ -2,6 +2,7 @@
 from types import SimpleNamespace
 
 from planer.config import ParetoConfig, RepeatabilityConfig, SampleConfig
+from planer.config.corpora import entry, lookup
 from planer.parsing import build
 from planer.variant import parse_variant
 
@@ -13,6 +14,11 @@ def dataset_file(name):
         return f"results/data/{settings(wildcards.experiment)['data']['dataset']}/{name}"
 
     return path
+
+
+def vocab_size(wildcards):
+    """Params: symbols of the experiment's corpus."""
+    return lookup(settings(wildcards.experiment)["data"]["dataset"]).vocab_size
 
 
 def search_of(wildcards):

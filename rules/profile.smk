@@ -31,6 +31,7 @@ rule profile_blocks:
             "workload",
             "profile_blocks",
         ),
+        vocab_size=vocab_size,
         code=code_hash("profile_blocks.py"),
     message:
         "Measuring the latency of every block of {wildcards.experiment}."
@@ -68,6 +69,7 @@ rule check_additivity:
             "workload",
             "profile_blocks",
         ),
+        vocab_size=vocab_size,
         code=code_hash("check_additivity.py"),
     message:
         "Comparing sums of block latencies with whole networks of {wildcards.experiment}."
@@ -105,6 +107,7 @@ rule estimate_cost:
             "train_routers",
             "max_hours",
         ),
+        vocab_size=vocab_size,
         code=code_hash("estimate_cost.py"),
     message:
         "Estimating how long {wildcards.experiment} trains on this device."

@@ -26,6 +26,7 @@ rule search:
             "device", "threads", "dtype", "data", "model", "patterns", "design_space", "arms", "workload", "search"
         ),
         seed=seed("search"),
+        vocab_size=vocab_size,
         code=code_hash("search.py"),
     message:
         "Searching {wildcards.experiment} for {wildcards.variant}."
@@ -53,6 +54,7 @@ rule sample_architecture:
         config=sample_sections,
         seed=seed("sample_architecture"),
         retrain_seed=seed("retrain"),
+        vocab_size=vocab_size,
         code=code_hash("sample_architecture.py"),
     message:
         "Choosing the architecture of {wildcards.experiment}/{wildcards.variant}."

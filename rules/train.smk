@@ -17,6 +17,7 @@ rule warm_start:
         runtime=minutes("warm_start"),
     params:
         config=lender_sections,
+        vocab_size=vocab_size,
         code=code_hash("warm_start.py"),
     message:
         "Collecting the weights that {wildcards.experiment}/{wildcards.variant} starts from."

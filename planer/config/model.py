@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
 from planer.architecture import Architecture, Attention, BlockSpec, FeedForward, MoE, Skip, from_notation
 from planer.config.bounds import Count, Positive, Share, Width
+from planer.config.corpora import CORPORA
 from planer.files import UserError
-from planer.parsing import Items
+from planer.parsing import Items, Matching
 
 DesignSpace = Annotated[tuple[str, ...], Items(2, 100)]
 """Options that one searched position has."""
@@ -18,8 +20,8 @@ DesignSpace = Annotated[tuple[str, ...], Items(2, 100)]
 class DataConfig:
     """Which text."""
 
-    dataset: Literal["pysource", "enwik8", "enwik8-mini", "text8", "wikitext-103"]
-    """Corpus; planer/data/corpora.py lists sources, sizes and checksums."""
+    dataset: Annotated[str, Matching("|".join(map(re.escape, CORPORA)), f"one of {', '.join(CORPORA)}")]
+    """Corpus; corpora.yaml lists sources, sizes and checksums."""
 
 
 @dataclass(frozen=True)

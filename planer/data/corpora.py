@@ -1,18 +1,7 @@
 """Corpora: where their text lies, how it is recognised, and how it is fetched.
 
-============  ==========  ====================================================================================
-corpus        vocabulary  text
-============  ==========  ====================================================================================
-pysource             256  source files of the running interpreter's standard library; never downloaded
-enwik8               204  first 10^8 bytes of a Wikipedia dump, newline bytes dropped (as NVIDIA's loader does)
-enwik8-mini          200  its first 4,000,000 bytes, every byte kept
-text8                 27  10^8 letters and spaces
-wikitext-103     267,735  words of Wikipedia articles, one ``<eos>`` per line
-============  ==========  ====================================================================================
-
-Files are looked for in ``$PLANER_DATA``, then in ``./data``, else downloaded into ``./data``.  A file with the right
-name and the wrong content is an error, never passed over.  Checksums are of the files as published at
-http://mattmahoney.net/dc/textdata.html and of WikiText's ``wikitext-103-v1.zip``.
+``planer/config/corpora.yaml`` lists them.  Files are looked for in ``$PLANER_DATA``, then in ``./data``, else
+downloaded into ``./data``.  A file with the right name and the wrong content is an error, never passed over.
 """
 
 from __future__ import annotations
@@ -29,80 +18,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.resources.abc import Traversable
 from pathlib import Path
-from typing import Literal
 
+from planer.config.corpora import PUBLISHED, Corpus, Published, lookup
 from planer.files import UserError, replacing
 
 SPLITS = ("train", "valid", "test")
 _WIKITEXT_NAMES = tuple(f"wiki.{split}.tokens" for split in SPLITS)
-
-
-@dataclass(frozen=True)
-class Corpus:
-    """A text and how it becomes token ids."""
-
-    name: str
-    vocab_size: int
-    """Checked against the data on preparation."""
-    unit: Literal["byte", "word"]
-    files: tuple[str, ...]
-    """Names of PUBLISHED files that hold it, best first; the last one is downloaded when none is found."""
-    size: int = 0
-    """Bytes of text (a byte corpus is the head of its file)."""
-    drop_newlines: bool = False
-    tokens: tuple[int, int, int] | None = None
-    """Train, valid and test tokens, for a corpus that may lie in files without a published checksum."""
-
-
-CORPORA = {
-    corpus.name: corpus
-    for corpus in (
-        Corpus("pysource", 256, "byte", (), 1_000_000),
-        Corpus("enwik8", 204, "byte", ("enwik8", "enwik8.zip"), 100_000_000, drop_newlines=True),
-        Corpus("enwik8-mini", 200, "byte", ("enwik8-4MB", "enwik8-mini", "enwik8", "enwik8.zip"), 4_000_000),
-        Corpus("text8", 27, "byte", ("text8", "text8.zip"), 100_000_000),
-        Corpus("wikitext-103", 267_735, "word", ("wikitext-103-v1.zip",), tokens=(103_227_021, 217_646, 245_569)),
-    )
-}
-
-
-@dataclass(frozen=True)
-class Published:
-    """A file as its author publishes it."""
-
-    size: int
-    sha256: str
-    members: tuple[str, ...] = ()
-    """Texts inside an archive."""
-    url: str = ""
-
-
-_ENWIK8_HEAD = Published(4_000_000, "9f9ca3a41e2b87a0268d00380577e2c308e07959b22a94c8d7b1e8901bdefc37")
-PUBLISHED = {
-    "enwik8": Published(100_000_000, "2b49720ec4d78c3c9fabaee6e4179a5e997302b3a70029f30f2d582218c024a8"),
-    "enwik8.zip": Published(
-        36_445_475,
-        "547994d9980ebed1288380d652999f38a14fe291a6247c157c3d33d4932534bc",
-        members=("enwik8",),
-        url="http://mattmahoney.net/dc/enwik8.zip",
-    ),
-    "enwik8-4MB": _ENWIK8_HEAD,
-    "enwik8-mini": _ENWIK8_HEAD,
-    "text8": Published(100_000_000, "6e890197040d37d85beb962ae1f041ff1d9a9ca8d20c7d99c85027eebf51dca7"),
-    "text8.zip": Published(
-        31_344_016,
-        "a6640522afe85d1963ad56c05b0ede0a0c000dddc9671758a6cc09b7a38e5232",
-        members=("text8",),
-        url="http://mattmahoney.net/dc/text8.zip",
-    ),
-    "wikitext-103-v1.zip": Published(
-        190_229_076,
-        "242ba0f20b329cfdf1ccc61e9e9e5b59becf189db7f7a81cd2a0e2fc31539590",
-        members=tuple(f"wikitext-103/{name}" for name in _WIKITEXT_NAMES),
-        # Its first home, s3.amazonaws.com/research.metamind.io, has refused access since 2024; this is the author's.
-        url="https://wikitext.smerity.com/wikitext-103-v1.zip",
-    ),
-}
 
 
 @dataclass(frozen=True)
@@ -120,12 +41,10 @@ def find(name: str) -> Found:
 
     Raises UserError, naming file, expected and found, for an unknown corpus, a wrong file or a failed download.
     """
-    if name not in CORPORA:
-        raise UserError(f"dataset: unknown corpus {name!r}; allowed: {', '.join(CORPORA)}")
+    corpus, folders = lookup(name), _folders()
     if name == "pysource":
         root = Path(sysconfig.get_path("stdlib"))
         return Found(root.name, standard_library(root))
-    corpus, folders = CORPORA[name], _folders()
     for folder in folders:
         for file in corpus.files:
             if (folder / file).is_file():

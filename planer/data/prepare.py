@@ -17,7 +17,8 @@ from pathlib import Path
 
 import numpy as np
 
-from planer.data.corpora import CORPORA, SPLITS, find, read
+from planer.config.corpora import lookup
+from planer.data.corpora import SPLITS, find, read
 from planer.files import UserError, replacing, write_json
 
 EOS, UNKNOWN = "<eos>", "<unk>"
@@ -31,7 +32,7 @@ def prepare(name: str, folder: str | Path) -> dict:
     Raises UserError when the corpus cannot be found or is not what it should be.
     """
     found = find(name)
-    corpus = CORPORA[name]
+    corpus = lookup(name)
     manifest = {"dataset": name, "source": found.source, "drop_newlines": corpus.drop_newlines}
     if name == "pysource":
         manifest["python"] = platform.python_version()

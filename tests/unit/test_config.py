@@ -138,7 +138,7 @@ def test_a_missing_key(path):
         ("design_space", ["skip", 3], "must be text"),
         ("evaluate.taus", [0.0, "x"], "a finite number"),
         ("patterns.baseline", 12, "must be text"),
-        ("data.dataset", "enwik9", "allowed: pysource, enwik8, enwik8-mini, text8, wikitext-103"),
+        ("data.dataset", "enwik9", "one of pysource, enwik8, enwik8-mini, text8, wikitext-103"),
         ("dtype", "float16", "allowed: auto, float32, bfloat16"),
         ("model.norm", "none", "allowed: post, pre"),
         ("workload.attention", "flash", "allowed: cached, recompute"),

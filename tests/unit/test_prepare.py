@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 from real_data import real
 
-from planer.data.corpora import CORPORA, PUBLISHED, SPLITS
+from planer.config.corpora import CORPORA, PUBLISHED
+from planer.data.corpora import SPLITS
 from planer.data.prepare import byte_vocabulary, encode_bytes, encode_words, prepare, word_vocabulary
 from planer.files import UserError
 

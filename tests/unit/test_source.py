@@ -1,13 +1,18 @@
-"""The hash of a stage's code changes with everything that it reaches and with nothing else."""
+"""The hash of a stage's code changes with everything that can change its result and with nothing else."""
 
 from __future__ import annotations
 
+import ast
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
 import pytest
 
-from planer.source import source_hash
+from planer.source import reached_files, source_hash
 
 FILES = {
-    "workflow/scripts/train.py": "from planer.model import Model\n",
+    "workflow/scripts/train.py": "from planer.model import Model\nfrom planer.settings import seed\n",
     "workflow/scripts/other.json": "{}",
     "planer/model.py": "def build():\n    from planer.kernels import choice\n",
     "planer/unused.py": "",
@@ -17,35 +22,163 @@ FILES = {
     "planer/kernels/tables/cpu.json": "{}",
     "planer/kernels/cpp/__init__.py": "",
     "planer/kernels/cpp/kernel.cpp": "",
+    "planer/settings/__init__.py": "from planer.settings.seeds import seed\nfrom planer.settings.other import x\n",
+    "planer/settings/seeds.py": "def seed(): ...\n",
+    "planer/settings/other.py": "x = 1\n",
+    "planer/progress.py": "",
 }
 UNREACHED = [
     "workflow/scripts/other.json",
     "planer/unused.py",
     "planer/kernels/cpp/__init__.py",
     "planer/kernels/cpp/kernel.cpp",
+    "planer/settings/other.py",
+    "planer/progress.py",
 ]
+NETWORKS = {
+    "check_additivity",
+    "cluster_experts",
+    "compare",
+    "evaluate",
+    "profile_blocks",
+    "retrain",
+    "sample_architecture",
+    "search",
+    "sparsify",
+    "train_routers",
+    "warm_start",
+}
+"""Scripts that run networks, or that draw what was measured of them."""
 
 
-@pytest.mark.parametrize("file", FILES)
-def test_edits(tmp_path, file):
+@pytest.fixture
+def small(tmp_path) -> Path:
     for name, text in FILES.items():
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(text)
-    script = tmp_path / "workflow/scripts/train.py"
-    before = source_hash(script, tmp_path)
-    (tmp_path / file).write_text(FILES[file] + "\n# edited\n")
-    assert (source_hash(script, tmp_path) != before) == (file not in UNREACHED)
+    return tmp_path
 
 
-def test_kernels_and_their_tables_are_reached(pytestconfig):
-    root = pytestconfig.rootpath
-    from planer.source import imported_files
+@pytest.mark.parametrize("file", [name for name in FILES if not name.endswith("settings/__init__.py")])
+def test_edits(small, file):
+    script = small / "workflow/scripts/train.py"
+    before = source_hash(script, small)
+    (small / file).write_text(FILES[file] + "\nedited = 1\n")
+    assert (source_hash(script, small) != before) == (file not in UNREACHED)
 
-    kernels = root / "planer/kernels"
-    reached, waiting = set(), [kernels / "expert_ffn.py", kernels / "dynamic_ffn.py"]
-    while waiting:
-        path = waiting.pop()
-        if path not in reached:
-            reached.add(path)
-            waiting += imported_files(path, root)
-    assert {kernels / "cpp", kernels / "tables", kernels / "triton"} <= {path.parent for path in reached}
+
+def test_a_package_that_does_more_than_export_counts(small):
+    script, package = small / "workflow/scripts/train.py", small / "planer/settings/__init__.py"
+    before = source_hash(script, small)
+    package.write_text(package.read_text() + "from planer.settings.other import y\n__all__ = []\n")
+    assert source_hash(script, small) == before
+    package.write_text(package.read_text() + "print(x)\n")
+    assert {package, small / "planer/settings/other.py"} <= reached_files(script, small)
+
+
+COMMENTED = '''"""A module."""
+from typing import TYPE_CHECKING
+
+from planer.kernels import choice  # fast
+
+if TYPE_CHECKING:
+    import planer.unused
+
+
+def build():
+    """It builds."""
+    return (1 +
+        choice)
+'''
+PLAIN = """from typing import TYPE_CHECKING
+from planer.kernels import choice
+def build(): return 1 + choice
+"""
+
+
+def test_comments_docstrings_layout_and_imports_for_types_do_not_count(small):
+    script, module = small / "workflow/scripts/train.py", small / "planer/model.py"
+    hashes = []
+    for text in (COMMENTED, PLAIN, PLAIN.replace("1", "2")):
+        module.write_text(text)
+        assert small / "planer/unused.py" not in reached_files(script, small)
+        hashes.append(source_hash(script, small))
+    assert hashes[0] == hashes[1] != hashes[2]
+
+
+def hashes(root: Path) -> dict[str, str]:
+    return {path.stem: source_hash(path, root) for path in (root / "workflow/scripts").glob("*.py")}
+
+
+@pytest.fixture(scope="module")
+def changed(pytestconfig, tmp_path_factory) -> Callable[[str, str, str], set[str]]:
+    """Edit a file of a copy of the library and the scripts, and undo it; returns the scripts with other hashes."""
+    root = tmp_path_factory.mktemp("tree")
+    for name in ("planer", "workflow/scripts"):
+        shutil.copytree(pytestconfig.rootpath / name, root / name, ignore=shutil.ignore_patterns("__pycache__"))
+    before = hashes(root)
+
+    def edit(file: str, old: str, new: str) -> set[str]:
+        path = root / file
+        text = path.read_text()
+        assert old in text
+        path.write_text(text.replace(old, new, 1))
+        after = hashes(root)
+        path.write_text(text)
+        return {name for name in before if before[name] != after[name]}
+
+    return edit
+
+
+@pytest.mark.parametrize(
+    ("file", "old", "new"),
+    [
+        ("config/corpora.yaml", "corpora:\n", "corpora:\n  news: {vocab_size: 99, unit: byte}\n"),
+        ("config/evaluation.py", "latency_rounds: Rounds", "tolerance: Share"),
+        ("config/evaluation.py", "if variant.repeat", "if not variant.repeat"),
+        ("config/bounds.py", "100_000_000", "200_000_000"),
+        ("config/experiment.py", "max_hours: Positive", "max_days: Positive"),
+        ("parsing.py", "def merge", "def merged"),
+        ("progress.py", "LINE_SECONDS = ", "LINE_SECONDS = 2 * "),
+        ("job.py", "import os", "import os, ast"),
+    ],
+)
+def test_an_edit_that_changes_no_result_repeats_nothing(changed, file, old, new):
+    assert changed(f"planer/{file}", old, new) == set()
+
+
+@pytest.mark.parametrize(
+    ("file", "old", "new", "expected"),
+    [
+        ("planer/blocks/attention.py", "import torch", "import torch as t, torch", NETWORKS),
+        ("planer/kernels/tables/cpu-avx512.json", "{", "{ ", NETWORKS),
+        ("planer/data/prepare.py", "len(text) // 20", "len(text) // 10", {"prepare_data"}),
+        ("planer/evaluation/quality.py", "import torch", "import torch as t, torch", {"evaluate"}),
+        (
+            "planer/config/evaluation.py",
+            'f"target_{target:g}"',
+            '"x"',
+            {"pareto", "repeatability", "evaluate", "compare"},
+        ),
+        ("planer/config/seed.py", ">> 1", ">> 2", NETWORKS - {"warm_start"}),
+        ("workflow/scripts/search.py", "import", "import ast\nimport", {"search"}),
+    ],
+)
+def test_an_edit_repeats_the_stages_that_reach_it(changed, file, old, new, expected):
+    assert changed(file, old, new) == expected
+
+
+def test_checks_of_the_config_set_nothing(pytestconfig):
+    """They are left out of the hashes."""
+    for path in (pytestconfig.rootpath / "planer/config").glob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.FunctionDef) and node.name == "__post_init__":
+                assert "__setattr__" not in ast.unparse(node)
+
+
+def test_no_import_is_relative_or_computed(pytestconfig):
+    """Such imports are not followed."""
+    for path in (pytestconfig.rootpath / "planer").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            assert not (isinstance(node, ast.ImportFrom) and node.level), path
+            assert not (isinstance(node, ast.Name) and node.id in ("import_module", "__import__")), path

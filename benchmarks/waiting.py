@@ -1,0 +1,210 @@
+"""How threads should wait for each other: python benchmarks/waiting.py; two minutes on 2 cores.
+
+PyTorch's threads meet at the end of every operation.  By default libgomp lets those that arrive first spin, which is
+fast while every thread has a core for itself, and keeps the last one from its core where it has not.  With
+OMP_WAIT_POLICY=PASSIVE they sleep at once.  The policy is fixed when libgomp is loaded, so each has processes of its own.
+Steps of training and forward passes of networks of the experiment demo are timed in turn under each policy, alone and
+beside other loads; ratios are medians over rounds of the ratio to spinning.
+Results go to benchmarks/results/<processor>-waiting-<date>.json and, as a table, to standard output.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import select
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT))
+
+from planer.progress import Progress  # noqa: E402
+
+POLICIES = {"spin": {}, "passive": {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "0"}}
+"""Environment by name; spin is what libgomp does by default."""
+LOADS = ("none", "two Python loops", "a training", "both")
+TASKS = ("train", "measure")
+PATTERN = "(sf)x2(sm2)x2"
+
+
+class Worker:
+    """A process with a training and a network to measure, under one policy."""
+
+    def __init__(self, environment: dict[str, str], threads: int):
+        inherited = {name: value for name, value in os.environ.items() if not name.startswith(("OMP_", "GOMP_"))}
+        self._process = subprocess.Popen(
+            [sys.executable, __file__, "--worker", str(threads)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env=inherited | environment,
+        )
+        self._answer()  # ready
+
+    def times(self, task: str, seconds: float) -> list[float]:
+        """Milliseconds of each call of a task; as many as begin within these seconds, and at least one."""
+        self._ask(task, seconds)
+        return self._answer()
+
+    @contextmanager
+    def training(self) -> Iterator[None]:
+        """Train for as long as the block lasts."""
+        self._ask("load", 0)
+        yield
+        self._ask("", 0)
+        self._answer()
+
+    def close(self) -> None:
+        self._process.stdin.close()
+        self._process.wait()
+
+    def _ask(self, task: str, seconds: float) -> None:
+        print(json.dumps([task, seconds]), file=self._process.stdin, flush=True)
+
+    def _answer(self) -> list[float]:
+        return json.loads(self._process.stdout.readline())
+
+
+@contextmanager
+def python_loops() -> Iterator[None]:
+    """Two processes that keep a core busy each."""
+    loops = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(2)]
+    try:
+        yield
+    finally:
+        for loop in loops:
+            loop.kill()
+            loop.wait()
+
+
+def compared(
+    workers: dict[str, Worker], others: dict[str, Worker], rounds: int, seconds: float, bar: Progress
+) -> Iterator[dict]:
+    """A row per load, task and policy.  others: the trainings that are the load, under the same policies."""
+    for load in LOADS:
+        found: dict[tuple[str, str], list[list[float]]] = {(task, name): [] for task in TASKS for name in workers}
+        for number in range(rounds):
+            names = list(workers) if number % 2 else list(workers)[::-1]
+            for name in names:
+                with ExitStack() as stack:
+                    if load in (LOADS[1], LOADS[3]):
+                        stack.enter_context(python_loops())
+                    if load in (LOADS[2], LOADS[3]):
+                        stack.enter_context(others[name].training())
+                    for task in TASKS:
+                        found[task, name].append(workers[name].times(task, seconds))
+                bar.advance()
+        for task in TASKS:
+            spin = [statistics.median(ms) for ms in found[task, "spin"]]
+            for name in workers:
+                medians = [statistics.median(ms) for ms in found[task, name]]
+                ratio = statistics.median(mine / other for mine, other in zip(medians, spin, strict=True))
+                calls = [ms for part in found[task, name] for ms in part]
+                yield {"load": load, "task": task, "policy": name, **spread(calls), "ratio": ratio}
+
+
+def spread(ms: list[float]) -> dict[str, float | int]:
+    """Median, tenth and ninetieth percentile, longest, and how many."""
+    tenths = statistics.quantiles(ms, n=10, method="inclusive") if len(ms) > 1 else ms * 9
+    return {"median_ms": statistics.median(ms), "p10_ms": tenths[0], "p90_ms": tenths[8], "max_ms": max(ms), "n": len(ms)}
+
+
+def work(threads: int) -> None:
+    """The worker's side: a JSON line with a task and seconds in, one with milliseconds of its calls out."""
+    calls = prepared_calls(threads)
+    for call in calls.values():
+        call()
+    print("[]", flush=True)
+    for line in sys.stdin:
+        task, seconds = json.loads(line)
+        if task == "load":
+            while not select.select([sys.stdin], [], [], 0)[0]:
+                calls["train"]()
+            print("[]", flush=True)
+        elif task:
+            print(json.dumps(timed(calls[task], seconds)), flush=True)
+
+
+def timed(call: Callable[[], object], seconds: float) -> list[float]:
+    """Milliseconds of calls, one after the other, until so many seconds have passed."""
+    began, ms = time.perf_counter(), []
+    while not ms or time.perf_counter() - began < seconds:
+        start = time.perf_counter()
+        call()
+        ms.append((time.perf_counter() - start) * 1e3)
+    return ms
+
+
+def prepared_calls(threads: int) -> dict[str, Callable[[], object]]:
+    """A step of training and a forward pass of a network of the demo's size, on random tokens."""
+    import numpy as np
+    import torch
+    import yaml
+
+    from planer.config import Experiment
+    from planer.latency.networks import random_model, timed_forward
+    from planer.parsing import build, merge
+    from planer.runtime import keep_freed_memory, reproducible
+    from planer.training.retrain import LanguageModelling
+
+    files = (ROOT / "config/config.yaml", ROOT / "config/experiments/demo.yaml")
+    config = build(Experiment, merge(*(yaml.safe_load(file.read_text()) for file in files)))
+    torch.set_num_threads(threads)
+    keep_freed_memory()
+    cpu, precise = torch.device("cpu"), torch.float32
+    network = config.model.architecture(256, PATTERN)
+    tokens = np.random.default_rng(0).integers(256, size=100_000, dtype=np.uint8)
+    model = random_model(network, cpu, precise, 0)
+    training = LanguageModelling(model, tokens, tokens, config.retrain, balance_weight=0.01, eval_steps=10**9)
+    optimizer = training.turns["weights"].optimizer
+
+    def train() -> None:
+        with reproducible(cpu):
+            optimizer.zero_grad(set_to_none=True)
+            loss, _ = training.loss(0)
+            loss.backward()
+            optimizer.step()
+
+    return {"train": train, "measure": timed_forward(network, config.workload, cpu, precise, "cached")}
+
+
+def main() -> None:
+    from benchmarks.output import RESULTS, table, write_results
+    from planer.runtime import device_name, resolve_device
+
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--threads", type=int, default=2, help="default: %(default)s")
+    parser.add_argument("--rounds", type=int, default=8, help="default: %(default)s")
+    parser.add_argument("--seconds", type=float, default=0.7, help="of each task and round (default: %(default)s)")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="folder (default: %(default)s)")
+    parser.add_argument("--worker", type=int, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.worker:
+        return work(options.worker)
+    workers, others = (
+        {name: Worker(environment, options.threads) for name, environment in POLICIES.items()} for _ in range(2)
+    )
+    with Progress(len(LOADS) * options.rounds * len(POLICIES), "waiting") as bar:
+        rows = list(compared(workers, others, options.rounds, options.seconds, bar))
+    for worker in (*workers.values(), *others.values()):
+        worker.close()
+    numbers = ("median_ms", "p10_ms", "p90_ms", "max_ms")
+    lines = [
+        [row["task"], row["load"], row["policy"], *(f"{row[name]:.1f}" for name in numbers), f"{row['ratio']:.2f}"]
+        for row in rows
+    ]
+    head = ["task", "beside", "waiting", "median ms", "10 %", "90 %", "longest", "ratio"]
+    table(f"{PATTERN}, {options.threads} threads on {os.cpu_count()} cores", head, lines)
+    content = {"threads": options.threads, "cores": os.cpu_count(), "pattern": PATTERN, "rows": rows}
+    write_results(options.results, device_name(resolve_device("cpu")), content, "-waiting")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,69 @@
+"""Corpora by name, as ``corpora.yaml`` beside this module lists them.
+
+The table is no code: a stage depends on the entry of its own corpus, which the rules keep among its params.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import yaml
+
+from planer.files import UserError
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """A text and how it becomes token ids."""
+
+    name: str
+    vocab_size: int
+    """Checked against the data on preparation."""
+    unit: Literal["byte", "word"]
+    files: tuple[str, ...] = ()
+    """Names of PUBLISHED files that hold it, best first; the last one is downloaded when none is found."""
+    size: int = 0
+    """Bytes of text (a byte corpus is the head of its file)."""
+    drop_newlines: bool = False
+    tokens: tuple[int, int, int] | None = None
+    """Train, valid and test tokens, for a corpus that may lie in files without a published checksum."""
+
+
+@dataclass(frozen=True)
+class Published:
+    """A file as its author publishes it."""
+
+    size: int
+    sha256: str
+    members: tuple[str, ...] = ()
+    """Texts inside an archive."""
+    url: str = ""
+
+
+def _built(cls: type, values: dict, **more: str):
+    """A dataclass from a mapping of YAML, whose lists become tuples."""
+    return cls(**more, **{key: tuple(value) if isinstance(value, list) else value for key, value in values.items()})
+
+
+_TABLE = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text())
+CORPORA = {name: _built(Corpus, values, name=name) for name, values in _TABLE["corpora"].items()}
+PUBLISHED = {name: _built(Published, values) for name, values in _TABLE["files"].items()}
+
+
+def lookup(name: str) -> Corpus:
+    """The corpus of this name.
+
+    Raises UserError naming the value and what is allowed.
+    """
+    if name not in CORPORA:
+        raise UserError(f"dataset: unknown corpus {name!r}; allowed: {', '.join(CORPORA)}")
+    return CORPORA[name]
+
+
+def entry(name: str) -> dict:
+    """All that the table says about a corpus and its files, as plain values."""
+    corpus = lookup(name)
+    return dataclasses.asdict(corpus) | {"files": {file: dataclasses.asdict(PUBLISHED[file]) for file in corpus.files}}
