@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from planer.architecture import BlockSpec, FeedForward
 from planer.config import Experiment, TrainingConfig
-from planer.data.corpora import CORPORA, Corpus
+from planer.config.corpora import CORPORA, Corpus
 from planer.variant import Variant, parse_variant
 
 MIB = 2**20
