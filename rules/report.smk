@@ -8,8 +8,19 @@ rule compare:
         additivity="results/{experiment}/additivity.json",
     output:
         comparison="results/{experiment}/comparison.parquet",
-        report="results/{experiment}/report.html",
-        figures=directory("results/{experiment}/figures"),
+        report=report(
+            "results/{experiment}/report.html",
+            caption="../workflow/report/page.rst",
+            category="{experiment}",
+            labels={"result": "report"},
+        ),
+        figures=report(
+            directory("results/{experiment}/figures"),
+            patterns=["{figure}.svg"],
+            caption="../workflow/report/figure.rst",
+            category="{experiment}",
+            labels={"result": "{figure}"},
+        ),
     log:
         "logs/{experiment}/compare.log",
     conda:
@@ -53,7 +64,12 @@ rule pareto:
         unpack(pareto_files),
     output:
         report="results/{experiment}/pareto.json",
-        figure="results/{experiment}/pareto.svg",
+        figure=report(
+            "results/{experiment}/pareto.svg",
+            caption="../workflow/report/figure.rst",
+            category="{experiment}",
+            labels={"result": "pareto"},
+        ),
     log:
         "logs/{experiment}/pareto.log",
     conda:

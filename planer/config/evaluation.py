@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated
 
-from planer.config.bounds import Batch, Length, Memory, PositiveShare, Rounds
+from planer.config.bounds import Batch, Length, Memory, PositiveShare, Rounds, Share
 from planer.files import UserError
 from planer.parsing import Items, Range
 from planer.variant import parse_variant
@@ -30,6 +30,8 @@ class EvaluateConfig:
     """Dynamic-k thresholds; 0 (all experts) is always evaluated."""
     latency_rounds: Rounds
     """Interleaved repeats of each latency measurement."""
+    tolerance: Share
+    """Share of nll that a network or a dynamic-k threshold may lose and still count as of the same quality."""
 
 
 @dataclass(frozen=True)

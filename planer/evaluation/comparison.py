@@ -10,10 +10,7 @@ import pandas as pd
 
 from planer.variant import parse_variant
 
-TOLERANCE = 0.02
-"""The dynamic-k threshold that counts may worsen the dense network's validation nll by this share."""
-
-TEXT = ("variant", "arm", "start", "pattern", "unit", "attention")
+TEXT = ("variant", "arm", "start", "pattern", "chosen_by", "source", "unit", "attention")
 COUNTS = ("repeat", "params", "active_params", "converted_layers")
 NUMBERS = (
     "valid",
@@ -36,15 +33,18 @@ NUMBERS = (
     "dynamic_flops_ratio",
     "dynamic_network_flops",
     "dynamic_latency_ms",
+    "dynamic_nll_over_dense",
+    "dynamic_nll_over_tau0",
+    "dynamic_speed_up_over_dense",
 )
 
 
 def compare(evaluations: Iterable[dict]) -> pd.DataFrame:
     """Table of the variants, in the order given; what a variant lacks is missing, not an error.
 
-    arm, start and repeat are what the variant's name says.  valid and test are in unit (bpc or ppl) by the final
-    protocol; latencies are those of the headline workload; search_ratio is over one training of the baseline; the
-    dynamic columns describe the threshold that ``best_threshold`` chooses.
+    arm, start and repeat are what the variant's name says; chosen_by and source are those of ``selection``.  valid and
+    test are in unit (bpc or ppl) by the final protocol; latencies are those of the headline workload; search_ratio is
+    over one training of the baseline; the dynamic columns describe the chosen threshold.
     """
     table = pd.DataFrame([_row(evaluation) for evaluation in evaluations], columns=[*TEXT, *COUNTS, *NUMBERS])
     kinds = {name: "str" for name in TEXT} | {name: "Int64" for name in COUNTS} | {name: "float64" for name in NUMBERS}
@@ -91,17 +91,10 @@ def _against(searched: list[float], random: list[float]) -> dict:
     }
 
 
-def best_threshold(evaluation: dict, tolerance: float = TOLERANCE) -> dict | None:
-    """The row of the sweep with the fewest FLOPs whose validation nll is at most tolerance worse.
-
-    Worse than the dense network before sparsification, which is what a user would run otherwise.  The validation
-    split decides, so that the test split stays untouched.  None when no row qualifies or nothing was converted.
-    """
-    dense = pick(evaluation, "quality", "final", "valid", "nll")
-    if dense is None or not pick(evaluation, "conversion", "converted_layers"):
-        return None
-    rows = [row for row in evaluation.get("dynamic_k", []) if row["valid"]["nll"] <= (1 + tolerance) * dense]
-    return min(rows, key=lambda row: row["converted_flops"], default=None)
+def chosen_row(evaluation: dict) -> dict | None:
+    """The sweep's row of the threshold that the evaluation chose; None when it chose none."""
+    tau = pick(evaluation, "conversion", "chosen", "tau")
+    return next((row for row in evaluation.get("dynamic_k", []) if row["tau"] == tau), None)
 
 
 def headline(evaluation: dict) -> dict | None:
@@ -118,7 +111,7 @@ def pick(value, *path: str):
 
 def _row(evaluation: dict) -> dict:
     unit = pick(evaluation, "quality", "unit") or "bpc"
-    latency, best = headline(evaluation), best_threshold(evaluation)
+    latency, dynamic = headline(evaluation), chosen_row(evaluation)
     variant = parse_variant(evaluation["variant"])
     return {
         "variant": variant.name,
@@ -126,6 +119,8 @@ def _row(evaluation: dict) -> dict:
         "start": variant.start,
         "repeat": variant.repeat,
         "pattern": pick(evaluation, "architecture", "pattern"),
+        "chosen_by": pick(evaluation, "selection", "chosen_by"),
+        "source": pick(evaluation, "selection", "source"),
         "unit": unit,
         "attention": pick(latency, "attention"),
         "params": pick(evaluation, "architecture", "params"),
@@ -146,9 +141,12 @@ def _row(evaluation: dict) -> dict:
         "search_ratio": pick(evaluation, "search", "ratio"),
         "flops": pick(evaluation, "flops", "closed_form"),
         "flops_ratio": pick(evaluation, "flops", "baseline_ratio"),
-        "dynamic_tau": pick(best, "tau"),
-        "dynamic_test": pick(best, "test", unit),
-        "dynamic_flops_ratio": pick(best, "converted_flops_ratio"),
-        "dynamic_network_flops": pick(best, "network_flops"),
-        "dynamic_latency_ms": pick(best, "latency", "median_ms"),
+        "dynamic_tau": pick(dynamic, "tau"),
+        "dynamic_test": pick(dynamic, "test", unit),
+        "dynamic_flops_ratio": pick(dynamic, "converted_flops_ratio"),
+        "dynamic_network_flops": pick(dynamic, "network_flops"),
+        "dynamic_latency_ms": pick(dynamic, "latency", "median_ms"),
+        "dynamic_nll_over_dense": pick(evaluation, "conversion", "chosen", "nll_over_dense"),
+        "dynamic_nll_over_tau0": pick(evaluation, "conversion", "chosen", "nll_over_tau0"),
+        "dynamic_speed_up_over_dense": pick(evaluation, "conversion", "chosen", "speed_up_over_dense"),
     }

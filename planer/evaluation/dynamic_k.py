@@ -123,6 +123,28 @@ def sweep(
         }
 
 
+def choose_threshold(rows: Sequence[Mapping], dense: Mapping, tolerance: float) -> dict | None:
+    """The threshold with the fewest FLOPs that keeps the quality, beside the dense network and beside tau = 0.
+
+    rows: of ``sweep``, in rising order from tau = 0, with the latency of each.  dense: valid, test and latency of the
+    network before sparsification, measured in turn with the rows.  A threshold keeps the quality when its validation
+    nll is at most tolerance worse than that of the better of the two; the test split has no say.  Returns its tau, its
+    test nll over that of both, and how many times as fast as the dense network it is; None when there is no such
+    threshold above 0.
+    """
+    reference = min(dense["valid"]["nll"], rows[0]["valid"]["nll"])
+    kept = [row for row in rows if row["tau"] > 0 and row["valid"]["nll"] <= (1 + tolerance) * reference]
+    if not kept:
+        return None
+    chosen = min(kept, key=lambda row: row["converted_flops"])
+    return {
+        "tau": chosen["tau"],
+        "nll_over_dense": chosen["test"]["nll"] / dense["test"]["nll"],
+        "nll_over_tau0": chosen["test"]["nll"] / rows[0]["test"]["nll"],
+        "speed_up_over_dense": dense["latency"]["median_ms"] / chosen["latency"]["median_ms"],
+    }
+
+
 def timed_at(model: LanguageModel, call: Callable[[], None], taus: Iterable[float]) -> dict[str, Callable[[], None]]:
     """For every threshold, by its text, a function that makes this call of the model at it."""
 

@@ -19,7 +19,7 @@ import torch
 from planer.architecture import Architecture, DynamicMoE
 from planer.config import Experiment, WorkloadConfig, derive_seed
 from planer.data.ngram import bigram_nll
-from planer.evaluation.dynamic_k import sweep, timed_at
+from planer.evaluation.dynamic_k import choose_threshold, sweep, timed_at
 from planer.evaluation.flops import checked_flops
 from planer.evaluation.quality import from_nll, in_unit, protocols, quality, unit_of
 from planer.files import UserError
@@ -72,58 +72,34 @@ def evaluate(
     Raises UserError when the latency table belongs to another device or workload, or a split is too short.
     """
     started = time.perf_counter()
-    named = parse_variant(variant)
-    dense = load(retrained, device)
-    architecture = dense.architecture
+    named, dense = parse_variant(variant), load(retrained, device)
     run = _Run(config, table, tokens, seed, device, resolve_dtype(config.dtype, device))
-    origin = identity(device, run.dtype, config.workload, config.model, architecture.vocab_size)
+    origin = identity(device, run.dtype, config.workload, config.model, dense.architecture.vocab_size)
     table.check(origin)
-
-    own_quality, flops = run.quality(dense), run.flops(dense, baseline)
-    if variant == "baseline":
-        baseline_quality, rival = own_quality, dense
-    else:
-        baseline_quality = baseline_evaluation["quality"] if baseline_evaluation else None
-        rival = random_model(baseline, device, run.dtype, seed)
+    known, flops = run.quality(dense), run.flops(dense, baseline)
+    baseline_quality = known if variant == "baseline" else (baseline_evaluation or {}).get("quality")
+    rival = dense if variant == "baseline" else random_model(baseline, device, run.dtype, seed)
     latency, baseline_latency = run.latency(dense, rival)
-    rows, conversion = run.conversion(load(sparsified, device), load(routed, device), flops["closed_form"])
-    reasons = [metrics["reason"] for metrics in stages.values() if "reason" in metrics]
+    networks = (dense, load(sparsified, device), load(routed, device))
+    rows, conversion = run.conversion(*networks, known["final"], flops["closed_form"])
     seconds = {name: metrics["seconds"] for name, metrics in stages.items() if "seconds" in metrics}
+    blocks = [{"kind": b.kind, "option": b.name, "symbol": b.symbol} for b in dense.architecture.blocks]
     return {
         "experiment": experiment,
         "variant": variant,
-        "architecture": {
-            "pattern": architecture.pattern,
-            "params": architecture.params(),
-            "active_params": architecture.active_params(),
-            "blocks": [{"kind": b.kind, "option": b.name, "symbol": b.symbol} for b in architecture.blocks],
-        },
-        "quality": own_quality,
+        "tolerance": config.evaluate.tolerance,
+        "architecture": _size(dense.architecture) | {"blocks": blocks},
+        "quality": known,
         "latency": latency,
         "target": _target(named, selection, next(row for row in latency if row["headline"])),
         "selection": None if named.pattern else _selection(selection),
         "search": _search_cost(seconds, baseline_seconds) if "search" in seconds else None,
         "flops": flops,
         "dynamic_k": rows,
-        "conversion": conversion | {"reason": reasons[0] if reasons and not conversion["converted_layers"] else None},
-        "reference": {"bigram": run.bigram(architecture.vocab_size)},
-        "baseline": {
-            "pattern": baseline.pattern,
-            "params": baseline.params(),
-            "active_params": baseline.active_params(),
-            "quality": baseline_quality,
-            "latency": baseline_latency,
-        },
-        "provenance": {
-            "git_commit": git_commit(),
-            "config_hash": config_hash(config),
-            "device": origin["device"],
-            "dtype": origin["dtype"],
-            "versions": {"python": platform.python_version(), "numpy": np.__version__}
-            | {name: origin[name] for name in ("torch", "triton", "driver")},
-            "seed": seed,
-            "wall_seconds": seconds | {"evaluate": time.perf_counter() - started},
-        },
+        "conversion": conversion | {"reason": None if conversion["converted_layers"] else _reason(stages)},
+        "reference": {"bigram": run.bigram(dense.architecture.vocab_size)},
+        "baseline": _size(baseline) | {"quality": baseline_quality, "latency": baseline_latency},
+        "provenance": _provenance(config, origin, seed, seconds | {"evaluate": time.perf_counter() - started}),
     }
 
 
@@ -218,10 +194,13 @@ class _Run:
             "baseline_ratio": formula / rival,
         }
 
-    def conversion(self, sparse: LanguageModel, converted: LanguageModel, flops: float) -> tuple[list[dict], dict]:
-        """The dynamic-k sweep, and what the conversion did to the sparsified network.
+    def conversion(
+        self, dense: LanguageModel, sparse: LanguageModel, converted: LanguageModel, known: Mapping, flops: float
+    ) -> tuple[list[dict], dict]:
+        """The dynamic-k sweep, and how it compares with the dense and the sparsified network.
 
-        flops: per token of the network before conversion.  Leaves both models in this run's dtype.
+        known, flops: quality by the final protocol and FLOPs per token of the dense network.  Leaves all models in
+        this run's dtype.
         """
         final = self.protocols["final"]
         before = self.scores(sparse, final, "sparsified")
@@ -229,24 +208,31 @@ class _Run:
         where = {"device": self.device, "dtype": self.dtype}
         rows = list(sweep(converted, splits, self.config.evaluate.taus, flops, **final, **where))
         attention = self.config.workload.attention
-        converted, sparse = converted.to(self.dtype), sparse.to(self.dtype)
+        models = [model.to(self.dtype) for model in (converted, sparse, dense)]
 
         def calls() -> dict[str, Callable[[], object]]:
-            split, whole = copy.deepcopy((converted, sparse))
+            split, *others = copy.deepcopy(models)
             at_thresholds = timed_at(split, self.timed(split, attention), [row["tau"] for row in rows])
-            return at_thresholds | {"sparsified": self.timed(whole, attention)}
+            whole = zip(("sparsified", "dense"), others, strict=True)
+            return at_thresholds | {name: self.timed(model, attention) for name, model in whole}
 
         found = self.in_turn(calls, "thresholds")
         specs = converted.architecture.blocks
         positions = [i for i, spec in enumerate(specs) if isinstance(spec, DynamicMoE)]
-        scored = [row | {split: in_unit(row[split], self.unit) for split in SCORED} for row in rows]
-        return [row | {"latency": found[str(row["tau"])]} for row in scored], {
+        rows = [
+            row | {split: in_unit(row[split], self.unit) for split in SCORED} | {"latency": found[str(row["tau"])]}
+            for row in rows
+        ]
+        return rows, {
             "converted_layers": len(positions),
             "blocks": positions,
             "num_experts": [specs[position].num_experts for position in positions],
+            "expert_size": [specs[position].expert_size for position in positions],
+            "dense_latency": found["dense"],
             "sparsified": before,
             "sparsified_latency": found["sparsified"],
             "tau0_difference": rows[0]["test"]["nll"] - before["test"]["nll"],
+            "chosen": choose_threshold(rows, {**known, "latency": found["dense"]}, self.config.evaluate.tolerance),
         }
 
     def bigram(self, vocab_size: int) -> dict:
@@ -271,6 +257,19 @@ def _excerpts(text: np.ndarray, workload: WorkloadConfig) -> torch.Tensor:
     return torch.from_numpy(np.stack(rows).astype(np.int64))
 
 
+def _size(architecture: Architecture) -> dict:
+    return {
+        "pattern": architecture.pattern,
+        "params": architecture.params(),
+        "active_params": architecture.active_params(),
+    }
+
+
+def _reason(stages: Mapping[str, Mapping]) -> str | None:
+    """Why a stage converted nothing."""
+    return next((metrics["reason"] for metrics in stages.values() if "reason" in metrics), None)
+
+
 def _target(variant: Variant, selection: Mapping, row: dict) -> dict | None:
     """Requested, estimated and measured latency over the baseline's, and what the closed loop measured before training.
 
@@ -292,11 +291,12 @@ def _target(variant: Variant, selection: Mapping, row: dict) -> dict | None:
 
 
 def _selection(notes: Mapping) -> dict:
-    """How the network was chosen; a random control has neither scores nor a solver's proof."""
+    """How the network was chosen; one that was drawn at random has no solver's proof, and a control has no scores."""
     options = notes.get("score_options", [])
     return {
-        "solver": notes["solver"],
-        **{name: notes.get(name) for name in ("scored_by", "status", "gap")},
+        "chosen_by": notes["chosen_by"],
+        "source": notes["source"],
+        **{name: notes.get(name) for name in ("solver", "scored_by", "status", "gap")},
         "used": notes["used"],
         "incumbents": [
             {"blocks": [options[option] for option in entry["options"]], "supernet_nll": entry["supernet_nll"]}
@@ -314,6 +314,20 @@ def _search_cost(seconds: Mapping[str, float], baseline_seconds: float) -> dict:
         "baseline_seconds": baseline_seconds,
         "ratio": (seconds["search"] + seconds["sample"]) / baseline_seconds,
         "bar": SEARCH_BAR,
+    }
+
+
+def _provenance(config: Experiment | SimpleNamespace, origin: Mapping, seed: int, seconds: Mapping[str, float]) -> dict:
+    """Where the numbers come from; origin: the identity of device, libraries and network."""
+    return {
+        "git_commit": git_commit(),
+        "config_hash": config_hash(config),
+        "device": origin["device"],
+        "dtype": origin["dtype"],
+        "versions": {"python": platform.python_version(), "numpy": np.__version__}
+        | {name: origin[name] for name in ("torch", "triton", "driver")},
+        "seed": seed,
+        "wall_seconds": seconds,
     }
 
 

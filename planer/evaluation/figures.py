@@ -10,7 +10,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import FancyBboxPatch, Patch
 from matplotlib.ticker import PercentFormatter
 
-from planer.evaluation.comparison import best_threshold, headline, pick
+from planer.evaluation.comparison import chosen_row, headline, pick
 from planer.evaluation.drawing import (
     GRID,
     INK,
@@ -193,11 +193,11 @@ def dynamic_k(evaluations: Sequence[dict]) -> Figure | None:
     handles = []
     for index, evaluation in enumerate(converted):
         look = series_look(index)
-        rows, chosen = evaluation["dynamic_k"], best_threshold(evaluation)
+        rows, chosen = evaluation["dynamic_k"], chosen_row(evaluation)
         values = [row["test"][unit] for row in rows]
         flops = [row["converted_flops_ratio"] for row in rows]
         latency = [row["latency"]["median_ms"] for row in rows]
-        dense_latency = evaluation["conversion"]["sparsified_latency"]["median_ms"]
+        dense_latency = evaluation["conversion"]["dense_latency"]["median_ms"]
         dense_value = evaluation["quality"]["final"]["test"][unit]
         for axes, costs, dense_cost in ((left, flops, 1.0), (right, latency, dense_latency)):
             axes.plot(costs, values, **look, markersize=3.5, linewidth=1.3, zorder=3)

@@ -49,9 +49,11 @@ TEMPLATE = """\
 <meta name="color-scheme" content="light dark">
 <title>{{ experiment }} - PLANER report</title>
 <style>
-:root { --ink: #1b2530; --muted: #5c6875; --grid: #dfe4e9; --surface: #ffffff; --ground: #f5f7f9; --mark: #eaf2f8; }
+:root { --ink: #1b2530; --muted: #5c6875; --grid: #dfe4e9; --surface: #ffffff; --ground: #f5f7f9; --mark: #eaf2f8;
+  --good: #00704d; --bad: #b34700; }
 @media (prefers-color-scheme: dark) {
-  :root { --ink: #e6ebf0; --muted: #9aa7b4; --grid: #313b46; --surface: #161c23; --ground: #0e1318; --mark: #1b2a37; }
+  :root { --ink: #e6ebf0; --muted: #9aa7b4; --grid: #313b46; --surface: #161c23; --ground: #0e1318; --mark: #1b2a37;
+    --good: #4fc79b; --bad: #f0955a; }
 }
 * { box-sizing: border-box; }
 body { margin: 0; background: var(--ground); color: var(--ink); line-height: 1.55;
@@ -78,6 +80,14 @@ td.wrap { white-space: normal; overflow-wrap: anywhere; min-width: 7rem; }
 td.wrap:first-child { white-space: nowrap; min-width: 0; }
 details { margin-top: .75rem; }
 summary { cursor: pointer; }
+pre { margin: .25rem 0 .75rem; padding: .6rem .8rem; background: var(--ground); border-radius: 6px; overflow-x: auto; }
+.verdict td { white-space: normal; text-align: left; vertical-align: top; min-width: 9rem; }
+.verdict th { text-align: left; }
+.verdict td:first-child { white-space: nowrap; min-width: 0; font-weight: 600; }
+.word { display: block; font-weight: 600; color: var(--muted); }
+.good { color: var(--good); }
+.bad { color: var(--bad); }
+h3 { font-size: 1rem; margin: 1.1rem 0 .4rem; }
 code { font-family: ui-monospace, SFMono-Regular, Menlo, Consolas, monospace; font-size: .9em; }
 @media print { body { background: none; } section { break-inside: avoid; } }
 </style>
@@ -101,13 +111,55 @@ code { font-family: ui-monospace, SFMono-Regular, Menlo, Consolas, monospace; fo
 <figure>{{ figures[name]|safe }}</figure>{% endif %}{% endmacro %}
 <h1>{{ experiment }}</h1>
 <p class="lead">{{ setting }}</p>
+{%- macro judgement(j) %}
+<td><span class="word{% if j.good is not none %} {{ "good" if j.good else "bad" }}{% endif %}">{{ j.word }}</span>
+{{- j.text }}</td>{% endmacro %}
 <section>
-<h2>Summary</h2>
+<h2>Verdict</h2>
+<div class="scroll"><table class="verdict">
+<thead><tr><th>network</th><th>latency target</th><th>quality</th><th>dynamic k on this device</th></tr></thead>
+<tbody>
+{%- for verdict in verdicts %}
+<tr><td>{{ verdict.variant }}</td>{{ judgement(verdict.target) }}{{ judgement(verdict.quality) }}
+{{- judgement(verdict.dynamic_k) }}</tr>
+{%- endfor %}
+</tbody>
+</table></div>
+{%- if controls %}
 <ul>
-{%- for sentence in findings %}
+{%- for sentence in controls %}
 <li>{{ sentence }}</li>
 {%- endfor %}
 </ul>
+{%- endif %}
+{%- if remedies %}
+<h3>What to try</h3>
+<ul>
+{%- for name, remedy in remedies %}
+<li>{{ name }}: {{ remedy.text }}<pre><code>{{ remedy.command }}</code></pre></li>
+{%- endfor %}
+</ul>
+<p class="note">Add the options of your own command, such as --configfile or --workflow-profile. What --config changes
+holds for one command: a key that helps belongs into config/experiments/{{ experiment }}.yaml.</p>
+{%- endif %}
+<p class="note">{{ rules }}</p>
+</section>
+<section>
+<h2>Files</h2>
+<p>A network's folder, such as <code>{{ files.folder }}</code>, holds:</p>
+<ul>
+{%- for name, what in files.names.items() %}
+<li><code>{{ name }}</code>: {{ what }}</li>
+{%- endfor %}
+</ul>
+<p>To load a network, in the folder that holds <code>results</code>:</p>
+<pre><code>{{ files.python }}</code></pre>
+<p class="note"><code>network(tokens, memory, mem_len=...)</code> reads token numbers [batch, length] and gives hidden
+states and the next memory; <code>network.logits(hidden)</code> gives the logits. The network in <code>routers</code>
+runs all experts until <code>planer.evaluation.dynamic_k.set_threshold(network, {{ files.tau }})</code> sets tau.</p>
+</section>
+<section>
+<h2>Networks</h2>
 {{ grid(summary) }}
 <p class="note">{{ summary_note }}</p>
 </section>

@@ -10,11 +10,13 @@ import jinja2
 import pandas as pd
 from matplotlib.figure import Figure
 
-from planer.evaluation.comparison import TOLERANCE, best_threshold, compare, controls, headline
+from planer.evaluation.comparison import compare, controls, headline
 from planer.evaluation.drawing import inline, to_svg
 from planer.evaluation.figures import UNITS
 from planer.evaluation.page import TEMPLATE, cell, count, milliseconds, section, table
-from planer.evaluation.search_tables import search_tables, trial_tables
+from planer.evaluation.search_tables import proxy_training_tables, search_tables
+from planer.evaluation.sweep_tables import sweep_table
+from planer.evaluation.verdict import rules, verdict
 from planer.files import write_text
 from planer.latency.additivity import IDLE_BAR, missed
 from planer.variant import parse_variant
@@ -34,6 +36,15 @@ FIGURES = {
     "pareto": "Networks for many latency targets out of one supernet, and out of searches of their own",
 }
 """Every figure and what a reader who cannot see it is told."""
+
+FILES = {
+    "architecture.yaml": "the blocks, and how they were chosen",
+    "retrain/model.safetensors": "the trained dense network",
+    "sparsify/model.safetensors": "the same network after sparsification",
+    "routers/model.safetensors": "the same network split into experts, with their routers",
+    "eval.json": "every number of this page about the network",
+}
+"""What a network's folder holds for a user."""
 
 AGREEMENT = {
     "pearson_r": ("Pearson r", "{:.4f}"),
@@ -69,11 +80,15 @@ def render(
 ) -> str:
     """The page as text; figures are SVG documents by name."""
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
-    first = evaluations[0]
+    first, verdicts = evaluations[0], [verdict(evaluation) for evaluation in evaluations]
     return environment.from_string(TEMPLATE).render(
         experiment=first["experiment"],
         setting=_setting(first),
-        findings=[*_findings(evaluations), *_control_findings(evaluations)],
+        verdicts=verdicts,
+        remedies=[(found.variant, remedy) for found in verdicts for remedy in found.remedies],
+        rules=rules(first),
+        controls=_control_findings(evaluations),
+        files=_files(evaluations),
         summary=_summary(evaluations),
         summary_note=_summary_note(first),
         sections=[
@@ -93,44 +108,21 @@ def _setting(evaluation: dict) -> str:
     )
 
 
-def _findings(evaluations: Sequence[dict]) -> list[str]:
-    """What was found, network by network, for a reader who reads nothing else; random controls count together."""
-    return [" ".join(_sentences(e)) for e in evaluations if parse_variant(e["variant"]).arm != "random"]
-
-
-def _sentences(evaluation: dict) -> list[str]:
-    row, unit, variant = headline(evaluation), evaluation["quality"]["unit"], evaluation["variant"]
-    test = evaluation["quality"]["final"]["test"][unit]
-    if variant == "baseline":
-        bigram = evaluation["reference"]["bigram"][unit]
-        sentences = [
-            f"baseline: {milliseconds(row['median_ms'])} ms per call, {test:.3f} {unit} on the test split; "
-            f"a bigram model scores {bigram:.3f}."
-        ]
-    else:
-        text = f"{variant}: {milliseconds(row['median_ms'])} ms per call, {row['speed_up']:.2f} times as fast as the "
-        text += f"baseline, {test:.3f} {unit} on the test split"
-        known = evaluation["baseline"]["quality"]
-        sentences = [text + (f" (baseline {known['final']['test'][unit]:.3f})." if known else ".")]
-        if target := evaluation["target"]:
-            sentences[0] += (
-                f" Of the baseline's latency, {target['requested']:.2f} was requested, {target['estimated']:.3f} "
-                f"estimated and {target['measured']:.3f} measured."
-            )
-        if cost := evaluation["search"]:
-            relation = "below" if cost["ratio"] < cost["bar"] else "not below"
-            sentences[0] += (
-                f" Its search took {cost['ratio']:.2f} times as long as one training of the baseline, {relation} the "
-                f"bar of {cost['bar']:g}."
-            )
-    best = best_threshold(evaluation)
-    if best and best["tau"] > 0:
-        sentences.append(
-            f"With dynamic k at tau = {best['tau']:g}: {best['converted_flops_ratio']:.0%} of the FLOPs of its "
-            f"converted layers, {milliseconds(best['latency']['median_ms'])} ms per call, "
-            f"{best['test'][unit]:.3f} {unit}."
-        )
-    return sentences
+def _files(evaluations: Sequence[dict]) -> dict:
+    """What a network's folder holds and how to load it, for the first network that is neither baseline nor control."""
+    wanted = (e for e in evaluations if parse_variant(e["variant"]).arm not in ("baseline", "random"))
+    shown = next(wanted, evaluations[0])
+    folder = f"results/{shown['experiment']}/{shown['variant']}"
+    chosen = shown["conversion"]["chosen"]
+    return {
+        "folder": folder,
+        "names": FILES,
+        "python": f"""\
+from planer.model import load
+network = load("{folder}/retrain")
+print(network.architecture.pattern, network.architecture.params())""",
+        "tau": chosen["tau"] if chosen else 0.1,
+    }
 
 
 def _control_findings(evaluations: Sequence[dict]) -> list[str]:
@@ -186,6 +178,7 @@ def _summary_note(evaluation: dict) -> str:
     return (
         f"Quality in {UNITS[unit]} ({unit}), lower is better: every token sees {final['mem_len'] + 1} positions "
         f"(E-final), or segments of {train['tgt_len']} with a memory of {train['mem_len']} as in training (E-train). "
+        f"A bigram model scores {evaluation['reference']['bigram'][unit]:.3f} {unit} on the test split. "
         "Latency is the median of one call, measured in turn with the baseline in one process. Requested and measured "
         "are fractions of the baseline's latency. Active parameters are those that one token meets. Random controls "
         "are given as mean \u00b1 standard error; the standard error of a difference takes their standard deviation "
@@ -211,12 +204,12 @@ def _sections(evaluations: Sequence[dict], additivity: dict) -> list[dict]:
             "Search",
             "How every network was chosen. Estimated is by the latency table, measured before training; the slack is "
             "the part of the target that the estimate leaves unused. The search cost is its time over that of one "
-            "training of the baseline. Where the beginnings of trainings decided between candidates, all of those are "
-            "listed. Below, health over epochs: a search that works lowers the entropy of its architecture weights "
-            "without leaving all to skip, and ends near its budget (dashed).",
+            "training of the baseline. Where proxy training decided between candidates, all of them are listed. Below, "
+            "health over epochs: a search that works lowers the entropy of its architecture weights without leaving "
+            "all to skip, and ends near its budget (dashed).",
             "search_health",
             *search_tables(evaluations),
-            *trial_tables(evaluations),
+            *proxy_training_tables(evaluations),
         ),
         section(
             "What the search found",
@@ -268,41 +261,13 @@ def _sections(evaluations: Sequence[dict], additivity: dict) -> list[dict]:
             "Dynamic k",
             "Feed-forward layers split into experts; each token runs those whose predicted contribution reaches tau "
             "times its largest. FLOPs are relative to the same layers before conversion and contain the routers. The "
-            f"chosen threshold is the one with the fewest FLOPs whose validation nll is at most {TOLERANCE:.0%} worse "
-            "than the dense network's.",
+            "chosen threshold (shaded) is the one with the fewest FLOPs whose validation nll is at most "
+            f"{evaluations[0]['tolerance']:.1%} above the better of two: the dense network before sparsification, and "
+            "the same network split into experts at tau = 0. All rows were measured in turn.",
             "dynamic_k",
-            *(_sweep_table(evaluation) for evaluation in evaluations),
+            *map(sweep_table, evaluations),
         ),
     ]
-
-
-def _sweep_table(evaluation: dict) -> dict:
-    unit, conversion = evaluation["quality"]["unit"], evaluation["conversion"]
-    columns = ["tau", f"test {unit}", f"valid {unit}", "converted FLOPs", "network FLOPs/token", "experts/token", "ms"]
-    best = best_threshold(evaluation)
-    rows = [
-        [
-            f"{row['tau']:g}",
-            f"{row['test'][unit]:.3f}",
-            f"{row['valid'][unit]:.3f}",
-            cell(row["converted_flops_ratio"], "{:.1%}".format),
-            count(row["network_flops"]),
-            cell(row["experts_per_token"], "{:.1f}".format),
-            milliseconds(row["latency"]["median_ms"]),
-        ]
-        for row in evaluation["dynamic_k"]
-    ]
-    layers = conversion["converted_layers"]
-    what = (
-        f"{layers} of {len(evaluation['architecture']['blocks'])} blocks converted" if layers else "nothing converted"
-    )
-    if layers:
-        what += f", {max(conversion['num_experts'])} experts each; sparsified before conversion "
-        what += f"{conversion['sparsified']['test'][unit]:.3f} {unit}"
-    elif conversion["reason"]:
-        what += f": {conversion['reason']}"
-    marks = [row is best for row in evaluation["dynamic_k"]]
-    return table(columns, rows, title=f"{evaluation['variant']}: {what}", marks=marks)
 
 
 def _additivity_table(additivity: dict) -> dict:

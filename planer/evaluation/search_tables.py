@@ -1,10 +1,9 @@
-"""The report's tables of how networks were chosen: what the solver and the closed loop said, and trials."""
+"""The report's tables of how networks were chosen: solver, closed loop and proxy training."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from planer.evaluation.comparison import pick
 from planer.evaluation.page import cell, table
 
 
@@ -22,7 +21,7 @@ def _search_row(evaluation: dict) -> list[str]:
     gap = f", gap {how['gap']:.1g}" if how["gap"] else ""
     return [
         evaluation["variant"],
-        " on ".join(filter(None, (how["solver"], how["scored_by"]))),
+        chosen_by(evaluation),
         (how["status"] or "") + gap,
         cell(target["requested"], "{:.2f}".format),
         cell(target["estimated"], "{:.3f}".format),
@@ -31,19 +30,38 @@ def _search_row(evaluation: dict) -> list[str]:
         ", ".join(f"{name} {share:.2f}" for name, share in how["used"].items() if name != "target"),
         cell(_chosen(evaluation).get("supernet_nll"), "{:.3f}".format),
         cell(cost and cost["seconds"] + cost["choice_seconds"], "{:.0f}".format),
-        cell(pick(cost, "ratio"), "{:.2f}".format),
+        _search_cost(cost),
     ]
 
 
+def _search_cost(cost: dict | None) -> str:
+    """The time of a search over that of one training of the baseline, and its bar."""
+    if cost is None:
+        return cell(None, str)
+    return f"{cost['ratio']:.2f}, {'below' if cost['ratio'] < cost['bar'] else 'not below'} {cost['bar']:g}"
+
+
+def chosen_by(evaluation: dict) -> str:
+    """What chose a network that is no pattern, in words."""
+    how = evaluation["selection"]
+    if how["chosen_by"] == "random":
+        return "random sampling"
+    source = f"{how['solver']} on {how['scored_by']}" if how["source"] == "solver" else "random network"
+    if how["chosen_by"] == "solver":
+        return source
+    rivals = f" of {len(how['candidates'])} candidates" if how["chosen_by"] == "proxy training" else ""
+    return f"{source}, by {how['chosen_by']}{rivals}"
+
+
 def _chosen(evaluation: dict) -> dict:
-    """What is known of the network among the candidates that it was chosen from; empty where there were none."""
+    """The network's entry among the candidates that it was chosen from; empty where there were none."""
     pattern = evaluation["architecture"]["pattern"]
     return next((entry for entry in evaluation["selection"]["candidates"] if entry["pattern"] == pattern), {})
 
 
-def trial_tables(evaluations: Sequence[dict]) -> list[dict]:
-    """A table with the candidates of every network that the beginnings of trainings decided about."""
-    columns = ["blocks", "found by", "estimated", "supernet nll", "trial run", "nll after it", "measured"]
+def proxy_training_tables(evaluations: Sequence[dict]) -> list[dict]:
+    """A table with the candidates of every network that proxy training decided about."""
+    columns = ["blocks", "source", "estimated", "supernet nll", "proxy training", "nll after it", "measured"]
     tables = []
     for evaluation in evaluations:
         if evaluation["selection"] and "trial_nll" in (chosen := _chosen(evaluation)):
@@ -51,7 +69,7 @@ def trial_tables(evaluations: Sequence[dict]) -> list[dict]:
             rows = [
                 [
                     entry["pattern"],
-                    "lot" if entry["status"] == "random" else evaluation["selection"]["solver"],
+                    entry["source"],
                     f"{entry['estimated']:.3f}",
                     cell(entry["supernet_nll"], "{:.3f}".format),
                     f"{entry['trial_part']:.0%}",
@@ -60,8 +78,7 @@ def trial_tables(evaluations: Sequence[dict]) -> list[dict]:
                 ]
                 for entry in candidates
             ]
-            title = f"{evaluation['variant']}: the beginnings of {len(candidates)} trainings"
-            tables.append(
-                table(columns, rows, text=("blocks", "found by"), title=title, marks=[s is chosen for s in candidates])
-            )
+            title = f"{evaluation['variant']}: proxy training of {len(candidates)} candidates"
+            marks = [entry is chosen for entry in candidates]
+            tables.append(table(columns, rows, text=("blocks", "source"), title=title, marks=marks))
     return tables

@@ -46,7 +46,7 @@ def sample_architecture(
     baseline = config.model.architecture(vocab_size, config.patterns.baseline)
     if variant.pattern is not None:
         blocks = config.model.architecture(vocab_size, getattr(config.patterns, variant.pattern)).blocks
-        notes = {"solver": "pattern", "target": None}
+        notes = {"chosen_by": "pattern", "target": None}
     else:
         supernet = (alpha, loss)
         blocks, notes = _choice(config_of(config, variant), variant, baseline, table, seed, *supernet, measured, trial)
@@ -88,7 +88,7 @@ def _choice(
 
     if variant.arm == "random":
         path = random_network(limits[0], positions, derive_seed(seed, "random", variant.number))
-        notes = {"solver": "random", "target": variant.target, "used": used(limits, path)}
+        notes = {"chosen_by": "random", "source": "random", "target": variant.target, "used": used(limits, path)}
         return tuple(options[option] for option in path), notes
 
     chooser = Chooser(how, config.design_space, limits)
@@ -97,11 +97,14 @@ def _choice(
     else:
         choice = chooser.by_supernet(alpha, loss)
     measured = measured if variant.target is not None else None
-    choice, notes = _decided(chooser, choice, limits[0], network, seed, measured, trial)
+    choice, chosen_by, notes = _decided(chooser, choice, limits[0], network, seed, measured, trial)
+    source = _source(choice)
     return network(choice).blocks, {
-        "solver": how.solver,
+        "chosen_by": chosen_by,
+        "source": source,
+        "solver": how.solver if source == "solver" else None,
         "scored_by": "params" if variant.arm == "lts" else how.scores,
-        "status": choice.status,
+        "status": choice.status if source == "solver" else None,
         "gap": choice.gap,
         "target": variant.target,
         "score": choice.score,
@@ -121,10 +124,12 @@ def _decided(
     seed: int,
     measured: Measurement | None,
     trial: Trial | None,
-) -> tuple[Selection, dict]:
-    """From the solver's choice to the final one, by measurements and trials, and the notes on both.
+) -> tuple[Selection, str, dict]:
+    """From the solver's choice to the final one, by measurements and trials; what decided; and the notes on both.
 
     No candidate is tried that was measured off its target; where none is left, the closed loop's choice stays.
+    What decided is ``proxy training`` where candidates competed, ``measured latency`` where another network than the
+    solver's choice is the only one on target, and ``solver`` otherwise.
     """
     rounds: list[dict] = []
     known: dict[tuple[int, ...], tuple[float, float]] = {}  # by the table and measured, over the baseline's
@@ -152,20 +157,35 @@ def _decided(
         candidates = [*candidates, *((found, within) for found in drawn)]
     candidates = candidates or [(choice, within)]
     notes = [
-        {
-            "pattern": network(candidate).pattern,
-            "status": candidate.status,
-            "score": candidate.score,
-            "estimated": candidate.cost / limit.baseline,
-            "measured": known.get(tuple(candidate.options), (None, None))[1],
-            "supernet_nll": chooser.supernet_nll(candidate),
-        }
+        {"pattern": network(candidate).pattern}
+        | _described(candidate, limit, known.get(tuple(candidate.options), (None, None))[1])
+        | {"supernet_nll": chooser.supernet_nll(candidate)}
         for candidate, _ in candidates
     ]
+    chosen_by = "solver"
     if trial is not None:
+        solved = choice
         number, trials = best_by_trial([found for found, _ in candidates], lambda c, part: trial(network(c), part))
         notes = [entry | tried for entry, tried in zip(notes, trials, strict=True)]
         choice, within = candidates[number]
+        chosen_by = "proxy training" if len(candidates) > 1 else "solver" if choice is solved else "measured latency"
     if measured is not None and all(entry["options"] != choice.options for entry in rounds):
         rounds = [*rounds, round_of(choice, within, ratio(choice))]
-    return choice, {"closed_loop": rounds, "candidates": notes}
+    return choice, chosen_by, {"closed_loop": rounds, "candidates": notes}
+
+
+def _described(candidate: Selection, limit: Limit, measured: float | None) -> dict:
+    """Where a candidate comes from, its score, and its latencies over the baseline's."""
+    source = _source(candidate)
+    return {
+        "source": source,
+        "status": candidate.status if source == "solver" else None,
+        "score": candidate.score,
+        "estimated": candidate.cost / limit.baseline,
+        "measured": measured,
+    }
+
+
+def _source(choice: Selection) -> str:
+    """Where a network comes from: ``solver``, or ``random`` for one that was drawn as the controls are."""
+    return "random" if choice.status == "random" else "solver"

@@ -7,6 +7,7 @@ import math
 from pathlib import Path
 
 from planer.architecture import Architecture, Attention, FeedForward, MoE, Skip, from_notation
+from planer.evaluation.dynamic_k import choose_threshold
 
 SCHEMA = json.loads((Path(__file__).parents[2] / "config/schemas/eval.schema.json").read_text())
 OPTIONS = {
@@ -19,7 +20,10 @@ OPTIONS = {
 BASELINE_MS = {"cached": 10.0, "recompute": 14.0}
 
 
+TOLERANCE = 0.01
 SELECTION = {
+    "chosen_by": "solver",
+    "source": "solver",
     "solver": "milp",
     "scored_by": "replace_one",
     "status": "optimal",
@@ -85,9 +89,12 @@ def evaluation(variant: str, pattern: str, nll: float, share: float, target: flo
             "latency": spread(share * 10 * (0.6 + 0.5 * ratio)),
         }
 
+    rows = [row(tau) for tau in ([0.0, 0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5] if converted else [0.0])]
+    dense = quality(nll)["final"] | {"latency": spread(share * 10)}
     return {
         "experiment": "demo",
         "variant": variant,
+        "tolerance": TOLERANCE,
         "architecture": {
             "pattern": architecture.pattern,
             "params": architecture.params(),
@@ -115,15 +122,18 @@ def evaluation(variant: str, pattern: str, nll: float, share: float, target: flo
             "baseline": baseline_flops,
             "baseline_ratio": flops / baseline_flops,
         },
-        "dynamic_k": [row(tau) for tau in ([0.0, 0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5] if converted else [0.0])],
+        "dynamic_k": rows,
         "conversion": {
             "converted_layers": len(converted),
             "blocks": converted,
             "num_experts": [64] * len(converted),
+            "expert_size": [8] * len(converted),
             "reason": None if converted else "the network has no dense feed-forward layer",
+            "dense_latency": dense["latency"],
             "sparsified": {"valid": score(nll - 0.01), "test": score(nll + 0.01)},
             "sparsified_latency": spread(share * 10),
             "tau0_difference": 1.2e-8,
+            "chosen": choose_threshold(rows, dense, TOLERANCE),
         },
         "reference": {"bigram": score(2.4)},
         "baseline": {

@@ -8,7 +8,15 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from planer.architecture import Architecture, Attention, DynamicMoE, FeedForward
-from planer.evaluation.dynamic_k import converted_flops, dense_flops, score, set_threshold, sweep, thresholds
+from planer.evaluation.dynamic_k import (
+    choose_threshold,
+    converted_flops,
+    dense_flops,
+    score,
+    set_threshold,
+    sweep,
+    thresholds,
+)
 from planer.evaluation.quality import quality
 from planer.kernels.routing import threshold
 from planer.model import LanguageModel, initialise
@@ -88,3 +96,43 @@ def test_network_without_converted_layers_has_one_row(text):
     assert row["converted_flops_ratio"] is None and row["experts_per_token"] is None
     assert row["experts_per_layer"] == []
     assert row["test"] == quality(model, text, **PROTOCOL)
+
+
+def measured(nll: float, ms: float) -> dict:
+    """Quality and latency; the test split is 0.1 nats worse."""
+    return {"valid": {"nll": nll}, "test": {"nll": nll + 0.1}, "latency": {"median_ms": ms}}
+
+
+def swept(*nlls: float, ms: float = 8.0) -> list[dict]:
+    """Rows at tau 0, 0.1, 0.2, ...: FLOPs fall."""
+    return [{"tau": k / 10, "converted_flops": 100.0 - k} | measured(nll, ms) for k, nll in enumerate(nlls)]
+
+
+@pytest.mark.parametrize(
+    ("nlls", "tau"),
+    [
+        ((2.0, 2.01, 2.019, 2.3), 0.2),  # tau 0 is as good as the dense network
+        ((1.9, 1.91, 1.95, 2.0), 0.1),  # tau 0 is better, so the others are compared with it
+        ((2.1, 2.11, 2.12, 2.3), None),  # sparsification alone lost 5 %
+        ((2.0, 2.3, 2.01, 2.4), 0.2),  # nll need not rise with tau
+        ((2.0, 2.021), None),
+        ((1.0,), None),  # tau 0 executes all experts: it is no choice
+    ],
+)
+def test_the_chosen_threshold_is_the_cheapest_within_the_tolerance_of_the_better_reference(nlls, tau):
+    chosen = choose_threshold(swept(*nlls), measured(2.0, 10.0), 0.01)
+    assert (chosen and chosen["tau"]) == tau
+
+
+def test_the_choice_is_compared_with_the_dense_network_and_with_tau_0():
+    rows = swept(1.9, 1.905)
+    rows[1]["latency"]["median_ms"] = 12.5
+    chosen = choose_threshold(rows, measured(2.0, 10.0), 0.01)
+    assert chosen == {
+        "tau": 0.1,
+        "nll_over_dense": pytest.approx(2.005 / 2.1),
+        "nll_over_tau0": pytest.approx(2.005 / 2.0),
+        "speed_up_over_dense": 0.8,
+    }
+    rows[1]["test"]["nll"] = 9.0
+    assert choose_threshold(rows, measured(2.0, 10.0), 0.01)["tau"] == 0.1, "the test split has no say"

@@ -15,6 +15,7 @@ from planer.architecture import Architecture
 from planer.config import ClusterConfig
 from planer.conversion.experts import split
 from planer.conversion.routers import initialise_routers
+from planer.evaluation.dynamic_k import choose_threshold
 from planer.evaluation.evaluate import config_hash, evaluate
 from planer.files import UserError, write_json
 from planer.latency.networks import random_model
@@ -35,6 +36,8 @@ BASELINE = CONFIG.model.architecture(VOCAB_SIZE, CONFIG.patterns.baseline)
 STAGES = {"retrain": {"seconds": 3.0}, "cluster_experts": {"scatter": 0.5}}
 SELECTION = {
     "variant": "target_0.6",
+    "chosen_by": "solver",
+    "source": "solver",
     "solver": "milp",
     "scored_by": "replace_one",
     "status": "optimal",
@@ -50,6 +53,7 @@ SELECTION = {
     "candidates": [
         {
             "pattern": "(f)x4",
+            "source": "solver",
             "status": "optimal",
             "score": -0.1,
             "estimated": 0.59,
@@ -60,8 +64,8 @@ SELECTION = {
     "score_options": list(CONFIG.design_space),
     "estimated": 0.53,
 }
-CONTROL = {"solver": "random", "target": 0.6, "used": {"target": 0.59}, "estimated": 0.59}
-PATTERN = {"solver": "pattern", "target": None, "estimated": 1.0}
+CONTROL = {"chosen_by": "random", "source": "random", "target": 0.6, "used": {"target": 0.59}, "estimated": 0.59}
+PATTERN = {"chosen_by": "pattern", "target": None, "estimated": 1.0}
 
 
 @pytest.fixture(scope="module")
@@ -167,7 +171,7 @@ def test_selection_names_the_blocks_of_the_incumbents(searched):
         {"blocks": ["attention_1", "feed_forward", "moe_top2", "skip"], "supernet_nll": 2.4},
         {"blocks": ["attention_1", "feed_forward", "moe_top2", "moe_top1"], "supernet_nll": 2.3},
     ]
-    same = ("solver", "scored_by", "status", "gap", "used", "candidates")
+    same = ("chosen_by", "source", "solver", "scored_by", "status", "gap", "used", "candidates")
     assert {name: selection[name] for name in same} == {name: SELECTION[name] for name in same}
 
 
@@ -184,8 +188,8 @@ def test_a_random_control_has_a_target_but_no_search(tmp_path, tokens):
     assert found["target"]["requested"] == 0.6 and found["target"]["rounds"] == []
     assert found["search"] is None
     assert found["selection"] == {
-        "solver": "random", "scored_by": None, "status": None, "gap": None, "used": {"target": 0.59},
-        "incumbents": [], "candidates": [],
+        "chosen_by": "random", "source": "random", "solver": None, "scored_by": None, "status": None, "gap": None,
+        "used": {"target": 0.59}, "incumbents": [], "candidates": [],
     }  # fmt: skip
 
 
@@ -206,6 +210,10 @@ def test_conversion_and_sweep(searched):
     assert rows[0]["test"]["nll"] - conversion["sparsified"]["test"]["nll"] == conversion["tau0_difference"]
     flops = [row["converted_flops"] for row in rows]
     assert flops == sorted(flops, reverse=True) and flops[2] < flops[0]
+    assert conversion["expert_size"] == [8] and conversion["dense_latency"]["n"] == rows[0]["latency"]["n"] == 3
+    dense = searched["quality"]["final"] | {"latency": conversion["dense_latency"]}
+    assert conversion["chosen"] == choose_threshold(rows, dense, searched["tolerance"])
+    assert searched["tolerance"] == CONFIG.evaluate.tolerance == 0.01
     routers = rows[0]["converted_flops"] - 4 * 32 * CONFIG.model.d_inner
     assert rows[0]["network_flops"] == searched["flops"]["closed_form"] + routers
 
@@ -231,7 +239,7 @@ def test_provenance(searched):
 def test_nothing_to_convert(tmp_path, tokens):
     architecture = CONFIG.model.architecture(VOCAB_SIZE, "s1iii")
     found = evaluated(tmp_path, tokens, "lts_0.3", architecture, selection=SELECTION | {"scored_by": "params"})
-    assert found["conversion"]["converted_layers"] == 0
+    assert found["conversion"]["converted_layers"] == 0 and found["conversion"]["chosen"] is None
     assert "no feed-forward layer" in found["conversion"]["reason"]
     assert [row["tau"] for row in found["dynamic_k"]] == [0.0]
     assert found["dynamic_k"][0]["network_flops"] == found["flops"]["closed_form"]

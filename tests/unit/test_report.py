@@ -2,22 +2,30 @@
 
 from __future__ import annotations
 
+import html
 import math
 import re
 from html.parser import HTMLParser
 from pathlib import Path
+from types import SimpleNamespace
 
+import jinja2
 import jsonschema
 import pandas as pd
 import pytest
-from made_up import NINE, SCHEMA, VARIANTS, evaluation, spread
+import torch
+from made_up import NINE, SCHEMA, SELECTION, VARIANTS, evaluation, spread
 
-from planer.evaluation.comparison import best_threshold, compare, controls
+from planer.architecture import Architecture, Attention, FeedForward
+from planer.evaluation.comparison import chosen_row, compare, controls
 from planer.evaluation.figures import draw
 from planer.evaluation.page import section
 from planer.evaluation.page import table as grid
-from planer.evaluation.report import write_report
+from planer.evaluation.report import FIGURES, render, write_report
 from planer.latency.table import LatencyTable
+from planer.model import LanguageModel, initialise, save
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
@@ -67,6 +75,16 @@ def write(table, additivity, tmp_path):
         return folder / "report.html"
 
     return report
+
+
+@pytest.fixture
+def text(additivity):
+    """A function that gives the text of a report without figures, which take their time to draw."""
+
+    def shown(evaluations: list[dict], analyses=(), **overlay) -> str:
+        return "".join(parse(render(evaluations, additivity | overlay, {}, analyses)).text)
+
+    return shown
 
 
 def test_made_up_evaluations_are_valid(evaluations):
@@ -128,9 +146,8 @@ def test_controls_need_both_sides_and_two_controls_for_an_error():
         (3.0, [2.4], "is 0.600 bpc worse than the random control, whose spread is unknown: 3.000 bpc (1 run)"),
     ],
 )
-def test_report_says_what_the_search_is_worth_even_when_it_loses(write, searched, random, sentence):
-    page = read(write(controlled([searched], random)))
-    assert f"target_0.5 {sentence}" in "".join(page.text)
+def test_report_says_what_the_search_is_worth_even_when_it_loses(text, searched, random, sentence):
+    assert f"target_0.5 {sentence}" in text(controlled([searched], random))
 
 
 def test_comparison_takes_evaluations_that_lack_fields(evaluations, tmp_path):
@@ -141,16 +158,34 @@ def test_comparison_takes_evaluations_that_lack_fields(evaluations, tmp_path):
     table.to_parquet(tmp_path / "comparison.parquet")
 
 
-def test_best_threshold_is_the_cheapest_that_validation_allows(evaluations):
-    values = evaluations[0]
-    limit = 1.02 * values["quality"]["final"]["valid"]["nll"]
-    best = best_threshold(values)
-    allowed = [row["tau"] for row in values["dynamic_k"] if row["valid"]["nll"] <= limit]
-    assert best["tau"] == max(allowed) == 0.1
-    assert best_threshold(values, tolerance=-0.1) is None
-    for row in values["dynamic_k"]:
-        row["test"]["nll"] = 9.0
-    assert best_threshold(values) is best, "the test split has no say"
+def test_comparison_says_what_chose_and_what_the_chosen_threshold_costs(evaluations):
+    evaluations[2]["selection"] = SELECTION | {"chosen_by": "proxy training", "source": "random", "solver": None}
+    table = compare(evaluations).set_index("variant")
+    assert tuple(table.loc["target_0.5", ["chosen_by", "source"]]) == ("proxy training", "random")
+    assert table.loc["par", ["chosen_by", "source"]].isna().all()
+    chosen, row = evaluations[1]["conversion"]["chosen"], chosen_row(evaluations[1])
+    found = table.loc["par"]
+    assert found["dynamic_tau"] == chosen["tau"] == row["tau"] > 0
+    for name in ("nll_over_dense", "nll_over_tau0", "speed_up_over_dense"):
+        assert found[f"dynamic_{name}"] == chosen[name]
+
+
+def test_a_random_winner_is_not_reported_as_the_solvers(evaluations, text):
+    """The solver's score of a network that it did not find is no reason why it was chosen."""
+    candidates = [
+        {"pattern": pattern, "source": source, "status": status, "score": 0.1, "estimated": 0.5, "measured": 0.5}
+        | {"supernet_nll": 2.0, "trial_part": 1.0, "trial_nll": nll}
+        for pattern, source, status, nll in (
+            ("s4iim1s2ifi", "solver", "optimal", 1.9),
+            (evaluations[2]["architecture"]["pattern"], "random", None, 1.8),
+        )
+    ]
+    how = {"chosen_by": "proxy training", "source": "random", "solver": None, "status": None, "gap": None}
+    evaluations[2]["selection"] = SELECTION | how | {"candidates": candidates}
+    jsonschema.Draft202012Validator(SCHEMA).validate(evaluations[2])
+    page = text(evaluations[:3])
+    assert "random network, by proxy training of 2 candidates" in page
+    assert "milp" not in page and "target_0.5: proxy training of 2 candidates" in page
 
 
 class Page(HTMLParser):
@@ -182,40 +217,39 @@ class Page(HTMLParser):
         self.text.append(data)
 
 
-def read(path: Path) -> Page:
+def parse(source: str) -> Page:
     page = Page()
-    page.feed(path.read_text())
+    page.feed(source)
     page.close()
     assert not page.open
     return page
 
 
-def test_analyses_stand_before_the_provenance(evaluations, write):
-    repeats = section("Repeats", "Three of them.", "", grid(["seed"], [["1"]]))
-    text = "".join(read(write(evaluations, analyses=[repeats])).text)
-    assert text.index("Dynamic k") < text.index("Three of them.") < text.index("Where the numbers come from.")
+def test_analyses_stand_before_the_provenance(evaluations, text):
+    page = text(evaluations, [section("Repeats", "Three of them.", "", grid(["seed"], [["1"]]))])
+    assert page.index("Dynamic k") < page.index("Three of them.") < page.index("Where the numbers come from.")
 
 
 def test_report_needs_nothing_else(evaluations, write, tmp_path):
-    page = read(write(evaluations))
+    page = parse(write(evaluations).read_text())
     assert page.references and all(reference.startswith("#") for reference in page.references)
     assert {reference[1:] for reference in page.references} <= set(page.ids)
     assert len(page.ids) == len(set(page.ids))
     names = ["architectures", "block_latencies", "dynamic_k", "estimated_measured", "quality_latency", "routings"]
     assert sorted(path.name for path in (tmp_path / "figures").iterdir()) == [f"{name}.svg" for name in names]
     text = "".join(page.text)
-    assert "target_0.5: 5.10 ms per call, 1.96 times as fast as the baseline, 2.337 bpc" in text
+    assert "0.5 of the baseline's latency requested, 0.510 measured" in text
+    assert "2.337 bpc, baseline 2.308: 1.2% more nll, +0.029 bpc" in text
     assert "the network has no dense feed-forward layer" in text
     assert "0.9981 (0.9900 to 0.9995)" in text and "-1.1% (-2.0% to +1.0%)" in text
     assert "All bars are met." in text and "loosened" not in text
-    assert text.count("Its search took 1.50 times as long as one training of the baseline, below the bar of 2.") == 2
+    assert text.count("1.50, below 2") == 2
 
 
-def test_report_says_which_bars_are_missed_and_which_were_loosened(evaluations, write):
-    bar = {"pearson_r": 0.95, "mape": 0.02, "max_ape": 0.1}
-    text = "".join(read(write(evaluations, bar=bar)).text)
-    assert "Missed: mean error." in text
-    assert "Bars were loosened: Pearson r 0.9500 instead of 0.9900, largest error 10.0% instead of 8.0%." in text
+def test_report_says_which_bars_are_missed_and_which_were_loosened(evaluations, text):
+    page = text(evaluations, bar={"pearson_r": 0.95, "mape": 0.02, "max_ape": 0.1})
+    assert "Missed: mean error." in page
+    assert "Bars were loosened: Pearson r 0.9500 instead of 0.9900, largest error 10.0% instead of 8.0%." in page
 
 
 def test_report_is_the_same_every_time(evaluations, write, tmp_path):
@@ -233,13 +267,40 @@ def test_report_escapes_text(evaluations, write):
     evaluations[3]["conversion"]["reason"] = evaluations[0]["provenance"]["device"] = hostile
     path = write(evaluations)
     assert "<script" not in path.read_text()
-    assert "".join(read(path).text).count(hostile) >= 4
+    assert "".join(parse(path.read_text()).text).count(hostile) >= 4
 
 
 def test_report_of_one_network_that_nothing_was_converted_in(evaluations, write, tmp_path):
     page = write(evaluations[3:], networks=[])
     assert not (tmp_path / "figures/dynamic_k.svg").exists()
-    read(page)
+    parse(page.read_text())
+
+
+def test_report_begins_with_the_verdicts_and_names_files(evaluations, text):
+    page = text(evaluations)
+    for name, *_ in VARIANTS:
+        assert page.index("Verdict") < page.index(name) < page.index("What to try")
+    assert "snakemake --cores 2 results/demo/target_0.5-distill/eval.json" in page
+    assert page.index("What to try") < page.index("routers/model.safetensors") < page.index("How every network was")
+
+
+def test_the_lines_that_load_a_network_run_as_printed(evaluations, additivity, tmp_path, monkeypatch, capsys):
+    network = LanguageModel(Architecture(20, 32, (Attention(2, 16), FeedForward(48))))
+    initialise(network, torch.Generator().manual_seed(0))
+    save(network, tmp_path / "results/demo/par/retrain")
+    source = render(evaluations[:2], additivity, {})
+    (lines,) = re.findall(r"<pre><code>(from planer.*?)</code></pre>", source, re.DOTALL)
+    monkeypatch.chdir(tmp_path)
+    exec(html.unescape(lines), {})
+    assert lines.count("\n") == 2
+    assert capsys.readouterr().out.split() == ["sf", str(network.architecture.params())]
+
+
+def test_every_figure_has_a_caption_in_snakemakes_report():
+    caption = jinja2.Template((ROOT / "workflow/report/figure.rst").read_text(), undefined=jinja2.StrictUndefined)
+    captions = {name: caption.render(snakemake=SimpleNamespace(wildcards={"figure": name})) for name in FIGURES}
+    assert len(set(captions.values())) == len(FIGURES) and all(text.endswith(".") for text in captions.values())
+    assert caption.render(snakemake=SimpleNamespace(wildcards={"experiment": "demo"})) == captions["pareto"]
 
 
 def crowd() -> list[dict]:

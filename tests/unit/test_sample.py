@@ -37,7 +37,7 @@ def test_a_pattern_needs_no_search(name, blocks, ms):
     assert architecture == CONFIG.model.architecture(VOCAB_SIZE, blocks)
     assert notes == {
         "variant": name,
-        "solver": "pattern",
+        "chosen_by": "pattern",
         "target": None,
         "attention": "cached",
         "estimated_ms": ms,
@@ -66,7 +66,7 @@ def test_argmax_takes_the_largest_weights_whatever_they_cost():
     config = experiment(sample_architecture={"scores": "alpha", "slack": 1.0, "solver": "argmax"})
     architecture, notes = sample("target_0.3", config=config)
     assert options(architecture) == ALPHA.argmax(-1).tolist()
-    assert notes["solver"] == notes["status"] == "argmax"
+    assert notes["solver"] == notes["status"] == "argmax" and notes["chosen_by"] == notes["source"] == "solver"
     assert notes["estimated"] > 0.3  # the paper's arm can miss the target, and says so
 
 
@@ -101,15 +101,15 @@ def test_a_target_below_the_stem_is_refused(solver):
     assert "\n" not in str(error.value)
 
 
-def with_trials(measured, target=0.5, **changes):
-    """A choice among four candidates, and which networks were tried."""
+def with_trials(measured, target=0.5, winner=None, **changes):
+    """A choice among four candidates, and which networks were tried; winner: the pattern that trains best."""
     how = {"scores": "alpha", "num_solutions": 2, "min_distance": 1, "num_random": 2, "slack": 0.2}
     config = experiment(sample_architecture=how | {"corrections": 3} | changes)
     tried = []
 
     def trial(network, part):
         tried.append(network.pattern)
-        return float(len(network.pattern))
+        return -1.0 if network.pattern == winner else float(len(network.pattern))
 
     variant = parse_variant(f"target_{target}")
     more = {"alpha": ALPHA, "measured": measured, "trial": trial}
@@ -120,7 +120,9 @@ def with_trials(measured, target=0.5, **changes):
 def test_the_best_of_the_trials_is_chosen():
     architecture, notes, tried = with_trials(lambda network: 0.5)
     candidates = notes["candidates"]
-    assert {candidate["status"] for candidate in candidates} == {"optimal", "random"}
+    assert {(candidate["source"], candidate["status"]) for candidate in candidates} == {
+        ("solver", "optimal"), ("random", None),
+    }  # fmt: skip
     assert {candidate["pattern"] for candidate in candidates} == set(tried)
     whole = [candidate for candidate in candidates if candidate["trial_part"] == 1.0]
     assert len(whole) == -(-len(candidates) // 2)
@@ -129,6 +131,25 @@ def test_the_best_of_the_trials_is_chosen():
     last = notes["closed_loop"][-1]
     assert [CONFIG.design_space[i] for i in last["options"]] == [block.name for block in architecture.blocks]
     assert last["measured"] == 0.5 and last["estimated"] == notes["used"]["target"]
+
+
+@pytest.mark.parametrize("wanted", ["solver", "random"])
+def test_the_notes_say_what_chose_and_where_the_winner_came_from(wanted):
+    """The same choice twice: the first time to learn the candidates, then a candidate of that source wins."""
+    _, notes, _ = with_trials(lambda network: 0.5)
+    best = next(candidate for candidate in notes["candidates"] if candidate["source"] == wanted)["pattern"]
+    architecture, notes, _ = with_trials(lambda network: 0.5, winner=best)
+    assert architecture.pattern == best
+    assert (notes["chosen_by"], notes["source"]) == ("proxy training", wanted)
+    expected = ("milp", "optimal") if wanted == "solver" else (None, None)
+    assert (notes["solver"], notes["status"]) == expected and notes["scored_by"] == "alpha"
+
+
+@pytest.mark.parametrize(("name", "chosen_by"), [("target_0.5", "solver"), ("random_0.5_1", "random")])
+def test_without_proxy_training_the_solver_or_chance_chose(name, chosen_by):
+    _, notes = sample(name)
+    assert notes["chosen_by"] == notes["source"] == chosen_by
+    assert notes.get("solver") == ("milp" if chosen_by == "solver" else None)
 
 
 def test_only_what_was_measured_on_its_target_is_tried():
@@ -150,7 +171,7 @@ def test_random_candidates_are_drawn_where_networks_were_measured_on_the_target(
         return 1.15 * latency_table().estimate(network, "cached") / BASELINE_MS
 
     _, notes, _ = with_trials(measured)
-    drawn = [candidate for candidate in notes["candidates"] if candidate["status"] == "random"]
+    drawn = [candidate for candidate in notes["candidates"] if candidate["source"] == "random"]
     assert drawn and all(0.98 * 0.5 <= candidate["measured"] <= 0.5 for candidate in drawn)
 
 
@@ -172,6 +193,7 @@ def test_all_that_was_measured_says_where_the_next_solutions_are_looked_for():
 def test_without_a_candidate_on_target_the_closed_loop_has_the_last_word():
     architecture, notes, tried = with_trials(lambda network: 0.6, corrections=0)
     assert tried == [] and [c["pattern"] for c in notes["candidates"]] == [architecture.pattern]
+    assert notes["chosen_by"] == "solver"
     assert len(notes["closed_loop"]) == 1
 
 
@@ -186,5 +208,6 @@ def test_the_only_candidate_on_target_is_chosen_untried():
 
     architecture, notes, tried = with_trials(measured, corrections=0)
     assert [architecture.pattern] == fast != first[:1] and tried == []
+    assert notes["chosen_by"] == "measured latency"
     assert [c["pattern"] for c in notes["candidates"]] == fast
     assert [entry["measured"] for entry in notes["closed_loop"]] == [0.6, 0.5]
