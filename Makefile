@@ -52,11 +52,8 @@ lint: $(INSTALLED)  ## check style and rules
 	snakefmt --check Snakefile rules
 	snakemake --lint
 
-ui: $(INSTALLED)  ## show what MLflow knows on http://127.0.0.1:5000 (PORT=5000)
-	@case "$$MLFLOW_TRACKING_URI" in http*) echo "The runs are on $$MLFLOW_TRACKING_URI"; exit 1;; esac; \
-	MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false MLFLOW_DISABLE_TELEMETRY=true exec mlflow server \
-	  --backend-store-uri "$${MLFLOW_TRACKING_URI:-sqlite:///results/mlflow.db}" \
-	  --default-artifact-root results/mlartifacts --no-serve-artifacts --host 127.0.0.1 --port $(PORT) --workers 1
+ui: $(INSTALLED)  ## show the networks and their stages in MLflow on http://127.0.0.1:5000 (PORT=5000)
+	@exec python -m planer.tracking ui results --port $(PORT)
 
 lock:  ## write envs/requirements.lock anew from envs/requirements.in
 	rm -rf $(VENV)-lock

@@ -101,7 +101,6 @@ def stage(snakemake) -> Iterator[Job]:
             stage=rule,
             params=dict(snakemake.params.items()),
             tags={"device": device_name(resolve_device(snakemake.params.get("config", {}).get("device", "cpu")))},
-            scratch=scratch_folder(experiment, variant, rule),
         ) as run:
             yield Job(snakemake, run)
             for output in filter(os.path.isfile, snakemake.output):

@@ -115,4 +115,16 @@ onstart:
         check_writable("results")
     except UserError as error:
         sys.exit(f"planer: {error}")
-    tracking.initialise("results", "data", *sorted({name for name, _ in requested()} or {"demo"}))
+    tracking.start("results")
+
+
+onsuccess:
+    from planer import tracking
+
+    tracking.finish("results")
+
+
+onerror:
+    from planer import tracking
+
+    tracking.finish("results")
