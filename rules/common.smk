@@ -24,9 +24,10 @@ wildcard_constraints:
 
 
 def experiment_files():
-    """Experiment files by name; the working directory's come before the repository's."""
+    """Experiment files by allowed names; the working directory's come before the repository's."""
     folders = [ROOT / "config/experiments", Path("config/experiments")]
-    return {path.stem: path for folder in folders for path in sorted(folder.glob("*.yaml"))}
+    files = [path for folder in folders for path in sorted(folder.glob("*.yaml"))]
+    return {path.stem: path for path in files if re.fullmatch(FOLDER, path.stem)}
 
 
 @cache
