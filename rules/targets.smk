@@ -18,25 +18,18 @@ def targets():
     return [*parsed.targets, *more] or ["results/demo/report.html"]
 
 
-@cache
-def requested():
-    """Names of experiments and variants, or None, of the targets.
-
-    Raises UserError for names that mean nothing, wrong configuration, and files that nothing makes.
-    """
+def check_targets():
+    """Raise UserError for names that mean nothing, wrong configuration, and files that nothing makes."""
     made = {x.name: [re.sub(r"\{(\w+),[^}]*\}", r"{\1}", str(file)) for file in x.products()] for x in workflow.rules}
-    found = []
     for target in targets():
         names = names_in(os.path.relpath(target or "."), CORPORA)
         if "experiment" in names:
             settings(names["experiment"])
-            found.append((names["experiment"], names.get("variant")))
         check_made(target, names, made)
-    return found
 
 
 if workflow.is_main_process:  # the others have jobs that were planned here
     try:
-        requested()
+        check_targets()
     except UserError as error:
         sys.exit(f"planer: {' '.join(str(error).split())}")
