@@ -1,6 +1,11 @@
 # `make` alone lists the targets.  Everything runs in .venv, which the first target that needs it creates.
 
-PYTHON ?= $(shell command -v python3.11 || command -v python3)
+ifneq ($(words $(CURDIR)),1)
+$(error Snakemake cannot work in a path with spaces, "$(CURDIR)": move the checkout to a folder without)
+endif
+
+# The first of these that runs.
+PYTHON ?= $(firstword $(foreach name,python3.11 python3.12 python3.13 python3,$(shell $(name) -c 'print("$(name)")' 2>&-)))
 VENV ?= .venv
 CORES ?= 2
 PORT ?= 5000
@@ -8,16 +13,20 @@ GPU_PYTHON ?= python3
 
 export PATH := $(abspath $(VENV))/bin:$(PATH)
 INSTALLED := $(VENV)/.installed
+# Snakemake and caches need a home folder; not every user has one, in containers for example.
+export HOME := $(shell test -w "$$HOME" && echo "$$HOME" || echo "$(CURDIR)/scratch/home")
 
 .PHONY: help venv demo test slurm gpu bench lint ui lock
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-6s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
+CHECK_PYTHON := 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))'
+
 venv: $(INSTALLED)  ## create .venv from envs/requirements.lock
 
 $(INSTALLED): envs/requirements.lock
-	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("planer needs Python 3.11 or newer: make PYTHON=...")'
+	@$(or $(PYTHON),false) -c $(CHECK_PYTHON) || { echo "planer needs Python 3.11, 3.12 or 3.13: make PYTHON=/path/of/one"; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 	$(VENV)/bin/python -m pip install --quiet -r envs/requirements.lock
 	$(VENV)/bin/python -c 'from planer.kernels.cpp import build; build.available()'  # C++ kernels; does without a compiler
@@ -55,9 +64,15 @@ lint: $(INSTALLED)  ## check style and rules
 ui: $(INSTALLED)  ## show the networks and their stages in MLflow on http://127.0.0.1:5000 (PORT=5000)
 	@exec python -m planer.tracking ui results --port $(PORT)
 
+# The lock must suit machines that know only the ordinary registry: the dry run resolves it there, which downloads 3 GB
+# where the registry gives no metadata by itself.
 lock:  ## write envs/requirements.lock anew from envs/requirements.in
 	rm -rf $(VENV)-lock
 	$(PYTHON) -m venv $(VENV)-lock
 	$(VENV)-lock/bin/python -m pip install --quiet -r envs/requirements.in
-	{ echo "# Written by make lock."; $(VENV)-lock/bin/python -m pip freeze | sed 's/+cpu$$//'; } > envs/requirements.lock
+	{ echo "# Written by make lock."; $(VENV)-lock/bin/python -m pip freeze | sed '/^\(cuda\|nvidia\)-/d; s/+cpu$$//'; } \
+		> $(VENV)-lock/requirements.lock
+	PIP_CONFIG_FILE=/dev/null PIP_FIND_LINKS= PIP_EXTRA_INDEX_URL= $(VENV)-lock/bin/python -m pip install --quiet \
+		--dry-run --ignore-installed -r $(VENV)-lock/requirements.lock
+	mv $(VENV)-lock/requirements.lock envs/
 	rm -rf $(VENV)-lock

@@ -20,6 +20,3 @@ rule all:
     default_target: True
     input:
         "results/demo/report.html",
-
-
-include: "rules/targets.smk"

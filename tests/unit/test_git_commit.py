@@ -1,0 +1,41 @@
+"""Results name the commit of the code that made them, and of no other."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+
+import pytest
+
+from planer import source
+
+
+def git(folder, *arguments):
+    identity = ["-c", "user.name=A", "-c", "user.email=a@example.org"]
+    subprocess.run(["git", *identity, *arguments], cwd=folder, check=True, capture_output=True)
+
+
+@pytest.fixture
+def copy(tmp_path, monkeypatch):
+    """An unpacked copy of the code in the folder of another repository, with a commit of its own."""
+    git(tmp_path, "init", "-q")
+    git(tmp_path, "commit", "-q", "--allow-empty", "-m", "other")
+    (tmp_path / "copy/planer").mkdir(parents=True)
+    monkeypatch.setattr(source, "__file__", str(tmp_path / "copy/planer/source.py"))
+    return tmp_path / "copy"
+
+
+def test_the_commit_of_a_repository_around_a_copy_is_not_the_codes(copy):
+    assert source.git_commit() == "unknown"
+    git(copy, "init", "-q")
+    assert source.git_commit() == "unknown"
+    git(copy, "commit", "-q", "--allow-empty", "-m", "own")
+    assert re.fullmatch("[0-9a-f]{40}", source.git_commit())
+    (copy / "file").touch()
+    git(copy, "add", ".")
+    assert re.fullmatch("[0-9a-f]{40}-dirty", source.git_commit())
+
+
+def test_no_commit_without_git(monkeypatch):
+    monkeypatch.setenv("PATH", "/nowhere")
+    assert source.git_commit() == "unknown"

@@ -1,0 +1,21 @@
+"""What surrounds the checkout does not matter: no home folder, another copy of the library among the packages."""
+
+from __future__ import annotations
+
+import pytest
+
+pytestmark = pytest.mark.workflow
+
+
+def test_no_home_and_another_copy_of_the_library(workspace, tmp_path):
+    other = tmp_path / "packages/planer/__init__.py"
+    other.parent.mkdir(parents=True)
+    other.write_text("raise SystemExit('the other copy was imported')")
+    result = workspace.run(
+        "results/data/pysource/manifest.json",
+        HOME="/dev/null/home",
+        PYTHONPATH=str(other.parents[1]),
+        MLFLOW_TRACKING_URI="none",
+    )
+    assert result.returncode == 0, result.stdout
+    assert (workspace.folder / "scratch/home").is_dir()
