@@ -20,3 +20,6 @@ rule all:
     default_target: True
     input:
         "results/demo/report.html",
+
+
+include: "rules/targets.smk"

@@ -22,7 +22,6 @@ sys.path.insert(0, str(ROOT))
 
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
-import yaml  # noqa: E402
 from scipy.stats import kendalltau  # noqa: E402
 
 from benchmarks.output import RESULTS, table, write_results  # noqa: E402
@@ -35,8 +34,10 @@ from planer.search.controls import random_network  # noqa: E402
 from planer.search.limits import limits_of  # noqa: E402
 from planer.search.replace_one import SupernetLoss  # noqa: E402
 from planer.search.supernet import load_supernet  # noqa: E402
+from planer.strict_yaml import read_yaml  # noqa: E402
 from planer.training.checkpoint import Checkpoint  # noqa: E402
 from planer.training.retrain import retrain  # noqa: E402
+from planer.variant import spelled  # noqa: E402
 
 PARTS = 10
 """A training is looked at after every tenth of its steps."""
@@ -54,7 +55,8 @@ def measured(config: Experiment, results: Path, target: float, count: int) -> It
     table = LatencyTable.load(results / "latency_table.parquet")
     train, valid = (np.load(results.parent / f"data/{config.data.dataset}/{name}.npy") for name in ("train", "valid"))
     text, vocab_size = valid[: config.sample_architecture.tokens], table.identity["vocab_size"]
-    supernet = load_supernet(results / f"target_{target:g}/search/supernet.safetensors", config, vocab_size).to(device)
+    weights = results / f"target_{spelled(target)}/search/supernet.safetensors"
+    supernet = load_supernet(weights, config, vocab_size).to(device)
     supernet_loss = SupernetLoss(supernet, text, config.search, device, dtype)
     baseline = config.model.architecture(vocab_size, config.patterns.baseline)
     limit = limits_of(config, baseline, table, target)[0]
@@ -107,9 +109,9 @@ def main() -> None:
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder (default: %(default)s)")
     options = parser.parse_args()
     files = (ROOT / "config/config.yaml", ROOT / f"config/experiments/{options.experiment}.yaml")
-    config = build(Experiment, merge(*(yaml.safe_load(file.read_text()) for file in files)))
+    config = build(Experiment, merge(*map(read_yaml, files)))
     folder = ROOT / "results" / options.experiment
-    needed = f"results/{options.experiment}/target_{options.target:g}/search/supernet.safetensors"
+    needed = f"results/{options.experiment}/target_{spelled(options.target)}/search/supernet.safetensors"
     if not (ROOT / needed).exists():
         sys.exit(f"{needed} does not exist; run snakemake --cores 2 {needed}")
     torch.set_num_threads(config.threads)

@@ -20,6 +20,7 @@ Counts follow the closed forms of Transformer-XL: FLOPs are 2 x multiply-adds of
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import ClassVar
@@ -27,6 +28,9 @@ from typing import ClassVar
 import yaml
 
 from planer.files import write_text
+
+MAX_BLOCKS = 1_000
+"""Most blocks of a network: thirty times as many as the papers' deepest."""
 
 
 @dataclass(frozen=True)
@@ -324,24 +328,44 @@ def from_notation(text: str, options: dict[str, BlockSpec]) -> tuple[BlockSpec, 
     """Read ``(sfff)x6(f)x8`` into block specifications.
 
     options maps symbols (``s``, ``f``, ``s4``, ``m2``, ...) to specifications.
-    Raises ValueError, naming the symbol or the place, for anything else.
+    Raises ValueError, naming the symbol or the place, for anything else and for more than MAX_BLOCKS blocks.
     """
     blocks: list[BlockSpec] = []
     position = 0
-    group_pattern = re.compile(r"\(([^()]+)\)x(\d+)|([a-z]\d*)")
+    group_pattern = re.compile(r"\(((?:[a-z][0-9]*)+)\)x([1-9][0-9]*)|([a-z][0-9]*)")
     while position < len(text):
         match = group_pattern.match(text, position)
         if not match:
-            raise ValueError(f"pattern {text!r}: cannot read {text[position:]!r}; write groups as (sf)x4")
-        group, repeats = (match[1], int(match[2])) if match[1] else (match[3], 1)
-        symbols = re.findall(r"[a-z]\d*", group)
-        if "".join(symbols) != group or repeats < 1:
-            raise ValueError(f"pattern {text!r}: cannot read {match[0]!r}; write groups as (sf)x4")
+            place = text[position : position + 20]
+            raise ValueError(f"pattern {_shortened(text)!r}: cannot read {place!r}; write groups as (sf)x4")
+        symbols = re.findall(r"[a-z][0-9]*", match[1] or match[3])
+        repeats = int(match[2][:9]) if match[2] else 1  # nine digits are too many already
+        if len(blocks) + len(symbols) * repeats > MAX_BLOCKS:
+            raise ValueError(f"pattern {_shortened(text)!r}: more than {MAX_BLOCKS:,} blocks")
         for symbol in symbols:
             if symbol not in options:
-                raise ValueError(f"pattern {text!r}: unknown block {symbol!r}; allowed: {', '.join(options)}")
+                spelling = re.sub("^(.)0+", r"\1", symbol)
+                hint = f"write it {spelling}" if spelling in options else f"allowed: {_summary(options)}"
+                raise ValueError(f"pattern {_shortened(text)!r}: unknown block {symbol!r}; {hint}")
         blocks += [options[symbol] for symbol in symbols] * repeats
         position = match.end()
     if not blocks:
         raise ValueError("pattern is empty; write the blocks in order, such as (sf)x4")
     return tuple(blocks)
+
+
+def _summary(symbols: Iterable[str]) -> str:
+    """Symbols for a message: ``i, s, f, s1 to s8``."""
+    shown = [symbol for symbol in symbols if len(symbol) == 1]
+    numbers: dict[str, list[int]] = {}
+    for symbol in symbols:
+        if len(symbol) > 1:
+            numbers.setdefault(symbol[0], []).append(int(symbol[1:]))
+    for letter, found in numbers.items():
+        last = f" to {letter}{max(found)}" if len(found) > 1 else ""
+        shown.append(f"{letter}{min(found)}{last}")
+    return ", ".join(shown)
+
+
+def _shortened(text: str) -> str:
+    return text if len(text) <= 80 else f"{text[:60]}..."

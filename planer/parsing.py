@@ -67,7 +67,7 @@ class Matching:
 
 def show(value: object) -> str:
     """A value for a message: on one line, shortened where it is long."""
-    text = repr(value)
+    text = "empty" if value is None else repr(value)
     return text if len(text) <= 80 else f"{text[:60]}... ({len(text):,} characters)"
 
 

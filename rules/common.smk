@@ -5,8 +5,6 @@ import sys
 from functools import cache
 from pathlib import Path
 
-import yaml
-
 import planer
 from planer.config import Experiment, derive_seed
 from planer.files import UserError, check_writable, read_json
@@ -14,7 +12,8 @@ from planer.home import provide_home
 from planer.latency.cost import check_hours, rescaled
 from planer.parsing import build, merge
 from planer.source import source_hash
-from planer.variant import FOLDER, parse_variant
+from planer.strict_yaml import read_assignments, read_yaml
+from planer.variant import FOLDER, check_name, parse_variant
 
 ROOT = Path(workflow.basedir)
 assert Path(planer.__file__).parent == ROOT / "planer", f"another planer is installed: {planer.__file__}"
@@ -30,53 +29,32 @@ wildcard_constraints:
 
 
 def experiment_files():
-    """Experiment files by name; the working directory's come before the repository's."""
+    """Experiment files by allowed names; the working directory's come before the repository's."""
     folders = [ROOT / "config/experiments", Path("config/experiments")]
-    return {path.stem: path for folder in folders for path in sorted(folder.glob("*.yaml"))}
+    files = [path for folder in folders for path in sorted(folder.glob("*.yaml"))]
+    return {path.stem: path for path in files if re.fullmatch(FOLDER, path.stem)}
 
 
 @cache
 def settings(experiment):
     """All keys of an experiment: defaults, then its file, then --configfile and --config; checked."""
+    check_name("experiment", experiment)
     files = experiment_files()
     if experiment not in files:
         raise UserError(
             f"unknown experiment {experiment!r}; allowed: {', '.join(sorted(files))}; "
             "a new one is a file config/experiments/<name>.yaml"
         )
-    layers = []
-    for path in (ROOT / "config/config.yaml", files[experiment]):
-        try:
-            layers.append(yaml.safe_load(path.read_text()) or {})
-        except yaml.YAMLError as error:
-            raise UserError(f"{path.name} is no valid YAML: {' '.join(str(error).split())}") from error
-    values = merge(*layers, config)
+    # Snakemake reads --configfile and --config too, but as YAML that keeps the last of two equal keys and as text.
+    given = workflow.config_settings
+    paths = [ROOT / "config/config.yaml", files[experiment], *given.configfiles]
+    values = merge(*map(read_yaml, paths), read_assignments(given.config_args))
     checked = build(Experiment, values)
-    for name in checked.default_variants:
-        parse_variant(name)
     estimate = Path(f"results/{experiment}/cost.json")
     if estimate.exists():  # steps may have been raised since
         earlier = read_json(estimate)
         check_hours(rescaled(earlier, checked), earlier["device"], checked)
     return values
-
-
-def requested():
-    """(experiment, variant or None) of every target under results/ on the command line.
-
-    Snakemake knows its targets only after parsing; a mistake in one of them should be a single line before that.
-    """
-    targets = [re.fullmatch(r"(?:\./)?results/([^/]+)/(?:([^/]+)/.+|[^/]+)", text) for text in sys.argv[1:]]
-    return [(match[1], match[2]) for match in targets if match and match[1] != "data"]
-
-
-try:
-    for experiment_name, variant_name in requested():
-        settings(experiment_name)
-        if variant_name not in (None, "figures"):
-            parse_variant(variant_name)
-except UserError as error:
-    sys.exit(f"planer: {error}")
 
 
 def sections(*names):

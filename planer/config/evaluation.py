@@ -8,9 +8,9 @@ from typing import Annotated
 from planer.config.bounds import Batch, Length, Memory, PositiveShare, Rounds, Share
 from planer.files import UserError
 from planer.parsing import Items, Range
-from planer.variant import parse_variant
+from planer.variant import parse_variant, spelled
 
-Target = Annotated[float, Range(0, 1, above=True)]
+Target = Annotated[float, Range(0.001, 1)]
 """Wanted latency over the baseline's."""
 
 
@@ -80,11 +80,11 @@ class ParetoConfig:
 
     def own(self, target: float) -> str:
         """The variant with a search of its own for a target."""
-        return f"target_{target:g}"
+        return f"target_{spelled(target)}"
 
     def shared(self, target: float) -> str:
         """The variant that is chosen for a target from the common supernet.
 
         For the mildest target that supernet is its own, and shared_<t> would be the same network as target_<t>.
         """
-        return self.supernet if target == max(self.targets) else f"shared_{target:g}"
+        return self.supernet if target == max(self.targets) else f"shared_{spelled(target)}"

@@ -10,10 +10,12 @@ from planer.architecture import Architecture, Attention, BlockSpec, FeedForward,
 from planer.config.bounds import Count, Positive, Share, Width
 from planer.config.corpora import CORPORA
 from planer.files import UserError
-from planer.parsing import Items, Matching
+from planer.parsing import Items, Matching, show
 
 DesignSpace = Annotated[tuple[str, ...], Items(2, 100)]
 """Options that one searched position has."""
+MAX_SCALE = 1_000
+"""Largest s of feed_forward_x<s>."""
 
 
 @dataclass(frozen=True)
@@ -61,28 +63,34 @@ class ModelConfig:
 
         key is the config key that names it, for messages.
         """
-        stem, _, number = name.rpartition("_")
-        if name == "skip":
-            return Skip()
-        if name == "feed_forward":
-            return FeedForward(self.d_inner)
-        if stem == "feed_forward" and number.startswith("x") and number[1:].isdecimal() and int(number[1:]) > 1:
-            return FeedForward(self.d_inner * int(number[1:]), int(number[1:]))
-        if stem == "attention" and number.isdecimal():
-            if not 1 <= int(number) <= self.num_heads:
-                raise UserError(f"{key}: {name!r} asks for {number} heads; allowed: 1 to {self.num_heads}")
-            return Attention(int(number), self.d_head)
-        if stem == "moe" and number.startswith("top") and number[3:].isdecimal():
-            top_k = int(number[3:])
-            if not 1 <= top_k <= self.num_experts:
-                raise UserError(
-                    f"{key}: {name!r} has top_k {top_k}, more than num_experts allows; allowed: 1 to {self.num_experts}"
-                )
-            return MoE(self.d_inner, self.num_experts, top_k)
-        raise UserError(
-            f"{key}: unknown option {name!r}; allowed: skip, attention_<heads>, feed_forward, "
-            "feed_forward_x<2 or more>, moe_top<k>"
-        )
+        block = self._block(name, key)
+        if block.name != name:
+            raise UserError(f"{key}: {show(name)} is not how this option is spelled; write it {block.name}")
+        return block
+
+    def _block(self, name: str, key: str) -> BlockSpec:
+        """Like option, for every spelling of the number."""
+        if name in ("skip", "feed_forward"):
+            return Skip() if name == "skip" else FeedForward(self.d_inner)
+        match = re.fullmatch(r"(attention_|feed_forward_x|moe_top)(\d{1,9})", name)
+        if not match:
+            raise UserError(
+                f"{key}: unknown option {show(name)}; allowed: skip, attention_<heads>, feed_forward, "
+                "feed_forward_x<2 or more>, moe_top<k>"
+            )
+        stem, number = match[1], int(match[2])
+        if stem == "feed_forward_x":
+            if not 2 <= number <= MAX_SCALE:
+                raise UserError(f"{key}: {show(name)} is {number} times as wide; allowed: 2 to {MAX_SCALE:,}")
+            return FeedForward(self.d_inner * number, number)
+        if stem == "attention_":
+            if not 1 <= number <= self.num_heads:
+                raise UserError(f"{key}: {show(name)} asks for {number} heads; allowed: 1 to {self.num_heads}")
+            return Attention(number, self.d_head)
+        if not 1 <= number <= self.num_experts:
+            allowed = f"more than num_experts allows; allowed: 1 to {self.num_experts}"
+            raise UserError(f"{key}: {show(name)} has top_k {number}, {allowed}")
+        return MoE(self.d_inner, self.num_experts, number)
 
     def symbols(self) -> dict[str, BlockSpec]:
         """Pattern symbols and the blocks they stand for."""

@@ -19,7 +19,7 @@ from planer.evaluation.sweep_tables import sweep_table
 from planer.evaluation.verdict import rules, verdict
 from planer.files import write_text
 from planer.latency.additivity import IDLE_BAR, missed
-from planer.variant import parse_variant
+from planer.variant import parse_variant, spelled
 
 FIGURES = {
     "quality_latency": "Test quality against measured latency, one point per network",
@@ -132,7 +132,7 @@ def _control_findings(evaluations: Sequence[dict]) -> list[str]:
 
 
 def _control_finding(row, unit: str) -> str:
-    name, gap = f"target_{row.target:g}", f"{abs(row.difference):.3f} {unit}"
+    name, gap = f"target_{spelled(row.target)}", f"{abs(row.difference):.3f} {unit}"
     known = not pd.isna(row.errors)
     spread = f" \u00b1 {row.standard_error:.3f}" if known else ""
     numbers = f"{row.searched:.3f} {unit} ({_runs(row.runs)}) against {row.mean:.3f}{spread} ({_runs(row.n)})"

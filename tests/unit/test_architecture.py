@@ -73,7 +73,22 @@ def test_repeats_are_folded(group, repeats):
 
 
 @pytest.mark.parametrize(
-    "text", ["(sf)", "(sf)x", "(sf)x0", "()x3", "((s)x2)x2", "s f", "sf)x2", "(sf)4", "(s-f)x2", "S"]
+    "text",
+    [
+        "(sf)",
+        "(sf)x",
+        "(sf)x0",
+        "(sf)x02",
+        "(sf)x\u0663",
+        "s\u0663",
+        "()x3",
+        "((s)x2)x2",
+        "s f",
+        "sf)x2",
+        "(sf)4",
+        "(s-f)x2",
+        "S",
+    ],
 )
 def test_patterns_that_cannot_be_read(text):
     with pytest.raises(ValueError, match=r"cannot read .*; write groups as \(sf\)x4") as error:
@@ -81,9 +96,23 @@ def test_patterns_that_cannot_be_read(text):
     assert repr(text) in str(error.value)
 
 
+@pytest.mark.parametrize("text, spelling", [("s04", "s4"), ("(sm01)x2", "m1"), ("s0008", "s8")])
+def test_symbols_have_one_spelling(text, spelling):
+    with pytest.raises(ValueError, match=f"write it {spelling}$"):
+        from_notation(text, SYMBOLS)
+
+
+@pytest.mark.parametrize("text", ["(sf)x999999999", "f" * 1001, "(s)x500(f)x501", "(s)x" + "9" * 5000, "(s)x600" * 99])
+def test_networks_of_too_many_blocks(text):
+    """Refused before they are made: the first took all memory."""
+    with pytest.raises(ValueError, match="more than 1,000 blocks") as error:
+        from_notation(text, SYMBOLS)
+    assert len(str(error.value)) < 200
+
+
 @pytest.mark.parametrize("text, symbol", [("(sx)x2", "x"), ("s3", "s3"), ("fm4", "m4")])
 def test_unknown_symbols_are_named(text, symbol):
-    with pytest.raises(ValueError, match=f"unknown block '{symbol}'; allowed: i, s, s1"):
+    with pytest.raises(ValueError, match=f"unknown block '{symbol}'; allowed: i, s, f, s1 to s8, m1 to m2, d16"):
         from_notation(text, SYMBOLS)
 
 

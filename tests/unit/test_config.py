@@ -92,7 +92,9 @@ def message(values: dict) -> str:
 
 def offending(value: object) -> str:
     """What the message must name: the value, or the last one of a list, or the key of a mapping."""
-    return str([*value][-1] if isinstance(value, (list, dict)) and value else value)
+    if value is None:
+        return "empty"
+    return str([*value][-1] if isinstance(value, (list, dict)) and value else value)[:50]
 
 
 @pytest.mark.parametrize(
@@ -126,7 +128,7 @@ def test_a_missing_key(path):
         ("search.steps", "many", "a whole number"),
         ("search.steps", 0.5, "a whole number"),
         ("search.steps", True, "a whole number"),
-        ("search.steps", None, "a whole number"),
+        ("search.steps", None, "is empty; it must be a whole number"),
         ("search.steps", float("inf"), "a whole number"),
         ("search.optimizer.lr", "1e-3", "a finite number"),
         ("search.optimizer.lr", False, "a finite number"),
@@ -191,7 +193,7 @@ def test_a_wrong_type_or_choice(path, value, allowed):
         ("evaluate.taus", [0.0, 0.5, 0], "each once"),
         ("default_variants", [], "must list 1 to 1,000 values, each once"),
         ("default_variants", ["par", "par"], "each once"),
-        ("default_variants", ["par", "target_7"], "above 0 and up to 1"),
+        ("default_variants", ["par", "target_7"], "from 0.001 to 1"),
         ("repeatability.variant", "baseline", "a variant other than baseline"),
         ("default_analyses", ["pareto", "pareto"], "each once"),
         ("pareto.targets", [0.5, 0.75, 0.95, 0.5], "each once"),
@@ -214,6 +216,20 @@ def test_a_wrong_type_or_choice(path, value, allowed):
             ["skip", "moe_top"],
             "allowed: skip, attention_<heads>, feed_forward, feed_forward_x<2 or more>, moe_top<k>",
         ),
+        ("design_space", ["skip", "attention_02"], "write it attention_2"),
+        ("design_space", ["skip", "attention_\u0662"], "write it attention_2"),
+        ("design_space", ["skip", "moe_top01"], "write it moe_top1"),
+        ("design_space", ["skip", "feed_forward_x04"], "write it feed_forward_x4"),
+        ("design_space", ["skip", "feed_forward_x1001"], "allowed: 2 to 1,000"),
+        ("design_space", ["skip", "attention_" + "9" * 5000], "unknown option"),
+        ("device", "tpu", "auto, cpu, cuda or cuda:<number>"),
+        ("device", "cuda:01", "auto, cpu, cuda or cuda:<number>"),
+        ("seed", 10**400, "from 0 to 9,223,372,036,854,775,807"),
+        ("model.d_model", 10**11, "from 1 to 65,536"),
+        ("profile_blocks.copies", 10**9, "from 1 to 100"),
+        ("threads", 100_000, "from 1 to 1,024"),
+        ("patterns.par", "(sf)x999999999", "more than 1,000 blocks"),
+        ("patterns.par", "s04", "write it s4"),
         ("patterns.par", "(sx)x2", "allowed: i, s, f, s1"),
         ("patterns.par", "s9", "allowed: i, s, f, s1"),
         ("patterns.par", "(sf)", "write groups as (sf)x4"),
@@ -223,6 +239,24 @@ def test_a_wrong_type_or_choice(path, value, allowed):
 def test_contradictory_values(path, value, allowed):
     text = message(changed(path, value))
     assert f"config: {path}" in text and offending(value) in text and allowed in text
+
+
+def test_options_must_fit_the_model():
+    assert "'moe_top2' has top_k 2, more than num_experts allows; allowed: 1 to 1" in message(
+        changed("model.num_experts", 1)
+    )
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf"), 10**400, "1e-3x"])
+@pytest.mark.parametrize(
+    "path",
+    ["max_hours", "retrain.optimizer.lr", "search.optimizer.betas", "evaluate.taus", "sample_architecture.limits"],
+)
+def test_numbers_that_are_none(path, value):
+    """NaN is neither above nor below a bound."""
+    whole = {"betas": [0.9, value], "taus": [0.1, value], "limits": {"params": value}}
+    text = message(changed(path, whole.get(path.split(".")[-1], value)))
+    assert f"config: {path}" in text and "it must be a finite number" in text and len(text) < 200
 
 
 def test_whole_numbers_may_be_written_with_a_point():

@@ -156,11 +156,11 @@ def test_names_of_both_roads():
 @pytest.mark.parametrize(
     "targets, compared, words",
     [
-        ([0.5, 0.7, 0.9], [0.5, 0.7], "at least three"),
-        ([0.5, 0.7, 0.9], [0.5, 0.7, 0.7], "at least three"),
-        ([0.5, 0.7, 0.9], [0.5, 0.7, 0.8], "at least three of the targets"),
-        ([0.5, 0.7, 0.9, 0.9], [0.5, 0.7, 0.9], "each target once"),
-        ([0.5, 0.7, 1.1], [0.5, 0.7, 1.1], "'1.1' must be a number above 0 and up to 1"),
+        ([0.5, 0.7, 0.9], [0.5, 0.7], "3 to 100 values, each once"),
+        ([0.5, 0.7, 0.9], [0.5, 0.7, 0.7], "each once"),
+        ([0.5, 0.7, 0.9], [0.5, 0.7, 0.8], "0.8 is none of the targets"),
+        ([0.5, 0.7, 0.9, 0.9], [0.5, 0.7, 0.9], "each once"),
+        ([0.5, 0.7, 1.1], [0.5, 0.7, 1.1], "1.1; it must be from 0.001 to 1"),
     ],
 )
 def test_settings_that_make_no_sense(targets, compared, words):

@@ -163,7 +163,7 @@ def trained() -> tuple[Supernet, np.ndarray]:
 
 
 @pytest.mark.parametrize("position", range(4))
-@pytest.mark.parametrize("target", [0.4, 0.6, 1.0])
+@pytest.mark.parametrize("target", [0.4, 0.6, 1])
 def test_an_option_made_useless_is_never_chosen(trained, target, position):
     """Feed-forward layers that put out noise, and architecture weights that want one of them and nothing else."""
     supernet, counting = trained

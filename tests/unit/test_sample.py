@@ -46,7 +46,7 @@ def test_a_pattern_needs_no_search(name, blocks, ms):
     }
 
 
-@pytest.mark.parametrize("target", [0.1, 0.3, 0.5, 0.75, 1.0])
+@pytest.mark.parametrize("target", [0.1, 0.3, 0.5, 0.75, 1])
 def test_milp_is_the_best_of_all_networks_within_the_target(target):
     architecture, notes = sample(f"target_{target}")
     scores = ALPHA.double().log_softmax(-1)

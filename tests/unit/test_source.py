@@ -156,7 +156,7 @@ def test_an_edit_that_changes_no_result_repeats_nothing(changed, file, old, new)
         ("planer/evaluation/quality.py", "import torch", "import torch as t, torch", {"evaluate"}),
         (
             "planer/config/evaluation.py",
-            'f"target_{target:g}"',
+            'f"target_{spelled(target)}"',
             '"x"',
             {"pareto", "repeatability", "evaluate", "compare"},
         ),

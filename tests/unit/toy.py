@@ -6,12 +6,12 @@ import dataclasses
 from pathlib import Path
 
 import pandas as pd
-import yaml
 
 from planer.config import Experiment
 from planer.latency.table import LatencyTable, identity
 from planer.parsing import build, merge
 from planer.runtime import resolve_device, resolve_dtype
+from planer.strict_yaml import read_yaml
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -33,7 +33,7 @@ MS = {
 def experiment(**overlay: object) -> Experiment:
     """The experiment of the workflow's tests (d_model 32, 4 positions, 6 options) with some keys changed."""
     files = (ROOT / "config/config.yaml", ROOT / "tests/workflow/tiny.yaml")
-    return build(Experiment, merge(*(yaml.safe_load(file.read_text()) for file in files), overlay))
+    return build(Experiment, merge(*map(read_yaml, files), overlay))
 
 
 def latency_table_of_this_machine(config: Experiment | None = None, vocab_size: int = VOCAB_SIZE) -> LatencyTable:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import shutil
 
 import pytest
-import yaml
 
 from benchmarks.ranking import PARTS, agreement, measured
 from planer.config import Experiment
 from planer.parsing import build, merge
+from planer.strict_yaml import read_yaml
 from tests.workflow.conftest import ROOT
 
 pytestmark = pytest.mark.workflow
@@ -22,7 +22,7 @@ def test_random_networks_are_scored_and_trained(finished, tmp_path):
     shutil.copytree(finished.folder / "results/tiny/target_0.5/search", results / "target_1/search")
     shutil.copy(finished.folder / "results/tiny/latency_table.parquet", results)
     files = (ROOT / "config/config.yaml", ROOT / "tests/workflow/tiny.yaml")
-    config = build(Experiment, merge(*(yaml.safe_load(file.read_text()) for file in files)))
+    config = build(Experiment, merge(*map(read_yaml, files)))
     rows = list(measured(config, results, 1, 3))
     assert len(rows) == 3
     for row in rows:

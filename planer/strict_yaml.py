@@ -1,0 +1,143 @@
+"""Configuration in YAML that can be read in one way only.
+
+The YAML 1.1 of most readers takes ``010`` for 8, ``1:30`` for 90 and ``no`` for false, keeps the last of two equal keys
+and expands aliases without limit.  Here numbers are decimal, only ``true`` and ``false`` are truth values (as in YAML
+1.2), equal keys, aliases and tags are refused, and size and depth are bounded.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from pathlib import Path
+
+import yaml
+
+from planer.files import UserError
+from planer.parsing import show
+
+MAX_BYTES = 50_000
+"""Largest file; PyYAML reads it in one to two seconds.  config/config.yaml has a fifth of it."""
+MAX_DEPTH = 10
+"""Most values inside one another."""
+
+WORDS = {"": None, "~": None, "null": None, "true": True, "false": False}
+INTEGER = re.compile(r"[-+]?(0|[1-9][0-9]*)")
+FLOAT = re.compile(r"[-+]?(\.[0-9]+|(0|[1-9][0-9]*)(\.[0-9]*)?)([eE][-+]?[0-9]+)?")
+AMBIGUOUS = re.compile(r"[-+]?(0[0-9]+(\.[0-9]*)?|0[xob][0-9a-fA-F]+|[0-9][0-9.]*([:_][0-9.]+)+|[0-9]{19,})")
+"""What other readers take for octal, hexadecimal, base 60 or grouped digits, and integers beyond 64 bits."""
+
+
+def read_yaml(path: str | Path) -> dict:
+    """The keys and values of a file; no keys for an empty one.
+
+    Raises UserError naming the file, the line and what is wrong.
+    """
+    try:
+        with open(path, "rb") as file:
+            content = file.read(MAX_BYTES + 1)
+        text = content.decode()
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        raise UserError(
+            f"{path}, line {line}: byte {content[error.start]:#x} is not UTF-8; save it as UTF-8"
+        ) from error
+    if len(content) > MAX_BYTES:
+        raise UserError(f"{path} has more than {MAX_BYTES:,} bytes, which no configuration needs")
+    values = parse_yaml(text, str(path))
+    if not isinstance(values, (dict, type(None))):
+        raise UserError(f"{path} holds {show(values)}; it must hold keys and values, such as seed: 1111")
+    return values or {}
+
+
+def read_assignments(assignments: Iterable[str]) -> dict:
+    """Keys and values of ``key=value`` texts, as the option --config takes them; every value is YAML.
+
+    Raises UserError naming the key.
+    """
+    values = {}
+    for assignment in assignments:
+        key, _, text = assignment.partition("=")
+        if key in values:
+            raise UserError(f"--config {key} is given twice; keep one")
+        values[key] = parse_yaml(text, f"--config {key}")
+    return values
+
+
+def parse_yaml(text: str, source: str):
+    """The value that a YAML text stands for: mappings, lists, text, int, float, bool or None.
+
+    Raises UserError naming the source, the line and what is wrong.
+    """
+    try:
+        node = _Composer(text).get_single_node()
+        return None if node is None else _value(node, "")
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        reason = " ".join(str(part) for part in (error.context, error.problem) if part)
+        raise UserError(f"{source}, line {mark.line + 1}: {' '.join(reason.split())}") from error
+    except (yaml.YAMLError, ValueError, OverflowError) as error:  # the last two of escapes such as "\UFFFFFFFF"
+        raise UserError(f"{source} is no valid YAML: {' '.join(str(error).split())}") from error
+
+
+class _Composer(yaml.SafeLoader):
+    """PyYAML's graph of nodes, without aliases and tags, and never deeper than MAX_DEPTH."""
+
+    _depth = 0
+
+    def compose_node(self, parent, index):
+        event = self.peek_event()
+        if isinstance(event, yaml.AliasEvent):
+            raise _refusal(event, f"alias *{event.anchor} is not read; write the value itself")
+        if event.tag not in (None, "!"):
+            raise _refusal(event, f"tag {event.tag} is not read; write the value without it")
+        if self._depth == MAX_DEPTH:
+            raise _refusal(event, f"more than {MAX_DEPTH} values inside one another")
+        self._depth += 1
+        node = super().compose_node(parent, index)
+        self._depth -= 1
+        return node
+
+
+def _refusal(place: yaml.Node | yaml.Event, problem: str) -> yaml.MarkedYAMLError:
+    return yaml.MarkedYAMLError(problem=problem, problem_mark=place.start_mark)
+
+
+def _value(node: yaml.Node, path: str):
+    """The plain value of a node; path names its key in messages."""
+    if isinstance(node, yaml.SequenceNode):
+        return [_value(item, f"{path}[{i}]") for i, item in enumerate(node.value)]
+    if isinstance(node, yaml.ScalarNode):
+        return _scalar(node, path)
+    values, lines = {}, {}
+    for key, value in node.value:
+        if not isinstance(key, yaml.ScalarNode):
+            raise _refusal(key, "a key must be text")
+        name = f"{path}.{key.value}" if path else key.value
+        if key.value in values:
+            raise _refusal(key, f"{_one_line(name)} is given twice, first in line {lines[key.value]}; keep one")
+        values[key.value] = _value(value, name)
+        lines[key.value] = key.start_mark.line + 1
+    return values
+
+
+def _scalar(node: yaml.ScalarNode, path: str):
+    text = node.value
+    if node.style is not None:  # quoted, or a block of text
+        return text
+    if text.lower() in WORDS:
+        return WORDS[text.lower()]
+    if AMBIGUOUS.fullmatch(text):
+        where = f"{_one_line(path)} is " if path else ""
+        raise _refusal(
+            node, f"{where}{_one_line(text)}, no decimal number of up to 18 digits; write one, or quote text"
+        )
+    if INTEGER.fullmatch(text):
+        return int(text)
+    return float(text) if FLOAT.fullmatch(text) else text
+
+
+def _one_line(text: str) -> str:
+    return text if text.isprintable() and len(text) <= 80 else show(text)

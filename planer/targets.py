@@ -1,0 +1,52 @@
+"""Targets of the command line: what their paths name, and one line for those that nothing makes."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+from planer.files import UserError
+from planer.variant import check_name, parse_variant
+
+
+def names_in(path: str, datasets: Iterable[str]) -> dict[str, str]:
+    """The wildcards that a path below results/ names: experiment and variant, or dataset; none for other paths.
+
+    Raises UserError for a name that nothing may have, and for a variant or dataset that does not exist.
+    """
+    match = re.fullmatch(r"results/([^/]+)/(?:([^/]+)/.+|[^/]+)", path, re.DOTALL)
+    folder, inner = match.groups() if match else (None, None)
+    if folder is None or (folder == "data" and inner is None):
+        return {}
+    if folder == "data":
+        check_name("dataset", inner)
+        if inner not in datasets:
+            raise UserError(f"unknown dataset {inner!r}; allowed: {', '.join(datasets)}")
+        return {"dataset": inner}
+    check_name("experiment", folder)
+    if inner is None:
+        return {"experiment": folder}
+    parse_variant(inner)
+    return {"experiment": folder, "variant": inner}
+
+
+def check_made(target: str, names: dict[str, str], rules: dict[str, list[str]]) -> None:
+    """Raise UserError unless the target is a rule that can be asked for by name, or a file that a rule makes.
+
+    names: the target's, of names_in; rules: the files of every rule, with wildcards in braces.
+    """
+    if target in rules:
+        if any("{" in file for file in rules[target]):
+            raise UserError(f"rule {target} makes many files; name one, such as {rules[target][0]}")
+        return
+    path = os.path.relpath(target or ".")
+    if os.path.isabs(target):
+        raise UserError(f"target {target!r} must be relative to the working directory: {path!r}")
+    files = [file for made in rules.values() for file in made]
+    for wildcard, name in names.items():
+        files = [file.replace(f"{{{wildcard}}}", name) for file in files]
+    if path not in files:
+        close = get_close_matches(path, files, n=1, cutoff=0.8)
+        raise UserError(f"no rule makes {path!r}" + (f"; did you mean {close[0]}?" if close else ""))

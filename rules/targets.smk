@@ -1,0 +1,35 @@
+# The targets of the command line.  Snakemake plans jobs before it reports a mistake in them, and reports it in many lines.
+# Here a mistake is a single line, before any work.
+import os
+
+from snakemake.cli import get_argument_parser
+
+from planer.config.corpora import CORPORA
+from planer.targets import check_made, names_in
+
+
+def targets():
+    """What the command line asks for: rules, and files relative to the working directory."""
+    arguments, more = sys.argv[1:], []
+    if "--" in arguments:
+        end = arguments.index("--")
+        arguments, more = arguments[:end], arguments[end + 1 :]
+    parsed, _ = get_argument_parser().parse_known_args(arguments)
+    return [*parsed.targets, *more] or ["results/demo/report.html"]
+
+
+def check_targets():
+    """Raise UserError for names that mean nothing, wrong configuration, and files that nothing makes."""
+    made = {x.name: [re.sub(r"\{(\w+),[^}]*\}", r"{\1}", str(file)) for file in x.products()] for x in workflow.rules}
+    for target in targets():
+        names = names_in(os.path.relpath(target or "."), CORPORA)
+        if "experiment" in names:
+            settings(names["experiment"])
+        check_made(target, names, made)
+
+
+if workflow.is_main_process:  # the others have jobs that were planned here
+    try:
+        check_targets()
+    except UserError as error:
+        sys.exit(f"planer: {' '.join(str(error).split())}")

@@ -1,0 +1,132 @@
+"""Configuration files: one reading, or one line that names the file and the line."""
+
+from __future__ import annotations
+
+import pytest
+import yaml
+from toy import ROOT
+
+from planer.files import UserError
+from planer.strict_yaml import MAX_BYTES, MAX_DEPTH, parse_yaml, read_assignments, read_yaml
+
+
+@pytest.mark.parametrize("file", sorted((ROOT / "config").rglob("*.yaml")), ids=lambda file: file.stem)
+def test_what_ships_reads_as_by_any_other_reader(file):
+    assert read_yaml(file) == yaml.safe_load(file.read_text())
+
+
+@pytest.mark.parametrize(
+    "text, value",
+    [
+        ("1111", 1111),
+        ("+7", 7),
+        ("-3", -3),
+        ("0", 0),
+        ("0.10", 0.1),
+        (".5", 0.5),
+        ("1e-3", 0.001),
+        ("1.0e-3", 0.001),
+        ("true", True),
+        ("False", False),
+        ("", None),
+        ("null", None),
+        ("no", "no"),
+        ("on", "on"),
+        ("'010'", "010"),
+        ("2001-01-01", "2001-01-01"),
+        ("(sf)x4", "(sf)x4"),
+        ("cuda:1", "cuda:1"),
+        ("[baseline, target_0.5]", ["baseline", "target_0.5"]),
+        ("{'steps': 5}", {"steps": 5}),
+        ('{"lr": 0.5, "betas": [0.9, 0.999]}', {"lr": 0.5, "betas": [0.9, 0.999]}),
+        ("7: x", {"7": "x"}),
+    ],
+)
+def test_values(text, value):
+    found = parse_yaml(text, "text")
+    assert found == value and type(found) is type(value)
+
+
+@pytest.mark.parametrize(
+    "text, reason",
+    [
+        ("seed: 010", "a.yaml, line 1: seed is 010, no decimal number"),
+        ("a:\n  b: 1:30", "a.yaml, line 2: a.b is 1:30, no decimal number"),
+        ("a: [1, 0x10]", "line 1: a[1] is 0x10, no decimal number"),
+        ("a: 1_000", "a is 1_000, no decimal number"),
+        ("a: " + "1" * 400, "(402 characters), no decimal number"),
+        ("a: 1\nb: 2\na: 3", "line 3: a is given twice, first in line 1"),
+        ("r: {s: 1}\nx: 0\nr: {t: 2}", "line 3: r is given twice, first in line 1"),
+        ("r: {s: 1, 's': 2}", "line 1: r.s is given twice"),
+        ("a: &x [1]\nb: *x", "line 2: alias *x is not read"),
+        ("a: !!python/object:os.system {}", "line 1: tag tag:yaml.org,2002:python/object:os.system is not read"),
+        ("a: !!int '3'", "is not read; write the value without it"),
+        ("? [1, 2]\n: 3", "line 1: a key must be text"),
+        ("[" * 5000, f"more than {MAX_DEPTH} values inside one another"),
+        ("a: [1", "line 1: while parsing a flow sequence"),
+        ("a: b: c", "line 1: mapping values are not allowed here"),
+        ("\ta: 1", "line 1: while scanning for the next token"),
+        ("a: 1\n---\nb: 2", "line 2: expected a single document"),
+        ('a: "\\UFFFFFFFF"', "is no valid YAML"),
+        ("a: \x07", "is no valid YAML"),
+        ("- 1", "holds [1]; it must hold keys and values"),
+        ("seed", "holds 'seed'; it must hold keys and values"),
+        ("# " + "x" * MAX_BYTES, f"more than {MAX_BYTES:,} bytes"),
+    ],
+)
+def test_what_could_be_read_in_two_ways_or_not_at_all(tmp_path, text, reason):
+    file = tmp_path / "a.yaml"
+    file.write_text(text)
+    with pytest.raises(UserError) as error:
+        read_yaml(file)
+    message = str(error.value)
+    assert str(file) in message and reason in message and "\n" not in message and len(message) < 400
+
+
+def test_a_file_that_is_not_utf8(tmp_path):
+    file = tmp_path / "a.yaml"
+    file.write_bytes("seed: 1\n# größer\n".encode("latin-1"))
+    with pytest.raises(UserError, match=r"a.yaml, line 2: byte 0xf6 is not UTF-8; save it as UTF-8"):
+        read_yaml(file)
+
+
+def test_files_that_cannot_be_read(tmp_path):
+    for path, reason in ((tmp_path, "Is a directory"), (tmp_path / "none.yaml", "No such file")):
+        with pytest.raises(UserError, match=f"cannot read {path}: {reason}"):
+            read_yaml(path)
+
+
+def test_an_empty_file_changes_nothing(tmp_path):
+    file = tmp_path / "a.yaml"
+    file.write_text("# nothing yet\n")
+    assert read_yaml(file) == {}
+
+
+def test_an_expanding_file_is_refused():
+    """Nine aliases deep it would stand for a billion values."""
+    bomb = "a0: &a0 [x, x]\n" + "".join(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 10)}]\n" for i in range(1, 10))
+    with pytest.raises(UserError, match="alias"):
+        parse_yaml(bomb, "bomb.yaml")
+
+
+def test_assignments_of_the_command_line():
+    given = ["retrain={steps: 5, optimizer: {lr: 1e-3}}", "default_variants=[baseline,par]", "device=cuda:1", "seed="]
+    assert read_assignments(given) == {
+        "retrain": {"steps": 5, "optimizer": {"lr": 0.001}},
+        "default_variants": ["baseline", "par"],
+        "device": "cuda:1",
+        "seed": None,
+    }
+
+
+@pytest.mark.parametrize(
+    "given, reason",
+    [
+        (["seed=1", "seed=2"], "--config seed is given twice"),
+        (["retrain={steps: 1, steps: 2}"], "--config retrain, line 1: steps is given twice"),
+        (["default_variants=[baseline"], "--config default_variants, line 1: while parsing a flow sequence"),
+    ],
+)
+def test_assignments_that_cannot_be_read(given, reason):
+    with pytest.raises(UserError, match=reason):
+        read_assignments(given)

@@ -1,0 +1,68 @@
+"""Targets of the command line: what they name, and one line for mistakes."""
+
+from __future__ import annotations
+
+import pytest
+
+from planer.files import UserError
+from planer.targets import check_made, names_in
+
+DATASETS = ("pysource", "text8")
+RULES = {
+    "all": [],
+    "prepare_data": ["results/data/{dataset}/train.npy", "logs/data/{dataset}.log"],
+    "compare": ["results/{experiment}/report.html", "results/{experiment}/figures"],
+    "evaluate": ["results/{experiment}/{variant}/eval.json"],
+}
+
+
+def check(target: str) -> dict[str, str]:
+    names = names_in(target, DATASETS)
+    check_made(target, names, RULES)
+    return names
+
+
+@pytest.mark.parametrize(
+    "target, names",
+    [
+        ("results/demo/report.html", {"experiment": "demo"}),
+        ("results/demo/figures", {"experiment": "demo"}),
+        ("results/demo/target_0.5/eval.json", {"experiment": "demo", "variant": "target_0.5"}),
+        ("results/data/text8/train.npy", {"dataset": "text8"}),
+        ("all", {}),
+    ],
+)
+def test_targets_that_something_makes(target, names):
+    assert check(target) == names
+
+
+@pytest.mark.parametrize(
+    "target, reason",
+    [
+        ("results/$(touch x)/report.html", r"experiment '\$\(touch x\)': names hold"),
+        ("results/demo/$(touch x)/eval.json", r"unknown variant '\$\(touch x\)'"),
+        ("results/data/$(touch x)/train.npy", r"dataset '\$\(touch x\)': names hold"),
+        ("results/a\nb/report.html", r"experiment 'a\\nb': names hold"),
+        ("results/mlartifacts/report.html", "give the experiment another name"),
+        ("results/data/enwik9/train.npy", "unknown dataset 'enwik9'; allowed: pysource, text8"),
+        ("results/demo/target_0.50/eval.json", "write it target_0.5"),
+        ("results/demo/figures/eval.json", "unknown variant 'figures'"),
+        ("results/demo/target_0.5/evil.json", "did you mean results/demo/target_0.5/eval.json?"),
+        ("results/data/report.html", "no rule makes 'results/data/report.html'"),
+        ("results/data/text8/train.np", "did you mean results/data/text8/train.npy?"),
+        ("results/demo", "no rule makes 'results/demo'"),
+        ("", "no rule makes '.'"),
+        ("evaluate", "makes many files; name one, such as results/{experiment}/{variant}/eval.json"),
+    ],
+)
+def test_mistakes(target, reason):
+    with pytest.raises(UserError, match=reason) as error:
+        check(target)
+    assert "\n" not in str(error.value)
+
+
+def test_an_absolute_path_is_no_target(tmp_path, monkeypatch):
+    """Snakemake would find no rule for it."""
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match="relative to the working directory: 'results/demo/report.html'"):
+        check(str(tmp_path / "results/demo/report.html"))
