@@ -131,6 +131,8 @@ code { font-family: ui-monospace, SFMono-Regular, Menlo, Consolas, monospace; fo
 <li>{{ sentence }}</li>
 {%- endfor %}
 </ul>
+<p class="note">Random controls are given as mean &plusmn; standard error. The standard error of a difference takes
+their standard deviation for the searched networks too.</p>
 {%- endif %}
 {%- if remedies %}
 <h3>What to try</h3>

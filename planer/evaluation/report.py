@@ -180,9 +180,7 @@ def _summary_note(evaluation: dict) -> str:
         f"(E-final), or segments of {train['tgt_len']} with a memory of {train['mem_len']} as in training (E-train). "
         f"A bigram model scores {evaluation['reference']['bigram'][unit]:.3f} {unit} on the test split. "
         "Latency is the median of one call, measured in turn with the baseline in one process. Requested and measured "
-        "are fractions of the baseline's latency. Active parameters are those that one token meets. Random controls "
-        "are given as mean \u00b1 standard error; the standard error of a difference takes their standard deviation "
-        "for the searched networks too."
+        "are fractions of the baseline's latency. Active parameters are those that one token meets."
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from planer.evaluation.comparison import pick
 from planer.evaluation.page import cell, table
 
 
@@ -11,7 +12,12 @@ def search_tables(evaluations: Sequence[dict]) -> list[dict]:
     """One table with a row for each network that is no pattern, or none."""
     rows = [_search_row(evaluation) for evaluation in evaluations if evaluation["selection"]]
     columns = ["network", "chosen by", "status", "requested", "estimated", "slack", "measured", "also used"]
-    columns += ["supernet nll", "search seconds", "search cost"]
+    bars = {evaluation["search"]["bar"] for evaluation in evaluations if evaluation["search"]}
+    columns += [
+        "supernet nll",
+        "search seconds",
+        ", ".join(["search cost", *(f"wanted below {bar:g}" for bar in bars)]),
+    ]
     return [table(columns, rows, text=("network", "chosen by", "status", "measured", "also used"))] if rows else []
 
 
@@ -30,15 +36,8 @@ def _search_row(evaluation: dict) -> list[str]:
         ", ".join(f"{name} {share:.2f}" for name, share in how["used"].items() if name != "target"),
         cell(_chosen(evaluation).get("supernet_nll"), "{:.3f}".format),
         cell(cost and cost["seconds"] + cost["choice_seconds"], "{:.0f}".format),
-        _search_cost(cost),
+        cell(pick(cost, "ratio"), "{:.2f}".format),
     ]
-
-
-def _search_cost(cost: dict | None) -> str:
-    """The time of a search over that of one training of the baseline, and its bar."""
-    if cost is None:
-        return cell(None, str)
-    return f"{cost['ratio']:.2f}, {'below' if cost['ratio'] < cost['bar'] else 'not below'} {cost['bar']:g}"
 
 
 def chosen_by(evaluation: dict) -> str:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
-from made_up import evaluation
+from made_up import evaluation, spread
 
 from planer.evaluation.dynamic_k import choose_threshold
 from planer.evaluation.verdict import rules, verdict
@@ -22,7 +24,7 @@ def swept(nlls: tuple[float, ...], ms: float = 4.0) -> dict:
     values = network()
     values["dynamic_k"] = values["dynamic_k"][: len(nlls)]
     for number, (row, nll) in enumerate(zip(values["dynamic_k"], nlls, strict=True)):
-        row["tau"], row["valid"]["nll"], row["latency"]["median_ms"] = number / 10, nll, ms
+        row |= {"tau": number / 10, "valid": row["valid"] | {"nll": nll}, "latency": spread(ms)}
     dense = values["quality"]["final"] | {"latency": values["conversion"]["dense_latency"]}
     values["conversion"]["chosen"] = choose_threshold(values["dynamic_k"], dense, values["tolerance"])
     return values
@@ -51,6 +53,32 @@ def test_a_missed_target_suggests_a_smaller_share(variant, share, suggested):
     assert parse_variant(suggested).target < parse_variant(variant).target
 
 
+def test_a_target_missed_without_the_closed_loop_suggests_it():
+    values = network(share=0.6)
+    values["target"]["rounds"] = []
+    command = f'{COMMAND}target_0.5/eval.json --config "sample_architecture={{corrections: 3}}"'
+    assert verdict(values).target.remedy.command == command
+
+
+@pytest.mark.parametrize("share", [0.5, 0.6])
+@pytest.mark.parametrize("disturbed", ["network", "baseline"])
+def test_a_disturbed_measurement_is_called_so_and_suggests_another(share, disturbed):
+    values = network(share=share)
+    row = (values if disturbed == "network" else values["baseline"])["latency"][0]
+    row["p90_ms"] = 1.51 * row["p10_ms"]
+    found = verdict(values).target
+    assert found.text.endswith("measured, disturbed")
+    again = f"{COMMAND}target_0.5/eval.json --forcerun evaluate"
+    assert (found.remedy and found.remedy.command) == (None if share == 0.5 else again)
+
+
+def test_disturbed_thresholds_are_called_so():
+    values = swept((1.58, 1.59), ms=6.0)
+    values["dynamic_k"][1]["latency"]["p90_ms"] = 20.0
+    found = verdict(values).dynamic_k
+    assert found.text.endswith("; disturbed") and found.remedy.command.endswith("--forcerun evaluate")
+
+
 def test_a_target_beyond_reach_suggests_nothing():
     assert verdict(network("target_0.05", share=0.9)).target.remedy is None
 
@@ -58,16 +86,17 @@ def test_a_target_beyond_reach_suggests_nothing():
 @pytest.mark.parametrize(
     ("nll", "word", "text"),
     [
-        (1.5, "kept", "6.2% less nll"),
-        (1.615, "kept", "0.9% more nll"),
-        (1.617, "lost", "1.1% more nll, +0.025 bpc"),
-        (1.76, "lost", "10.0% more nll, +0.231 bpc"),
+        (1.5, "kept", "6.2% less nll than the baseline (2.308)"),
+        (1.6004, "kept", "the same nll as the baseline (2.308)"),
+        (1.615, "kept", "0.9% more nll than the baseline (2.308)"),
+        (1.617, "lost", "1.1% more nll than the baseline (2.308), +0.025 bpc"),
+        (1.76, "lost", "10.0% more nll than the baseline (2.308), +0.231 bpc"),
     ],
 )
 def test_quality_is_kept_within_the_tolerance_of_the_baseline(nll, word, text):
     found = verdict(network(nll=nll)).quality
     assert (found.word, found.good, found.remedy is None) == (word, word == "kept", word == "kept")
-    assert found.text == f"{nll / 0.6931472:.3f} bpc, baseline 2.308: {text}"
+    assert found.text == f"{nll / math.log(2):.3f} bpc, {text}"
     strict = network(nll=nll) | {"tolerance": 0.0}
     assert verdict(strict).quality.good == (nll < 1.6)
 
