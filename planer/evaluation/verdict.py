@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 
 from planer.evaluation.comparison import chosen_row, headline
+from planer.evaluation.page import milliseconds
 from planer.search.closed_loop import TOLERANCE as TARGET_TOLERANCE
 from planer.search.closed_loop import too_slow
 from planer.variant import Variant, parse_variant
@@ -53,8 +54,9 @@ class Verdict:
 
     @property
     def remedies(self) -> list[Remedy]:
-        """What to try, in the order of the questions."""
-        return [j.remedy for j in (self.target, self.quality, self.dynamic_k) if j.remedy is not None]
+        """What to try, in the order of the questions, each once."""
+        remedies = (judgement.remedy for judgement in (self.target, self.quality, self.dynamic_k))
+        return list(dict.fromkeys(filter(None, remedies)))
 
 
 def verdict(evaluation: dict) -> Verdict:
@@ -82,7 +84,7 @@ def rules(evaluation: dict) -> str:
 def _target(evaluation: dict) -> Judgement:
     variant, row = parse_variant(evaluation["variant"]), headline(evaluation)
     if variant.name == "baseline":
-        return Judgement("reference", None, f"{row['median_ms']:.3g} ms per call")
+        return Judgement("reference", None, f"{milliseconds(row['median_ms'])} ms per call")
     if variant.target is None:
         return Judgement("no target", None, f"{1 / row['speed_up']:.3f} of the baseline's latency measured")
     requested, measured = (evaluation["target"][name] for name in ("requested", "measured"))
