@@ -19,18 +19,20 @@ Counts follow the closed forms of Transformer-XL: FLOPs are 2 x multiply-adds of
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable
-from dataclasses import asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, fields
 from pathlib import Path
-from typing import ClassVar
+from typing import Annotated, ClassVar, Literal, get_type_hints
 
-import yaml
+from planer.files import Damaged, UserError, check_shape, one_line, read_yaml, write_yaml
+from planer.notation import MAX_BLOCKS
+from planer.parsing import Range, build, convert
 
-from planer.files import write_text
-
-MAX_BLOCKS = 1_000
-"""Most blocks of a network: thirty times as many as the papers' deepest."""
+Size = Annotated[int, Range(1, 2**24)]
+"""Symbols, neurons, heads, experts."""
+Share = Annotated[float, Range(0, 1, below=True)]
+"""Dropout."""
+MAX_PARAMS = 1e12
+"""Most parameters of a network."""
 
 
 @dataclass(frozen=True)
@@ -87,8 +89,8 @@ class Skip(BlockSpec):
 class Attention(BlockSpec):
     """Relative multi-head attention.  Pruning heads keeps d_head, so cost is proportional to num_heads."""
 
-    num_heads: int
-    d_head: int
+    num_heads: Size
+    d_head: Size
     kind: ClassVar[str] = "attention"
 
     @property
@@ -128,8 +130,8 @@ class Attention(BlockSpec):
 class FeedForward(BlockSpec):
     """Position-wise feed-forward layer, ReLU, with biases; ``scale`` times as wide as the backbone's."""
 
-    d_inner: int
-    scale: int = 1
+    d_inner: Size
+    scale: Size = 1
     kind: ClassVar[str] = "feed_forward"
 
     @property
@@ -154,9 +156,9 @@ class FeedForward(BlockSpec):
 class MoE(BlockSpec):
     """num_experts feed-forward layers behind a bias-free softmax gate, top_k of them per token."""
 
-    d_inner: int
-    num_experts: int
-    top_k: int
+    d_inner: Size
+    num_experts: Size
+    top_k: Size
     kind: ClassVar[str] = "moe"
 
     @property
@@ -188,9 +190,9 @@ class MoE(BlockSpec):
 class DynamicMoE(BlockSpec):
     """A dense feed-forward layer split into experts of expert_size neurons, with a norm-regressing router."""
 
-    d_inner: int
-    expert_size: int
-    router_width: int
+    d_inner: Size
+    expert_size: Size
+    router_width: Size
     kind: ClassVar[str] = "dynamic_moe"
 
     @property
@@ -226,14 +228,14 @@ class Architecture:
     norm is ``post`` (LN(x + f(x)), Transformer-XL) or ``pre`` (x + f(LN(x)) with a final LayerNorm).
     """
 
-    vocab_size: int
-    d_model: int
+    vocab_size: Size
+    d_model: Size
     blocks: tuple[BlockSpec, ...]
-    norm: str = "post"
-    dropout: float = 0.1
-    moe_dropout: float = 0.1
-    attention_dropout: float = 0.0
-    init_std: float = 0.02
+    norm: Literal["post", "pre"] = "post"
+    dropout: Share = 0.1
+    moe_dropout: Share = 0.1
+    attention_dropout: Share = 0.0
+    init_std: Annotated[float, Range(0, 1_000_000, above=True)] = 0.02
 
     @property
     def pattern(self) -> str:
@@ -264,35 +266,80 @@ class Architecture:
 
     @classmethod
     def from_dict(cls, values: dict) -> Architecture:
-        """Inverse of to_dict.
+        """Inverse of to_dict; other keys are ignored.
 
-        Raises ValueError for a block kind that does not exist.
+        Raises ValueError for a missing key, a block kind that does not exist, and values of a wrong type or size.
         """
-        blocks = []
-        for entry in values["blocks"]:
-            entry = dict(entry)
-            kind = entry.pop("kind")
-            if kind not in BLOCK_KINDS:
-                raise ValueError(f"architecture: unknown block kind {kind!r}; allowed: {', '.join(BLOCK_KINDS)}")
-            blocks.append(BLOCK_KINDS[kind](**entry))
-        known = {f.name for f in fields(cls)} - {"blocks"}
-        return cls(blocks=tuple(blocks), **{key: values[key] for key in known if key in values})
+        entries, hints = values.get("blocks"), get_type_hints(cls, include_extras=True)
+        if not isinstance(entries, list) or not 1 <= len(entries) <= MAX_BLOCKS:
+            raise ValueError(f"blocks must list 1 to {MAX_BLOCKS:,} blocks")
+        shared = {f.name: values.get(f.name, f.default) for f in fields(cls) if f.name != "blocks"}
+        if MISSING in shared.values():
+            raise ValueError("vocab_size and d_model must be there")
+        try:
+            shared = {name: convert(hints[name], value, name) for name, value in shared.items()}
+            architecture = cls(blocks=tuple(_block_from_dict(entry) for entry in entries), **shared)
+        except UserError as error:
+            raise ValueError(str(error).removeprefix("config: ")) from error
+        if architecture.d_model % 2:
+            raise ValueError(f"d_model is {architecture.d_model}; it must be even")
+        if architecture.params() > MAX_PARAMS:
+            raise ValueError(f"{architecture.params():.3g} parameters are more than any machine holds")
+        return architecture
 
     def save(self, path: str | Path, **notes) -> None:
         """Write YAML; notes (selection scores, solver status, ...) go beside the network and load() ignores them."""
-        content = {"pattern": self.pattern, **self.to_dict(), **notes}
-        write_text(path, yaml.safe_dump(content, sort_keys=False, width=120))
+        write_yaml(path, {"pattern": self.pattern, **self.to_dict(), **notes})
 
     @classmethod
     def load(cls, path: str | Path) -> Architecture:
-        """Read what save() wrote."""
-        return cls.from_dict(yaml.safe_load(Path(path).read_text()))
+        """Read what save() wrote.
+
+        Raises UserError when the file is missing, damaged or changed, or describes no network.
+        """
+        content = _read(path)
+        try:
+            architecture = cls.from_dict(content)
+        except ValueError as error:
+            raise Damaged(path, f"describes no architecture: {one_line(error)}") from error
+        if content.get("pattern", architecture.pattern) != architecture.pattern:
+            raise Damaged(path, f"contradicts itself: its blocks are {architecture.pattern}, its pattern is another")
+        return architecture
 
 
-def load_notes(path: str | Path) -> dict:
-    """The notes that ``Architecture.save`` wrote beside the network."""
-    content = yaml.safe_load(Path(path).read_text())
-    return {key: value for key, value in content.items() if key not in {"pattern", *Architecture.__dataclass_fields__}}
+def load_selection(path: str | Path) -> dict:
+    """How the network was chosen: the note ``selection`` that ``Architecture.save`` wrote beside it.
+
+    Raises UserError when the file is missing, damaged or changed, or the note is not as selection.schema.json says.
+    """
+    selection = _read(path).get("selection")
+    check_shape(path, selection, "selection")
+    return selection
+
+
+def _read(path: str | Path) -> dict:
+    """All keys of an architecture.yaml."""
+    content = read_yaml(path)
+    if unknown := content.keys() - {"pattern", "selection", *Architecture.__dataclass_fields__}:
+        raise Damaged(path, f"has an unknown key {one_line(min(map(repr, unknown)), 80)}")
+    return content
+
+
+def _block_from_dict(entry: object) -> BlockSpec:
+    """Raises ValueError or UserError for what is no block."""
+    kind = BLOCK_KINDS.get(str(entry.get("kind"))) if isinstance(entry, dict) else None
+    if kind is None:
+        name = entry.get("kind") if isinstance(entry, dict) else entry
+        raise ValueError(f"unknown block kind {one_line(repr(name), 80)}; allowed: {', '.join(BLOCK_KINDS)}")
+    sizes = {f.name: f.default for f in fields(kind) if f.default is not MISSING} | entry
+    del sizes["kind"]
+    block = build(kind, sizes, kind.kind)
+    if isinstance(block, MoE) and block.top_k > block.num_experts:
+        raise ValueError(f"moe.top_k is {block.top_k}, more than its {block.num_experts} experts")
+    part = getattr(block, "expert_size", getattr(block, "scale", 1))
+    if part > 1 and block.d_inner % part:
+        raise ValueError(f"{kind.kind}: {part} does not divide d_inner, {block.d_inner}")
+    return block
 
 
 def to_notation(blocks: tuple[BlockSpec, ...], d_model: int) -> str:
@@ -322,50 +369,3 @@ def _longest_repeat(symbols: list[str]) -> tuple[int, int]:
         if repeats > 1 and width * repeats > best[0] * best[1]:
             best = (width, repeats)
     return best
-
-
-def from_notation(text: str, options: dict[str, BlockSpec]) -> tuple[BlockSpec, ...]:
-    """Read ``(sfff)x6(f)x8`` into block specifications.
-
-    options maps symbols (``s``, ``f``, ``s4``, ``m2``, ...) to specifications.
-    Raises ValueError, naming the symbol or the place, for anything else and for more than MAX_BLOCKS blocks.
-    """
-    blocks: list[BlockSpec] = []
-    position = 0
-    group_pattern = re.compile(r"\(((?:[a-z][0-9]*)+)\)x([1-9][0-9]*)|([a-z][0-9]*)")
-    while position < len(text):
-        match = group_pattern.match(text, position)
-        if not match:
-            place = text[position : position + 20]
-            raise ValueError(f"pattern {_shortened(text)!r}: cannot read {place!r}; write groups as (sf)x4")
-        symbols = re.findall(r"[a-z][0-9]*", match[1] or match[3])
-        repeats = int(match[2][:9]) if match[2] else 1  # nine digits are too many already
-        if len(blocks) + len(symbols) * repeats > MAX_BLOCKS:
-            raise ValueError(f"pattern {_shortened(text)!r}: more than {MAX_BLOCKS:,} blocks")
-        for symbol in symbols:
-            if symbol not in options:
-                spelling = re.sub("^(.)0+", r"\1", symbol)
-                hint = f"write it {spelling}" if spelling in options else f"allowed: {_summary(options)}"
-                raise ValueError(f"pattern {_shortened(text)!r}: unknown block {symbol!r}; {hint}")
-        blocks += [options[symbol] for symbol in symbols] * repeats
-        position = match.end()
-    if not blocks:
-        raise ValueError("pattern is empty; write the blocks in order, such as (sf)x4")
-    return tuple(blocks)
-
-
-def _summary(symbols: Iterable[str]) -> str:
-    """Symbols for a message: ``i, s, f, s1 to s8``."""
-    shown = [symbol for symbol in symbols if len(symbol) == 1]
-    numbers: dict[str, list[int]] = {}
-    for symbol in symbols:
-        if len(symbol) > 1:
-            numbers.setdefault(symbol[0], []).append(int(symbol[1:]))
-    for letter, found in numbers.items():
-        last = f" to {letter}{max(found)}" if len(found) > 1 else ""
-        shown.append(f"{letter}{min(found)}{last}")
-    return ", ".join(shown)
-
-
-def _shortened(text: str) -> str:
-    return text if len(text) <= 80 else f"{text[:60]}..."

@@ -1,23 +1,51 @@
-"""Files that appear whole or not at all: write under a temporary name, then rename."""
+"""Files that appear whole or not at all, and are read through one checked reader a format.
+
+Writers use a temporary name, then rename.  JSON, YAML, Parquet and safetensors files (tensors.py) carry a checksum of
+their contents under the key CHECKSUM, and a reader refuses contents that do not fit it.  A file without the key is
+accepted if its shape is right: somebody else wrote it.  Complaints are one line with the command that makes the file
+anew.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import json
+import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import yaml
 from safetensors import SafetensorError
 
-if TYPE_CHECKING:  # every parse of the Snakefile comes here, and pandas takes half a second
+if TYPE_CHECKING:  # every parse of the Snakefile comes here, and these take half a second or more
+    import numpy as np
     import pandas as pd
-    from torch import Tensor
+    import pyarrow
+
+CHECKSUM = "checksum"
+"""Key of the sha256 of a file's contents, in the file itself."""
+SCHEMAS = Path(__file__).parents[1] / "config/schemas"
 
 
 class UserError(Exception):
     """A mistake in what the user gave (config, target, file, device): shown as one line, without a traceback."""
+
+
+class Damaged(UserError):
+    """A file that cannot be used: what is wrong with it, and what makes it anew."""
+
+    def __init__(self, path: str | Path, problem: str, remedy: str = ""):
+        """remedy: a sentence; the command that runs the file's rule by default."""
+        self.path, self.problem = path, problem
+        super().__init__(f"{path} {problem}; {remedy or remake(path)}")
+
+
+def remake(path: str | Path) -> str:
+    """What a user runs to get a file anew."""
+    return f"make it anew: snakemake --cores all --force {path}"
 
 
 @contextmanager
@@ -60,59 +88,6 @@ def check_writable(folder: str | Path, free_bytes: int = 2**20) -> None:
             probe.unlink(missing_ok=True)
 
 
-def write_text(path: str | Path, text: str) -> None:
-    """Write text whole."""
-    with replacing(path) as temporary:
-        temporary.write_text(text)
-
-
-def write_json(path: str | Path, value: object) -> None:
-    """Write a JSON document whole.  NaN and infinity are refused: they are not JSON."""
-    write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
-
-
-def write_parquet(path: str | Path, table: pd.DataFrame, metadata: dict[str, str] | None = None) -> None:
-    """Write a table whole, with string metadata in the file's schema."""
-    import pyarrow
-    import pyarrow.parquet
-
-    content = pyarrow.Table.from_pandas(table, preserve_index=False)
-    content = content.replace_schema_metadata({**(content.schema.metadata or {}), **(metadata or {})})
-    with replacing(path) as temporary:
-        pyarrow.parquet.write_table(content, temporary)
-
-
-def write_tensors(path: str | Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> None:
-    """Write tensors and string metadata whole, in the safetensors format; equal contents give equal bytes.
-
-    The file is on the disk before it takes its place, so that a power cut leaves the old file or the new one.
-    Raises RuntimeError (safetensors) for tensors that share memory; ``planer.training.checkpoint.storable`` takes them
-    apart.
-    """
-    from safetensors.torch import save_file
-
-    with replacing(path) as temporary:
-        save_file({name: tensor.detach().contiguous() for name, tensor in tensors.items()}, temporary, metadata)
-        if metadata:
-            _sort_metadata(temporary)
-        sync(temporary)
-
-
-def _sort_metadata(path: Path) -> None:
-    """Put the metadata of a safetensors file in the order of its keys: safetensors itself takes another one each time.
-
-    The header is a JSON document after eight bytes that hold its length, which stays as it is.
-    """
-    with open(path, "r+b") as file:
-        length = int.from_bytes(file.read(8), "little")
-        header = json.loads(file.read(length))
-        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
-        text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
-        assert len(text) <= length
-        file.seek(8)
-        file.write(text.ljust(length))
-
-
 def sync(path: Path) -> None:
     """Have the operating system bring a file, or a folder's names, to the disk."""
     handle = os.open(path, os.O_RDONLY)
@@ -122,6 +97,237 @@ def sync(path: Path) -> None:
         os.close(handle)
 
 
-def read_json(path: str | Path) -> dict:
-    """Read a JSON document."""
-    return json.loads(Path(path).read_text())
+def write_text(path: str | Path, text: str) -> None:
+    """Write text whole."""
+    with replacing(path) as temporary:
+        temporary.write_text(text)
+
+
+def checksum(value: object) -> str:
+    """Sha256 of a JSON value, whatever its layout in a file.  Raises TypeError or ValueError for other values."""
+    return hashlib.sha256(json.dumps(value, separators=(",", ":")).encode()).hexdigest()
+
+
+def with_checksum(content: dict) -> dict:
+    """The same keys after that of their checksum."""
+    content = {key: value for key, value in content.items() if key != CHECKSUM}
+    return {CHECKSUM: checksum(content), **content}
+
+
+def without_checksum(path: str | Path, content: dict) -> dict:
+    """The other keys, for a reader.  Raises UserError when they do not fit the checksum."""
+    values = {key: value for key, value in content.items() if key != CHECKSUM}
+    if CHECKSUM in content and content[CHECKSUM] != checksum(values):
+        raise Damaged(path, f"was changed after it was written: its {CHECKSUM} does not fit")
+    return values
+
+
+def one_line(error: object, length: int = 200) -> str:
+    """An error's text on one line, shortened."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= length else f"{text[:length]}..."
+
+
+def write_json(path: str | Path, value: object) -> None:
+    """Write a JSON document whole, an object with its checksum.  NaN and infinity are refused: they are not JSON."""
+    content = with_checksum(value) if isinstance(value, dict) else value
+    write_text(path, json.dumps(content, indent=2, allow_nan=False) + "\n")
+
+
+def read_text(path: str | Path) -> str:
+    """Read UTF-8.  Raises UserError when the file is missing or unreadable."""
+    try:
+        return Path(path).read_bytes().decode()
+    except FileNotFoundError:
+        raise Damaged(path, "does not exist") from None
+    except OSError as error:
+        raise Damaged(path, f"cannot be read ({error.strerror})") from error
+    except UnicodeDecodeError as error:
+        raise Damaged(path, f"is not UTF-8 ({one_line(error)})") from error
+
+
+def read_json(path: str | Path, schema: str | None = None) -> dict:
+    """Read what write_json wrote.
+
+    schema: name of a file in config/schemas that says which keys and values there must be.
+    Raises UserError when the file is missing, damaged, changed, or not as the schema says.
+    """
+    return parse_json(path, read_text(path), schema)
+
+
+def parse_json(path: str | Path, text: str, schema: str | None = None) -> dict:
+    """The keys and values of a JSON text that a file holds; else as read_json."""
+    try:
+        content = json.loads(text, parse_float=_finite, parse_int=_integer, parse_constant=_finite)
+    except (ValueError, RecursionError) as error:
+        raise Damaged(path, f"is no valid JSON ({one_line(error)})") from error
+    if not isinstance(content, dict):
+        raise Damaged(path, "holds no keys and values")
+    values = without_checksum(path, content)
+    if schema:
+        check_shape(path, values, schema)
+    return values
+
+
+def write_yaml(path: str | Path, content: dict) -> None:
+    """Write keys and JSON values whole, after their checksum.  NaN and infinity are refused."""
+    plain = json.loads(json.dumps(content, allow_nan=False))
+    write_text(path, yaml.safe_dump(with_checksum(plain), sort_keys=False, width=120))
+
+
+def read_yaml(path: str | Path) -> dict:
+    """Read what write_yaml wrote.  Raises UserError when the file is missing, damaged or changed."""
+    try:
+        content = yaml.load(read_text(path), Loader=_WithoutAliases)
+        json.dumps(content, allow_nan=False)
+    except (yaml.YAMLError, ValueError, TypeError, RecursionError) as error:
+        raise Damaged(path, f"is no valid YAML ({one_line(error)})") from error
+    if not isinstance(content, dict):
+        raise Damaged(path, "holds no keys and values")
+    return without_checksum(path, content)
+
+
+class _WithoutAliases(yaml.SafeLoader):
+    """A small file whose aliases name one another would fill the memory."""
+
+    def compose_node(self, parent, index):
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.YAMLError("it has aliases")
+        return super().compose_node(parent, index)
+
+
+def check_shape(path: str | Path, values: object, schema: str) -> None:
+    """Raise UserError, naming the place, unless values are as a schema of config/schemas says."""
+    import jsonschema
+
+    document = json.loads((SCHEMAS / f"{schema}.schema.json").read_text())
+    error = jsonschema.exceptions.best_match(jsonschema.Draft202012Validator(document).iter_errors(values))
+    if error:
+        problem = f"{error.json_path}: {one_line(error.message)}"
+        raise Damaged(path, f"is not as {schema}.schema.json describes it: {problem}")
+
+
+def _finite(text: str) -> float:
+    if not math.isfinite(number := float(text)):
+        raise ValueError(f"{text} is no finite number")
+    return number
+
+
+def _integer(text: str) -> int:
+    if len(text) > 19:
+        raise ValueError(f"an integer of {len(text)} digits")
+    return int(text)
+
+
+def write_parquet(path: str | Path, table: pd.DataFrame, metadata: dict[str, str] | None = None) -> None:
+    """Write a table whole, with string metadata and the checksum in the file's schema."""
+    import pyarrow
+    import pyarrow.parquet
+
+    content, metadata = pyarrow.Table.from_pandas(table, preserve_index=False), metadata or {}
+    sealed = {**(content.schema.metadata or {}), **metadata, CHECKSUM: _table_checksum(content, metadata)}
+    with replacing(path) as temporary:
+        pyarrow.parquet.write_table(content.replace_schema_metadata(sealed), temporary)
+
+
+def read_parquet(
+    path: str | Path, columns: Mapping[str, str], others: str | None = None
+) -> tuple[pd.DataFrame, dict[str, str]]:
+    """Read what write_parquet wrote: the table, and its metadata.
+
+    columns: what each must hold: ``text``, ``integer``, ``number`` (finite), ``gaps`` (finite or missing), or ``lists``
+    (nested lists of finite numbers, in every row of the same shape).  others: what further columns must hold.
+    Raises UserError when the file is missing, damaged, changed, empty, or lacks a column.
+    """
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        content = pyarrow.parquet.read_table(path)
+        metadata = {key.decode(): value.decode() for key, value in (content.schema.metadata or {}).items()}
+        metadata.pop("pandas", None)
+        given = metadata.pop(CHECKSUM, None)
+        changed = given is not None and given != _table_checksum(content, metadata)
+        table = content.to_pandas(ignore_metadata=True)
+    except FileNotFoundError:
+        raise Damaged(path, "does not exist") from None
+    except (OSError, pyarrow.ArrowException, ValueError, TypeError, KeyError, MemoryError) as error:
+        raise Damaged(path, f"is no readable Parquet table ({one_line(error)})") from error
+    if changed:
+        raise Damaged(path, f"was changed after it was written: its {CHECKSUM} does not fit")
+    _check_columns(path, content, table, columns, others)
+    return table, metadata
+
+
+def _table_checksum(content: pyarrow.Table, metadata: Mapping[str, str]) -> str:
+    return checksum([content.to_pydict(), dict(sorted(metadata.items()))])
+
+
+def _check_columns(
+    path: str | Path, content: pyarrow.Table, table: pd.DataFrame, columns: Mapping[str, str], others: str | None
+) -> None:
+    """Raise UserError unless the columns hold what read_parquet says."""
+    if not content.num_rows:
+        raise Damaged(path, "has no rows")
+    if len(set(content.column_names)) < content.num_columns:
+        raise Damaged(path, "has two columns of one name")
+    for name in columns:
+        if name not in content.column_names:
+            raise Damaged(path, f"lacks the column {name}")
+    for name in content.column_names:
+        kind = columns.get(name, others)
+        if kind is None:
+            raise Damaged(path, f"has an unknown column {name[:80]!r}")
+        if not _holds(kind, content[name], table[name]):
+            raise Damaged(path, f"has values in the column {name[:80]} that are no {kind}")
+
+
+def _holds(kind: str, column: pyarrow.ChunkedArray, values: pd.Series) -> bool:
+    import numpy as np
+    import pyarrow
+
+    types = pyarrow.types
+    integer, number = types.is_integer(column.type), types.is_integer(column.type) or types.is_floating(column.type)
+    if kind == "text":
+        return (types.is_string(column.type) or types.is_large_string(column.type)) and not column.null_count
+    if kind == "integer":
+        return integer and not column.null_count
+    if kind == "number":
+        return number and bool(np.isfinite(values).all())
+    if kind == "gaps":
+        return (number or types.is_null(column.type)) and not np.isinf(values.astype(float)).any()
+    try:
+        nested = np.array(column.to_pylist(), dtype=float)
+    except (ValueError, TypeError):  # ragged, or no numbers
+        return False
+    return bool(np.isfinite(nested).all())
+
+
+def file_sha256(path: str | Path) -> str:
+    """Sha256 of a file's bytes."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def read_tokens(path: str | Path) -> np.ndarray:
+    """A split of a prepared corpus, memory-mapped: 1-D unsigned ids of the vocabulary that the manifest counts.
+
+    Raises UserError when the array, or the manifest beside it, is missing or damaged, or they do not fit each other.
+    """
+    import numpy as np
+
+    path = Path(path)
+    manifest = read_json(path.with_name("manifest.json"), "manifest")
+    try:
+        if file_sha256(path) != manifest["files_sha256"].get(path.name):
+            raise Damaged(path, "is not the file that manifest.json beside it describes: its sha256 differs")
+        tokens = np.load(path, mmap_mode="r", allow_pickle=False)
+    except FileNotFoundError:
+        raise Damaged(path, "does not exist") from None
+    except (OSError, ValueError, EOFError) as error:
+        raise Damaged(path, f"is no readable array ({one_line(error)})") from error
+    if tokens.ndim != 1 or tokens.dtype.kind != "u" or not tokens.size:
+        raise Damaged(path, f"holds {tokens.dtype} of shape {tokens.shape}, not token ids")
+    if (largest := int(tokens.max())) >= manifest["vocab_size"]:
+        raise Damaged(path, f"holds the id {largest:,}, but the vocabulary has {manifest['vocab_size']:,} symbols")
+    return tokens

@@ -20,7 +20,7 @@ import torch
 
 from planer import model, tracking
 from planer.config import sections
-from planer.files import UserError, read_json, write_json, write_parquet
+from planer.files import UserError, read_json, read_tokens, write_json, write_parquet
 from planer.runtime import device_name, keep_freed_memory, resolve_device, resolve_dtype
 from planer.training.checkpoint import Checkpoint
 
@@ -43,8 +43,8 @@ class Job:
         return self._snakemake.params.vocab_size
 
     def tokens(self, split: str) -> np.ndarray:
-        """A split of the prepared corpus, memory-mapped."""
-        return np.load(self._snakemake.input[split], mmap_mode="r", allow_pickle=False)
+        """A split of the prepared corpus, memory-mapped.  Raises UserError for a damaged one."""
+        return read_tokens(self._snakemake.input[split])
 
     def train(self, function: Callable, start, config) -> None:
         """Call a training stage of the library on ``start``, a model or an architecture, and write what it returns."""

@@ -6,14 +6,11 @@ Letters in shapes: B sequences, T tokens of a segment, M remembered positions, K
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
-import safetensors
-import safetensors.torch
 import torch
 import torch.nn.functional as F
-import yaml
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -23,7 +20,8 @@ from planer.blocks.block import Segment
 from planer.blocks.dynamic_moe import DynamicMoE, Router
 from planer.blocks.feed_forward import FeedForward
 from planer.blocks.moe import MoE
-from planer.files import UserError, write_tensors
+from planer.files import Damaged
+from planer.tensors import read_tensors, write_tensors
 
 LOGITS_AT_ONCE = 2**26
 """Logits alive at a time in the head: 256 MiB in single precision."""
@@ -242,33 +240,39 @@ def save(model: LanguageModel, folder: str | Path) -> None:
 def load(folder: str | Path, device: str | torch.device = "cpu") -> LanguageModel:
     """Read a model that ``save`` wrote, ready for inference.
 
-    Raises UserError when a file is missing or unreadable, or when the weights belong to another architecture.
+    Raises UserError when a file is missing, damaged or changed, when weights are not finite, or when they belong to
+    another architecture.
     """
     folder = Path(folder)
-    try:
-        model = LanguageModel(Architecture.load(folder / "architecture.yaml"))
-    except FileNotFoundError:
-        raise UserError(f"{folder / 'architecture.yaml'} does not exist; run the stage that writes it") from None
-    except (ValueError, KeyError, TypeError, yaml.YAMLError) as error:
-        raise UserError(f"{folder / 'architecture.yaml'} describes no architecture: {_one_line(error)}") from error
-    path = folder / "model.safetensors"
-    try:
-        weights = safetensors.torch.load_file(path)
-    except FileNotFoundError:
-        raise UserError(f"{path} does not exist; run the stage that writes it") from None
-    except (safetensors.SafetensorError, OSError) as error:
-        raise UserError(f"{path} is not a readable safetensors file: {_one_line(error)}") from error
-    expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-    found = {name: tuple(tensor.shape) for name, tensor in weights.items()}
-    for name in sorted(expected.keys() | found.keys()):
-        if expected.get(name) != found.get(name):
-            raise UserError(
-                f"{path} does not fit architecture.yaml beside it: {name} is {found.get(name, 'absent')}, "
-                f"expected {expected.get(name, 'absent')}; both must come from the same run"
-            )
+    architecture, path = Architecture.load(folder / "architecture.yaml"), folder / "model.safetensors"
+    weights = load_weights(path, architecture)
+    model = LanguageModel(architecture)
+    if missing := sorted(model.state_dict().keys() - weights.keys()):
+        raise Damaged(path, f"does not fit architecture.yaml beside it: {missing[0]} is absent")
     model.load_state_dict(weights)
     return model.to(device).eval()
 
 
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())
+def load_weights(path: str | Path, architecture: Architecture) -> dict[str, Tensor]:
+    """Weights of an architecture by their names there, on the CPU: all of them, or those that a warm start takes.
+
+    Raises UserError when the file is missing, damaged or changed, when weights are not finite, or when they belong to
+    another architecture.
+    """
+    weights, _ = read_tensors(path)
+    with torch.device("meta"):  # weights that do not fit are refused before memory is taken for those that would
+        expected = LanguageModel(architecture).state_dict()
+    require_fit(path, weights, expected, "architecture.yaml beside it")
+    return weights
+
+
+def require_fit(path: str | Path, weights: Mapping[str, Tensor], expected: Mapping[str, Tensor], network: str) -> None:
+    """Raise UserError when the weights of a file have names, shapes or types that the network's do not have."""
+    for name in sorted(weights):
+        found, wanted = (_shape(tensors.get(name)) for tensors in (weights, expected))
+        if found != wanted:
+            raise Damaged(path, f"does not fit {network}: {name[:80]} is {found}, expected {wanted}")
+
+
+def _shape(tensor: Tensor | None) -> str:
+    return "absent" if tensor is None else f"{str(tensor.dtype).removeprefix('torch.')} {tuple(tensor.shape)}"

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import planer
 from planer.config import Experiment, derive_seed
-from planer.files import UserError, check_writable, read_json
+from planer.files import UserError, check_writable
 from planer.home import provide_home
-from planer.latency.cost import check_hours, rescaled
+from planer.latency.cost import check_hours, load_cost, rescaled
 from planer.parsing import build, merge
 from planer.source import source_hash
 from planer.strict_yaml import read_assignments, read_yaml
@@ -52,7 +52,7 @@ def settings(experiment):
     checked = build(Experiment, values)
     estimate = Path(f"results/{experiment}/cost.json")
     if estimate.exists():  # steps may have been raised since
-        earlier = read_json(estimate)
+        earlier = load_cost(estimate)
         check_hours(rescaled(earlier, checked), earlier["device"], checked)
     return values
 

@@ -7,7 +7,6 @@ import typing
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from planer.architecture import from_notation
 from planer.config.bounds import Positive
 from planer.config.conversion import ClusterConfig, RouterConfig, SparsifyConfig
 from planer.config.evaluation import EvaluateConfig, ParetoConfig, RepeatabilityConfig
@@ -16,6 +15,7 @@ from planer.config.model import ArmsConfig, DataConfig, DesignSpace, ModelConfig
 from planer.config.search import SampleConfig, SearchConfig, batch_of_limit
 from planer.config.training import DistillConfig, RetrainConfig
 from planer.files import UserError
+from planer.notation import from_notation
 from planer.parsing import Items, Matching, Range, convert
 from planer.variant import parse_variant
 

@@ -6,10 +6,11 @@ import re
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from planer.architecture import Architecture, Attention, BlockSpec, FeedForward, MoE, Skip, from_notation
+from planer.architecture import Architecture, Attention, BlockSpec, FeedForward, MoE, Skip
 from planer.config.bounds import Count, Positive, Share, Width
 from planer.config.corpora import CORPORA
 from planer.files import UserError
+from planer.notation import from_notation
 from planer.parsing import Items, Matching, show
 
 DesignSpace = Annotated[tuple[str, ...], Items(2, 100)]

@@ -19,7 +19,7 @@ import numpy as np
 
 from planer.config.corpora import lookup
 from planer.data.corpora import SPLITS, find, read
-from planer.files import UserError, replacing, write_json
+from planer.files import UserError, file_sha256, replacing, write_json
 
 EOS, UNKNOWN = "<eos>", "<unk>"
 
@@ -126,7 +126,7 @@ def _write(
 ) -> dict:
     """Write everything, the manifest last; raises UserError when a split has not as many tokens as expected."""
     (folder / "manifest.json").unlink(missing_ok=True)
-    counts = {}
+    counts, sha256 = {}, {}
     for split, ids in zip(SPLITS, splits, strict=True):
         counts[split] = len(ids)
         if expected and len(ids) != expected[SPLITS.index(split)]:
@@ -136,7 +136,8 @@ def _write(
             )
         with replacing(folder / f"{split}.npy") as temporary, temporary.open("wb") as file:
             np.save(file, ids, allow_pickle=False)
+        sha256 |= {f"{split}.npy": file_sha256(folder / f"{split}.npy")}
     write_json(folder / "vocab.json", vocabulary)
-    manifest = {**manifest, "tokens": counts, "vocab_size": len(vocabulary)}
+    manifest = {**manifest, "tokens": counts, "vocab_size": len(vocabulary), "files_sha256": sha256}
     write_json(folder / "manifest.json", manifest)
     return manifest

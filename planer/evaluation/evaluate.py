@@ -23,8 +23,8 @@ from planer.evaluation.dynamic_k import choose_threshold, sweep, timed_at
 from planer.evaluation.flops import checked_flops
 from planer.evaluation.quality import from_nll, in_unit, protocols, quality, unit_of
 from planer.files import UserError
-from planer.latency.networks import ATTENTIONS, random_model, timed_forward
-from planer.latency.table import LatencyTable, identity
+from planer.latency.networks import random_model, timed_forward
+from planer.latency.table import ATTENTIONS, LatencyTable, identity
 from planer.measure import by_round, measure_placed, summary
 from planer.model import LanguageModel, load
 from planer.runtime import resolve_dtype
@@ -69,10 +69,12 @@ def evaluate(
     there is none yet, or when this is the baseline.  baseline_seconds: of its training.  selection: the notes of the
     variant's architecture.yaml.  tokens: train, valid and test, 1-D.  stages: metrics of every stage by name, of which
     ``seconds`` and ``reason`` are used.
-    Raises UserError when the latency table belongs to another device or workload, or a split is too short.
+    Raises UserError when a network is damaged, the latency table belongs to another device or workload, or a split is
+    too short.
     """
     started = time.perf_counter()
-    named, dense = parse_variant(variant), load(retrained, device)
+    named = parse_variant(variant)
+    dense, sparse, converted = (load(folder, device) for folder in (retrained, sparsified, routed))
     run = _Run(config, table, tokens, seed, device, resolve_dtype(config.dtype, device))
     origin = identity(device, run.dtype, config.workload, config.model, dense.architecture.vocab_size)
     table.check(origin)
@@ -80,8 +82,7 @@ def evaluate(
     baseline_quality = known if variant == "baseline" else (baseline_evaluation or {}).get("quality")
     rival = dense if variant == "baseline" else random_model(baseline, device, run.dtype, seed)
     latency, baseline_latency = run.latency(dense, rival)
-    networks = (dense, load(sparsified, device), load(routed, device))
-    rows, conversion = run.conversion(*networks, known["final"], flops["closed_form"])
+    rows, conversion = run.conversion(dense, sparse, converted, known["final"], flops["closed_form"])
     seconds = {name: metrics["seconds"] for name, metrics in stages.items() if "seconds" in metrics}
     blocks = [{"kind": b.kind, "option": b.name, "symbol": b.symbol} for b in dense.architecture.blocks]
     return {

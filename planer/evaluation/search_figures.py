@@ -20,8 +20,14 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 from scipy.special import softmax
 
-from planer.architecture import Architecture, load_notes
+from planer.architecture import Architecture, load_selection
 from planer.evaluation.drawing import BLUE, GRID, INK, MUTED, ORANGE, colour_key, new_figure, scale, style
+from planer.files import Damaged, read_parquet
+
+TRAJECTORY = {name: "number" for name in ("entropy", "skip_share", "expected_ms", "argmax_ms", "budget_ms")}
+TRAJECTORY |= {"epoch": "integer", "flips": "integer", "beta_on": "gaps", "ce_alpha": "gaps"}
+TRAJECTORY |= {name: "lists" for name in ("alpha", "updates", "expert_tokens")}
+"""What the columns of trajectory.parquet hold."""
 
 WHOLE = 0.95
 """Share of the scores that the colours resolve; the largest ones, of blocks that ruin the network, saturate."""
@@ -42,13 +48,20 @@ class Search:
 
     @classmethod
     def load(cls, folder: str | Path) -> Search:
-        """Of the variant whose folder this is."""
-        trajectory = pd.read_parquet(Path(folder) / "search/trajectory.parquet")
-        network = Path(folder) / "architecture.yaml"
-        notes = load_notes(network)["selection"]
+        """Of the variant whose folder this is.
+
+        Raises UserError when a file is missing, damaged or changed, or the two do not fit each other.
+        """
+        network, path = Path(folder) / "architecture.yaml", Path(folder) / "search/trajectory.parquet"
+        trajectory, _ = read_parquet(path, TRAJECTORY, others="gaps")
+        notes = load_selection(network)
         scores = np.array(list(notes["scores"].values())) if notes["scored_by"] == "replace_one" else None
         chosen = [block.name for block in Architecture.load(network).blocks]
-        return cls(trajectory, notes["score_options"], chosen, scores)
+        found = cls(trajectory, notes["score_options"], chosen, scores)
+        shapes = [found.last("alpha").shape, found.last("updates").shape, *([] if scores is None else [scores.shape])]
+        if set(shapes) != {(len(chosen), len(found.options))} or not set(chosen) <= set(found.options):
+            raise Damaged(path, f"does not fit {network.name} of the same variant")
+        return found
 
     def last(self, column: str) -> np.ndarray:
         """A nested column in the last epoch."""

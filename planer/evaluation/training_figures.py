@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -13,6 +14,7 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 
 from planer.evaluation.drawing import BLUE, INK, MUTED, ORANGE, SURFACE, colour_key, new_figure, scale, style
+from planer.files import read_parquet
 from planer.variant import parse_variant
 
 STARTS = {
@@ -31,6 +33,11 @@ LABELS = {
 
 COLUMNS = 60
 """Columns of a map over steps; longer histories are averaged."""
+
+
+def load_history(path: str | Path) -> pd.DataFrame:
+    """A history of retraining.  Raises UserError when the file is missing, damaged or changed."""
+    return read_parquet(path, {"step": "integer", "valid_nll": "gaps"}, others="gaps")[0]
 
 
 def draw_trainings(histories: Mapping[str, pd.DataFrame]) -> dict[str, Figure]:

@@ -8,7 +8,6 @@ bit; between two tables results differ by rounding.
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 import re
@@ -18,6 +17,7 @@ from pathlib import Path
 
 import torch
 
+from planer.files import Damaged, read_json
 from planer.kernels import tables
 
 FOLDER = Path(tables.__file__).parent
@@ -29,6 +29,9 @@ DEFAULTS = {
     ("dynamic_ffn", "cuda"): ("masked_dense",),
 }
 """Backends where no table has a row for such a call: right everywhere, and never far from the fastest."""
+
+KEYS = {"operation", "dtype", "mode", "tokens", "expert_size", "share", "backends"}
+"""What every row of a table has."""
 
 MIN_SHARE = 2**-12
 """Smaller shares count as this."""
@@ -96,4 +99,12 @@ def table_path(name: str) -> Path:
 
 @cache
 def _rows(path: Path) -> list[dict]:
-    return json.loads(path.read_text())["rows"] if path.exists() else []
+    if not path.exists():
+        return []
+    try:
+        rows = read_json(path).get("rows")
+        if not isinstance(rows, list) or not all(isinstance(row, dict) and row.keys() >= KEYS for row in rows):
+            raise Damaged(path, f"lists no rows with {', '.join(sorted(KEYS))}")
+    except Damaged as error:
+        raise Damaged(path, error.problem, "make it anew: python -m planer.kernels.tune") from error
+    return rows

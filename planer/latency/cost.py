@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
 from planer.architecture import BlockSpec
 from planer.config import TrainingConfig
-from planer.files import UserError
+from planer.files import Damaged, UserError, read_json
 
 if TYPE_CHECKING:  # every parse of the Snakefile comes here, and the table needs PyTorch
     from planer.latency.table import LatencyTable
@@ -80,6 +81,18 @@ def _trials(config: SimpleNamespace) -> float:
     """Trials of a choice together, in retrainings: half of them end halfway."""
     choice = config.sample_architecture
     return 0.75 * choice.competitors * choice.trial_share if choice.competitors > 1 else 0.0
+
+
+def load_cost(path: str | Path) -> dict:
+    """The content of an earlier cost.json.
+
+    Raises UserError when it is damaged.  It is read before Snakemake knows its rules, which therefore cannot make it
+    anew.
+    """
+    try:
+        return read_json(path, "cost")
+    except Damaged as error:
+        raise Damaged(path, error.problem, "delete it: the next run makes it anew") from error
 
 
 def rescaled(report: dict, config: SimpleNamespace) -> dict[str, float]:

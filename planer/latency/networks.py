@@ -23,10 +23,8 @@ from planer.blocks.moe import MoE
 from planer.config import WorkloadConfig
 from planer.latency.execution import check_execution, executable, prepared
 from planer.latency.gates import set_routing
+from planer.latency.table import ATTENTIONS
 from planer.model import LanguageModel, initialise
-
-ATTENTIONS = ("cached", "recompute")
-"""Attention modes of an inference: keys and values of the memory kept, or recomputed from hidden states."""
 
 POOL_BYTES = 6 * 2**30
 """Weights and memories that a pool may take.  PLANER's largest networks add 6 GiB while one of them runs: activations,

@@ -20,14 +20,15 @@ from typing import NamedTuple
 import pandas as pd
 import torch
 
-from planer.architecture import Attention, BlockSpec, FeedForward, MoE, Skip, from_notation
+from planer.architecture import Attention, BlockSpec, FeedForward, MoE, Skip
 from planer.config import WorkloadConfig, derive_seed
 from planer.files import UserError
 from planer.latency.execution import check_execution
 from planer.latency.gates import ROUTINGS
-from planer.latency.networks import ATTENTIONS, Pool, affordable_copies
-from planer.latency.table import LatencyTable, identity
+from planer.latency.networks import Pool, affordable_copies
+from planer.latency.table import ATTENTIONS, LatencyTable, identity
 from planer.measure import MIN_ROUNDS, by_round, measure, summary
+from planer.notation import from_notation
 from planer.runtime import resolve_device, resolve_dtype
 
 ATTEMPTS = 6

@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import math
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,25 +20,30 @@ import torch
 
 from planer.architecture import Architecture, FeedForward, MoE
 from planer.config import ModelConfig, WorkloadConfig
-from planer.files import UserError, write_parquet
+from planer.files import Damaged, UserError, parse_json, read_parquet, remake, write_parquet
 from planer.latency.gates import ROUTINGS
 from planer.runtime import device_name
 
-COLUMNS = (
-    "option",
-    "device",
-    "dtype",
-    "batch",
-    "tgt_len",
-    "mem_len",
-    "attention",
-    "execution",
-    "routing",
-    "median_ms",
-    "p10_ms",
-    "p90_ms",
-    "n",
-)
+ATTENTIONS = ("cached", "recompute")
+"""Attention modes of an inference: keys and values of the memory kept, or recomputed from hidden states."""
+COLUMNS = {
+    "option": "text",
+    "device": "text",
+    "dtype": "text",
+    "batch": "integer",
+    "tgt_len": "integer",
+    "mem_len": "integer",
+    "attention": "text",
+    "execution": "text",
+    "routing": "text",
+    "median_ms": "number",
+    "p10_ms": "number",
+    "p90_ms": "number",
+    "n": "integer",
+}
+"""Names, and what they hold."""
+MAX_MS = 1e7
+"""No block takes three hours."""
 
 
 @dataclass
@@ -75,23 +81,14 @@ class LatencyTable:
     def load(cls, path: str | Path) -> LatencyTable:
         """Read what save() wrote.
 
-        Raises UserError when the file is missing or is no latency table.
+        Raises UserError when the file is missing, damaged or changed, or holds no complete table of plausible costs.
         """
-        import pyarrow.parquet
-
-        try:
-            content = pyarrow.parquet.read_table(path)
-            metadata = content.schema.metadata
-            identity, notes = (json.loads(metadata[key]) for key in (b"identity", b"notes"))
-        except FileNotFoundError:
-            raise UserError(f"{path} does not exist; make it: {_remake(path)}") from None
-        except (OSError, pyarrow.ArrowException, KeyError, TypeError, ValueError) as error:
-            raise UserError(f"{path} is not a readable latency table; make a new one: {_remake(path)}") from error
-        rows = content.to_pandas()
-        missing = [column for column in COLUMNS if column not in rows]
-        if missing:
-            raise UserError(f"{path} lacks the column {missing[0]}; make a new one: {_remake(path)}")
-        return cls(rows, identity, notes, str(path))
+        rows, metadata = read_parquet(path, COLUMNS)
+        sides = parse_json(path, metadata.get("identity", ""), "latency_identity")
+        notes = parse_json(path, metadata.get("notes", ""), "latency_notes")
+        if problem := _problem(rows, sides):
+            raise Damaged(path, problem)
+        return cls(rows, sides, notes, str(path))
 
     def save(self, path: str | Path) -> None:
         """Write Parquet, identity and notes in its metadata."""
@@ -104,7 +101,7 @@ class LatencyTable:
         if different:
             sides = (self.identity, identity)
             there, here = (", ".join(f"{key} {side.get(key, 'unknown')}" for key in different) for side in sides)
-            raise UserError(f"{self.path} was measured with {there}, but this run has {here}; {_remake(self.path)}")
+            raise UserError(f"{self.path} was measured with {there}, but this run has {here}; {remake(self.path)}")
 
     def lookup(self, option: str, attention: str, batch: int | None = None) -> float:
         """Cost in ms of an option, or of the ``stem``, under cached or recomputed attention.
@@ -185,5 +182,31 @@ def _triton_version() -> str:
     return triton.__version__
 
 
-def _remake(path: str | Path) -> str:
-    return f"measure again: snakemake --cores all --force {path}"
+def _problem(rows: pd.DataFrame, sides: Mapping) -> str | None:
+    """What is wrong with the rows of a table that belong to an identity; None when nothing is."""
+    workloads = ["batch", "execution"]
+    keys = [*workloads, "option", "attention", "routing"]
+    for column in ("device", "dtype", "tgt_len", "mem_len"):
+        if not (rows[column] == sides[column]).all():
+            return f"contradicts itself: its rows are of another {column} than its identity"
+    for column, allowed in {"attention": ATTENTIONS, "routing": ROUTINGS}.items():
+        if unknown := set(rows[column]) - set(allowed):
+            return f"has the {column} {min(unknown)[:80]!r}; allowed: {', '.join(allowed)}"
+    for row in rows.itertuples():
+        free, ms = row.option == "skip", row.median_ms
+        if ms != 0 if free else not 0 < ms < MAX_MS:
+            return f"says that {row.option[:80]} costs {ms:g} ms; it must be {'0' if free else 'above 0'}"
+        if not row.p10_ms <= ms <= row.p90_ms or row.n < 1:
+            return f"has quantiles of {row.option[:80]} that are out of order, or none"
+    if rows.duplicated(keys).any():
+        return f"has two rows of {rows[rows.duplicated(keys)]['option'].iloc[0][:80]}"
+    found = {workload: set(zip(*part[keys[2:]].values.T, strict=True)) for workload, part in rows.groupby(workloads)}
+    headline = found.setdefault((sides["batch"], sides["execution"]), set())
+    options = {option for option, _, _ in headline}
+    wanted = {(option, attention, ROUTINGS[0]) for option in options for attention in ATTENTIONS}
+    wanted |= {(o, a, routing) for o, a, other in headline if other != ROUTINGS[0] for routing in ROUTINGS}
+    wanted |= headline | {("stem", ATTENTIONS[0], ROUTINGS[0]), ("skip", ATTENTIONS[0], ROUTINGS[0])}
+    for (batch, execution), part in found.items():
+        if wanted - part:
+            return f"lacks rows for batch {batch}, {execution}, such as {', '.join(min(wanted - part))[:80]}"
+    return None

@@ -7,9 +7,8 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import torch
-import yaml
 
-from planer.architecture import Architecture
+from planer.architecture import Architecture, load_selection
 from planer.config import derive_seed
 from planer.latency.table import LatencyTable
 from planer.search.arms import config_of
@@ -63,8 +62,7 @@ def sample_architecture(
 
 def same_architecture(path: str | Path, variant: Variant) -> tuple[Architecture, dict]:
     """The architecture.yaml of another variant and its notes, for one that differs in its training alone."""
-    notes = yaml.safe_load(Path(path).read_text())["selection"]
-    return Architecture.load(path), {"selection": notes | {"variant": variant.name}}
+    return Architecture.load(path), {"selection": load_selection(path) | {"variant": variant.name}}
 
 
 def _choice(

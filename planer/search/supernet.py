@@ -21,7 +21,6 @@ from types import SimpleNamespace
 from typing import NamedTuple
 
 import torch
-from safetensors.torch import load_model
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -30,8 +29,9 @@ from planer.architecture import Architecture, BlockSpec, MoE, Skip
 from planer.blocks import build_block
 from planer.blocks.attention import Attention
 from planer.blocks.moe import Experts
-from planer.files import write_tensors
-from planer.model import LanguageModel
+from planer.files import Damaged
+from planer.model import LanguageModel, require_fit
+from planer.tensors import read_tensors, write_tensors
 from planer.training.checkpoint import storable
 
 
@@ -202,17 +202,26 @@ def build_supernet(config: SimpleNamespace, vocab_size: int) -> Supernet:
     return Supernet(baseline, tuple(map(config.model.option, config.design_space)), len(baseline.blocks))
 
 
+def load_supernet(path: str | Path, config: SimpleNamespace, vocab_size: int) -> Supernet:
+    """The supernet that ``save_supernet`` wrote.
+
+    Raises UserError when the file is missing, damaged or changed, when weights are not finite, or when they belong to
+    another experiment.
+    """
+    weights, _ = read_tensors(path)
+    supernet = build_supernet(config, vocab_size)
+    expected = supernet.state_dict()
+    require_fit(path, weights, expected, "the supernet of this experiment")
+    if missing := sorted(storable(expected)[0].keys() - weights.keys()):
+        raise Damaged(path, f"does not fit the supernet of this experiment: {missing[0]} is absent")
+    supernet.load_state_dict(weights, strict=False)  # a weight that options share is stored under one of its names
+    return supernet
+
+
 def save_supernet(supernet: Supernet, path: str | Path) -> None:
     """Write a supernet into a safetensors file; weights that its options share are stored once."""
     stored, _ = storable(supernet.state_dict())
     write_tensors(path, stored)
-
-
-def load_supernet(path: str | Path, config: SimpleNamespace, vocab_size: int) -> Supernet:
-    """The supernet that a search left in a safetensors file.  Raises RuntimeError when it is another experiment's."""
-    supernet = build_supernet(config, vocab_size)
-    load_model(supernet, path)
-    return supernet
 
 
 def gumbel(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from planer.architecture import Architecture, BlockSpec, FeedForward, MoE
 from planer.blocks.block import AttentionBlock, Block, SkipBlock
+from planer.files import UserError
 from planer.model import LanguageModel
 from planer.search.supernet import FirstHeads, Supernet
 
@@ -19,8 +20,10 @@ from planer.search.supernet import FirstHeads, Supernet
 def inherited(architecture: Architecture, supernet: Supernet) -> dict[str, Tensor]:
     """Every weight of the architecture, by its name there, as the supernet trained it.
 
-    Raises ValueError when a block is not among the supernet's options or the lengths differ.
+    Raises UserError when a block is not among the supernet's options or the lengths differ.
     """
+    if len(architecture.blocks) != len(supernet.blocks) or not set(architecture.blocks) <= set(supernet.specs):
+        raise UserError(f"{architecture.pattern} is no network of this experiment's supernet; choose it anew")
     weights = _stem(supernet)
     for position, (spec, block) in enumerate(zip(architecture.blocks, supernet.blocks, strict=True)):
         weights |= _trained(block.options[supernet.specs.index(spec)], f"blocks.{position}.")

@@ -25,9 +25,9 @@ class Memory:
     def __init__(self, path: Path, key: str):
         self._path = path
         self.values: dict = {"store": key}
-        with suppress(OSError, ValueError):  # absent or damaged: the run is found by its tag
+        with suppress(UserError):  # absent or damaged: the run is found by its tag
             values = read_json(path)
-            if isinstance(values, dict) and values.get("store") == key:
+            if values.get("store") == key:
                 self.values = values
 
     def update(self, **values: object) -> None:

@@ -8,10 +8,10 @@ import sys
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from planer.files import sync, write_tensors
+from planer.files import Damaged, sync
+from planer.tensors import read_tensors, write_tensors
 
 
 class Checkpoint:
@@ -43,7 +43,7 @@ class Checkpoint:
     def load(self) -> tuple[dict[str, Tensor], dict] | None:
         """What save() was last given, on the CPU; None when there is nothing to resume from.
 
-        A checkpoint of another identity, or an unreadable one, is left alone with a line on stderr that says so.
+        A checkpoint of another identity, or a damaged one, is left alone with a line on stderr that says so.
         """
         for file in self.path.parent.glob("*"):
             if file != self.path:  # left behind by a writer that was killed; large, and safetensors names its own
@@ -51,15 +51,13 @@ class Checkpoint:
         if not self.path.exists():
             return None
         try:
-            with safe_open(self.path, framework="pt") as file:
-                note = json.loads(file.metadata()["checkpoint"])
-                if note["identity"] != self.identity:
-                    _say(f"not resuming from {self.path}: it belongs to {note['identity']}, this is {self.identity}")
-                    return None
-                # Copies: the tensors handed out are views of the mapped file.
-                tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
-        except SafetensorError as error:
-            _say(f"not resuming from {self.path}: it is damaged ({error})")
+            tensors, metadata = read_tensors(self.path, finite=False, unsealed=False)
+        except Damaged as error:
+            _say(f"not resuming from {self.path}, which is damaged: it {error.problem}")
+            return None
+        note = json.loads(metadata["checkpoint"])
+        if note["identity"] != self.identity:
+            _say(f"not resuming from {self.path}: it belongs to {note['identity']}, this is {self.identity}")
             return None
         tensors |= {name: tensors[source] for name, source in note["aliases"].items()}
         return tensors, note["values"]

@@ -6,8 +6,9 @@ import json
 import math
 from pathlib import Path
 
-from planer.architecture import Architecture, Attention, FeedForward, MoE, Skip, from_notation
+from planer.architecture import Architecture, Attention, FeedForward, MoE, Skip
 from planer.evaluation.dynamic_k import choose_threshold
+from planer.notation import from_notation
 
 SCHEMA = json.loads((Path(__file__).parents[2] / "config/schemas/eval.schema.json").read_text())
 OPTIONS = {

@@ -22,7 +22,20 @@ FLOORS = (
     "evaluation",
 )
 """From the ground up."""
-TOOLS = ("files", "home", "measure", "parsing", "progress", "runtime", "source", "strict_yaml", "targets", "variant")
+TOOLS = (
+    "files",
+    "home",
+    "measure",
+    "notation",
+    "parsing",
+    "progress",
+    "runtime",
+    "source",
+    "strict_yaml",
+    "targets",
+    "tensors",
+    "variant",
+)
 """Modules that stand beside all floors and import from none; job, resources and tracking stand above all."""
 
 

@@ -73,9 +73,12 @@ def table() -> LatencyTable:
     shared = {key: sides[key] for key in ("device", "dtype", "tgt_len", "mem_len")}
     frame = pd.DataFrame(
         [
-            {"option": option, "attention": attention, "n": 9, "p10_ms": ms, "p90_ms": ms}
-            | {"batch": batch, "execution": execution, "routing": routing}
-            | {"median_ms": ms * slower * faster * ROUTED[routing] * (scale if option.startswith("attention") else 1)}
+            {"option": option, "attention": attention, "n": 9, "batch": batch, "execution": execution}
+            | {"routing": routing}
+            | dict.fromkeys(
+                ("median_ms", "p10_ms", "p90_ms"),
+                ms * slower * faster * ROUTED[routing] * (scale if option.startswith("attention") else 1),
+            )
             | shared
             for batch, slower in ((4, 1.0), (8, 3.0))
             for execution, faster in (("compiled", 0.1), ("eager", 1.0))
@@ -84,14 +87,14 @@ def table() -> LatencyTable:
             for routing in (("one", "balanced", "skewed") if option.startswith("moe") else ("balanced",))
         ]
     )
-    return LatencyTable(frame, sides, {"copies": 4})
+    return LatencyTable(frame, sides, {"copies": 4, "stacks_ms": {mode: MS for mode in MODES}})
 
 
 def test_saved_and_loaded(tmp_path):
     path = tmp_path / "table.parquet"
     table().save(path)
     loaded = LatencyTable.load(path)
-    assert tuple(loaded.rows.columns) == COLUMNS
+    assert list(loaded.rows.columns) == list(COLUMNS)
     pd.testing.assert_frame_equal(loaded.rows, table().rows[list(COLUMNS)])
     assert (loaded.identity, loaded.notes, loaded.path) == (table().identity, table().notes, str(path))
     loaded.check(table().identity)
@@ -122,7 +125,7 @@ def test_a_table_of_another_device_or_shape_is_refused(tmp_path, key, value):
         loaded.check(loaded.identity | {key: value})
     assert str(error.value) == (
         f"{path} was measured with {key} {loaded.identity[key]}, but this run has {key} {value}; "
-        f"measure again: snakemake --cores all --force {path}"
+        f"make it anew: snakemake --cores all --force {path}"
     )
 
 
@@ -135,10 +138,10 @@ def test_unreadable_files_are_refused(tmp_path):
     with pytest.raises(UserError, match="does not exist.*--force"):
         LatencyTable.load(tmp_path / "none.parquet")
     (tmp_path / "text.parquet").write_text("no Parquet")
-    with pytest.raises(UserError, match="text.parquet is not a readable latency table"):
+    with pytest.raises(UserError, match="text.parquet is no readable Parquet table"):
         LatencyTable.load(tmp_path / "text.parquet")
     write_parquet(tmp_path / "bare.parquet", table().rows)
-    with pytest.raises(UserError, match="bare.parquet is not a readable latency table"):
+    with pytest.raises(UserError, match="bare.parquet is no valid JSON"):
         LatencyTable.load(tmp_path / "bare.parquet")
     write_parquet(tmp_path / "narrow.parquet", table().rows[["option"]], {"identity": "{}", "notes": "{}"})
     with pytest.raises(UserError, match="lacks the column device"):

@@ -9,11 +9,12 @@ import torch
 from made_up import OPTIONS, evaluation
 from toy import VOCAB_SIZE, experiment, latency_table
 
-from planer.architecture import Architecture, from_notation
+from planer.architecture import Architecture
 from planer.config import ParetoConfig
 from planer.evaluation.drawing import to_svg
 from planer.evaluation.pareto import pareto, pareto_figure, pareto_section, supernet_nll
 from planer.files import UserError, write_json
+from planer.notation import from_notation
 from planer.search.sample import sample_architecture
 from planer.variant import parse_variant
 

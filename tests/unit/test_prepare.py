@@ -17,12 +17,12 @@ from real_data import real
 from planer.config.corpora import CORPORA, PUBLISHED
 from planer.data.corpora import SPLITS
 from planer.data.prepare import byte_vocabulary, encode_bytes, encode_words, prepare, word_vocabulary
-from planer.files import UserError
+from planer.files import UserError, read_json
 
 
 def load(folder):
     splits = [np.load(folder / f"{split}.npy", mmap_mode="r", allow_pickle=False) for split in SPLITS]
-    return splits, json.loads((folder / "vocab.json").read_text()), json.loads((folder / "manifest.json").read_text())
+    return splits, json.loads((folder / "vocab.json").read_text()), read_json(folder / "manifest.json", "manifest")
 
 
 def decode(ids, vocabulary) -> bytes:

@@ -44,7 +44,16 @@ def searched(folder, scored_by: str = "replace_one", experts: int = EXPERTS) -> 
     """What a search of (sf)x2 leaves in a folder."""
     write_parquet(folder / "search/trajectory.parquet", trajectory(experts))
     scores = np.arange(POSITIONS * len(OPTIONS)).reshape(POSITIONS, -1) / 100
-    notes = {
+    notes = dict.fromkeys(("status", "gap", "target")) | {
+        "variant": "par_search",
+        "chosen_by": "solver",
+        "source": "solver",
+        "solver": "milp",
+        "estimated": 0.9,
+        "used": {},
+        "rounds": [],
+        "closed_loop": [],
+        "candidates": [],
         "scored_by": scored_by,
         "scores": {f"position_{position}": row for position, row in enumerate(scores.tolist())},
         "score_options": OPTIONS,

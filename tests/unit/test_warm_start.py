@@ -12,6 +12,7 @@ from test_retrain import CONFIG, OPTIMIZER
 
 from planer.architecture import Architecture, Attention, FeedForward, MoE, Skip
 from planer.config import derive_seed
+from planer.files import UserError
 from planer.model import LanguageModel, initialise
 from planer.search.replace_one import SupernetLoss
 from planer.search.sample import same_architecture
@@ -57,7 +58,7 @@ def test_an_inherited_network_is_the_path_through_its_supernet(norm, path, tmp_p
 
 
 def test_a_block_outside_the_design_space_has_nothing_to_inherit():
-    with pytest.raises(ValueError):
+    with pytest.raises(UserError, match="f is no network of this experiment's supernet"):
         inherited(architecture(FeedForward(25)), Supernet(architecture(), OPTIONS, 1))
 
 
@@ -146,7 +147,8 @@ def test_retraining_starts_from_the_weights_given(tmp_path):
 
 
 def test_a_warm_start_has_the_network_and_the_notes_of_its_original(tmp_path):
-    BASELINE.save(tmp_path / "architecture.yaml", selection={"variant": "target_0.5", "estimated": 0.49})
+    selection = {"variant": "target_0.5", "chosen_by": "pattern", "target": None, "estimated": 0.49}
+    BASELINE.save(tmp_path / "architecture.yaml", selection=selection)
     network, notes = same_architecture(tmp_path / "architecture.yaml", parse_variant("target_0.5-inherit"))
     assert network == BASELINE
-    assert notes == {"selection": {"variant": "target_0.5-inherit", "estimated": 0.49}}
+    assert notes == {"selection": selection | {"variant": "target_0.5-inherit"}}

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
-
 import pytest
 import yaml
+
+from planer.files import read_json, write_json
 
 pytestmark = pytest.mark.workflow
 TARGETS = (0.5, 0.55, 0.6, 0.65, 0.7, 0.75, 0.8, 0.85, 0.9)
@@ -18,10 +18,10 @@ def trained(workspace, finished):
     def write(variant: str, model: str, worse: float = 0.0) -> None:
         source, folder = finished.folder / "results/tiny" / model, workspace.folder / "results/tiny" / variant
         folder.mkdir(parents=True)
-        evaluation = json.loads((source / "eval.json").read_text())
+        evaluation = read_json(source / "eval.json", "eval")
         evaluation["variant"] = variant
         evaluation["quality"]["final"]["test"]["bpc"] += worse
-        (folder / "eval.json").write_text(json.dumps(evaluation))
+        write_json(folder / "eval.json", evaluation)
         (folder / "architecture.yaml").write_text((source / "architecture.yaml").read_text())
 
     return write
@@ -31,7 +31,7 @@ def report(workspace, name: str) -> dict:
     """Runs the rule that makes results/tiny/<name>.json, and no other."""
     result = workspace.run(f"results/tiny/{name}.json", "--allowed-rules", name)
     assert result.returncode == 0, result.stdout
-    return json.loads((workspace.folder / f"results/tiny/{name}.json").read_text())
+    return read_json(workspace.folder / f"results/tiny/{name}.json", name)
 
 
 def test_repeatability(workspace, trained):

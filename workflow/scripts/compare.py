@@ -2,15 +2,13 @@
 
 from pathlib import Path
 
-import pandas as pd
-
 from planer.evaluation.comparison import compare
 from planer.evaluation.figures import draw
 from planer.evaluation.pareto import pareto_figure, pareto_section
 from planer.evaluation.repeatability import repeatability_section
 from planer.evaluation.report import write_report
 from planer.evaluation.search_figures import Search, draw_searches
-from planer.evaluation.training_figures import draw_trainings
+from planer.evaluation.training_figures import draw_trainings, load_history
 from planer.files import read_json, write_parquet
 from planer.job import stage
 from planer.latency.table import LatencyTable
@@ -18,19 +16,20 @@ from planer.latency.table import LatencyTable
 if __name__ == "__main__":
     with stage(snakemake) as job:
         files = snakemake.input
-        evaluations, additivity = [read_json(path) for path in files.reports], read_json(files.additivity)
-        searches = [Path(path).parent for path in files.searched]
-        histories = {Path(path).parents[1].name: pd.read_parquet(path) for path in files.histories}
+        evaluations = [read_json(path, "eval") for path in files.reports]
+        additivity = read_json(files.additivity, "additivity")
+        table = LatencyTable.load(files.table)
+        searches = {Path(path).parent.name: Search.load(Path(path).parent) for path in files.searched}
+        histories = {Path(path).parents[1].name: load_history(path) for path in files.histories}
+        many = [read_json(path, "pareto") for path in files.pareto]
+        repeats = [read_json(path, "repeatability") for path in files.repeatability]
         figures = {
-            **draw(evaluations, LatencyTable.load(files.table), additivity),
-            **draw_searches({folder.name: Search.load(folder) for folder in searches}),
+            **draw(evaluations, table, additivity),
+            **draw_searches(searches),
             **draw_trainings(histories),
         }
-        analyses = []
-        if many := next(map(read_json, files.pareto), None):
-            analyses.append(pareto_section(many))
-            figures["pareto"] = pareto_figure(many)
-        if repeats := next(map(read_json, files.repeatability), None):
-            analyses.append(repeatability_section(repeats))
+        if many:
+            figures["pareto"] = pareto_figure(*many)
+        analyses = [*map(pareto_section, many), *map(repeatability_section, repeats)]
         write_parquet(snakemake.output.comparison, compare(evaluations))
         write_report(snakemake.output.report, snakemake.output.figures, evaluations, additivity, figures, analyses)

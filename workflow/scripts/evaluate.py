@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from planer.architecture import Architecture, load_notes
+from planer.architecture import Architecture, load_selection
 from planer.evaluation.evaluate import evaluate
 from planer.files import read_json, write_json
 from planer.job import stage
@@ -11,7 +11,7 @@ from planer.runtime import resolve_device
 
 if __name__ == "__main__":
     with stage(snakemake) as job:
-        folder = Path(snakemake.output.report).parent
+        folder, baseline = Path(snakemake.output.report).parent, snakemake.input.get("baseline")
         report = evaluate(
             job.config,
             snakemake.wildcards.experiment,
@@ -20,12 +20,12 @@ if __name__ == "__main__":
             sparsified=folder / "sparsify",
             routed=folder / "routers",
             baseline=Architecture.load(snakemake.input.baseline_architecture),
-            baseline_evaluation=read_json(snakemake.input.baseline) if snakemake.input.get("baseline") else None,
-            baseline_seconds=read_json(snakemake.input.baseline_training)["seconds"],
-            selection=load_notes(snakemake.input.architecture)["selection"],
+            baseline_evaluation=read_json(baseline, "eval") if baseline else None,
+            baseline_seconds=read_json(snakemake.input.baseline_training, "training")["seconds"],
+            selection=load_selection(snakemake.input.architecture),
             table=LatencyTable.load(snakemake.input.table),
             tokens={split: job.tokens(split) for split in ("train", "valid", "test")},
-            stages={Path(path).parent.name: read_json(path) for path in snakemake.input.stages},
+            stages={Path(path).parent.name: read_json(path, "metrics") for path in snakemake.input.stages},
             seed=snakemake.params.seed,
             device=resolve_device(job.config.device),
         )

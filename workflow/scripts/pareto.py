@@ -1,9 +1,6 @@
 """Networks for many targets out of one supernet, beside networks of searches of their own."""
 
-from pathlib import Path
-
-import yaml
-
+from planer.architecture import Architecture, load_selection
 from planer.evaluation.drawing import to_svg
 from planer.evaluation.pareto import pareto, pareto_figure
 from planer.files import read_json, write_json, write_text
@@ -11,8 +8,11 @@ from planer.job import stage
 
 if __name__ == "__main__":
     with stage(snakemake) as job:
-        networks = [yaml.safe_load(Path(path).read_text()) for path in snakemake.input.architectures]
-        evaluations = [read_json(path) for path in snakemake.input.reports]
+        networks = [
+            {"pattern": Architecture.load(path).pattern, "selection": load_selection(path)}
+            for path in snakemake.input.architectures
+        ]
+        evaluations = [read_json(path, "eval") for path in snakemake.input.reports]
         report = pareto(job.config.pareto, networks, evaluations)
         write_json(snakemake.output.report, report)
         write_text(snakemake.output.figure, to_svg(pareto_figure(report)))

@@ -6,7 +6,9 @@ from planer.job import stage
 
 if __name__ == "__main__":
     with stage(snakemake) as job:
-        variant, baseline = ([read_json(path) for path in snakemake.input[role]] for role in ("variant", "baseline"))
+        variant, baseline = (
+            [read_json(path, "eval") for path in snakemake.input[role]] for role in ("variant", "baseline")
+        )
         report = repeatability(job.config.repeatability, variant, baseline)
         write_json(snakemake.output.report, report)
         job.run.metrics(report)

@@ -3,8 +3,6 @@
 from functools import partial
 from pathlib import Path
 
-from safetensors.torch import load_file
-
 from planer import model
 from planer.architecture import Architecture
 from planer.job import stage
@@ -13,10 +11,10 @@ from planer.training.retrain import retrain
 
 if __name__ == "__main__":
     with stage(snakemake) as job:
-        how = {"start": snakemake.params.start}
+        architecture, how = Architecture.load(snakemake.input.architecture), {"start": snakemake.params.start}
         if snakemake.input.get("weights"):
-            how["weights"] = load_file(snakemake.input.weights)
+            how["weights"] = model.load_weights(snakemake.input.weights, architecture)
         if snakemake.input.get("teacher"):
             teacher = model.load(Path(snakemake.input.teacher).parent)
             how["objective"] = partial(Distillation, teacher=teacher, distill=job.config.distill)
-        job.train(partial(retrain, **how), Architecture.load(snakemake.input.architecture), job.config.retrain)
+        job.train(partial(retrain, **how), architecture, job.config.retrain)

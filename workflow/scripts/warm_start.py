@@ -4,11 +4,11 @@ from pathlib import Path
 
 from planer import model
 from planer.architecture import Architecture
-from planer.files import write_tensors
 from planer.job import stage
 from planer.search.arms import config_of
 from planer.search.supernet import load_supernet
 from planer.search.warm_start import inherited, upcycled
+from planer.tensors import write_tensors
 from planer.variant import parse_variant
 
 if __name__ == "__main__":

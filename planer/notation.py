@@ -1,0 +1,60 @@
+"""Reading the papers' pattern notation, ``(sfff)x6(f)x8``; architecture.py explains its symbols."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from typing import TypeVar
+
+MAX_BLOCKS = 1_000
+"""Most blocks of a network: thirty times as many as the papers' deepest."""
+
+Block = TypeVar("Block")
+"""A block specification."""
+
+
+def from_notation(text: str, options: Mapping[str, Block]) -> tuple[Block, ...]:
+    """Read ``(sfff)x6(f)x8`` into block specifications.
+
+    options maps symbols (``s``, ``f``, ``s4``, ``m2``, ...) to specifications.
+    Raises ValueError, naming the symbol or the place, for anything else and for more than MAX_BLOCKS blocks.
+    """
+    blocks: list[Block] = []
+    position = 0
+    group_pattern = re.compile(r"\(((?:[a-z][0-9]*)+)\)x([1-9][0-9]*)|([a-z][0-9]*)")
+    while position < len(text):
+        match = group_pattern.match(text, position)
+        if not match:
+            place = text[position : position + 20]
+            raise ValueError(f"pattern {_shortened(text)!r}: cannot read {place!r}; write groups as (sf)x4")
+        symbols = re.findall(r"[a-z][0-9]*", match[1] or match[3])
+        repeats = int(match[2][:9]) if match[2] else 1  # nine digits are too many already
+        if len(blocks) + len(symbols) * repeats > MAX_BLOCKS:
+            raise ValueError(f"pattern {_shortened(text)!r}: more than {MAX_BLOCKS:,} blocks")
+        for symbol in symbols:
+            if symbol not in options:
+                spelling = re.sub("^(.)0+", r"\1", symbol)
+                hint = f"write it {spelling}" if spelling in options else f"allowed: {_summary(options)}"
+                raise ValueError(f"pattern {_shortened(text)!r}: unknown block {symbol!r}; {hint}")
+        blocks += [options[symbol] for symbol in symbols] * repeats
+        position = match.end()
+    if not blocks:
+        raise ValueError("pattern is empty; write the blocks in order, such as (sf)x4")
+    return tuple(blocks)
+
+
+def _summary(symbols: Iterable[str]) -> str:
+    """Symbols for a message: ``i, s, f, s1 to s8``."""
+    shown = [symbol for symbol in symbols if len(symbol) == 1]
+    numbers: dict[str, list[int]] = {}
+    for symbol in symbols:
+        if len(symbol) > 1:
+            numbers.setdefault(symbol[0], []).append(int(symbol[1:]))
+    for letter, found in numbers.items():
+        last = f" to {letter}{max(found)}" if len(found) > 1 else ""
+        shown.append(f"{letter}{min(found)}{last}")
+    return ", ".join(shown)
+
+
+def _shortened(text: str) -> str:
+    return text if len(text) <= 80 else f"{text[:60]}..."
