@@ -31,7 +31,7 @@ class EvaluateConfig:
     latency_rounds: Rounds
     """Interleaved repeats of each latency measurement."""
     tolerance: Share
-    """Share of nll that a network or a dynamic-k threshold may lose and still count as of the same quality."""
+    """Share of nll that a network or a dynamic-k threshold may lose and still keep the quality."""
 
 
 @dataclass(frozen=True)

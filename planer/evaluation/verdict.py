@@ -9,7 +9,7 @@ from planer.evaluation.comparison import chosen_row, headline
 from planer.evaluation.page import milliseconds
 from planer.search.closed_loop import TOLERANCE as TARGET_TOLERANCE
 from planer.search.closed_loop import too_slow
-from planer.variant import Variant, parse_variant
+from planer.variant import Variant, parse_variant, spelled
 
 TARGET_STEP = 0.1
 """The next larger target is larger by this share of the baseline's latency."""
@@ -209,7 +209,7 @@ def _nll(change: float, reference: str) -> str:
 
 def _name(variant: Variant, target: float | None, start: str) -> str:
     """The name of the same kind of variant for another target or another start of training."""
-    parts = [variant.arm if target is None else f"{variant.arm}_{target:g}"]
+    parts = [variant.arm if target is None else f"{variant.arm}_{spelled(target)}"]
     parts += [f"_{variant.number}"] if variant.number else []
     parts += [f"-{start}"] if start != "scratch" else []
     return "".join([*parts, f"-seed{variant.repeat}" if variant.repeat else ""])
