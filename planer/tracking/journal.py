@@ -190,8 +190,9 @@ class Journal:
 
     @property
     def size(self) -> int:
-        """Bytes."""
-        return self.path.stat().st_size
+        """Bytes, asked of the open file: on a network filesystem its attributes may be a minute old before that."""
+        with open(self.path, "rb") as file:
+            return os.fstat(file.fileno()).st_size
 
     @property
     def modified(self) -> int:

@@ -160,6 +160,7 @@ class StageMirror:
         run = Run.find_or_create(self._store, self._experiment_id, self.memory, start["name"], tags, first[0]["time"])
         if not self.memory.values.get("offset"):
             run.log_params(start["params"])
+        alive = self._journal.alive()  # asked first: what a job that has ended wrote is all there to read
         records, offset = self._journal.read(self.memory.values.get("offset", 0))
         points = [
             (name, value, record["time"], record["step"])
@@ -168,12 +169,12 @@ class StageMirror:
             for name, value in record.get(kind, {}).items()
         ]
         run.log_points(points)
-        status, time = self._status(run, records)
+        status, time = self._status(run, records, alive)
         if status != "RUNNING":  # before that a file may be replaced
             self._keep(run, folder)
         self.memory.update(offset=offset, status=status, time=time)
 
-    def _status(self, run: Run, records: list[dict]) -> tuple[str, int]:
+    def _status(self, run: Run, records: list[dict], alive: bool) -> tuple[str, int]:
         """Where the run stands after these records; MLflow is told of it."""
         status, time = self.memory.values.get("status"), self.memory.values.get("time", 0)
         for record in records:
@@ -184,7 +185,7 @@ class StageMirror:
             elif "end" in record:
                 status, time = record["end"], record["time"]
                 run.tag({"error": record["error"]} if "error" in record else {})
-        if status == "RUNNING" and not self._journal.alive():
+        if status == "RUNNING" and not alive:
             status, time = "KILLED", self._journal.modified
         if status != self.memory.values.get("status"):
             run.set_status(status, time)

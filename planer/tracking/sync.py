@@ -55,7 +55,7 @@ def _sync_owner(
 ) -> None:
     """The stages of one variant, then the variant itself.  stages: the journals of each, the oldest first."""
     variant = VariantMirror(store, results, experiment, owner)
-    start = min((int(paths[0].stem.partition("-")[0]) // 1_000_000 for paths in stages), default=0)
+    start = min((int(paths[0].stem.partition("-")[0]) // 1_000_000 for paths in stages), default=None)
     memories = []
     for paths in stages:
         for path in paths:

@@ -51,15 +51,18 @@ class VariantMirror:
             self._run = Run.find_or_create(self._store, self._experiment_id, self.memory, name, tags, start)
         return self._run
 
-    def update(self, stages: list[Memory], start: int) -> bool:
+    def update(self, stages: list[Memory], start: int | None) -> bool:
         """Bring status, figures and files up to date; say whether there was anything to do.
 
-        stages: memories of the newest run of each stage.  start: when the first of them began, in milliseconds.
+        stages: memories of the newest run of each stage.  start: when the first of them began, in milliseconds; None
+        where no stage has left a journal.
         """
-        status = _together([stage.values["status"] for stage in stages if "status" in stage.values])
-        time = max((stage.values.get("time", 0) for stage in stages), default=start)
         known = self.memory.values
         files = {name: modified(path) for name, path in self._files()}
+        status = _together([stage.values["status"] for stage in stages if "status" in stage.values])
+        written = max(files.values(), default=0) // 1_000_000
+        time = max((stage.values.get("time", 0) for stage in stages), default=written)
+        start = written if start is None else start
         if known.get("status") == status and known.get("time") == time and known.get("files") == files:
             return False
         run = self.run(start)

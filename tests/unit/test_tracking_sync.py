@@ -131,6 +131,17 @@ def test_a_variant_shows_its_figures_and_has_its_stages_below(results):
     assert again.updated == again.troubles == [] and again.current == 3
 
 
+def test_an_evaluation_without_journals_is_shown_too(results):
+    path = results / "demo/baseline/eval.json"
+    write_json(path, evaluation())
+    assert synced(results).updated == ["demo/baseline"]
+    run = runs(results)[1]["baseline"]
+    assert run.info.start_time == run.info.end_time == path.stat().st_mtime_ns // 1_000_000
+    write_json(path, evaluation() | {"flops": {"closed_form": 7}})  # evaluated again
+    assert synced(results).updated == ["demo/baseline"]
+    assert runs(results)[1]["baseline"].data.metrics["size/flops"] == 7
+
+
 def test_without_a_target_what_was_measured_is_the_share():
     named = {name: value for name, value, _ in figures(evaluation("ppl", searched=False))}
     assert named["result/ppl_test"] == 1.25
