@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
-from planer.files import UserError, read_json
+from planer.files import Damaged, read_json
 from planer.tracking.journal import FOLDER, modified
 from planer.tracking.runs import IDENTITY, Memory, Run
 from planer.tracking.store import Store
@@ -87,9 +87,7 @@ class VariantMirror:
             evaluation = read_json(path)
             points, tags = figures(evaluation), described(evaluation)
         except (ValueError, KeyError, TypeError, IndexError, StopIteration, ZeroDivisionError) as error:
-            raise UserError(
-                f"{path} is damaged ({type(error).__name__}: {error}); delete it and evaluate again"
-            ) from error
+            raise Damaged(path, f"is damaged ({type(error).__name__}: {error})") from error
         time = modified(path) // 1_000_000
         run.log_points([(name, value, time, step) for name, value, step in points])
         run.tag(tags)

@@ -280,7 +280,7 @@ def test_a_damaged_file_costs_its_own_run(results):
     troubles = synced(results).troubles
     assert len(troubles) == 2
     assert "is damaged" in troubles[0] and "delete it" in troubles[0]
-    assert "eval.json is damaged" in troubles[1] and "evaluate again" in troubles[1]
+    assert "eval.json is damaged" in troubles[1] and "make it anew" in troubles[1]
     assert "target_0.5/retrain" in runs(results)[1]
 
 
