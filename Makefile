@@ -5,7 +5,8 @@ $(error Snakemake cannot work in a path with spaces, "$(CURDIR)": move the check
 endif
 
 # The first of these that runs.
-PYTHON ?= $(firstword $(foreach name,python3.11 python3.12 python3.13 python3,$(shell $(name) -c 'print("$(name)")' 2>&-)))
+PYTHON ?= $(firstword \
+	$(foreach name,python3.11 python3.12 python3.13 python3,$(shell $(name) -c 'print("$(name)")' 2>/dev/null)))
 VENV ?= .venv
 CORES ?= 2
 PORT ?= 5000
@@ -26,7 +27,8 @@ CHECK_PYTHON := 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3,
 venv: $(INSTALLED)  ## create .venv from envs/requirements.lock
 
 $(INSTALLED): envs/requirements.lock
-	@$(or $(PYTHON),false) -c $(CHECK_PYTHON) || { echo "planer needs Python 3.11, 3.12 or 3.13: make PYTHON=/path/of/one"; exit 1; }
+	@$(or $(PYTHON),false) -c $(CHECK_PYTHON) || \
+		{ echo "planer needs Python 3.11, 3.12 or 3.13: make PYTHON=/path/of/one"; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 	$(VENV)/bin/python -m pip install --quiet -r envs/requirements.lock
 	$(VENV)/bin/python -c 'from planer.kernels.cpp import build; build.available()'  # C++ kernels; does without a compiler

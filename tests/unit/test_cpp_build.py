@@ -88,6 +88,16 @@ def test_a_file_that_is_no_library_is_one_warning(compiler, caplog):
     assert len(warnings(caplog)) == 1
 
 
+def test_no_home_is_one_warning(compiler, monkeypatch, caplog):
+    monkeypatch.chdir(compiler)
+    monkeypatch.delenv("TORCH_EXTENSIONS_DIR")
+    monkeypatch.setattr("os.path.expanduser", lambda path: path)
+    assert not build.available.__wrapped__()
+    (line,) = warnings(caplog)
+    assert line.endswith("there is no home folder to keep them in; set TORCH_EXTENSIONS_DIR")
+    assert not (compiler / "~").exists()
+
+
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
 def test_a_cache_that_cannot_be_written_is_one_warning(compiler, monkeypatch, caplog):
     monkeypatch.setenv("TORCH_EXTENSIONS_DIR", "/proc/nowhere")

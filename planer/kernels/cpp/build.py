@@ -51,7 +51,9 @@ def _library() -> Path:
     compiler = shutil.which(name)
     if compiler is None:
         raise UserError(f"there is no C++ compiler {name}; install one or set CXX")
-    folder = Path(os.environ.get("TORCH_EXTENSIONS_DIR") or cpp_extension.get_default_build_root())
+    folder = Path(os.environ.get("TORCH_EXTENSIONS_DIR") or cpp_extension.get_default_build_root()).absolute()
+    if "~" in folder.parts:  # as PyTorch names the home of a user who has none
+        raise UserError("there is no home folder to keep them in; set TORCH_EXTENSIONS_DIR")
     path = folder / f"planer-{_key(compiler)}.so"
     if path.exists():
         return path
