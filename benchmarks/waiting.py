@@ -1,8 +1,9 @@
-"""How threads should wait for each other: python benchmarks/waiting.py; two minutes on 2 cores.
+"""How threads should wait for each other: python benchmarks/waiting.py; three minutes on 2 cores.
 
-PyTorch's threads meet at the end of every operation.  By default libgomp lets those that arrive first spin, which is
-fast while every thread has a core for itself, and keeps the last one from its core where it has not.  With
-OMP_WAIT_POLICY=PASSIVE they sleep at once.  The policy is fixed when libgomp is loaded, so each has processes of its own.
+PyTorch's threads meet at the end of every operation.  By default libgomp lets those that arrive first spin for
+milliseconds.  That is fast while every thread has a core, and keeps the last thread from its core otherwise.  With
+OMP_WAIT_POLICY=PASSIVE threads sleep at once, and each waking costs time; the jobs of the workflow (rules/common.smk)
+spin briefly and then sleep.  libgomp reads the policy when it is loaded, so each policy has its processes.
 Steps of training and forward passes of networks of the experiment demo are timed in turn under each policy, alone and
 beside other loads; ratios are medians over rounds of the ratio to spinning.
 Results go to benchmarks/results/<processor>-waiting-<date>.json and, as a table, to standard output.
@@ -27,8 +28,8 @@ sys.path.insert(0, str(ROOT))
 
 from planer.progress import Progress  # noqa: E402
 
-POLICIES = {"spin": {}, "passive": {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "0"}}
-"""Environment by name; spin is what libgomp does by default."""
+POLICIES = {"spin": {}, "brief": {"GOMP_SPINCOUNT": "3000"}, "passive": {"OMP_WAIT_POLICY": "PASSIVE"}}
+"""Environment by name: libgomp's default, the workflow's, and no spinning."""
 LOADS = ("none", "two Python loops", "a training", "both")
 TASKS = ("train", "measure")
 PATTERN = "(sf)x2(sm2)x2"
@@ -113,7 +114,8 @@ def compared(
 def spread(ms: list[float]) -> dict[str, float | int]:
     """Median, tenth and ninetieth percentile, longest, and how many."""
     tenths = statistics.quantiles(ms, n=10, method="inclusive") if len(ms) > 1 else ms * 9
-    return {"median_ms": statistics.median(ms), "p10_ms": tenths[0], "p90_ms": tenths[8], "max_ms": max(ms), "n": len(ms)}
+    found = {"median_ms": statistics.median(ms), "p10_ms": tenths[0], "p90_ms": tenths[8], "max_ms": max(ms)}
+    return found | {"n": len(ms)}
 
 
 def work(threads: int) -> None:
@@ -182,7 +184,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--threads", type=int, default=2, help="default: %(default)s")
     parser.add_argument("--rounds", type=int, default=8, help="default: %(default)s")
-    parser.add_argument("--seconds", type=float, default=0.7, help="of each task and round (default: %(default)s)")
+    parser.add_argument("--seconds", type=float, default=0.5, help="of each task and round (default: %(default)s)")
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder (default: %(default)s)")
     parser.add_argument("--worker", type=int, help=argparse.SUPPRESS)
     options = parser.parse_args()

@@ -18,11 +18,15 @@ from types import SimpleNamespace
 import numpy as np
 import torch
 
-from planer import model, tracking
+from planer import model, progress, tracking
 from planer.config import sections
+from planer.failures import MISTAKE, STATUS
 from planer.files import UserError, read_json, read_tokens, write_json, write_parquet
 from planer.runtime import device_name, keep_freed_memory, resolve_device, resolve_dtype
 from planer.training.checkpoint import Checkpoint
+
+SHARED = "shared"
+"""What stands for the variant of a job that all variants of an experiment share."""
 
 
 class Job:
@@ -82,11 +86,14 @@ def stage(snakemake) -> Iterator[Job]:
     """Run the body with both output streams in the log file, and mirror its rows and output files in MLflow.
 
     The streams are redirected at the file descriptors, so that messages of compiled libraries land there too.
-    Numbers in an output called metrics become the run's metrics.  A UserError ends the job with status 1 and one
-    line, in the log and on the console; other exceptions keep their traceback, in the log.
+    Numbers in an output called metrics become the run's metrics.  What the job's progress lines say goes to the console
+    too, now and then.  A UserError ends the job with STATUS and one line, the last one of the log, from where
+    planer/failures.py fetches it; other exceptions keep their traceback, in the log.
     """
     experiment, variant, rule = _identity(snakemake)
-    console = os.dup(2)
+    label = f"{experiment} {rule}" if variant == SHARED else f"{experiment}/{variant} {rule}"
+    console = open(os.dup(2), "w", buffering=1)  # noqa: SIM115  open until the process ends
+    progress.show_on(console, label)
     with open(snakemake.log[0], "w") as stream:
         os.dup2(stream.fileno(), 1)
         os.dup2(stream.fileno(), 2)
@@ -108,11 +115,15 @@ def stage(snakemake) -> Iterator[Job]:
             if snakemake.output.get("metrics"):
                 run.metrics(read_json(snakemake.output.metrics))
     except UserError as error:
-        line = f"planer: {rule} {experiment}/{variant}: {error}\n".encode()
-        os.write(2, line)
-        os.write(console, line)
-        sys.exit(1)
-    print(f"{rule} done in {time.perf_counter() - started:.1f} s", flush=True)
+        line = f"{MISTAKE}{label}: {error}".replace("\n", " ")
+        try:
+            print(line, file=sys.stderr, flush=True)
+        except OSError:  # the log's disk is full
+            print(line, file=console)
+        sys.exit(STATUS)
+    done = f"{label}: done in {progress.duration(time.perf_counter() - started)}"
+    print(done, flush=True)
+    print(done, file=console)
 
 
 def scratch_folder(experiment: str, variant: str, rule: str) -> Path:
@@ -123,5 +134,5 @@ def scratch_folder(experiment: str, variant: str, rule: str) -> Path:
 def _identity(snakemake) -> tuple[str, str, str]:
     """Experiment, variant and rule; the corpora belong to no experiment and share one called data."""
     wildcards = snakemake.wildcards
-    variant = wildcards.get("variant", wildcards.get("dataset", "shared"))
+    variant = wildcards.get("variant", wildcards.get("dataset", SHARED))
     return wildcards.get("experiment", "data"), variant, snakemake.rule

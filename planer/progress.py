@@ -1,11 +1,15 @@
-"""Progress with rate and time left: a bar on a terminal, now and then a plain line in a log."""
+"""Progress with rate and time left: a bar on a terminal, or now and then a plain line in a log.
+
+A job's log is not what its user looks at, so that its lines also go to the console, more rarely (``show_on``).
+"""
 
 from __future__ import annotations
 
 import sys
 import time
 from collections.abc import Iterable, Iterator, Sized
-from typing import TypeVar
+from contextlib import suppress
+from typing import TextIO, TypeVar
 
 from tqdm import tqdm
 
@@ -13,6 +17,36 @@ Item = TypeVar("Item")
 
 LINE_SECONDS = 10.0
 """Plain lines are at least this far apart, so that a day of training stays a readable log."""
+CONSOLE_SECONDS = 30.0
+"""The same on the console, over all that a process does."""
+
+
+class _Console:
+    """Where lines for the user go beside the log."""
+
+    def __init__(self, stream: TextIO, label: str) -> None:
+        self._stream, self._label = stream, label
+        self._last_line = time.monotonic()
+
+    def due(self) -> bool:
+        """Whether the last line is long enough ago."""
+        return time.monotonic() - self._last_line >= CONSOLE_SECONDS
+
+    def show(self, line: str) -> None:
+        """Print a line.  The stage, which it may begin with, stands in the label already."""
+        self._last_line = time.monotonic()
+        stage = self._label.split()[-1]
+        with suppress(OSError):  # a terminal that was closed ends no training
+            print(f"{self._label}: {line.removeprefix(f'{stage}: ')}", file=self._stream, flush=True)
+
+
+_console: _Console | None = None
+
+
+def show_on(stream: TextIO, label: str) -> None:
+    """From now on, show progress on this stream too, behind the label: ``demo/target_0.5 retrain``."""
+    global _console
+    _console = _Console(stream, label)
 
 
 class Progress:
@@ -41,6 +75,8 @@ class Progress:
             self._bar.update()
         elif time.monotonic() - self._last_line >= LINE_SECONDS:
             self._print_line()
+        if _console is not None and _console.due():
+            _console.show(self.line(time.monotonic() - self._began))
 
     def close(self) -> None:
         """Leave the terminal in order, or close a log that has progress lines with a last one."""

@@ -6,7 +6,9 @@ from functools import cache
 from pathlib import Path
 
 import planer
+from snakemake.logging import logger
 from planer.config import Experiment, derive_seed
+from planer.failures import FAILURES
 from planer.files import UserError, check_writable
 from planer.home import provide_home
 from planer.latency.cost import check_hours, load_cost, rescaled
@@ -20,6 +22,11 @@ assert Path(planer.__file__).parent == ROOT / "planer", f"another planer is inst
 # Scripts look among installed packages first: a copy of planer there is not the code whose hash decides on repetitions.
 os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
 provide_home("scratch/home")
+logger.addFilter(FAILURES)
+# PyTorch's threads spin while they wait for each other, by default so long that beside other work hardly anything gets
+# done (benchmarks/waiting.py).  All jobs inherit this, so that latencies are comparable; what the user has set stays.
+if "OMP_WAIT_POLICY" not in os.environ:
+    os.environ.setdefault("GOMP_SPINCOUNT", "3000")
 
 
 wildcard_constraints:

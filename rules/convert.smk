@@ -28,7 +28,7 @@ rule sparsify:
         seed=seed("sparsify"),
         code=code_hash("sparsify.py"),
     message:
-        "Making activations of {wildcards.experiment}/{wildcards.variant} sparse."
+        "{wildcards.experiment}/{wildcards.variant} sparsify: making activations sparse; log: {log}"
     script:
         "../workflow/scripts/sparsify.py"
 
@@ -58,7 +58,7 @@ rule cluster_experts:
         seed=seed("cluster_experts"),
         code=code_hash("cluster_experts.py"),
     message:
-        "Splitting dense layers of {wildcards.experiment}/{wildcards.variant} into experts."
+        "{wildcards.experiment}/{wildcards.variant} cluster_experts: splitting dense layers into experts; log: {log}"
     script:
         "../workflow/scripts/cluster_experts.py"
 
@@ -90,6 +90,6 @@ rule train_routers:
         seed=seed("train_routers"),
         code=code_hash("train_routers.py"),
     message:
-        "Training the routers of {wildcards.experiment}/{wildcards.variant}."
+        "{wildcards.experiment}/{wildcards.variant} train_routers: training the routers; log: {log}"
     script:
         "../workflow/scripts/train_routers.py"

@@ -22,6 +22,6 @@ rule prepare_data:
         corpus=lambda wildcards: entry(wildcards.dataset),
         code=code_hash("prepare_data.py"),
     message:
-        "Preparing {wildcards.dataset}."
+        "data/{wildcards.dataset} prepare_data: finding, checking and numbering the corpus; log: {log}"
     script:
         "../workflow/scripts/prepare_data.py"

@@ -36,6 +36,6 @@ rule evaluate:
         seed=seed("evaluate"),
         code=code_hash("evaluate.py"),
     message:
-        "Evaluating {wildcards.experiment}/{wildcards.variant}."
+        "{wildcards.experiment}/{wildcards.variant} evaluate: measuring quality, latency and FLOPs; log: {log}"
     script:
         "../workflow/scripts/evaluate.py"

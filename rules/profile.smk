@@ -34,7 +34,7 @@ rule profile_blocks:
         vocab_size=vocab_size,
         code=code_hash("profile_blocks.py"),
     message:
-        "Measuring the latency of every block of {wildcards.experiment}."
+        "{wildcards.experiment} profile_blocks: measuring the latency of every block; log: {log}"
     script:
         "../workflow/scripts/profile_blocks.py"
 
@@ -72,7 +72,7 @@ rule check_additivity:
         vocab_size=vocab_size,
         code=code_hash("check_additivity.py"),
     message:
-        "Comparing sums of block latencies with whole networks of {wildcards.experiment}."
+        "{wildcards.experiment} check_additivity: comparing sums of block latencies with whole networks; log: {log}"
     script:
         "../workflow/scripts/check_additivity.py"
 
@@ -110,6 +110,6 @@ rule estimate_cost:
         vocab_size=vocab_size,
         code=code_hash("estimate_cost.py"),
     message:
-        "Estimating how long {wildcards.experiment} trains on this device."
+        "{wildcards.experiment} estimate_cost: estimating how long the experiment trains on this device; log: {log}"
     script:
         "../workflow/scripts/estimate_cost.py"

@@ -32,7 +32,7 @@ rule compare:
     params:
         code=code_hash("compare.py"),
     message:
-        "Comparing the networks of {wildcards.experiment}."
+        "{wildcards.experiment} compare: comparing the networks; log: {log}"
     script:
         "../workflow/scripts/compare.py"
 
@@ -54,7 +54,7 @@ rule repeatability:
         config=sections("repeatability"),
         code=code_hash("repeatability.py"),
     message:
-        "Comparing repeats of the search of {wildcards.experiment}."
+        "{wildcards.experiment} repeatability: comparing repeats of the search; log: {log}"
     script:
         "../workflow/scripts/repeatability.py"
 
@@ -82,6 +82,6 @@ rule pareto:
         config=sections("pareto"),
         code=code_hash("pareto.py"),
     message:
-        "Comparing one supernet for all targets of {wildcards.experiment} with searches of their own."
+        "{wildcards.experiment} pareto: comparing one supernet for all targets with one search each; log: {log}"
     script:
         "../workflow/scripts/pareto.py"

@@ -29,7 +29,7 @@ rule search:
         vocab_size=vocab_size,
         code=code_hash("search.py"),
     message:
-        "Searching {wildcards.experiment} for {wildcards.variant}."
+        "{wildcards.experiment}/{wildcards.variant} search: searching; log: {log}"
     script:
         "../workflow/scripts/search.py"
 
@@ -57,6 +57,6 @@ rule sample_architecture:
         vocab_size=vocab_size,
         code=code_hash("sample_architecture.py"),
     message:
-        "Choosing the architecture of {wildcards.experiment}/{wildcards.variant}."
+        "{wildcards.experiment}/{wildcards.variant} sample_architecture: choosing the architecture; log: {log}"
     script:
         "../workflow/scripts/sample_architecture.py"

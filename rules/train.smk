@@ -20,7 +20,7 @@ rule warm_start:
         vocab_size=vocab_size,
         code=code_hash("warm_start.py"),
     message:
-        "Collecting the weights that {wildcards.experiment}/{wildcards.variant} starts from."
+        "{wildcards.experiment}/{wildcards.variant} warm_start: collecting the weights to start from; log: {log}"
     script:
         "../workflow/scripts/warm_start.py"
 
@@ -54,6 +54,6 @@ rule retrain:
         seed=seed("retrain"),
         code=code_hash("retrain.py"),
     message:
-        "Training {wildcards.experiment}/{wildcards.variant}; start: {params.start}."
+        "{wildcards.experiment}/{wildcards.variant} retrain: training; start: {params.start}; log: {log}"
     script:
         "../workflow/scripts/retrain.py"

@@ -16,7 +16,7 @@ import torch
 import yaml
 
 from planer.config import Experiment
-from planer.data.corpora import CORPORA
+from planer.config.corpora import CORPORA
 from planer.evaluation.quality import protocols, quality
 from planer.latency.networks import Pool
 from planer.model import LanguageModel

@@ -23,6 +23,7 @@ FLOORS = (
 )
 """From the ground up."""
 TOOLS = (
+    "failures",
     "files",
     "home",
     "measure",

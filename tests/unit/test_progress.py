@@ -1,11 +1,13 @@
 """Progress lines in a log, on a clock that the test turns."""
 
+import io
+import os
 import sys
 
 import pytest
 
 from planer import progress as module
-from planer.progress import Progress, duration, progress
+from planer.progress import Progress, duration, progress, show_on
 
 
 @pytest.fixture
@@ -69,3 +71,39 @@ def test_a_terminal_gets_a_bar(monkeypatch, capsys):
 )
 def test_durations(seconds, text):
     assert duration(seconds) == text
+
+
+@pytest.fixture
+def console(clock, monkeypatch):
+    """A stream for the user beside the log; the process has done other work before."""
+    stream = io.StringIO()
+    monkeypatch.setattr(module, "_console", None)
+    show_on(stream, "demo/target_0.5 retrain")
+    return stream
+
+
+def test_the_console_gets_a_line_every_thirty_seconds(clock, console, capsys):
+    for _ in range(2):
+        with Progress(600, "retrain") as bar:
+            for _ in range(100):
+                clock[0] += 0.4
+                bar.advance(loss=1.23449)
+    first, second = console.getvalue().splitlines()
+    assert first == "demo/target_0.5 retrain: step 75/600, 2.5 it/s, 3 min 30 s left, loss 1.234"
+    assert second == "demo/target_0.5 retrain: step 50/600, 2.5 it/s, 3 min 40 s left, loss 1.234"
+    assert len(capsys.readouterr().err.splitlines()) > 2, "the log has more lines"
+
+
+def test_what_a_stage_is_busy_with_stands_behind_it(clock, console):
+    for _ in progress(3, "measuring, 1 of 2"):
+        clock[0] += 31.0
+    assert console.getvalue().startswith(
+        "demo/target_0.5 retrain: measuring, 1 of 2: step 1/3, 31.0 s/it, 1 min 2 s left"
+    )
+
+
+def test_a_closed_console_ends_no_work(clock, console):
+    console.close()
+    show_on(open(os.open(os.devnull, os.O_RDONLY), "w"), "demo retrain")  # noqa: SIM115
+    for _ in progress(2, "retrain"):
+        clock[0] += 31.0

@@ -1,0 +1,73 @@
+"""What Snakemake's process shows of failed jobs: the last lines on the screen say what went wrong and where to look.
+
+Snakemake reports a failed job in fifteen lines with the log among them, and prints its own summary after them.  A job
+that ends by a user's mistake (``UserError``) has one line to say, the last one of its log.  This filter of Snakemake's
+log takes the report of such a job out and prints the line when the process ends, after everything else.  Other failures
+are reported as Snakemake does, and the path of the log is repeated at the end.
+"""
+
+from __future__ import annotations
+
+import atexit
+import logging
+import re
+import sys
+from pathlib import Path
+
+MISTAKE = "planer: "
+"""How the line about a user's mistake begins."""
+STATUS = 65
+"""Exit status of a job that a user's mistake has ended (EX_DATAERR in sysexits.h)."""
+
+
+class Failures(logging.Filter):
+    """Collects failures from the records of Snakemake's log (snakemake_interface_logger_plugins.common.LogEvent)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._lines: dict[object, str] = {}
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Whether Snakemake is to print the record; that of a job's mistake is shortened."""
+        event = getattr(record, "event", None)
+        if event == "error":
+            return self._exception(record.getMessage())
+        if event == "job_error":
+            self._job(record)
+        elif event == "job_finished":
+            self._lines.pop(record.job_id, None)  # a later attempt has succeeded
+        return True
+
+    def _exception(self, text: str) -> bool:
+        """A mistake that Snakemake itself ran into (an input function raised it), or the exit status of a job."""
+        if found := re.search(r"^\s*(?:\S+\.)?UserError: (.+)", text, re.MULTILINE):
+            self._keep(text, f"{MISTAKE}{found[1]}")
+        return not found and f"returned non-zero exit status {STATUS}." not in text
+
+    def _job(self, record: logging.LogRecord) -> None:
+        logs = " ".join(record.log)
+        if line := next(filter(None, map(_mistake, record.log)), ""):
+            record.event, record.msg = None, f"Job {record.jobid} ({record.rule_name}) has ended by a mistake: {logs}"
+        self._keep(record.jobid, line or f"{MISTAKE}{record.rule_name} failed; see {logs}")
+
+    def _keep(self, key: object, line: str) -> None:
+        if not self._lines:
+            atexit.register(self._show)
+        self._lines[key] = line
+
+    def _show(self) -> None:
+        for line in dict.fromkeys(self._lines.values()):
+            print(line, file=sys.stderr, flush=True)
+
+
+def _mistake(log: str) -> str:
+    """The last line of a log, if it tells of a user's mistake."""
+    try:
+        lines = Path(log).read_text(errors="replace").splitlines()
+    except OSError:
+        return ""
+    return lines[-1] if lines and lines[-1].startswith(MISTAKE) else ""
+
+
+FAILURES = Failures()
+"""One for the process, so that a Snakefile that is read twice adds one filter."""
