@@ -92,8 +92,7 @@ def stage(snakemake) -> Iterator[Job]:
     """
     experiment, variant, rule = _identity(snakemake)
     label = f"{experiment} {rule}" if variant == SHARED else f"{experiment}/{variant} {rule}"
-    console = open(os.dup(2), "w", buffering=1)  # noqa: SIM115  open until the process ends
-    progress.show_on(console, label)
+    progress.show_on(open(os.dup(2), "w"), label)  # noqa: SIM115  open until the process ends
     with open(snakemake.log[0], "w") as stream:
         os.dup2(stream.fileno(), 1)
         os.dup2(stream.fileno(), 2)
@@ -115,15 +114,14 @@ def stage(snakemake) -> Iterator[Job]:
             if snakemake.output.get("metrics"):
                 run.metrics(read_json(snakemake.output.metrics))
     except UserError as error:
-        line = f"{MISTAKE}{label}: {error}".replace("\n", " ")
         try:
-            print(line, file=sys.stderr, flush=True)
+            print(f"{MISTAKE}{label}: {error}".replace("\n", " "), file=sys.stderr, flush=True)
         except OSError:  # the log's disk is full
-            print(line, file=console)
+            progress.tell(str(error))
         sys.exit(STATUS)
-    done = f"{label}: done in {progress.duration(time.perf_counter() - started)}"
-    print(done, flush=True)
-    print(done, file=console)
+    done = f"done in {progress.duration(time.perf_counter() - started)}"
+    print(f"{label}: {done}", flush=True)
+    progress.tell(done)
 
 
 def scratch_folder(experiment: str, variant: str, rule: str) -> Path:

@@ -49,6 +49,12 @@ def show_on(stream: TextIO, label: str) -> None:
     _console = _Console(stream, label)
 
 
+def tell(line: str) -> None:
+    """Print a line on the console at once, where there is one."""
+    if _console is not None:
+        _console.show(line)
+
+
 class Progress:
     """Counts steps towards total and shows rate, time left and named numbers such as the loss.
 

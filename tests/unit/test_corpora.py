@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from real_data import real
 
-from planer.config.corpora import CORPORA, PUBLISHED, Corpus, Published
+from planer.config.corpora import CORPORA, PUBLISHED, Corpus, Published, entry
 from planer.data import corpora
 from planer.data.corpora import find, read, standard_library
 from planer.files import UserError
@@ -173,3 +173,12 @@ def test_head_of_enwik8_is_recognised(monkeypatch):
     monkeypatch.setenv("PLANER_DATA", str(path.parent))
     found = find("enwik8-mini")
     assert sha256(read(CORPORA["enwik8-mini"], found)) == PUBLISHED["enwik8-mini"].sha256
+
+
+def test_what_a_stage_depends_on_is_its_own_entry(here, monkeypatch):
+    before = entry("enwik8-mini")
+    assert before["vocab_size"] == 200
+    assert list(before["files"]) == ["enwik8-4MB", "enwik8-mini", "enwik8", "enwik8.zip"]
+    monkeypatch.setitem(CORPORA, "another", CORPORA["toy"])
+    monkeypatch.setitem(PUBLISHED, "toy", PUBLISHED["text8"])
+    assert entry("enwik8-mini") == before

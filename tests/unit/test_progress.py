@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from planer import progress as module
-from planer.progress import Progress, duration, progress, show_on
+from planer.progress import Progress, duration, progress, show_on, tell
 
 
 @pytest.fixture
@@ -100,6 +100,11 @@ def test_what_a_stage_is_busy_with_stands_behind_it(clock, console):
     assert console.getvalue().startswith(
         "demo/target_0.5 retrain: measuring, 1 of 2: step 1/3, 31.0 s/it, 1 min 2 s left"
     )
+
+
+def test_the_end_is_told_at_once(clock, console):
+    tell("done in 3 s")
+    assert console.getvalue() == "demo/target_0.5 retrain: done in 3 s\n"
 
 
 def test_a_closed_console_ends_no_work(clock, console):
