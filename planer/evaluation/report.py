@@ -81,6 +81,8 @@ def render(
     """The page as text; figures are SVG documents by name."""
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
     first, verdicts = evaluations[0], [verdict(evaluation) for evaluation in evaluations]
+    parts = [*_network_sections(evaluations), *_measured_sections(evaluations, additivity), *analyses]
+    parts.append(_provenance(evaluations))
     return environment.from_string(TEMPLATE).render(
         experiment=first["experiment"],
         setting=_setting(first),
@@ -91,11 +93,7 @@ def render(
         files=_files(evaluations),
         summary=_summary(evaluations),
         summary_note=_summary_note(first),
-        sections=[
-            part
-            for part in (*_sections(evaluations, additivity), *analyses, _provenance(evaluations))
-            if part["tables"] or part["figure"] in figures
-        ],
+        sections=[part for part in parts if part["tables"] or part["figure"] in figures],
         figures={name: inline(svg, name, html.escape(FIGURES[name])) for name, svg in figures.items()},
     )
 
@@ -184,7 +182,8 @@ def _summary_note(evaluation: dict) -> str:
     )
 
 
-def _sections(evaluations: Sequence[dict], additivity: dict) -> list[dict]:
+def _network_sections(evaluations: Sequence[dict]) -> list[dict]:
+    """The networks, and how they were found."""
     return [
         section(
             "Quality against latency",
@@ -223,6 +222,12 @@ def _sections(evaluations: Sequence[dict], additivity: dict) -> list[dict]:
             "are drawn equally often, skip half as often.",
             "updates",
         ),
+    ]
+
+
+def _measured_sections(evaluations: Sequence[dict], additivity: dict) -> list[dict]:
+    """What was measured of blocks, trainings and thresholds."""
+    return [
         section(
             "Latency of the blocks",
             "The latency table that the search reads. Cached attention keeps keys and values of the memory, recomputed "
