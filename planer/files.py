@@ -12,7 +12,8 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -117,9 +118,19 @@ def with_checksum(content: dict) -> dict:
 def without_checksum(path: str | Path, content: dict) -> dict:
     """The other keys, for a reader.  Raises UserError when they do not fit the checksum."""
     values = {key: value for key, value in content.items() if key != CHECKSUM}
-    if CHECKSUM in content and content[CHECKSUM] != checksum(values):
-        raise Damaged(path, f"was changed after it was written: its {CHECKSUM} does not fit")
+    require_checksum(path, content.get(CHECKSUM), lambda: checksum(values), list(values.values())[:1])
     return values
+
+
+def require_checksum(path: str | Path, given: object, expected: Callable[[], str], others: Iterable[object]) -> None:
+    """Raise UserError unless a checksum, where there is one, is the expected one.
+
+    others: values beside it, among which a checksum is one whose key was damaged.
+    """
+    if given is None and any(re.fullmatch(r"[^\s{}]{64}", str(other)) for other in others):
+        raise Damaged(path, f"was changed after it was written: its {CHECKSUM} has another name")
+    if given is not None and given != expected():
+        raise Damaged(path, f"was changed after it was written: its {CHECKSUM} does not fit")
 
 
 def one_line(error: object, length: int = 200) -> str:
@@ -247,14 +258,12 @@ def read_parquet(
         metadata = {key.decode(): value.decode() for key, value in (content.schema.metadata or {}).items()}
         metadata.pop("pandas", None)
         given = metadata.pop(CHECKSUM, None)
-        changed = given is not None and given != _table_checksum(content, metadata)
+        require_checksum(path, given, lambda: _table_checksum(content, metadata), metadata.values())
         table = content.to_pandas(ignore_metadata=True)
     except FileNotFoundError:
         raise Damaged(path, "does not exist") from None
     except (OSError, pyarrow.ArrowException, ValueError, TypeError, KeyError, MemoryError) as error:
         raise Damaged(path, f"is no readable Parquet table ({one_line(error)})") from error
-    if changed:
-        raise Damaged(path, f"was changed after it was written: its {CHECKSUM} does not fit")
     _check_columns(path, content, table, columns, others)
     return table, metadata
 

@@ -7,13 +7,14 @@ import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
+from typing import BinaryIO
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from planer.files import CHECKSUM, Damaged, checksum, one_line, replacing, sync
+from planer.files import CHECKSUM, Damaged, checksum, one_line, replacing, require_checksum, sync
 
 TENSOR_TYPES = {"float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16"}
 TENSOR_TYPES |= {"int64": "I64", "int32": "I32", "int16": "I16", "int8": "I8", "uint8": "U8", "bool": "BOOL"}
@@ -87,10 +88,12 @@ def _checked_metadata(path: str | Path, unsealed: bool) -> dict[str, str]:
         given = metadata.pop(CHECKSUM, None)
         if given is None and not unsealed:
             raise Damaged(path, f"has no {CHECKSUM}")
-        data = given and hashlib.file_digest(file, "sha256").hexdigest()
-        if data and given != _tensors_checksum(header, metadata, data):
-            raise Damaged(path, f"was changed after it was written: its {CHECKSUM} does not fit")
+        require_checksum(path, given, lambda: _tensors_checksum(header, metadata, _sha256(file)), metadata.values())
     return metadata
+
+
+def _sha256(file: BinaryIO) -> str:
+    return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _tensors_checksum(header: Mapping[str, dict], metadata: Mapping[str, str], data_sha256: str) -> str:

@@ -1,0 +1,223 @@
+"""Every format that the workflow reads, damaged at random: the reader refuses it in one line, or reads what was there.
+
+PLANER_MUTATIONS sets how many mutations there are of each.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from made_up import evaluation
+from test_latency_table import table
+
+from planer import model
+from planer.architecture import Architecture, DynamicMoE, FeedForward, MoE, load_selection
+from planer.data.prepare import prepare
+from planer.evaluation.training_figures import load_history
+from planer.files import UserError, read_json, read_tokens, read_yaml, write_json, write_parquet, write_yaml
+from planer.latency.table import LatencyTable
+from planer.model import LanguageModel, initialise
+from planer.tensors import read_tensors, write_tensors
+from tests.mutations import mutate
+
+COUNT = int(os.environ.get("PLANER_MUTATIONS", "200"))
+NETWORK = Architecture(13, 16, (FeedForward(24), MoE(24, 3, 1), DynamicMoE(24, 4, 8)))
+SELECTION = {"variant": "baseline", "chosen_by": "pattern", "target": None, "estimated": 1.0}
+
+
+def _report(folder: Path) -> Path:
+    write_json(folder / "eval.json", evaluation("target_0.5", "(s8f)x2", 1.0, 0.5, 0.5))
+    return folder / "eval.json"
+
+
+def _cost(folder: Path) -> Path:
+    stages = ("search", "retrain", "sparsify", "train_routers")
+    hours = dict.fromkeys((*stages, "total"), 0.5)
+    write_json(folder / "cost.json", {"device": "here", "hours": hours, "tokens": dict.fromkeys(stages, 9)})
+    return folder / "cost.json"
+
+
+def _architecture(folder: Path) -> Path:
+    NETWORK.save(folder / "architecture.yaml", selection=SELECTION)
+    return folder / "architecture.yaml"
+
+
+def _table(folder: Path) -> Path:
+    table().save(folder / "table.parquet")
+    return folder / "table.parquet"
+
+
+def _history(folder: Path) -> Path:
+    rows = [{"step": n, "loss": 1 / n, "valid_nll": 2.0 if n % 3 == 0 else None} for n in range(1, 10)]
+    write_parquet(folder / "history.parquet", pd.DataFrame(rows))
+    return folder / "history.parquet"
+
+
+def _weights(folder: Path) -> Path:
+    network = LanguageModel(NETWORK)
+    initialise(network, torch.Generator().manual_seed(0))
+    model.save(network, folder)
+    return folder / "model.safetensors"
+
+
+def _corpus(folder: Path) -> Path:
+    prepare("pysource", folder)
+    return folder / "valid.npy"
+
+
+READERS: dict[str, tuple[Callable[[Path], Path], Callable[[Path], object]]] = {
+    "report": (_report, lambda path: read_json(path, "eval")),
+    "cost": (_cost, lambda path: read_json(path, "cost")),
+    "architecture": (_architecture, lambda path: (Architecture.load(path), load_selection(path))),
+    "table": (_table, lambda path: LatencyTable.load(path).rows.to_dict("records")),
+    "history": (_history, lambda path: load_history(path).fillna(-1.0).to_dict("records")),
+    "weights": (_weights, lambda path: {n: t.tolist() for n, t in model.load(path.parent).state_dict().items()}),
+    "corpus": (_corpus, lambda path: read_tokens(path).tobytes()),
+    "manifest": (lambda folder: _corpus(folder).with_name("manifest.json"), lambda path: read_json(path, "manifest")),
+}
+"""By what is read: what writes it, and what reads it."""
+
+
+@pytest.mark.parametrize("kind", READERS)
+def test_a_damaged_file_is_one_line_or_what_it_was(tmp_path, kind):
+    write, read = READERS[kind]
+    path = write(tmp_path)
+    content, expected, outcomes = path.read_bytes(), read(path), []
+    for number in range(COUNT):
+        how, damaged = mutate(path, content, (kind, number))
+        path.write_bytes(damaged)
+        try:
+            found = read(path)
+        except UserError as error:
+            assert str(error).startswith(f"{path} ") and "\n" not in str(error), how
+            assert f"; make it anew: snakemake --cores all --force {path}" in str(error), how
+            outcomes.append("refused")
+        else:
+            assert how.startswith("bare") or found == expected, f"{how}, {number}: another value"
+            outcomes.append("accepted")
+    assert outcomes.count("refused") > 0.7 * COUNT
+
+
+def _rows(**columns: object) -> pd.DataFrame:
+    return table().rows.assign(**columns)
+
+
+def _without(rows: pd.DataFrame, **values: str) -> pd.DataFrame:
+    return rows[~np.logical_and.reduce([rows[name] == value for name, value in values.items()])]
+
+
+@pytest.mark.parametrize(
+    ("rows", "problem"),
+    [
+        (_rows(median_ms=-1.0, p10_ms=-1.0, p90_ms=-1.0), "costs -1 ms; it must be"),
+        (_rows(median_ms=0.0, p10_ms=0.0, p90_ms=0.0), "costs 0 ms; it must be above 0"),
+        (_rows(median_ms=float("nan")), "column median_ms that are no number"),
+        (_rows(median_ms=float("inf")), "column median_ms that are no number"),
+        (_rows(median_ms="fast"), "column median_ms that are no number"),
+        (_rows(median_ms=1.0, p90_ms=0.5), "skip costs 1 ms; it must be 0|out of order"),
+        (_rows(p10_ms=9.0), "out of order"),
+        (_rows(n=0), "out of order, or none"),
+        (_rows(batch=4.0), "column batch that are no integer"),
+        (_rows(device="Toy 3000"), "another device than its identity"),
+        (_rows(mem_len=7), "another mem_len than its identity"),
+        (_rows(attention="sparse"), "the attention 'sparse'; allowed: cached, recompute"),
+        (pd.concat([_rows(), _rows().tail(1)]), "two rows of moe_top2"),
+        (_rows().head(0), "has no rows"),
+        (_without(_rows(), option="stem"), "lacks rows for batch 4, .*, such as stem"),
+        (_without(_rows(), option="skip", attention="recompute"), "such as skip, recompute"),
+        (_without(_rows(), option="moe_top1", routing="one"), "such as moe_top1, .*one"),
+        (_without(_rows(), option="attention_1", execution="compiled"), "batch 4, compiled, such as attention_1"),
+        (_without(_rows(), batch=4), "lacks rows for batch 4, eager"),
+    ],
+)
+def test_a_table_without_plausible_costs_is_refused(tmp_path, rows, problem):
+    """Also where somebody else wrote it, without a checksum."""
+    metadata = {"identity": _json(table().identity), "notes": _json(table().notes)}
+    write_parquet(tmp_path / "table.parquet", rows.reset_index(drop=True), metadata)
+    with pytest.raises(UserError, match=problem) as error:
+        LatencyTable.load(tmp_path / "table.parquet")
+    assert "\n" not in str(error.value) and "table.parquet" in str(error.value)
+
+
+def _json(value: object) -> str:
+    import json
+
+    return json.dumps(value)
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        ({"vocab_size": "13"}, "vocab_size is '13'; it must be a whole number"),
+        ({"vocab_size": True}, "vocab_size is True"),
+        ({"d_model": 10**11}, "d_model is 100000000000; it must be from 1 to"),
+        ({"d_model": 15}, "must be even"),
+        ({"norm": "middle"}, "norm is 'middle'; allowed: post, pre"),
+        ({"dropout": 1.5}, "dropout is 1.5"),
+        ({"blocks": []}, "must list 1 to 1,000 blocks"),
+        ({"blocks": "sf"}, "must list 1 to 1,000 blocks"),
+        ({"blocks": [{"kind": "conv"}]}, "unknown block kind 'conv'; allowed: skip"),
+        ({"blocks": ["skip"]}, "unknown block kind 'skip'"),
+        ({"blocks": [{"kind": "moe", "d_inner": 24}]}, "moe.num_experts is missing"),
+        ({"blocks": [{"kind": "skip", "d_inner": 24}]}, "unknown key skip.d_inner"),
+        ({"blocks": [{"kind": "moe", "d_inner": 24, "num_experts": 2, "top_k": 3}]}, "top_k is 3, more than its 2"),
+        (
+            {"blocks": [{"kind": "dynamic_moe", "d_inner": 24, "expert_size": 5, "router_width": 8}]},
+            "5 does not divide",
+        ),
+        ({"blocks": [{"kind": "feed_forward", "d_inner": 2**24}] * 999, "d_model": 2**24}, "parameters are more than"),
+        ({"pattern": "ss"}, "contradicts itself"),
+        ({"patern": "ss"}, "unknown key 'patern'"),
+    ],
+)
+def test_an_architecture_that_is_none_is_refused(tmp_path, change, problem):
+    content = {"pattern": NETWORK.pattern, **NETWORK.to_dict(), "selection": SELECTION} | change
+    if "blocks" in change:
+        del content["pattern"]
+    write_yaml(tmp_path / "architecture.yaml", content)
+    with pytest.raises(UserError, match=problem) as error:
+        Architecture.load(tmp_path / "architecture.yaml")
+    assert "\n" not in str(error.value) and "architecture.yaml" in str(error.value)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_not_finite_are_refused(tmp_path, value):
+    path = _weights(tmp_path)
+    tensors, _ = read_tensors(path)
+    tensors["blocks.0.sublayer.w1.weight"][3, 4] = value
+    write_tensors(path, tensors)
+    with pytest.raises(UserError, match="not finite, in blocks.0.sublayer.w1.weight"):
+        model.load(tmp_path)
+    assert read_tensors(path, finite=False)[0].keys() == tensors.keys()
+
+
+def test_a_file_of_another_hand_needs_no_checksum(tmp_path):
+    path = _architecture(tmp_path)
+    lines = path.read_text().splitlines()
+    path.write_text("\n".join(line for line in lines if not line.startswith("checksum")))
+    assert Architecture.load(path) == NETWORK
+    path.write_text("\n".join(lines).replace("d_model: 16", "d_model: 18"))
+    with pytest.raises(UserError, match="was changed after it was written: its checksum does not fit"):
+        Architecture.load(path)
+
+
+def test_aliases_and_values_that_no_file_of_ours_has(tmp_path):
+    path = tmp_path / "architecture.yaml"
+    for text in ("a: &a [1, 2]\nb: *a\n", "a: 2026-01-01\n", "a: .nan\n", "a: !!binary aGVsbG8=\n", "- 1\n", "a: ]\n"):
+        path.write_text(text)
+        with pytest.raises(UserError, match="is no valid YAML|holds no keys and values"):
+            read_yaml(path)
+
+
+def test_an_array_of_another_corpus_is_refused(tmp_path):
+    path = _corpus(tmp_path)
+    shutil.copy(tmp_path / "test.npy", path)
+    with pytest.raises(UserError, match="valid.npy is not the file that manifest.json beside it describes"):
+        read_tokens(path)

@@ -1,0 +1,106 @@
+"""Runs scripts of rules with a stand-in for Snakemake, each in a child of one process that has the libraries loaded.
+
+A run costs what the script does, not the seconds that imports take.  Commands come in on standard input, one JSON
+document a line, and answers go out on standard output.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import resource
+import runpy
+import sys
+import time
+import traceback
+from pathlib import Path
+from types import SimpleNamespace
+
+ROOT = Path(__file__).parents[2]
+SECONDS = 300
+"""No script takes so long here; one that does is killed."""
+MEMORY = 16 * 2**30
+"""Address space of a script.  PyTorch and its threads take a part of it."""
+
+
+def main() -> None:
+    """Serve until standard input ends."""
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+    for path in sorted((ROOT / "planer").rglob("*.py")):
+        name = ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+        if not {"triton", "mirror"} & set(path.parts) and path.stem not in ("mirror", "__main__"):
+            importlib.import_module(name)
+    for name in ("jsonschema", "pyarrow.parquet", "k_means_constrained", "snakemake.io"):
+        importlib.import_module(name)
+    for line in sys.stdin:
+        answers.write(json.dumps(_answer(json.loads(line))) + "\n")
+        answers.flush()
+
+
+def _answer(job: dict) -> dict:
+    """Exit status of the script, and what it wrote on the console and into its log."""
+    console, log = Path(job["folder"], "console.txt"), Path(job["folder"], "log.txt")
+    log.write_text("")
+    child = os.fork()
+    if not child:
+        os._exit(_run(job, console))
+    began = time.monotonic()
+    while not (ended := os.waitpid(child, os.WNOHANG))[0]:
+        if time.monotonic() - began > SECONDS:
+            os.kill(child, 9)
+        time.sleep(0.002)
+    text = [path.read_text(errors="replace") for path in (console, log)]
+    return {"status": os.waitstatus_to_exitcode(ended[1]), "console": text[0], "log": text[1]}
+
+
+def _run(job: dict, console: Path) -> int:
+    """The script's exit status, as Python gives it; 2 for an exception, whose traceback is on the console."""
+    resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
+    os.chdir(job["folder"])
+    handle = os.open(console, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    os.dup2(handle, 1)
+    os.dup2(handle, 2)
+    if job.get("killed"):
+        _die_after_the_first_checkpoint()
+    try:
+        runpy.run_path(str(ROOT / job["script"]), {"snakemake": _stand_in(job)}, "__main__")
+        return 0
+    except SystemExit as end:
+        return end.code
+    except BaseException:  # noqa: BLE001 (what it was is on the console)
+        os.write(2, traceback.format_exc().encode())
+        return 2
+
+
+def _die_after_the_first_checkpoint() -> None:
+    from planer.training.checkpoint import Checkpoint
+
+    save = Checkpoint.save
+
+    def save_and_die(*arguments) -> None:
+        save(*arguments)
+        os._exit(9)
+
+    Checkpoint.save = save_and_die
+
+
+def _stand_in(job: dict) -> SimpleNamespace:
+    from snakemake.io import InputFiles, Log, OutputFiles, Params, Resources, Wildcards
+
+    return SimpleNamespace(
+        rule=job["rule"],
+        input=InputFiles(fromdict=job["input"]),
+        output=OutputFiles(fromdict=job["output"]),
+        params=Params(fromdict=job["params"]),
+        wildcards=Wildcards(fromdict=job["wildcards"]),
+        resources=Resources(fromdict={}),
+        log=Log(["log.txt"]),
+        threads=1,
+        config={},
+    )
+
+
+if __name__ == "__main__":
+    main()
