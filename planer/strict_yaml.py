@@ -78,6 +78,9 @@ def parse_yaml(text: str, source: str):
         mark = error.problem_mark or error.context_mark
         reason = " ".join(str(part) for part in (error.context, error.problem) if part)
         raise UserError(f"{source}, line {mark.line + 1}: {' '.join(reason.split())}") from error
+    except yaml.reader.ReaderError as error:
+        line = text.count("\n", 0, error.position) + 1
+        raise UserError(f"{source}, line {line}: character {error.character:#x} is not allowed in YAML") from error
     except (yaml.YAMLError, ValueError, OverflowError) as error:  # the last two of escapes such as "\UFFFFFFFF"
         raise UserError(f"{source} is no valid YAML: {' '.join(str(error).split())}") from error
 

@@ -68,7 +68,7 @@ def test_values(text, value):
         ("\ta: 1", "line 1: while scanning for the next token"),
         ("a: 1\n---\nb: 2", "line 2: expected a single document"),
         ('a: "\\UFFFFFFFF"', "is no valid YAML"),
-        ("a: \x07", "is no valid YAML"),
+        ("a: 1\nb: \x07", "line 2: character 0x7 is not allowed in YAML"),
         ("- 1", "holds [1]; it must hold keys and values"),
         ("seed", "holds 'seed'; it must hold keys and values"),
         ("# " + "x" * MAX_BYTES, f"more than {MAX_BYTES:,} bytes"),
