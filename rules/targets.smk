@@ -20,7 +20,7 @@ def targets():
 
 def check_targets():
     """Raise UserError for names that mean nothing, wrong configuration, and files that nothing makes."""
-    made = {x.name: [re.sub(r"\{(\w+),[^}]*\}", r"{\1}", str(file)) for file in x.products()] for x in workflow.rules}
+    made = {x.name: [re.sub(r"\{(\w+),[^}]*\}", r"{\1}", str(file)) for file in x.output] for x in workflow.rules}
     for target in targets():
         names = names_in(os.path.relpath(target or "."), CORPORA)
         if "experiment" in names:

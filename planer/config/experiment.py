@@ -7,7 +7,6 @@ import typing
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from planer.config.bounds import Positive
 from planer.config.conversion import ClusterConfig, RouterConfig, SparsifyConfig
 from planer.config.evaluation import EvaluateConfig, ParetoConfig, RepeatabilityConfig
 from planer.config.latency import ProfileConfig, WorkloadConfig
@@ -31,7 +30,7 @@ class Experiment:
     """CPU threads of every job; part of the latency table's identity."""
     dtype: Literal["auto", "float32", "bfloat16"]
     """Arithmetic of matrix products; auto is bfloat16 on CUDA and float32 on CPU."""
-    max_hours: Positive
+    max_hours: Annotated[float, Range(0, 1_000_000_000, above=True)]
     """An experiment estimated to train longer than this on the device at hand is refused; raise it to go on."""
     default_variants: Annotated[tuple[str, ...], Items(1, 1_000)]
     """Variants of comparison.parquet and report.html."""

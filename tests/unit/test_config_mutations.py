@@ -1,4 +1,4 @@
-"""Damaged configuration: every one of 300 mutants is one line of complaint or an experiment, in bounded memory and time.
+"""Damaged configuration: each of 300 mutants is one line of complaint or an experiment, in bounded memory and time.
 
 Run as a program, this file prints what becomes of the mutants: the test does so under limits that a whole machine's
 memory would exceed.
