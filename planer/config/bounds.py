@@ -13,7 +13,7 @@ Count = Annotated[int, Range(1, 1_000)]
 """Heads, experts, networks, repeats."""
 Rounds = Annotated[int, Range(1, 100_000)]
 """Repeats of a measurement or of an iteration."""
-Batch = Annotated[int, Range(1, 65_536)]
+Batch = Annotated[int, Range(1, 1_000_000)]
 """Streams side by side."""
 Length = Annotated[int, Range(1, 65_536)]
 """Tokens per call."""

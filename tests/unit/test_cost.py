@@ -65,17 +65,17 @@ def test_an_estimate_within_the_limit_passes():
     "dataset, small", [("enwik8", "enwik8-mini"), ("wikitext-103", "enwik8-mini"), ("enwik8-mini", "demo")]
 )
 def test_a_refusal_says_how_to_go_on(dataset, small):
-    config = experiment(data={"dataset": dataset}, retrain={"steps": 120_000_000}, max_hours=24.0, **WITHOUT_TRIALS)
+    config = experiment(data={"dataset": dataset}, retrain={"steps": 100_000_000}, max_hours=24.0, **WITHOUT_TRIALS)
     total = training_hours(config, VOCAB_SIZE, latency_table())["total"]
     with pytest.raises(UserError) as error:
         check(config)
     text = str(error.value)
-    assert "\n" not in text and "about 4,600.0 h on Toy Device 3000" in text
-    assert "retrain 4,600.0 h" in text and "more than max_hours = 24;" in text
+    assert "\n" not in text and "about 3,833.3 h on Toy Device 3000" in text
+    assert "retrain 3,833.3 h" in text and "more than max_hours = 24;" in text
     assert f"snakemake --cores 2 results/{small}/target_0.5/eval.json;" in text
     limit = int(text.rpartition("--config max_hours=")[2])
     assert limit > total
-    check(experiment(retrain={"steps": 120_000_000}, max_hours=limit, **WITHOUT_TRIALS))
+    check(experiment(retrain={"steps": 100_000_000}, max_hours=limit, **WITHOUT_TRIALS))
 
 
 def test_an_earlier_estimate_follows_the_tokens():

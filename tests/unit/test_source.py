@@ -137,7 +137,7 @@ def changed(pytestconfig, tmp_path_factory) -> Callable[[str, str, str], set[str
         ("config/evaluation.py", "latency_rounds: Rounds", "tolerance: Share"),
         ("config/evaluation.py", "if variant.repeat", "if not variant.repeat"),
         ("config/bounds.py", "100_000_000", "200_000_000"),
-        ("config/experiment.py", "max_hours: Positive", "max_days: Positive"),
+        ("config/experiment.py", "max_hours: Annotated", "max_days: Annotated"),
         ("parsing.py", "def merge", "def merged"),
         ("progress.py", "LINE_SECONDS = ", "LINE_SECONDS = 2 * "),
         ("job.py", "import os", "import os, ast"),
