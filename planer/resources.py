@@ -27,9 +27,9 @@ COMPILE_MB = 4000
 MARGIN = 1.5
 """On memory beyond what every job takes, and twice that on time."""
 STORED_BYTES = 24
-"""Host memory of a parameter that a job trains on a GPU: weight, its copies in checkpoint and output, two moments."""
-TRAINED_BYTES = 36
-"""The same on a CPU, with the gradient and the temporary tensors of the optimiser."""
+"""Host memory of a parameter that is trained on a GPU: weight and two moments on their way to and from a checkpoint."""
+TRAINED_BYTES = 28
+"""The same on a CPU: weight, gradient, two moments, and a checkpoint's copy while a job resumes."""
 LOGITS = 3 * 2**26
 """Most logits at a time, with gradient and softmax (planer.model computes at most 2**26 at once)."""
 POOL_BYTES = 6 * 2**30

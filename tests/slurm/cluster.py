@@ -48,7 +48,7 @@ GresTypes=gpu
 SchedulerParameters=batch_sched_delay=0,sched_interval=1
 {listen}
 ReturnToService=2
-MinJobAge=300
+MinJobAge=7200
 KillWait=30
 MailProg=/bin/true
 # Nodes may have more CPUs and memory than the machine.

@@ -17,6 +17,8 @@ import yaml
 from tests.slurm.cluster import Cluster, missing
 
 ROOT = Path(__file__).resolve().parents[2]
+PATIENCE = 1800
+"""Seconds that a command may take where others use the machine; alone, it takes one to three minutes."""
 PARTS = ("Snakefile", "rules", "workflow", "planer", "config", "profiles", "envs")
 
 
@@ -30,6 +32,7 @@ class Checkout:
             copy(ROOT / part, folder / part)
         self.experiment = folder / "config/experiments/tiny.yaml"
         shutil.copy(ROOT / "tests/workflow/tiny.yaml", self.experiment)
+        self.edit("profile_blocks", rounds=3, max_seconds=5.0)
 
     def start(self, command: str) -> subprocess.Popen:
         """Start a command line here, where programs of this Python's environment and the cluster are found."""
@@ -49,7 +52,7 @@ class Checkout:
     def run(self, command: str) -> str:
         """Run a command line to its successful end; what it printed."""
         process = self.start(command)
-        output, _ = process.communicate(timeout=300)
+        output, _ = process.communicate(timeout=PATIENCE)
         assert process.returncode == 0, output
         return output
 

@@ -6,6 +6,8 @@ import json
 import re
 import signal
 
+from tests.slurm.conftest import PATIENCE
+
 RETRAIN = "results/tiny/baseline/retrain/metrics.json"
 
 
@@ -42,19 +44,19 @@ def test_interrupted_and_requeued_trainings_resume(cluster, checkout):
     checkout.edit("retrain", steps=4000, eval_steps=4000, checkpoint_steps=50)
     command = f"snakemake --workflow-profile slurm {RETRAIN}"
     driver = checkout.start(command)
-    cluster.wait(lambda: list(checkpoint.rglob("*.safetensors")), "a checkpoint", 120)
+    cluster.wait(lambda: list(checkpoint.rglob("*.safetensors")), "a checkpoint", PATIENCE)
     driver.send_signal(signal.SIGINT)
-    driver.communicate(timeout=60)
+    driver.communicate(timeout=PATIENCE)
     assert driver.returncode != 0
     cluster.wait(lambda: not cluster.jobs(), "the end of the job")
 
     driver = checkout.start(command)
-    cluster.wait(lambda: log.exists() and "resuming at step" in log.read_text(), "the job to resume", 120)
+    cluster.wait(lambda: log.exists() and "resuming at step" in log.read_text(), "the job to resume", PATIENCE)
     (number,) = cluster.jobs("RUNNING")
     log.unlink()
     cluster.call("scontrol", "requeue", number)
-    cluster.wait(lambda: log.exists() and "resuming at step" in log.read_text(), "the requeued job to resume", 120)
-    output, _ = driver.communicate(timeout=300)
+    cluster.wait(lambda: log.exists() and "resuming at step" in log.read_text(), "the requeued job to resume", PATIENCE)
+    output, _ = driver.communicate(timeout=PATIENCE)
     assert driver.returncode == 0, output
     assert cluster.job(number)["Restarts"] == "1"
     assert json.loads((checkout.folder / RETRAIN).read_text())["steps"] == 4000

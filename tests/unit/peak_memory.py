@@ -33,7 +33,7 @@ CONFIG = Path(__file__).parents[2] / "config"
 CPU, STEPS = torch.device("cpu"), 4
 
 
-def experiment(file: str, *changes: str) -> Experiment:
+def experiment(file: str | Path, *changes: str) -> Experiment:
     """An experiment with some numbers changed."""
     layers = [yaml.safe_load(path.read_text()) for path in (CONFIG / "config.yaml", Path(file))]
     for change in changes:

@@ -1,0 +1,75 @@
+"""What jobs ask a cluster for, beside what they take."""
+
+from __future__ import annotations
+
+import dataclasses
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from peak_memory import experiment
+
+from planer.config import Experiment
+from planer.resources import STAGES, preparation, request
+
+ROOT = Path(__file__).parents[2]
+SNAKEMAKE_MB = 260
+"""Of the two processes of Snakemake around a SLURM job."""
+NODE_MB = 7000
+"""What a job may use of a node of 8 GB."""
+VARIANTS = ("baseline", "par", "target_0.5", "isoparam_0.5", "par_search", "target_0.5-inherit", "target_0.5-distill")
+
+
+def shipped(name: str, device: str) -> Experiment:
+    return dataclasses.replace(experiment(ROOT / f"config/experiments/{name}.yaml"), device=device)
+
+
+@pytest.mark.parametrize("device", ["auto", "cpu"])
+@pytest.mark.parametrize("name", ["demo", "enwik8-mini"])
+def test_small_experiments_start_on_a_small_node(name, device):
+    config = shipped(name, device)
+    asked = [request(stage, config, variant).mem_mb for stage in (*STAGES, "compare") for variant in VARIANTS]
+    assert max(*asked, preparation(config.data.dataset).mem_mb) <= NODE_MB
+
+
+@pytest.mark.parametrize(
+    ("stage", "changes"),
+    [("search", []), ("retrain", ["retrain.batch=32", "retrain.tgt_len=128", "retrain.mem_len=384"])],
+    ids=["weights", "activations"],
+)
+def test_memory_is_enough_and_not_wasteful(stage, changes):
+    """Peaks of the demo's supernet, and of its widest network in longer segments, on one machine: 800 and 900 MB."""
+    file = ROOT / "config/experiments/demo.yaml"
+    command = [sys.executable, "-m", "tests.unit.peak_memory", stage, file, *changes]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    config = dataclasses.replace(experiment(file, *changes), device="cpu")
+    asked, peak = request(stage, config, "target_0.5").mem_mb, int(done.stdout)
+    assert peak + SNAKEMAKE_MB <= asked <= 5 * peak
+
+
+def test_activations_are_in_the_memory_of_the_device_that_makes_them():
+    def asked(device: str, batch: int) -> int:
+        config = shipped("enwik8", device)
+        config = dataclasses.replace(config, retrain=dataclasses.replace(config.retrain, batch=batch))
+        return request("retrain", config).mem_mb
+
+    assert asked("cpu", 64) > asked("cpu", 32) + 10_000
+    assert asked("cuda", 64) == asked("cuda", 32) < 32_000
+
+
+@pytest.mark.parametrize("stage", ["search", "retrain", "sparsify", "train_routers"])
+def test_time_grows_with_steps_and_shrinks_with_threads(stage):
+    config = shipped("enwik8-mini", "cpu")
+    section = getattr(config, stage)
+    longer = dataclasses.replace(config, **{stage: dataclasses.replace(section, steps=10 * section.steps)})
+    faster = dataclasses.replace(longer, threads=8)
+    times = [request(stage, each, "target_0.5").minutes for each in (config, faster, longer)]
+    assert times == sorted(times) and len(set(times)) == 3
+
+
+def test_a_network_that_is_not_known_yet_counts_as_the_largest():
+    config = shipped("enwik8", "cuda")
+    assert request("retrain", config, "target_0.5").mem_mb > 2 * request("retrain", config, "baseline").mem_mb
+    assert request("cluster_experts", config, "isoparam_0.5").minutes > request("cluster_experts", config).minutes

@@ -1,0 +1,95 @@
+"""Rules ask for a GPU where their scripts resolve the experiment's device, and nowhere else."""
+
+from __future__ import annotations
+
+import ast
+import re
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+from planer.resources import ON_CPU
+
+ROOT = Path(__file__).parents[2]
+RULES = {
+    match[1]: match[2]
+    for path in sorted((ROOT / "rules").glob("*.smk"))
+    for match in re.finditer(r"^rule (\w+):\n((?:    .*\n|\n)+)", path.read_text(), re.MULTILINE)
+}
+"""Text of every rule by its name."""
+
+
+@cache
+def parse(path: Path) -> ast.Module:
+    return ast.parse(path.read_text())
+
+
+@cache
+def names_of(path: Path) -> dict[str, tuple[Path, str | None]]:
+    """What the names of a module stand for: a definition in a file of planer, or (None) a whole file of it."""
+    found = {}
+    for node in ast.walk(parse(path)):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "planer":
+            folder = ROOT.joinpath(*node.module.split("."))
+            for alias in node.names:
+                file = folder / f"{alias.name}.py"
+                inside = folder.with_suffix(".py") if folder.with_suffix(".py").exists() else folder / "__init__.py"
+                found[alias.asname or alias.name] = (file, None) if file.exists() else (inside, alias.name)
+    for node in parse(path).body:
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            found[node.name] = path, node.name
+    return found
+
+
+def definition(path: Path, name: str) -> ast.AST | None:
+    """A function or a class of a file, or a method (Class.method); None for what is neither."""
+    node: ast.AST | None = parse(path)
+    for part in name.split("."):
+        body = getattr(node, "body", [])
+        node = next((n for n in body if isinstance(n, ast.FunctionDef | ast.ClassDef) and n.name == part), None)
+    return node
+
+
+def resolves_device(script: Path) -> bool:
+    """Whether a script calls resolve_device(config.device), itself or in what it reaches of planer by name.
+
+    Of a job, methods count that the script calls; of other classes all of them.
+    """
+    waiting: list[tuple[Path, ast.AST]] = [(script, parse(script))]
+    seen = {(ROOT / "planer/job.py", "Job")}
+    while waiting:
+        path, tree = waiting.pop()
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "resolve_device":
+                (argument,) = node.args
+                if isinstance(argument, ast.Attribute) and argument.attr == "device":
+                    return True
+            file, name = names_of(path).get(getattr(node, "id", ""), (None, None))
+            if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
+                file, _ = names_of(path).get(node.value.id, (None, None))
+                name = node.attr
+                if node.value.id == "job":  # of ``with stage(snakemake) as job``
+                    file, name = ROOT / "planer/job.py", f"Job.{node.attr}"
+            if file and name and (file, name) not in seen:
+                seen.add((file, name))
+                if found := definition(file, name):
+                    waiting.append((file, found))
+    return False
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_a_rule_asks_for_a_gpu_where_its_script_resolves_a_device(rule):
+    script = re.search(r'"\.\./workflow/scripts/(\w+\.py)"', RULES[rule])[1]
+    assert ("gpu=gpus," in RULES[rule]) == resolves_device(ROOT / "workflow/scripts" / script)
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_a_rule_without_a_gpu_is_given_no_device(rule):
+    """Its job would resolve it for the record, and fail on a node without one."""
+    if "gpu=gpus," not in RULES[rule]:
+        assert '"device"' not in RULES[rule]
+
+
+def test_memory_is_reckoned_for_the_device_that_rules_ask_for():
+    assert {rule for rule, text in RULES.items() if "gpu=gpus," not in text} == {*ON_CPU, "prepare_data"}
