@@ -35,9 +35,10 @@ class Checkout:
         self.edit("profile_blocks", rounds=3, max_seconds=5.0)
 
     def start(self, command: str) -> subprocess.Popen:
-        """Start a command line here, where programs of this Python's environment and the cluster are found."""
+        """Start a command line here, where programs of this Python's environment and the cluster are found, and where
+        the home folder is not to be seen."""
         tools = f"{Path(sys.executable).parent}{os.pathsep}{self.cluster.environment['PATH']}"
-        environment = os.environ | self.cluster.environment | {"PATH": tools, "XDG_CACHE_HOME": f"{self.folder}/cache"}
+        environment = os.environ | self.cluster.environment | {"PATH": tools, "HOME": "/proc/nowhere"}
         return subprocess.Popen(
             command.split(),
             cwd=self.folder,

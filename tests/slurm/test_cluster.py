@@ -11,13 +11,17 @@ from tests.slurm.conftest import PATIENCE
 RETRAIN = "results/tiny/baseline/retrain/metrics.json"
 
 
+def submitted(output: str) -> list[str]:
+    """Numbers of the jobs that Snakemake says it has submitted, in order."""
+    return list(dict.fromkeys(re.findall(r"submitted with SLURM jobid (\d+)", output)))
+
+
 def test_the_tiny_baseline_runs_with_the_command_of_the_readme(cluster, checkout):
     """Every rule is a job of its own; those that measure have a node for themselves."""
     output = checkout.run("snakemake --workflow-profile slurm results/tiny/baseline/eval.json")
     report = json.loads((checkout.folder / "results/tiny/baseline/eval.json").read_text())
     assert report["variant"] == "baseline" and report["latency"][0]["median_ms"] > 0
-    numbers = re.findall(r"SLURM jobid '(\d+)'", output)
-    jobs = [cluster.job(number) for number in dict.fromkeys(numbers)]
+    jobs = [cluster.job(number) for number in submitted(output)]
     assert len(jobs) == 9
     assert {job["JobState"] for job in jobs} == {"COMPLETED"}
     exclusive = {job["Comment"].split("_wildcards")[0] for job in jobs if job["OverSubscribe"] == "NO"}
@@ -30,8 +34,8 @@ def test_a_job_killed_for_its_memory_comes_back_with_more(cluster, checkout):
         "snakemake --workflow-profile slurm --set-resources prepare_data:mem_mb=attempt*attempt*attempt*150"
         " --forcerun prepare_data -- results/data/pysource/manifest.json"
     )
-    numbers = list(dict.fromkeys(re.findall(r"SLURM jobid '(\d+)'", output)))
-    found = [(cluster.job(number)["JobState"], cluster.job(number)["MinMemoryNode"]) for number in numbers]
+    jobs = [cluster.job(number) for number in submitted(output)]
+    found = [(job["JobState"], job["MinMemoryNode"]) for job in jobs]
     assert found[0] == ("OUT_OF_MEMORY", "150M")
     assert found[-1][0] == "COMPLETED" and len(found) > 1
 

@@ -17,9 +17,6 @@ import yaml
 
 from planer.config import Experiment
 from planer.config.corpora import CORPORA
-from planer.evaluation.quality import protocols, quality
-from planer.latency.networks import Pool
-from planer.model import LanguageModel
 from planer.parsing import build, merge
 from planer.runtime import keep_freed_memory
 from planer.search.latency_loss import LatencyLoss
@@ -30,7 +27,7 @@ from planer.training.loop import fit
 from planer.training.retrain import retrain
 
 CONFIG = Path(__file__).parents[2] / "config"
-CPU, STEPS = torch.device("cpu"), 4
+CPU, STEPS = torch.device("cpu"), 2
 
 
 def experiment(file: str | Path, *changes: str) -> Experiment:
@@ -41,14 +38,6 @@ def experiment(file: str | Path, *changes: str) -> Experiment:
         section, key = name.split(".")
         layers.append({section: {key: yaml.safe_load(value)}})
     return build(Experiment, merge(*layers))
-
-
-def widest(config: Experiment, vocab_size: int):
-    """The network with most parameters: mixtures of experts everywhere."""
-    options = [config.model.option(name) for name in config.design_space]
-    block = max(options, key=lambda spec: spec.params(config.model.d_model))
-    positions = len(config.model.architecture(vocab_size, config.patterns.baseline).blocks)
-    return config.model.architecture(vocab_size, (block,) * positions)
 
 
 def run_search(config: Experiment, vocab_size: int, tokens: np.ndarray, checkpoint: Checkpoint) -> None:
@@ -64,31 +53,16 @@ def run_search(config: Experiment, vocab_size: int, tokens: np.ndarray, checkpoi
 
 
 def run_retrain(config: Experiment, vocab_size: int, tokens: np.ndarray, checkpoint: Checkpoint) -> None:
-    """The widest network."""
+    """The baseline."""
     stage = dataclasses.replace(config.retrain, steps=STEPS, eval_steps=STEPS, log_steps=1, checkpoint_steps=2)
-    retrain(widest(config, vocab_size), tokens, tokens[:20000], stage, 0, CPU, torch.float32, checkpoint)
-
-
-def run_evaluate(config: Experiment, vocab_size: int, tokens: np.ndarray, checkpoint: Checkpoint) -> None:
-    """The widest network by the final protocol."""
-    model = LanguageModel(widest(config, vocab_size)).eval()
-    quality(model, tokens[:40000], **protocols(config.evaluate, config.retrain)["final"], device=CPU)
-
-
-def run_profile_blocks(config: Experiment, vocab_size: int, tokens: np.ndarray, checkpoint: Checkpoint) -> None:
-    """The longest stacks of all options."""
-    names = {*config.design_space, *config.arms.isoparam, *config.arms.par_search} - {"skip"}
-    copies = {config.model.option(name): 2 * config.profile_blocks.copies for name in names}
-    pool = Pool(config.model.architecture(vocab_size, ()), copies, config.workload, CPU, torch.float32)
-    for spec, count in copies.items():
-        for attention in ("cached", "recompute"):
-            pool.network((spec,) * count, attention)()
+    baseline = config.model.architecture(vocab_size, config.patterns.baseline)
+    retrain(baseline, tokens, tokens[:5000], stage, 0, CPU, torch.float32, checkpoint)
 
 
 def main(stage: str, *given: str) -> None:
     config = experiment(*given)
     corpus = CORPORA[config.data.dataset]
-    torch.set_num_threads(config.threads)
+    torch.set_num_threads(1)  # threads that wait for each other on a busy machine take minutes
     keep_freed_memory()
     tokens = np.random.default_rng(0).integers(corpus.vocab_size, size=900_000).astype(np.uint8)
     with tempfile.TemporaryDirectory() as folder:
