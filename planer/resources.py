@@ -63,6 +63,14 @@ class Request:
     minutes: int
     """Wall-clock time."""
 
+    def memory_of(self, attempt: int) -> int:
+        """Half as much again in every further attempt: twice as much would not fit on a small node."""
+        return self.mem_mb * (attempt + 1) // 2
+
+    def minutes_of(self, attempt: int) -> int:
+        """As long again in every further attempt."""
+        return self.minutes * attempt
+
 
 @dataclass(frozen=True)
 class _Need:

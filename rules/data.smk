@@ -16,8 +16,8 @@ rule prepare_data:
         "../envs/torch.yaml"
     threads: 1
     resources:
-        mem_mb=lambda wildcards, attempt: attempt * preparation(wildcards.dataset).mem_mb,
-        runtime=lambda wildcards, attempt: attempt * preparation(wildcards.dataset).minutes,
+        mem_mb=lambda wildcards, attempt: preparation(wildcards.dataset).memory_of(attempt),
+        runtime=lambda wildcards, attempt: preparation(wildcards.dataset).minutes_of(attempt),
     params:
         corpus=lambda wildcards: entry(wildcards.dataset),
         code=code_hash("prepare_data.py"),

@@ -33,7 +33,7 @@ def memory(stage):
     """Resources function: MiB of host memory, more in every attempt."""
 
     def mem_mb(wildcards, attempt):
-        return attempt * requested_of(stage, wildcards.experiment, wildcards.get("variant", "baseline")).mem_mb
+        return requested_of(stage, wildcards.experiment, wildcards.get("variant", "baseline")).memory_of(attempt)
 
     return mem_mb
 
@@ -42,6 +42,6 @@ def minutes(stage):
     """Resources function: run time in minutes, more in every attempt."""
 
     def runtime(wildcards, attempt):
-        return attempt * requested_of(stage, wildcards.experiment, wildcards.get("variant", "baseline")).minutes
+        return requested_of(stage, wildcards.experiment, wildcards.get("variant", "baseline")).minutes_of(attempt)
 
     return runtime

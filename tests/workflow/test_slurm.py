@@ -74,7 +74,7 @@ def finish_all_but(workspace: Workspace, experiment: str, rule: str) -> None:
         path.touch()
         os.utime(path, (0, 0))
     stages = dict.fromkeys(("search", "retrain", "sparsify", "train_routers"), 1)
-    cost = {"device": "", "hours": dict.fromkeys(stages, 0.0), "tokens": stages}
+    cost = {"device": "any", "hours": dict.fromkeys((*stages, "total"), 0.0), "tokens": stages}
     if rule != "estimate_cost":
         (workspace.folder / f"results/{experiment}/cost.json").write_text(json.dumps(cost))
         os.utime(workspace.folder / f"results/{experiment}/cost.json", (0, 0))
@@ -147,7 +147,8 @@ def test_every_attempt_of_a_rule_asks_for_exactly_what_it_needs(submissions, rul
     varying = ("--job-name", "--output", "--wrap", "-D")
     found = [{name: value for name, value in options.items() if name not in varying} for options in submissions[rule]]
     assert sorted(found, key=lambda options: int(options["--mem"])) == [
-        expected | {"--mem": str(attempt * needed.mem_mb), "-t": str(attempt * needed.minutes)} for attempt in (1, 2, 3)
+        expected | {"--mem": str(needed.mem_mb * growth // 2), "-t": str(needed.minutes * attempt)}
+        for attempt, growth in ((1, 2), (2, 3), (3, 4))
     ]
 
 
