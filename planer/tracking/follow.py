@@ -7,6 +7,7 @@ input; so it ends when the workflow is killed, too.  Jobs neither know of it nor
 from __future__ import annotations
 
 import gc
+import json
 import os
 import select
 import signal
@@ -14,6 +15,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 
 from planer.tracking.journal import FOLDER, journals
@@ -90,17 +92,19 @@ def follow(results: Path) -> None:
     with open(os.devnull, "w") as nowhere:  # MLflow prints addresses of runs
         os.dup2(nowhere.fileno(), 1)
     gc.disable()  # while MLflow's modules are imported, to stay: 1.5 s of CPU instead of 2.0
-    _mirror(results, END_SECONDS)
+    sizes = _sizes(results)
+    trouble = _mirror(results, END_SECONDS)
+    looked = time.monotonic()
     gc.enable()
     os.write(report, b"\n")  # the store is there
-    sizes, looked = _sizes(results), time.monotonic()
     while not select.select([sys.stdin], [], [], LOOK_SECONDS)[0]:
         now = _sizes(results)
         grown = [path for path, size in now.items() if size != sizes.get(path)]
         due = time.monotonic() - looked >= ROWS_SECONDS
-        if grown and (due or any(map(_has_ended, grown))):
-            _mirror(results, 0)  # where another workflow uses the store, the next look does
-            sizes, looked = now, time.monotonic()
+        if grown and (due or (not trouble and any(map(_has_ended, grown)))):
+            trouble = _mirror(results, 0)
+            looked = time.monotonic()
+            sizes = sizes if trouble else now  # such as a store that another workflow uses: again in ROWS_SECONDS
     signal.alarm(END_SECONDS)  # ends this process when the workflow is no longer there to do it
     os.write(report, _mirror(results, END_SECONDS).encode())
 
@@ -122,14 +126,14 @@ def _sizes(results: Path) -> Mapping[Path, int]:
     for path in journals(results / FOLDER):
         try:
             sizes[path] = path.stat().st_size
-        except OSError:  # a job has just begun its KEPT-th journal after this one
+        except OSError:  # a new job of its stage has just deleted it
             continue
     return sizes
 
 
 def _has_ended(journal: Path) -> bool:
     """Whether the last record of a journal is its end."""
-    with open(journal, "rb") as file:
+    with suppress(OSError, ValueError), open(journal, "rb") as file:  # an end is short
         file.seek(max(0, journal.stat().st_size - 2000))
-        last = file.read().rstrip(b"\n").rpartition(b"\n")[2]
-    return b'"end": ' in last
+        return "end" in json.loads(file.read().rstrip(b"\n").rpartition(b"\n")[2])
+    return False

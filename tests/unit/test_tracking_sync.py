@@ -9,6 +9,7 @@ import socket
 import sqlite3
 import subprocess
 import sys
+import time
 from contextlib import closing
 from pathlib import Path
 
@@ -16,6 +17,7 @@ import pytest
 
 from planer import tracking
 from planer.files import UserError, write_json
+from planer.tracking import follow
 from planer.tracking.__main__ import main
 from planer.tracking.journal import Journal, journals
 from planer.tracking.store import opened
@@ -397,12 +399,32 @@ def test_a_server_that_never_answers_is_asked_once(tmp_path, monkeypatch):
     assert len(outcome.troubles) == 1 and "timeout" in outcome.troubles[0].lower()
 
 
-def test_the_process_beside_a_workflow_mirrors_what_jobs_wrote(results, capsys):
-    tracking.start(results)
+def test_the_process_beside_a_workflow_mirrors_jobs_while_they_run_and_when_they_have_ended(results, capsys):
+    def status():
+        client = MlflowClient(f"sqlite:///{results}/mlflow.db")
+        experiment = client.get_experiment_by_name("demo")
+        found = experiment and client.search_runs([experiment.experiment_id], "tags.stage = 's'")
+        return found and found[0].info.status
+
+    with tracking.track(experiment="demo", variant="v", stage="s", params={}, results=results) as run:
+        run.row({"step": 1, "loss": 1})
+        tracking.start(results)
+        assert any(status() == "RUNNING" or time.sleep(0.2) for _ in range(3000))
     record(results)
     tracking.finish(results)
-    assert capsys.readouterr().err == ""
-    assert set(runs(results)[1]) == {"target_0.5", "target_0.5/retrain"}
+    assert "warning" not in capsys.readouterr().err
+    found = runs(results)[1]
+    assert set(found) == {"target_0.5", "target_0.5/retrain", "v", "v/s"}
+    assert {run.info.status for run in found.values()} == {"FINISHED"}
+
+
+def test_a_job_that_has_ended_is_told_from_one_that_runs(tmp_path):
+    with tracking.track(experiment="demo", variant="v", stage="s", params={}, results=tmp_path) as run:
+        (path,) = journals(tmp_path)
+        run.row({"step": 1, "end": 2, "loss": 1})
+        assert not follow._has_ended(path)
+    assert follow._has_ended(path)
+    assert not follow._has_ended(tmp_path / "deleted since")
 
 
 def closed_port(tmp_path, monkeypatch):
