@@ -30,7 +30,13 @@ from planer.progress import Progress  # noqa: E402
 
 POLICIES = {"spin": {}, "brief": {"GOMP_SPINCOUNT": "3000"}, "passive": {"OMP_WAIT_POLICY": "PASSIVE"}}
 """Environment by name: libgomp's default, the workflow's, and no spinning."""
-LOADS = ("none", "two Python loops", "a training", "both")
+LOADS = {
+    "none": (False, False),
+    "two Python loops": (True, False),
+    "a training": (False, True),
+    "both": (True, True),
+}
+"""Whether loops and another training run meanwhile, by name."""
 TASKS = ("train", "measure")
 PATTERN = "(sf)x2(sm2)x2"
 
@@ -89,15 +95,15 @@ def compared(
     workers: dict[str, Worker], others: dict[str, Worker], rounds: int, seconds: float, bar: Progress
 ) -> Iterator[dict]:
     """A row per load, task and policy.  others: the trainings that are the load, under the same policies."""
-    for load in LOADS:
+    for load, (loops, training) in LOADS.items():
         found: dict[tuple[str, str], list[list[float]]] = {(task, name): [] for task in TASKS for name in workers}
         for number in range(rounds):
             names = list(workers) if number % 2 else list(workers)[::-1]
             for name in names:
                 with ExitStack() as stack:
-                    if load in (LOADS[1], LOADS[3]):
+                    if loops:
                         stack.enter_context(python_loops())
-                    if load in (LOADS[2], LOADS[3]):
+                    if training:
                         stack.enter_context(others[name].training())
                     for task in TASKS:
                         found[task, name].append(workers[name].times(task, seconds))

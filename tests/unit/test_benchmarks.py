@@ -7,7 +7,7 @@ import json
 import pytest
 import torch
 
-from benchmarks import cpu, gpu, ranking
+from benchmarks import cpu, gpu, ranking, waiting
 from benchmarks.experts import Sizes
 
 
@@ -66,3 +66,23 @@ def test_a_ranking_needs_a_search(monkeypatch):
     monkeypatch.setattr("sys.argv", ["ranking.py", "--experiment", "wt103", "--target", "0.123"])
     with pytest.raises(SystemExit, match="results/wt103/target_0.123/search/supernet.safetensors does not exist; run"):
         ranking.main()
+
+
+def test_ways_of_waiting_are_compared_within_a_round(monkeypatch):
+    class Fake:
+        def __init__(self, factor):
+            self.factor, self.asked = factor, 0
+
+        def times(self, task, seconds):
+            self.asked += 1
+            return [self.factor * self.asked * ms for ms in (1.0, 2.0, 6.0)]
+
+    monkeypatch.setattr(waiting, "LOADS", {"none": (False, False)})
+    workers = {"spin": Fake(1), "brief": Fake(1), "passive": Fake(3)}
+    with waiting.Progress(9, "waiting") as bar:
+        rows = list(waiting.compared(workers, {}, 3, 0.1, bar))
+    assert [(row["task"], row["policy"]) for row in rows] == [
+        (task, policy) for task in ("train", "measure") for policy in workers
+    ]
+    assert [row["ratio"] for row in rows] == [1, 1, 3] * 2
+    assert {row["n"] for row in rows} == {9} and rows[0]["max_ms"] == 30.0
