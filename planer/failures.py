@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import atexit
 import logging
+import os
 import re
 import sys
 from pathlib import Path
@@ -48,7 +49,8 @@ class Failures(logging.Filter):
         logs = " ".join(record.log)
         if line := next(filter(None, map(_mistake, record.log)), ""):
             record.event, record.msg = None, f"Job {record.jobid} ({record.rule_name}) has ended by a mistake: {logs}"
-        self._keep(record.jobid, line or f"{MISTAKE}{record.rule_name} failed; see {logs}")
+        where = f"; see {logs}" if all(map(os.path.exists, record.log)) else " before its log began; see above"
+        self._keep(record.jobid, line or f"{MISTAKE}{record.rule_name} failed{where}")
 
     def _keep(self, key: object, line: str) -> None:
         if not self._lines:

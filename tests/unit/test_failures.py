@@ -67,7 +67,7 @@ def test_another_failure_is_reported_by_snakemake_and_its_log_named_at_the_end(s
 
 def test_a_failure_without_a_log(seen, capsys):
     assert seen.filter(record("Error", event="job_error", jobid=1, rule_name="search", log=["logs/none.log"]))
-    assert last_lines(seen, capsys) == ["planer: search failed; see logs/none.log"]
+    assert last_lines(seen, capsys) == ["planer: search failed before its log began; see above"]
 
 
 def test_a_later_attempt_that_succeeds_takes_the_line_back(seen, tmp_path, capsys):
