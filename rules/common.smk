@@ -1,5 +1,4 @@
 # Shared by all rules: which experiments and variants exist, what each stage reads of the config, code hashes.
-import os
 import re
 import sys
 from functools import cache
@@ -8,9 +7,9 @@ from pathlib import Path
 import planer
 from snakemake.logging import logger
 from planer.config import Experiment, derive_seed
+from planer.environment import prepare_environment
 from planer.failures import FAILURES
 from planer.files import UserError, check_writable
-from planer.home import provide_home
 from planer.latency.cost import check_hours, load_cost, rescaled
 from planer.parsing import build, merge
 from planer.source import source_hash
@@ -19,14 +18,8 @@ from planer.variant import FOLDER, check_name, parse_variant
 
 ROOT = Path(workflow.basedir)
 assert Path(planer.__file__).parent == ROOT / "planer", f"another planer is installed: {planer.__file__}"
-# Scripts look among installed packages first: a copy of planer there is not the code whose hash decides on repetitions.
-os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
-provide_home("scratch/home")
+prepare_environment(ROOT, "scratch/home")
 logger.addFilter(FAILURES)
-# PyTorch's threads spin while they wait for each other, by default so long that beside other work hardly anything gets
-# done (benchmarks/waiting.py).  All jobs inherit this, so that latencies are comparable; what the user has set stays.
-if "OMP_WAIT_POLICY" not in os.environ:
-    os.environ.setdefault("GOMP_SPINCOUNT", "3000")
 
 
 wildcard_constraints:

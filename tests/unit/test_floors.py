@@ -25,7 +25,7 @@ FLOORS = (
 TOOLS = (
     "failures",
     "files",
-    "home",
+    "environment",
     "measure",
     "notation",
     "parsing",

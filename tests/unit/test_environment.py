@@ -1,4 +1,4 @@
-"""Processes without a home folder or a user's name get one; those that have one keep it."""
+"""What jobs inherit: a home folder and a user's name where there are none, the library's path, how threads wait."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pwd
 
 import pytest
 
-from planer.home import provide_home
+from planer.environment import SPINS, prepare_environment, provide_home
 
 
 @pytest.fixture
@@ -58,3 +58,27 @@ def test_a_name_that_is_known_stays(tmp_path, monkeypatch, nobody):
     monkeypatch.setenv("USER", "someone")
     provide_home(tmp_path / "home")
     assert getpass.getuser() == "someone"
+
+
+def prepared(tmp_path, monkeypatch, **given):
+    """The environment that jobs get where these variables are given."""
+    for name in ("PYTHONPATH", "OMP_WAIT_POLICY", "GOMP_SPINCOUNT"):
+        monkeypatch.setenv(name, "")  # so that the test's end takes back what is set below
+        monkeypatch.delenv(name)
+    for name, value in given.items():
+        monkeypatch.setenv(name, value)
+    prepare_environment(tmp_path, tmp_path / "home")
+    return os.environ
+
+
+def test_jobs_import_the_checkout_and_their_threads_wait_briefly(tmp_path, monkeypatch):
+    found = prepared(tmp_path, monkeypatch, PYTHONPATH="/elsewhere")
+    assert found["PYTHONPATH"].split(os.pathsep) == [str(tmp_path), "/elsewhere"]
+    assert found["GOMP_SPINCOUNT"] == SPINS
+
+
+@pytest.mark.parametrize(("name", "value"), [("OMP_WAIT_POLICY", "ACTIVE"), ("GOMP_SPINCOUNT", "7")])
+def test_a_users_choice_of_waiting_stays(tmp_path, monkeypatch, name, value):
+    found = prepared(tmp_path, monkeypatch, **{name: value})
+    assert found[name] == value
+    assert found.get("GOMP_SPINCOUNT", value) == value
