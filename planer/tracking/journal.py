@@ -35,6 +35,9 @@ FOLDER = ".tracking"
 KEPT = 5
 """Journals that a stage keeps at most, the newest and those before it that MLflow has not taken."""
 
+ENDS_BYTES = 2**16
+"""Of a file, at either end, that its fingerprint is made of: weights may have gigabytes."""
+
 
 @contextmanager
 def track(
@@ -93,7 +96,7 @@ class StageRun:
         """Files or folders to keep with the run as they are now; a later change of one keeps it out of the run."""
         if self._journal:
             with self._journal.keeping_trouble():
-                files = [[str(path), modified(Path(path))] for path in paths]
+                files = [[str(path), fingerprint(Path(path))] for path in paths]
                 self._journal.write({"artifacts": files})
 
     def _write(self, kind: str, values: Mapping) -> None:
@@ -239,11 +242,23 @@ def forget(journal: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def modified(path: Path) -> int | None:
-    """When a file was written, in nanoseconds; None when it is missing."""
-    with suppress(OSError):
-        return path.stat().st_mtime_ns
-    return None
+def fingerprint(path: Path) -> str | None:
+    """What tells a file from the one that takes its place later: its size, beginning and end; of a folder, names and
+    sizes.  None when it is missing.  Dates tell nothing: Snakemake touches outputs after their job has ended."""
+    digest = hashlib.sha256()
+    try:
+        if path.is_dir():
+            files = [file for file in sorted(path.rglob("*")) if file.is_file() and not file.name.startswith(".")]
+            digest.update(repr([(str(file.relative_to(path)), file.stat().st_size) for file in files]).encode())
+            return digest.hexdigest()[:16]
+        with open(path, "rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            digest.update(f"{size}".encode() + file.read(ENDS_BYTES))
+            file.seek(max(0, size - ENDS_BYTES))
+            digest.update(file.read())
+    except OSError:
+        return None
+    return digest.hexdigest()[:16]
 
 
 def _record(line: bytes) -> dict:

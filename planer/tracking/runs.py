@@ -12,7 +12,7 @@ from urllib.parse import urlparse
 from urllib.request import url2pathname
 
 from planer.files import UserError, read_json, write_json
-from planer.tracking.journal import Journal, modified, state_path
+from planer.tracking.journal import Journal, fingerprint, state_path
 from planer.tracking.store import Store
 
 IDENTITY = "planer_id"
@@ -120,7 +120,8 @@ class Run:
             target = Path(url2pathname(uri.path)) / path.name
             target.parent.mkdir(parents=True, exist_ok=True)
             if path.is_dir():
-                shutil.copytree(path, target, copy_function=_link, dirs_exist_ok=True)
+                hidden = shutil.ignore_patterns(".*")  # such as Snakemake's time stamps
+                shutil.copytree(path, target, copy_function=_link, ignore=hidden, dirs_exist_ok=True)
             else:
                 _link(path, target)
 
@@ -194,8 +195,8 @@ class StageMirror:
     def _keep(self, run: Run, folder: Path) -> None:
         """The artifacts of the last attempt that are still as they were."""
         listed = [entry for record in self._journal.read()[0] for entry in record.get("artifacts", [])]
-        files = {path: time for path, time in listed}
-        changed = [path for path, time in files.items() if time is None or modified(folder / path) != time]
+        files = {path: known for path, known in listed}
+        changed = [path for path, known in files.items() if known is None or fingerprint(folder / path) != known]
         run.keep([folder / path for path in files if path not in changed])
         if changed:
             run.tag({"artifacts_missing": ", ".join(changed)[:5000]})

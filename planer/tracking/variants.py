@@ -11,7 +11,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from planer.files import Damaged, read_json
-from planer.tracking.journal import FOLDER, modified
+from planer.tracking.journal import FOLDER, fingerprint
 from planer.tracking.runs import IDENTITY, Memory, Run
 from planer.tracking.store import Store
 from planer.tracking.view import VIEW_TAG, columns, view
@@ -58,9 +58,9 @@ class VariantMirror:
         where no stage has left a journal.
         """
         known = self.memory.values
-        files = {name: modified(path) for name, path in self._files()}
+        files = {name: fingerprint(path) for name, path in self._files()}
         status = _together([stage.values["status"] for stage in stages if "status" in stage.values])
-        written = max(files.values(), default=0) // 1_000_000
+        written = max((_written(path) for _, path in self._files()), default=0)
         time = max((stage.values.get("time", 0) for stage in stages), default=written)
         start = written if start is None else start
         if known.get("status") == status and known.get("time") == time and known.get("files") == files:
@@ -88,7 +88,7 @@ class VariantMirror:
             points, tags = figures(evaluation), described(evaluation)
         except (ValueError, KeyError, TypeError, IndexError, StopIteration, ZeroDivisionError) as error:
             raise Damaged(path, f"is damaged ({type(error).__name__}: {error})") from error
-        time = modified(path) // 1_000_000
+        time = _written(path)
         run.log_points([(name, value, time, step) for name, value, step in points])
         run.tag(tags)
         self._store.client.set_experiment_tag(self._experiment_id, VIEW_TAG, view(evaluation["quality"]["unit"]))
@@ -126,6 +126,11 @@ def described(evaluation: dict) -> dict[str, str]:
     with suppress(KeyError):
         tags |= {name: str(evaluation["provenance"][name]) for name in ("device", "dtype", "git_commit")}
     return tags
+
+
+def _written(path: Path) -> int:
+    """When a file was written, in milliseconds."""
+    return path.stat().st_mtime_ns // 1_000_000
 
 
 def _together(statuses: list[str]) -> str:

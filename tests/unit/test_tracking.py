@@ -15,7 +15,7 @@ import pytest
 from planer import tracking
 from planer.files import UserError
 from planer.source import git_commit
-from planer.tracking.journal import KEPT, Journal, journals
+from planer.tracking.journal import ENDS_BYTES, KEPT, Journal, fingerprint, journals
 
 ROOT = Path(__file__).parents[2]
 
@@ -72,7 +72,7 @@ def test_a_journal_holds_params_tags_series_results_and_files(tmp_path, capsys):
     assert tags["git_commit"] == git_commit()
     assert row["series"] == {"loss": 0.1, "layer.load": 3.0} and row["step"] == 10
     assert results["results"] == {"valid.nll": 1.5, "valid.ppl": float("inf")} and results["step"] == 10
-    assert artifacts["artifacts"] == [[str(weights), weights.stat().st_mtime_ns]]
+    assert artifacts["artifacts"] == [[str(weights), fingerprint(weights)]]
     assert end["end"] == "FINISHED" and start["time"] <= end["time"]
     assert capsys.readouterr().err == ""
 
@@ -127,6 +127,28 @@ def test_journals_do_not_pile_up(tmp_path):
     left = sorted(journals(tmp_path))
     assert len(left) == KEPT
     assert Journal(left[-1]).read()[0][0]["start"]["params"] == {"seed": str(2 * KEPT - 1)}
+
+
+def test_a_fingerprint_tells_contents_and_no_dates(tmp_path):
+    path, same = tmp_path / "weights", tmp_path / "copy"
+    path.write_bytes(b"a" * 3 * ENDS_BYTES)
+    same.write_bytes(path.read_bytes())
+    os.utime(same, (1, 1))
+    known = fingerprint(path)
+    assert known == fingerprint(same) is not None
+    for content in (
+        b"b" + b"a" * (3 * ENDS_BYTES - 1),
+        b"a" * (3 * ENDS_BYTES - 1) + b"b",
+        b"a" * (3 * ENDS_BYTES - 1),
+    ):
+        path.write_bytes(content)
+        assert fingerprint(path) != known
+    assert fingerprint(tmp_path / "missing") is None
+    folder = fingerprint(tmp_path)
+    (tmp_path / ".snakemake_timestamp").touch()
+    assert fingerprint(tmp_path) == folder
+    (tmp_path / "new").touch()
+    assert fingerprint(tmp_path) != folder
 
 
 @pytest.mark.parametrize("content", [b"{", b"[1]\n", b"\xff\n", b"nothing\n"])

@@ -170,6 +170,8 @@ def test_every_stage_is_in_mlflow_below_its_variant(finished):
     assert sorted(point.step for point in sweep) == [0, 100, 500]
     assert {file.path for file in client.list_artifacts(found["tiny"].info.run_id)} == {"report.html", "figures"}
 
+    assert not [run for run in runs if "artifacts_missing" in run.data.tags]
+
     retrain = found["baseline/retrain"]
     assert retrain.data.params["config.retrain.steps"] == "30"
     series = client.get_metric_history(retrain.info.run_id, "loss")
