@@ -34,10 +34,11 @@ def test_a_job_killed_for_its_memory_comes_back_with_more(cluster, checkout):
         "snakemake --workflow-profile slurm --set-resources prepare_data:mem_mb=attempt*attempt*attempt*150"
         " --forcerun prepare_data -- results/data/pysource/manifest.json"
     )
-    jobs = [cluster.job(number) for number in submitted(output)]
-    found = [(job["JobState"], job["MinMemoryNode"]) for job in jobs]
-    assert found[0] == ("OUT_OF_MEMORY", "150M")
-    assert found[-1][0] == "COMPLETED" and len(found) > 1
+    first, second = submitted(output)
+    jobs = [cluster.job(number) for number in (first, second)]
+    assert [(job["JobState"], job["MinMemoryNode"]) for job in jobs] == [("FAILED", "150M"), ("COMPLETED", "1200M")]
+    log = checkout.folder / f"logs/slurm/rule_prepare_data/pysource/{first}.log"
+    assert "exceeded memory limit" in log.read_text()
 
 
 def test_interrupted_and_requeued_trainings_resume(cluster, checkout):
