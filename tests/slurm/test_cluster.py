@@ -46,7 +46,7 @@ def test_interrupted_and_requeued_trainings_resume(cluster, checkout):
     SLURM puts it back into the queue."""
     checkpoint = checkout.folder / "scratch/tiny/baseline/retrain"
     log = checkout.folder / "logs/tiny/baseline/retrain.log"
-    checkout.edit("retrain", steps=4000, eval_steps=4000, checkpoint_steps=50)
+    checkout.edit("retrain", steps=2000, eval_steps=2000, checkpoint_steps=50)
     command = f"snakemake --workflow-profile slurm {RETRAIN}"
     driver = checkout.start(command)
     cluster.wait(lambda: list(checkpoint.rglob("*.safetensors")), "a checkpoint", PATIENCE)
@@ -64,4 +64,4 @@ def test_interrupted_and_requeued_trainings_resume(cluster, checkout):
     output, _ = driver.communicate(timeout=PATIENCE)
     assert driver.returncode == 0, output
     assert cluster.job(number)["Restarts"] == "1"
-    assert json.loads((checkout.folder / RETRAIN).read_text())["steps"] == 4000
+    assert json.loads((checkout.folder / RETRAIN).read_text())["steps"] == 2000
