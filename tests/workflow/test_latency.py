@@ -8,6 +8,7 @@ import pytest
 import yaml
 
 from planer.latency.table import LatencyTable
+from tests.workflow.conftest import plant_costs
 
 pytestmark = pytest.mark.workflow
 
@@ -18,10 +19,13 @@ def test_a_network_is_chosen_for_two_batches_of_compiled_calls(workspace):
         profile_blocks={"batches": [1], "executions": ["eager"], "networks": 8},
         sample_architecture={"limits": {"latency_batch_1": 0.95}},
     )
-    chosen = "results/tiny/lts_0.9/architecture.yaml"
-    result = workspace.run(chosen, "results/tiny/additivity.json", MLFLOW_TRACKING_URI="none")
+    measured, chosen = "results/tiny/latency_table.parquet", "results/tiny/lts_0.9/architecture.yaml"
+    result = workspace.run(measured, "results/tiny/additivity.json", MLFLOW_TRACKING_URI="none")
     assert result.returncode == 0, result.stdout
-    table = LatencyTable.load(workspace.folder / "results/tiny/latency_table.parquet")
+    plant_costs(workspace.folder / measured)
+    result = workspace.run(chosen, MLFLOW_TRACKING_URI="none")
+    assert result.returncode == 0, result.stdout
+    table = LatencyTable.load(workspace.folder / measured)
     settings = set(zip(table.rows["batch"], table.rows["execution"], strict=True))
     assert settings == {(batch, execution) for batch in (4, 1) for execution in ("compiled", "eager")}
     assert set(table.headline_rows["execution"]) == {"compiled"}
