@@ -201,14 +201,15 @@ FORMATS: dict[str, tuple[dict[str, Mutation], Mutation]] = {
 """By a file's suffix: what else may happen to it, and how it loses its checksum."""
 
 
-def mutate(path: Path, content: bytes, seed: object) -> tuple[str, bytes]:
+def mutate(path: Path, content: bytes, seed: object, bare: float = 1 / 3) -> tuple[str, bytes]:
     """A seeded mutation of a file's content, and its name.
 
-    Every third one first takes the checksum away, which then can find nothing: its name begins with ``bare``.
+    bare: the share of those in the file's own format that begin with taking the checksum away, which then finds
+    nothing.  Their names begin with ``bare``.
     """
     rng = random.Random(repr(seed))
-    own, bare = FORMATS[path.suffix]
+    own, strip = FORMATS[path.suffix]
     how, mutation = rng.choice([*BYTES.items(), *list(own.items()) * 3])
-    if rng.random() < 1 / 3 and how in own:
-        return f"bare {how}", mutation(bare(content, rng), rng)
+    if rng.random() < bare and how in own:
+        return f"bare {how}", mutation(strip(content, rng), rng)
     return how, mutation(content, rng)

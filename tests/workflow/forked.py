@@ -1,4 +1,4 @@
-"""Runs scripts of rules with a stand-in for Snakemake, each in a child of one process that has the libraries loaded.
+"""Runs scripts of rules without Snakemake's process, each in a child of one process that has the libraries loaded.
 
 A run costs what the script does, not the seconds that imports take.  Commands come in on standard input, one JSON
 document a line, and answers go out on standard output.
@@ -15,7 +15,6 @@ import sys
 import time
 import traceback
 from pathlib import Path
-from types import SimpleNamespace
 
 ROOT = Path(__file__).parents[2]
 SECONDS = 300
@@ -32,7 +31,7 @@ def main() -> None:
         name = ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
         if not {"triton", "mirror"} & set(path.parts) and path.stem not in ("mirror", "__main__"):
             importlib.import_module(name)
-    for name in ("jsonschema", "pyarrow.parquet", "k_means_constrained", "snakemake.io"):
+    for name in ("jsonschema", "pyarrow.parquet", "k_means_constrained", "snakemake.iocontainers"):
         importlib.import_module(name)
     for line in sys.stdin:
         answers.write(json.dumps(_answer(json.loads(line))) + "\n")
@@ -65,7 +64,7 @@ def _run(job: dict, console: Path) -> int:
     if job.get("killed"):
         _die_after_the_first_checkpoint()
     try:
-        runpy.run_path(str(ROOT / job["script"]), {"snakemake": _stand_in(job)}, "__main__")
+        runpy.run_path(str(ROOT / job["script"]), {"snakemake": _snakemake(job)}, "__main__")
         return 0
     except SystemExit as end:
         return end.code
@@ -86,20 +85,19 @@ def _die_after_the_first_checkpoint() -> None:
     Checkpoint.save = save_and_die
 
 
-def _stand_in(job: dict) -> SimpleNamespace:
-    from snakemake.io import InputFiles, Log, OutputFiles, Params, Resources, Wildcards
+def _snakemake(job: dict) -> object:
+    """What Snakemake gives to a script."""
+    from snakemake.iocontainers import InputFiles, Log, OutputFiles, Params, ResourceList, Snakemake, Wildcards
 
-    return SimpleNamespace(
-        rule=job["rule"],
-        input=InputFiles(fromdict=job["input"]),
-        output=OutputFiles(fromdict=job["output"]),
-        params=Params(fromdict=job["params"]),
-        wildcards=Wildcards(fromdict=job["wildcards"]),
-        resources=Resources(fromdict={}),
-        log=Log(["log.txt"]),
-        threads=1,
-        config={},
+    files = InputFiles()
+    for name, value in job["input"].items():
+        begin = len(files)
+        files.extend([value] if isinstance(value, str) else value)
+        files._set_name(name, begin, end=None if isinstance(value, str) else len(files))
+    named = (
+        kind(fromdict=job[key]) for kind, key in ((OutputFiles, "output"), (Params, "params"), (Wildcards, "wildcards"))
     )
+    return Snakemake(files, *named, 1, ResourceList(), Log(["log.txt"]), {}, job["rule"], None)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,155 @@
+"""Jobs of the tiny experiment: scripts, and the files that they read and write."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+RESULTS = "results/tiny"
+TARGET, BASELINE, DATA = f"{RESULTS}/target_0.5", f"{RESULTS}/baseline", "results/data/pysource"
+CORPUS = {split: f"{DATA}/{split}.npy" for split in ("train", "valid")}
+TABLE = f"{RESULTS}/latency_table.parquet"
+
+
+@dataclass(frozen=True)
+class Job:
+    """One job: its script, what it reads and what it writes."""
+
+    rule: str
+    input: dict
+    output: dict
+    variant: str = "target_0.5"
+    params: dict = field(default_factory=dict)
+
+    @property
+    def files(self) -> list[str]:
+        """Paths of all inputs, and of what is read beside them."""
+        named = [path for value in self.input.values() for path in ([value] if isinstance(value, str) else value)]
+        beside = [f"{DATA}/manifest.json"] if any(path.endswith(".npy") for path in named) else []
+        if self.rule == "evaluate":
+            beside += [f"{TARGET}/{s}/{f}" for s in ("retrain", "sparsify", "routers") for f in MODEL]
+        return [path for path in dict.fromkeys(named + beside) if path != f"{RESULTS}/cost.json"]
+
+
+MODEL = ("model.safetensors", "architecture.yaml")
+
+
+def trained(folder: str) -> dict:
+    """Outputs of a stage that trains."""
+    names = {"architecture": MODEL[1], "model": MODEL[0], "history": "history.parquet", "metrics": "metrics.json"}
+    return {name: f"{folder}/{file}" for name, file in names.items()}
+
+
+def network(folder: str, names: tuple[str, str] = ("model", "architecture")) -> dict:
+    return {name: f"{folder}/{file}" for name, file in zip(names, MODEL, strict=True)}
+
+
+CHOSEN = {"architecture": f"{TARGET}/architecture.yaml"}
+SUPERNET = {"supernet": f"{TARGET}/search/supernet.safetensors"}
+RETRAINED = trained(f"{TARGET}/retrain")
+TEACHER = ("teacher", "baseline_architecture")
+STAGES = ("search", "sample", "retrain", "sparsify", "cluster", "routers")
+COMPARED = {
+    "reports": [f"{folder}/eval.json" for folder in (BASELINE, TARGET)],
+    "histories": [f"{folder}/retrain/history.parquet" for folder in (BASELINE, TARGET)],
+    "trajectories": [f"{TARGET}/search/trajectory.parquet"],
+    "searched": [f"{TARGET}/architecture.yaml"],
+    "pareto": [f"{RESULTS}/pareto.json"],
+    "repeatability": [f"{RESULTS}/repeatability.json"],
+    "table": TABLE,
+    "additivity": f"{RESULTS}/additivity.json",
+}
+SHARED = [f"{RESULTS}/shared_0.5", f"{RESULTS}/shared_0.6", f"{RESULTS}/target_0.7"]
+OWN = [TARGET, f"{RESULTS}/target_0.6"]
+JOBS = {
+    "cost": Job("estimate_cost", {"table": TABLE}, {"report": f"{RESULTS}/cost.json"}),
+    "additivity": Job("check_additivity", {"table": TABLE}, {"report": f"{RESULTS}/additivity.json"}),
+    "search": Job(
+        "search",
+        {"train": CORPUS["train"], "table": TABLE},
+        SUPERNET | {"trajectory": f"{TARGET}/search/trajectory.parquet", "metrics": f"{TARGET}/search/metrics.json"},
+    ),
+    "choice": Job(
+        "sample_architecture",
+        SUPERNET | {"table": TABLE, "valid": CORPUS["valid"]},
+        CHOSEN | {"metrics": f"{TARGET}/sample/metrics.json"},
+    ),
+    "same": Job(
+        "sample_architecture",
+        {"original": CHOSEN["architecture"]},
+        {"architecture": f"{TARGET}-upcycle/architecture.yaml", "metrics": f"{TARGET}-upcycle/sample/metrics.json"},
+        "target_0.5-upcycle",
+    ),
+    "inherit": Job(
+        "warm_start", SUPERNET | CHOSEN, {"weights": f"{TARGET}-inherit/warm_start.safetensors"}, "target_0.5-inherit"
+    ),
+    "upcycle": Job(
+        "warm_start",
+        CHOSEN | network(f"{BASELINE}/retrain", ("baseline", "baseline_architecture")),
+        {"weights": f"{TARGET}-upcycle/warm_start.safetensors"},
+        "target_0.5-upcycle",
+    ),
+    "retrain": Job("retrain", CORPUS | CHOSEN, RETRAINED, params={"start": "scratch"}),
+    "warm": Job(
+        "retrain",
+        CORPUS | CHOSEN | {"weights": f"{TARGET}-upcycle/warm_start.safetensors"},
+        trained(f"{TARGET}-upcycle/retrain"),
+        "target_0.5-upcycle",
+        {"start": "upcycle"},
+    ),
+    "distill": Job(
+        "retrain",
+        CORPUS | CHOSEN | network(f"{BASELINE}/retrain", TEACHER),
+        trained(f"{TARGET}-distill/retrain"),
+        "target_0.5-distill",
+        {"start": "distill"},
+    ),
+    "sparsify": Job("sparsify", CORPUS | network(f"{BASELINE}/retrain"), trained(f"{BASELINE}/sparsify"), "baseline"),
+    "cluster": Job(
+        "cluster_experts",
+        network(f"{BASELINE}/sparsify"),
+        network(f"{BASELINE}/cluster")
+        | {"labels": f"{BASELINE}/cluster/labels.parquet", "metrics": f"{BASELINE}/cluster/metrics.json"},
+        "baseline",
+        {"router_width": 8},
+    ),
+    "routers": Job(
+        "train_routers", CORPUS | network(f"{BASELINE}/cluster"), trained(f"{BASELINE}/routers"), "baseline"
+    ),
+    "evaluate": Job(
+        "evaluate",
+        CORPUS
+        | CHOSEN
+        | {
+            "test": f"{DATA}/test.npy",
+            "table": TABLE,
+            "baseline": f"{BASELINE}/eval.json",
+            "baseline_architecture": f"{BASELINE}/architecture.yaml",
+            "baseline_training": f"{BASELINE}/retrain/metrics.json",
+            "stages": [f"{TARGET}/{name}/metrics.json" for name in STAGES],
+        },
+        {"report": f"{TARGET}/eval.json"},
+    ),
+    "pareto": Job(
+        "pareto",
+        {
+            "architectures": [f"{folder}/architecture.yaml" for folder in SHARED],
+            "reports": [f"{folder}/eval.json" for folder in SHARED + OWN],
+        },
+        {"report": f"{RESULTS}/pareto.json", "figure": f"{RESULTS}/pareto.svg"},
+    ),
+    "repeatability": Job(
+        "repeatability",
+        {name: [f"{folder}{end}/eval.json" for end in ("", "-seed1")] for name, folder in
+         (("variant", TARGET), ("baseline", BASELINE))},
+        {"report": f"{RESULTS}/repeatability.json"},
+    ),
+    "compare": Job(
+        "compare",
+        COMPARED,
+        {
+            "comparison": f"{RESULTS}/comparison.parquet",
+            "report": f"{RESULTS}/report.html",
+            "figures": f"{RESULTS}/figures",
+        },
+    ),
+}  # fmt: skip
