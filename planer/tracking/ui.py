@@ -43,7 +43,8 @@ def serve(results: Path, port: int) -> int:
                 f"port {port} of {HOST}: {error.strerror}; choose another: make ui PORT={port + 1}"
             ) from error
     print("Starting MLflow, about 15 s", flush=True)
-    for number in (signal.SIGTERM, signal.SIGHUP):  # as Ctrl-C: the server must not outlive this process
+    # All end like Ctrl-C, even where SIGINT was ignored at the start: the server must not outlive this process.
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.default_int_handler)
     child = _start(results, port)
     try:

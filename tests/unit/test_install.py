@@ -17,11 +17,12 @@ ROOT = Path(__file__).parents[2]
 
 
 def make(*arguments, makefile=ROOT / "Makefile", **environment):
-    """One run of make, in the Makefile's folder."""
+    """One run of make, in the Makefile's folder, as if no other make had started the tests."""
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith(("MAKE", "MFLAGS"))}
     return subprocess.run(
         ["make", "--no-print-directory", *arguments],
         cwd=makefile.parent,
-        env=os.environ | environment,
+        env=inherited | environment,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import dataclasses
-
 import numpy as np
 import pytest
 import torch
 from toy import VOCAB_SIZE, experiment
 
+from planer.config import SampleConfig
 from planer.files import UserError
+from planer.parsing import build
 from planer.search.select import Selection
 from planer.search.trials import HALF, WHOLE, Trials, best_by_trial
 from planer.training.checkpoint import Checkpoint
@@ -88,4 +88,4 @@ def test_the_better_half_runs_the_whole_trial_and_its_lowest_loss_wins():
 @pytest.mark.parametrize("share", [0.0, 1.0])
 def test_a_share_must_be_a_part(share):
     with pytest.raises(UserError, match="trial_share"):
-        dataclasses.replace(CONFIG.sample_architecture, trial_share=share)
+        build(SampleConfig, vars(CONFIG.sample_architecture) | {"trial_share": share})
