@@ -80,8 +80,8 @@ def evaluate(
     table.check(origin)
     known, flops = run.quality(dense), run.flops(dense, baseline)
     baseline_quality = known if variant == "baseline" else (baseline_evaluation or {}).get("quality")
-    rival = dense if variant == "baseline" else random_model(baseline, device, run.dtype, seed)
-    latency, baseline_latency = run.latency(dense, rival)
+    reference = dense if variant == "baseline" else random_model(baseline, device, run.dtype, seed)
+    latency, baseline_latency = run.latency(dense, reference)
     rows, conversion = run.conversion(dense, sparse, converted, known["final"], flops["closed_form"])
     seconds = {name: metrics["seconds"] for name, metrics in stages.items() if "seconds" in metrics}
     blocks = [{"kind": b.kind, "option": b.name, "symbol": b.symbol} for b in dense.architecture.blocks]

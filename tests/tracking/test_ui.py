@@ -22,7 +22,7 @@ from planer.tracking.store import opened
 from planer.tracking.sync import sync
 from planer.tracking.ui import pages
 from planer.tracking.view import KIND_TAG, VIEW_TAG, columns, view
-from tests.unit.test_tracking_sync import evaluation
+from tests.tracking.records import evaluation
 
 pytest.importorskip("mlflow")
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")

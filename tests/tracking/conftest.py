@@ -1,0 +1,31 @@
+"""A results folder with a store for every test, and no store of the user's."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from planer.tracking.store import opened
+
+
+@pytest.fixture(autouse=True)
+def default_store(monkeypatch):
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+
+
+@pytest.fixture(scope="session")
+def empty(tmp_path_factory):
+    """A results folder with an empty store: creating one takes seconds."""
+    results = tmp_path_factory.mktemp("store") / "results"
+    results.mkdir()
+    with opened(results, 600):
+        pass
+    return results
+
+
+@pytest.fixture
+def results(empty, tmp_path):
+    """A results folder of its own with an empty store."""
+    return Path(shutil.copytree(empty, tmp_path / "results"))
