@@ -245,8 +245,12 @@ def load(folder: str | Path, device: str | torch.device = "cpu") -> LanguageMode
     """
     folder = Path(folder)
     architecture, path = Architecture.load(folder / "architecture.yaml"), folder / "model.safetensors"
-    weights = load_weights(path, architecture)
+    weights, _ = read_tensors(path)
+    stored = sum(tensor.numel() for tensor in weights.values())
+    if architecture.params() > 2 * stored:  # refused before memory is taken for weights that the file does not have
+        raise Damaged(path, f"holds {stored:,} weights, architecture.yaml beside it has {architecture.params():,}")
     model = LanguageModel(architecture)
+    require_fit(path, weights, model.state_dict(), "architecture.yaml beside it")
     if missing := sorted(model.state_dict().keys() - weights.keys()):
         raise Damaged(path, f"does not fit architecture.yaml beside it: {missing[0]} is absent")
     model.load_state_dict(weights)
@@ -254,15 +258,13 @@ def load(folder: str | Path, device: str | torch.device = "cpu") -> LanguageMode
 
 
 def load_weights(path: str | Path, architecture: Architecture) -> dict[str, Tensor]:
-    """Weights of an architecture by their names there, on the CPU: all of them, or those that a warm start takes.
+    """Weights that an architecture's training starts from, by their names there, on the CPU; some may be missing.
 
     Raises UserError when the file is missing, damaged or changed, when weights are not finite, or when they belong to
     another architecture.
     """
     weights, _ = read_tensors(path)
-    with torch.device("meta"):  # weights that do not fit are refused before memory is taken for those that would
-        expected = LanguageModel(architecture).state_dict()
-    require_fit(path, weights, expected, "architecture.yaml beside it")
+    require_fit(path, weights, LanguageModel(architecture).state_dict(), "the architecture.yaml of its variant")
     return weights
 
 

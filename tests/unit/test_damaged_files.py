@@ -5,6 +5,8 @@ PLANER_MUTATIONS sets how many mutations there are of each.
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import os
 import shutil
 from collections.abc import Callable
@@ -139,17 +141,11 @@ def _without(rows: pd.DataFrame, **values: str) -> pd.DataFrame:
 )
 def test_a_table_without_plausible_costs_is_refused(tmp_path, rows, problem):
     """Also where somebody else wrote it, without a checksum."""
-    metadata = {"identity": _json(table().identity), "notes": _json(table().notes)}
+    metadata = {"identity": json.dumps(table().identity), "notes": json.dumps(table().notes)}
     write_parquet(tmp_path / "table.parquet", rows.reset_index(drop=True), metadata)
     with pytest.raises(UserError, match=problem) as error:
         LatencyTable.load(tmp_path / "table.parquet")
     assert "\n" not in str(error.value) and "table.parquet" in str(error.value)
-
-
-def _json(value: object) -> str:
-    import json
-
-    return json.dumps(value)
 
 
 @pytest.mark.parametrize(
@@ -221,3 +217,12 @@ def test_an_array_of_another_corpus_is_refused(tmp_path):
     shutil.copy(tmp_path / "test.npy", path)
     with pytest.raises(UserError, match="valid.npy is not the file that manifest.json beside it describes"):
         read_tokens(path)
+
+
+def test_an_architecture_far_larger_than_its_weights_takes_no_memory(tmp_path):
+    _weights(tmp_path)
+    dataclasses.replace(NETWORK, vocab_size=2**24, d_model=2**12).save(tmp_path / "architecture.yaml")
+    with pytest.raises(
+        UserError, match=r"holds [\d,]+ weights, architecture.yaml beside it has 68,7"
+    ):
+        model.load(tmp_path)
