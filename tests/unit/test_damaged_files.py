@@ -222,7 +222,5 @@ def test_an_array_of_another_corpus_is_refused(tmp_path):
 def test_an_architecture_far_larger_than_its_weights_takes_no_memory(tmp_path):
     _weights(tmp_path)
     dataclasses.replace(NETWORK, vocab_size=2**24, d_model=2**12).save(tmp_path / "architecture.yaml")
-    with pytest.raises(
-        UserError, match=r"holds [\d,]+ weights, architecture.yaml beside it has 68,7"
-    ):
+    with pytest.raises(UserError, match=r"holds [\d,]+ weights, architecture.yaml beside it has 68,7"):
         model.load(tmp_path)
