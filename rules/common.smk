@@ -96,9 +96,9 @@ onstart:
 
     try:
         check_writable("results")
+        tracking.start("results")
     except UserError as error:
         sys.exit(f"planer: {error}")
-    tracking.start("results")
 
 
 onsuccess:

@@ -29,7 +29,7 @@ def main(arguments: list[str] | None = None) -> int:
         command = commands.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}.")
         command.add_argument("results", nargs="?", default="results", type=Path, help="folder (default: results)")
         if name == "ui":
-            command.add_argument("--port", type=int, default=5000, help="default: 5000")
+            command.add_argument("--port", type=_port, default=5000, help="1 to 65535; default: 5000")
     options = parser.parse_args(arguments)
     try:
         if options.command == "follow":
@@ -47,6 +47,12 @@ def main(arguments: list[str] | None = None) -> int:
     except Exception as error:  # of MLflow, too: its traceback would help nobody
         print(f"planer: {plain(error)}", file=sys.stderr)
     return 1
+
+
+def _port(text: str) -> int:
+    if not text.isascii() or not text.isdigit() or not 1 <= int(text[:6]) <= 65535:
+        raise argparse.ArgumentTypeError(f"{text!r} is no port; allowed: 1 to 65535")
+    return int(text)
 
 
 def _sync(results: Path) -> int:

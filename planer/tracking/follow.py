@@ -18,9 +18,10 @@ from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 
+from planer.tracking.address import database_of, store_uri
 from planer.tracking.journal import FOLDER, journals
 from planer.tracking.secrets import one_line, plain
-from planer.tracking.store import database_of, opened, store_uri
+from planer.tracking.store import opened
 from planer.tracking.sync import sync
 
 ROWS_SECONDS = 10
@@ -35,10 +36,11 @@ _follower: subprocess.Popen | None = None
 
 def start(results: str | Path) -> None:
     """Start the process.  Waits for it only when the store is not there yet: creating it takes seconds of CPU that
-    would disturb the first measurements."""
+    would disturb the first measurements.  Raises UserError for an address of no store."""
     global _follower
     if os.environ.get("MLFLOW_TRACKING_URI") == "none":
         return
+    database = database_of(store_uri(Path(results)))
     path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
     try:
         _follower = subprocess.Popen(
@@ -51,7 +53,6 @@ def start(results: str | Path) -> None:
     except OSError as error:
         _warn(one_line(error), results)
         return
-    database = database_of(store_uri(Path(results)))
     if database and not database.exists():
         select.select([_follower.stdout], [], [], END_SECONDS)
 

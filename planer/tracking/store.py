@@ -13,6 +13,7 @@ from urllib.parse import urlparse
 from urllib.request import url2pathname
 
 from planer.files import UserError
+from planer.tracking.address import database_of, default_database, is_server, store_uri
 from planer.tracking.secrets import redacted
 from planer.tracking.view import KIND_TAG, VIEW_TAG, view
 
@@ -31,29 +32,6 @@ DEFAULTS = {
 """Set where the user's environment does not say otherwise."""
 
 
-def default_database(results: Path) -> Path:
-    """The store of a checkout where MLFLOW_TRACKING_URI names no other."""
-    return results.resolve() / "mlflow.db"
-
-
-def store_uri(results: Path) -> str:
-    """The address of the store, which may hold a password.
-
-    Raises UserError when the mirror is switched off.
-    """
-    uri = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{default_database(results)}"
-    if uri == "none":
-        raise UserError("MLFLOW_TRACKING_URI=none switches MLflow off; unset it or name a store")
-    return uri
-
-
-def database_of(uri: str) -> Path | None:
-    """The file of an SQLite store; None for any other store."""
-    if not uri.startswith("sqlite:///"):
-        return None
-    return Path(uri.removeprefix("sqlite:///").partition("?")[0]).resolve()
-
-
 class Busy(UserError):
     """Another process uses the store."""
 
@@ -66,7 +44,7 @@ class Store:
         self._database = database_of(uri)
         self.name = redacted(uri)
         """Its address without passwords."""
-        self.remote = uri.startswith(("http:", "https:", "databricks"))
+        self.remote = is_server(uri)
         self._artifacts = artifacts
         self._experiments: dict[str, tuple[str, str]] = {}
 
@@ -113,8 +91,6 @@ def opened(results: Path, seconds: float) -> Iterator[Store]:
     database = database_of(uri)
     folder = results / ".tracking"
     folder.mkdir(parents=True, exist_ok=True)
-    if database:
-        database.parent.mkdir(parents=True, exist_ok=True)
     locks = [folder / "lock", *([database.with_name(f"{database.name}.lock")] if database else [])]
     try:
         with ExitStack() as held:
@@ -129,8 +105,7 @@ def _open(uri: str, database: Path | None, results: Path) -> Store:
     if not database:
         from mlflow.tracking import MlflowClient
 
-        remote = uri.startswith(("http:", "https:", "databricks"))
-        return Store(MlflowClient(uri), uri, None if remote else results.resolve() / "mlartifacts")
+        return Store(MlflowClient(uri), uri, None if is_server(uri) else results.resolve() / "mlartifacts")
     artifacts = database.parent / "mlartifacts"
     if database.exists() and (database.is_dir() or database.stat().st_size):
         _check(database)
@@ -156,6 +131,8 @@ def _create(database: Path, artifacts: Path) -> None:
 def _check(database: Path) -> None:
     """Raise UserError for a file that is no database, or one whose tables are not those of this MLflow.
 
+    Only files with tables of MLflow's and the checkout's own file are called ours to delete.
+
     MLflow itself would try for 100 s to open the first, and ruin the second by creating tables a second time.
     """
     advice = "delete it, then `python -m planer.tracking sync` makes its runs anew from their journals"
@@ -166,6 +143,8 @@ def _check(database: Path) -> None:
             found = next((row[0] for row in connection.execute(query)), None) if "alembic_version" in tables else None
     except sqlite3.Error as error:
         raise UserError(f"{database} is no MLflow database ({error}); {advice}") from error
+    if tables and not tables & {"experiments", "alembic_version"}:
+        raise UserError(f"{database} is a database of something else; name another file in MLFLOW_TRACKING_URI")
     if found != _schema():
         raise UserError(
             f"{database} is half made or of another version of MLflow (schema {found}, here {_schema()}); {advice}"

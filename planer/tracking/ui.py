@@ -12,7 +12,8 @@ from contextlib import suppress
 from pathlib import Path
 
 from planer.files import UserError
-from planer.tracking.store import Store, opened, store_uri
+from planer.tracking.address import store_uri
+from planer.tracking.store import Store, opened
 from planer.tracking.sync import sync
 from planer.tracking.view import page
 
