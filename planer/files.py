@@ -13,6 +13,7 @@ import json
 import math
 import os
 import re
+import tokenize
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -188,10 +189,11 @@ def write_yaml(path: str | Path, content: dict) -> None:
 
 def read_yaml(path: str | Path) -> dict:
     """Read what write_yaml wrote.  Raises UserError when the file is missing, damaged or changed."""
+    text = read_text(path)
     try:
-        content = yaml.load(read_text(path), Loader=_WithoutAliases)
+        content = yaml.load(text, Loader=_WithoutAliases)
         json.dumps(content, allow_nan=False)
-    except (yaml.YAMLError, ValueError, TypeError, RecursionError) as error:
+    except Exception as error:  # PyYAML's constructors raise whatever a wrong value makes them raise
         raise Damaged(path, f"is no valid YAML ({one_line(error)})") from error
     if not isinstance(content, dict):
         raise Damaged(path, "holds no keys and values")
@@ -330,10 +332,10 @@ def read_tokens(path: str | Path) -> np.ndarray:
     try:
         if file_sha256(path) != manifest["files_sha256"].get(path.name):
             raise Damaged(path, "is not the file that manifest.json beside it describes: its sha256 differs")
-        tokens = np.load(path, mmap_mode="r", allow_pickle=False)
+        tokens = np.lib.format.open_memmap(path, mode="r")  # np.load would open archives too
     except FileNotFoundError:
         raise Damaged(path, "does not exist") from None
-    except (OSError, ValueError, EOFError) as error:
+    except (OSError, ValueError, EOFError, SyntaxError, tokenize.TokenError) as error:
         raise Damaged(path, f"is no readable array ({one_line(error)})") from error
     if tokens.ndim != 1 or tokens.dtype.kind != "u" or not tokens.size:
         raise Damaged(path, f"holds {tokens.dtype} of shape {tokens.shape}, not token ids")

@@ -32,6 +32,13 @@ def names_in(path: str, datasets: Iterable[str]) -> dict[str, str]:
     return {"experiment": folder, "variant": inner}
 
 
+def check_folders(*names: str) -> None:
+    """Raise UserError where something that is no folder has the name of a folder that jobs write in."""
+    for name in names:
+        if os.path.lexists(name) and not os.path.isdir(name):
+            raise UserError(f"{name} is no folder; move it away: jobs write in a folder of this name")
+
+
 def check_made(target: str, names: dict[str, str], rules: dict[str, list[str]]) -> None:
     """Raise UserError unless the target is a rule that can be asked for by name, or a file that a rule makes.
 

@@ -72,6 +72,8 @@ def read_tensors(
     except (OSError, SafetensorError, ValueError, TypeError, KeyError, RecursionError, MemoryError) as error:
         raise Damaged(path, f"is no readable safetensors file ({one_line(error)})") from error
     for name, tensor in tensors.items() if finite else ():
+        if str(tensor.dtype).removeprefix("torch.") not in TENSOR_TYPES:
+            raise Damaged(path, f"holds weights of the unknown type {tensor.dtype}, in {name[:80]}")
         if tensor.is_floating_point() and not torch.isfinite(tensor).all():
             raise Damaged(path, f"holds weights that are not finite, in {name[:80]}")
     return tensors, metadata
@@ -84,6 +86,8 @@ def _checked_metadata(path: str | Path, unsealed: bool) -> dict[str, str]:
         if not 0 < size <= os.path.getsize(path) - 8:
             raise ValueError(f"a header of {size:,} bytes")
         header = json.loads(file.read(size))
+        if not isinstance(header, dict):
+            raise ValueError("a header without tensors")
         metadata = dict(header.pop("__metadata__", {}))
         given = metadata.pop(CHECKSUM, None)
         if given is None and not unsealed:

@@ -11,7 +11,7 @@ from planer.environment import prepare_environment
 from planer.failures import FAILURES
 from planer.files import UserError, check_writable
 from planer.latency.cost import check_hours, load_cost, rescaled
-from planer.parsing import build, merge
+from planer.parsing import build, merge, show
 from planer.source import source_hash
 from planer.strict_yaml import read_assignments, read_yaml
 from planer.variant import FOLDER, check_name, parse_variant
@@ -42,7 +42,7 @@ def settings(experiment):
     files = experiment_files()
     if experiment not in files:
         raise UserError(
-            f"unknown experiment {experiment!r}; allowed: {', '.join(sorted(files))}; "
+            f"unknown experiment {show(experiment)}; allowed: {', '.join(sorted(files))}; "
             "a new one is a file config/experiments/<name>.yaml"
         )
     # Snakemake reads --configfile and --config too, but as YAML that keeps the last of two equal keys and as text.

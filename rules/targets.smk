@@ -5,7 +5,7 @@ import os
 from snakemake.cli import get_argument_parser
 
 from planer.config.corpora import CORPORA
-from planer.targets import check_made, names_in
+from planer.targets import check_folders, check_made, names_in
 
 
 def targets():
@@ -20,6 +20,7 @@ def targets():
 
 def check_targets():
     """Raise UserError for names that mean nothing, wrong configuration, and files that nothing makes."""
+    check_folders("results", "logs", "scratch")
     made = {x.name: [re.sub(r"\{(\w+),[^}]*\}", r"{\1}", str(file)) for file in x.output] for x in workflow.rules}
     for target in targets():
         names = names_in(os.path.relpath(target or "."), CORPORA)

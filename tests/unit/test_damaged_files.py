@@ -17,13 +17,23 @@ import pandas as pd
 import pytest
 import torch
 from made_up import evaluation
+from safetensors.torch import save_file
 from test_latency_table import table
 
 from planer import model
 from planer.architecture import Architecture, DynamicMoE, FeedForward, MoE, load_selection
 from planer.data.prepare import prepare
 from planer.evaluation.training_figures import load_history
-from planer.files import UserError, read_json, read_tokens, read_yaml, write_json, write_parquet, write_yaml
+from planer.files import (
+    UserError,
+    file_sha256,
+    read_json,
+    read_tokens,
+    read_yaml,
+    write_json,
+    write_parquet,
+    write_yaml,
+)
 from planer.latency.table import LatencyTable
 from planer.model import LanguageModel, initialise
 from planer.tensors import read_tensors, write_tensors
@@ -206,10 +216,46 @@ def test_a_file_of_another_hand_needs_no_checksum(tmp_path):
 
 def test_aliases_and_values_that_no_file_of_ours_has(tmp_path):
     path = tmp_path / "architecture.yaml"
-    for text in ("a: &a [1, 2]\nb: *a\n", "a: 2026-01-01\n", "a: .nan\n", "a: !!binary aGVsbG8=\n", "- 1\n", "a: ]\n"):
+    values = ("2026-01-01", ".nan", "!!binary aGVsbG8=", "]", "!!bool x", "!!timestamp x", '"\\UFFFFFFFF"')
+    for text in ("a: &a [1, 2]\nb: *a\n", "- 1\n", *(f"a: {value}\n" for value in values)):
         path.write_text(text)
         with pytest.raises(UserError, match="is no valid YAML|holds no keys and values"):
             read_yaml(path)
+
+
+@pytest.mark.parametrize("header", [b'"a"', b"1", b"null", b"true", b"[]"])
+def test_a_safetensors_header_that_is_no_table_of_tensors_is_refused(tmp_path, header):
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(len(header).to_bytes(8, "little") + header)
+    with pytest.raises(UserError, match="is no readable safetensors file"):
+        read_tensors(path)
+
+
+def test_weights_of_a_type_that_no_file_of_ours_has_are_refused(tmp_path):
+    path = tmp_path / "model.safetensors"
+    save_file({"weight": torch.zeros(4, dtype=torch.float8_e4m3fn)}, path)
+    with pytest.raises(UserError, match="unknown type torch.float8_e4m3fn, in weight"):
+        read_tensors(path)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"PK\x03\x04" + bytes(100),
+        b"\x93NUMPY\x01\x00\x10\x00{'shape': (-3,   " + bytes(10),
+        b"\x93NUMPY\x01\x00\x10\x00{'descr': '|u1'[ " + bytes(10),
+    ],
+)
+def test_an_array_that_fits_its_checksum_but_is_none_is_refused(tmp_path, content):
+    path = _corpus(tmp_path)
+    path.write_bytes(content)
+    manifest = read_json(tmp_path / "manifest.json")
+    write_json(
+        tmp_path / "manifest.json",
+        manifest | {"files_sha256": manifest["files_sha256"] | {path.name: file_sha256(path)}},
+    )
+    with pytest.raises(UserError, match="is no readable array"):
+        read_tokens(path)
 
 
 def test_an_array_of_another_corpus_is_refused(tmp_path):

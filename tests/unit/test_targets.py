@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from planer.files import UserError
-from planer.targets import check_made, names_in
+from planer.targets import check_folders, check_made, names_in
 
 DATASETS = ("pysource", "text8")
 RULES = {
@@ -66,3 +66,12 @@ def test_an_absolute_path_is_no_target(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match="relative to the working directory: 'results/demo/report.html'"):
         check(str(tmp_path / "results/demo/report.html"))
+
+
+def test_a_file_where_jobs_need_a_folder_is_refused(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "results").mkdir()
+    check_folders("results", "scratch")
+    (tmp_path / "scratch").symlink_to("nowhere")
+    with pytest.raises(UserError, match="scratch is no folder; move it away"):
+        check_folders("results", "scratch")

@@ -37,7 +37,7 @@ def copied(finished, tmp_path) -> Workspace:
 def test_results_that_are_no_folder(workspace):
     (workspace.folder / "results").touch()
     line = complaint(workspace, "results/tiny/latency_table.parquet")
-    assert "cannot write in results" in line
+    assert "results is no folder" in line
 
 
 def test_full_results_folder(workspace):
