@@ -164,10 +164,10 @@ def _dynamic_k(evaluation: dict) -> Judgement:
     )
     again = _again(evaluation, row["latency"], conversion["dense_latency"])
     if again:
-        text += "; disturbed"
+        return Judgement("not certain", None, f"{text}; disturbed", again)
     if chosen["speed_up_over_dense"] > 1:
         return Judgement("faster", True, text)
-    return Judgement("not faster on this device", False, text, again or _larger_experts(evaluation))
+    return Judgement("not faster on this device", False, text, _larger_experts(evaluation))
 
 
 def _no_threshold(evaluation: dict) -> tuple[str, Remedy | None]:

@@ -76,6 +76,7 @@ def test_disturbed_thresholds_are_called_so():
     values = swept((1.58, 1.59), ms=6.0)
     values["dynamic_k"][1]["latency"]["p90_ms"] = 20.0
     found = verdict(values).dynamic_k
+    assert (found.word, found.good) == ("not certain", None)
     assert found.text.endswith("; disturbed") and found.remedy.command.endswith("--forcerun evaluate")
     values["target"]["measured"], values["latency"][0]["p90_ms"] = 0.6, 20.0
     assert verdict(values).remedies == [found.remedy], "both questions suggest the same, which is said once"
