@@ -45,7 +45,7 @@ demo: $(INSTALLED)  ## search, train, convert and evaluate a network for half th
 test: $(INSTALLED)  ## run the tests (CORES=2)
 	OMP_NUM_THREADS=1 python -m pytest --numprocesses $(CORES) --dist worksteal
 
-slurm: $(INSTALLED)  ## run the workflow on a two-node SLURM cluster on this machine (root; 5 minutes)
+slurm: $(INSTALLED)  ## run the workflow on a two-node SLURM cluster on this machine (root; 5 to 10 minutes)
 	OMP_NUM_THREADS=1 python -m pytest -q tests/slurm
 
 gpu:  ## test and time the kernels on this machine's GPU with its own packages (GPU_PYTHON=python3 GPU_FLAGS=)
