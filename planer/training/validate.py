@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from planer.data.stream import EvalBatches
 from planer.model import LanguageModel
@@ -12,10 +13,14 @@ from planer.runtime import autocast
 
 VALID_BATCH = 16
 """Streams of a validation, as in NVIDIA's train.py; the result hardly depends on it."""
+SEGMENTS = 64
+"""Segments that a text is cut into, so that networks can be compared in pairs."""
+SEGMENT_TOKENS = 64
+"""A short text has fewer segments, of at least this many tokens each: neighbours would depend on one another."""
 
 
 @torch.inference_mode()
-def mean_nll(
+def segment_nll(
     model: LanguageModel,
     tokens: np.ndarray,
     batch: int,
@@ -28,10 +33,13 @@ def mean_nll(
     dtype: torch.dtype = torch.float32,
     attention: str = "cached",
     description: str = "",
-) -> tuple[float, int]:
-    """Mean negative log-likelihood in nats per token, and the number of tokens that it is the mean of.
+) -> tuple[Tensor, Tensor]:
+    """Mean negative log-likelihood of every segment of a text, and the tokens scored in each.
 
-    The text is read as ``batch`` parallel streams in segments of tgt_len.  Before its first token each stream reads
+    Returns nats per token [S] float64 and tokens [S] int64, both on the CPU and in the order of the text.  The segments
+    depend on the text and on batch alone: networks are compared on the same ones (planer/paired.py).
+
+    The text is read as ``batch`` parallel streams in calls of tgt_len tokens.  Before its first token each stream reads
     the end of the one before it, uncounted, so that every counted token has a true left context and the result
     hardly depends on batch; the first token of each stream is never a target (EvalBatches).  Mid-training validation
     (E-train) uses the lengths of training; the headline protocol adds same_length, clamp_len and a long memory.
@@ -42,7 +50,7 @@ def mean_nll(
     batches = EvalBatches(tokens, batch, tgt_len, mem_len)
     was_training = model.training
     model.eval()
-    total, counted_tokens, memory = torch.zeros((), dtype=torch.float64, device=device), 0, None
+    scored, memory = [], None
     try:
         for inputs, targets, counted in progress(batches, description) if description else batches:
             with autocast(device, dtype):
@@ -55,8 +63,23 @@ def mean_nll(
                     attention=attention,
                 )
                 if counted:
-                    total += model.nll(hidden, targets.to(device)).sum(dtype=torch.float64)
-                    counted_tokens += targets.numel()
+                    scored.append(model.nll(hidden, targets.to(device)))
     finally:
         model.train(was_training)
-    return total.item() / counted_tokens, counted_tokens
+    in_order = torch.cat(scored, dim=1).flatten().cpu().double()
+    parts = in_order.tensor_split(max(1, min(SEGMENTS, len(in_order) // SEGMENT_TOKENS)))
+    return torch.stack([part.mean() for part in parts]), torch.tensor([len(part) for part in parts])
+
+
+def mean_nll(model: LanguageModel, tokens: np.ndarray, *lengths, **options) -> tuple[float, int]:
+    """Mean negative log-likelihood in nats per token, and the number of tokens that it is the mean of.
+
+    The mean over the segments of ``segment_nll``, which takes the same arguments.
+    """
+    return mean_of(*segment_nll(model, tokens, *lengths, **options))
+
+
+def mean_of(nll: Tensor, counts: Tensor) -> tuple[float, int]:
+    """Mean nats per token over segments, weighted by their tokens, and the number of tokens."""
+    total = int(counts.sum())
+    return (nll * counts).sum().item() / total, total

@@ -28,6 +28,7 @@ TOOLS = (
     "environment",
     "measure",
     "notation",
+    "paired",
     "parsing",
     "progress",
     "runtime",

@@ -17,7 +17,7 @@ from planer.training.checkpoint import Checkpoint
 from planer.training.lamb import Lamb
 from planer.training.retrain import LanguageModelling, retrain, train
 from planer.training.schedule import learning_rate
-from planer.training.validate import mean_nll
+from planer.training.validate import SEGMENT_TOKENS, SEGMENTS, mean_nll, segment_nll
 
 CPU = torch.device("cpu")
 OPTIMIZER = OptimizerConfig("lamb", 0.02, 0.001, 5, (0.9, 0.999), 1e-6, 0.0, 0.25)
@@ -200,6 +200,32 @@ def test_with_same_length_segments_do_not_matter(sharp, attention):
 def test_caching_keys_and_values_is_exact(sharp):
     cached, recomputed = (mean_nll(sharp, VALID, 4, 8, 12, device=CPU, attention=a) for a in ("cached", "recompute"))
     assert cached[0] == pytest.approx(recomputed[0], rel=1e-10)
+
+
+def test_segments_are_contiguous_text_and_their_mean_is_the_whole(sharp):
+    """Two streams, one after the other."""
+    streams = torch.from_numpy(VALID[:400].astype(np.int64)).view(2, 200)
+    with torch.no_grad():
+        each = sharp.nll(sharp(streams[:, :-1], mem_len=0)[0], streams[:, 1:]).flatten()
+    nll, counts = segment_nll(sharp, VALID[:400], 2, 300, 0, device=CPU)
+    assert counts.tolist() == [67, 67, 66, 66, 66, 66] and nll.dtype == torch.float64
+    parts = each.split(counts.tolist())
+    assert nll.tolist() == pytest.approx([part.mean().item() for part in parts], rel=1e-10)
+    whole, counted = mean_nll(sharp, VALID[:400], 2, 300, 0, device=CPU)
+    assert counted == 398 and whole == pytest.approx(each.mean().item(), rel=1e-10)
+
+
+def test_the_length_of_a_call_moves_no_segment(sharp):
+    expected, counts = segment_nll(sharp, VALID, 2, 24, 24, 10, True, device=CPU)
+    assert len(counts) == 498 // SEGMENT_TOKENS and int(counts.sum()) == 498
+    nll, again = segment_nll(sharp, VALID, 2, 4, 24, 10, True, device=CPU)
+    assert again.tolist() == counts.tolist() and nll.tolist() == pytest.approx(expected.tolist(), rel=1e-10)
+
+
+def test_long_texts_have_64_segments_and_the_shortest_one(sharp):
+    long = np.tile(TEXT, 1 + SEGMENTS * SEGMENT_TOKENS // len(TEXT) * 2)
+    assert len(segment_nll(sharp, long, 16, 64, 0, device=CPU)[1]) == SEGMENTS
+    assert segment_nll(sharp, VALID[:40], 2, 8, 0, device=CPU)[1].tolist() == [38]
 
 
 def test_validation_restores_training_mode(result):
