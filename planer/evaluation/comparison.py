@@ -43,8 +43,9 @@ def compare(evaluations: Iterable[dict]) -> pd.DataFrame:
     """Table of the variants, in the order given; what a variant lacks is missing, not an error.
 
     arm, start and repeat are what the variant's name says; chosen_by and source are those of ``selection``.  valid and
-    test are in unit (bpc or ppl) by the final protocol; latencies are those of the headline workload; search_ratio is
-    over one training of the baseline; the dynamic columns describe the chosen threshold.
+    test are in unit (bpc or ppl) by the final protocol; latencies are those of the headline workload; search_seconds
+    are of all stages that found the network, search_ratio is over one training of the baseline; the dynamic columns
+    describe the chosen threshold.
     """
     table = pd.DataFrame([_row(evaluation) for evaluation in evaluations], columns=[*TEXT, *COUNTS, *NUMBERS])
     kinds = {name: "str" for name in TEXT} | {name: "Int64" for name in COUNTS} | {name: "float64" for name in NUMBERS}

@@ -38,8 +38,11 @@ PLACEMENTS = 3
 """Copies of the networks, in other places of memory, over which a latency measurement is spread."""
 MAX_SECONDS = 120.0
 """A latency measurement stops after this long, at a whole round."""
-SEARCH_BAR = 2.0
-"""A search should take less than this many trainings of the baseline (PAR's cost, arXiv 2009.04534)."""
+SEARCH_BAR = 1.0
+"""A search should take at most this many trainings of the baseline."""
+SEARCH_STAGES = ("search", "choice", "teacher")
+"""What finding a network takes: training the supernet; scores, measurements and proxy training; the teacher's
+outputs."""
 
 
 def evaluate(
@@ -82,7 +85,9 @@ def evaluate(
     baseline_quality = known if variant == "baseline" else (baseline_evaluation or {}).get("quality")
     reference = dense if variant == "baseline" else random_model(baseline, device, run.dtype, seed)
     latency, baseline_latency = run.latency(dense, reference)
-    rows, conversion = run.conversion(dense, sparse, converted, known["final"], flops["closed_form"])
+    networks = {"dense": dense, "sparsified": sparse}
+    networks |= {} if variant == "baseline" else {"baseline": reference}
+    rows, conversion = run.conversion(networks, converted, known["final"], flops["closed_form"])
     seconds = {name: metrics["seconds"] for name, metrics in stages.items() if "seconds" in metrics}
     blocks = [{"kind": b.kind, "option": b.name, "symbol": b.symbol} for b in dense.architecture.blocks]
     return {
@@ -94,10 +99,11 @@ def evaluate(
         "latency": latency,
         "target": _target(named, selection, next(row for row in latency if row["headline"])),
         "selection": None if named.pattern else _selection(selection),
-        "search": _search_cost(seconds, baseline_seconds) if "search" in seconds else None,
+        "search": _search_cost(seconds, baseline_seconds),
         "flops": flops,
         "dynamic_k": rows,
         "conversion": conversion | {"reason": None if conversion["converted_layers"] else _reason(stages)},
+        "summary": _summary(known, baseline_quality, rows, conversion),
         "reference": {"bigram": run.bigram(dense.architecture.vocab_size)},
         "baseline": _size(baseline) | {"quality": baseline_quality, "latency": baseline_latency},
         "provenance": _provenance(config, origin, seed, seconds | {"evaluate": time.perf_counter() - started}),
@@ -123,20 +129,20 @@ class _Run:
     def protocols(self) -> dict[str, dict]:
         return protocols(self.config.evaluate, self.config.retrain)
 
-    def scores(self, model: LanguageModel, protocol: dict, description: str) -> dict[str, dict]:
-        """Quality on the validation and the test split."""
+    def scores(self, model: LanguageModel, protocol: dict, description: str) -> tuple[dict[str, dict], dict]:
+        """Quality on the validation and the test split, and the segments of the test split."""
         options = protocol | {"device": self.device, "dtype": self.dtype}
-        return {
-            split: in_unit(
-                quality(model, self.tokens[split], **options, description=f"{description}, {split}"), self.unit
-            )
+        found = {
+            split: quality(model, self.tokens[split], **options, description=f"{description}, {split}")
             for split in SCORED
         }
+        return {split: in_unit(score, self.unit) for split, score in found.items()}, found["test"]["segments"]
 
     def quality(self, model: LanguageModel) -> dict:
-        """Quality by both protocols."""
-        ways = self.protocols.items()
-        return {"unit": self.unit} | {name: way | self.scores(model, way, f"quality, {name}") for name, way in ways}
+        """Quality by both protocols, and the segments of the test split by the final one."""
+        found = {name: (way, *self.scores(model, way, f"quality, {name}")) for name, way in self.protocols.items()}
+        known = {name: way | scores for name, (way, scores, _) in found.items()}
+        return {"unit": self.unit, **known, "segments": found["final"][2]}
 
     def timed(self, model: LanguageModel, attention: str) -> Callable[[], object]:
         """An inference call of a model in this run's dtype, on test text: trained routers would treat other text
@@ -168,54 +174,53 @@ class _Run:
         rows, baseline_rows = [], []
         for mode in ATTENTIONS:
             own = found[f"{mode}/network"] | {"table_ms": self.table.estimate(model.architecture, mode)}
-            rival = found.get(f"{mode}/baseline", own)
-            rival = rival | {"table_ms": self.table.estimate(baseline.architecture, mode)}
+            other = found.get(f"{mode}/baseline", own)
+            other = other | {"table_ms": self.table.estimate(baseline.architecture, mode)}
             shape = {name: getattr(work, name) for name in ("batch", "tgt_len", "mem_len", "execution")}
             shape |= {"attention": mode}
             against = {
                 "headline": mode == work.attention,
-                "baseline_median_ms": rival["median_ms"],
-                "baseline_table_ms": rival["table_ms"],
-                "speed_up": rival["median_ms"] / own["median_ms"],
+                "baseline_median_ms": other["median_ms"],
+                "baseline_table_ms": other["table_ms"],
+                "speed_up": other["median_ms"] / own["median_ms"],
             }
             rows.append(shape | own | against)
-            baseline_rows.append({"attention": mode} | rival)
+            baseline_rows.append({"attention": mode} | other)
         return rows, baseline_rows
 
     def flops(self, model: LanguageModel, baseline: Architecture) -> dict:
         """FLOPs per token of the headline workload, and their ratio to the baseline's."""
         work = self.config.workload
         counted, formula = checked_flops(model, work)
-        rival = baseline.flops(work.batch, work.tgt_len, work.mem_len, work.attention)
+        expected = baseline.flops(work.batch, work.tgt_len, work.mem_len, work.attention)
         return {
             "attention": work.attention,
             "counted": counted,
             "closed_form": formula,
-            "baseline": rival,
-            "baseline_ratio": formula / rival,
+            "baseline": expected,
+            "baseline_ratio": formula / expected,
         }
 
     def conversion(
-        self, dense: LanguageModel, sparse: LanguageModel, converted: LanguageModel, known: Mapping, flops: float
+        self, networks: Mapping[str, LanguageModel], converted: LanguageModel, known: Mapping, flops: float
     ) -> tuple[list[dict], dict]:
-        """The dynamic-k sweep, and how it compares with the dense and the sparsified network.
+        """The dynamic-k sweep, and how it compares with whole networks.
 
-        known, flops: quality by the final protocol and FLOPs per token of the dense network.  Leaves all models in
-        this run's dtype.
+        networks: dense, sparsified, and baseline unless the dense network is the baseline.  known, flops: quality by
+        the final protocol and FLOPs per token of the dense network.  Leaves all models in this run's dtype.
         """
         final = self.protocols["final"]
-        before = self.scores(sparse, final, "sparsified")
+        before, _ = self.scores(networks["sparsified"], final, "sparsified")
         splits = {split: self.tokens[split] for split in SCORED}
         where = {"device": self.device, "dtype": self.dtype}
         rows = list(sweep(converted, splits, self.config.evaluate.taus, flops, **final, **where))
         attention = self.config.workload.attention
-        models = [model.to(self.dtype) for model in (converted, sparse, dense)]
+        split, whole = converted.to(self.dtype), {name: model.to(self.dtype) for name, model in networks.items()}
 
         def calls() -> dict[str, Callable[[], object]]:
-            split, *others = copy.deepcopy(models)
-            at_thresholds = timed_at(split, self.timed(split, attention), [row["tau"] for row in rows])
-            whole = zip(("sparsified", "dense"), others, strict=True)
-            return at_thresholds | {name: self.timed(model, attention) for name, model in whole}
+            placed, others = copy.deepcopy((split, whole))
+            at_thresholds = timed_at(placed, self.timed(placed, attention), [row["tau"] for row in rows])
+            return at_thresholds | {name: self.timed(model, attention) for name, model in others.items()}
 
         found = self.in_turn(calls, "thresholds")
         specs = converted.architecture.blocks
@@ -229,6 +234,7 @@ class _Run:
             "blocks": positions,
             "num_experts": [specs[position].num_experts for position in positions],
             "expert_size": [specs[position].expert_size for position in positions],
+            "baseline_latency": found.get("baseline", found["dense"]),
             "dense_latency": found["dense"],
             "sparsified": before,
             "sparsified_latency": found["sparsified"],
@@ -307,14 +313,33 @@ def _selection(notes: Mapping) -> dict:
     }
 
 
-def _search_cost(seconds: Mapping[str, float], baseline_seconds: float) -> dict:
-    """Training the supernet, and choosing from it: scores, measurements and short trainings."""
+def _search_cost(seconds: Mapping[str, float], baseline_seconds: float) -> dict | None:
+    """Seconds of the stages that found the network, over one training of the baseline; None where nothing chose it."""
+    if "choice" not in seconds:
+        return None
+    stages = {name: seconds[name] for name in SEARCH_STAGES if name in seconds}
+    total = sum(stages.values())
+    ratio = total / baseline_seconds
+    return {"stages": stages, "seconds": total, "baseline_seconds": baseline_seconds, "ratio": ratio, "bar": SEARCH_BAR}
+
+
+def _summary(known: Mapping, baseline: Mapping | None, rows: list[dict], conversion: Mapping) -> dict:
+    """Speed over the baseline's and nll over the baseline's, of the dense network and of the chosen threshold.
+
+    known, baseline: quality of the network and of the baseline, the latter None where it was not evaluated.
+    """
+
+    def beside(latency: Mapping, nll: float) -> dict:
+        return {
+            "speed_up": conversion["baseline_latency"]["median_ms"] / latency["median_ms"],
+            "nll_ratio": nll / baseline["final"]["test"]["nll"] if baseline else None,
+        }
+
+    chosen = conversion["chosen"]
+    row = chosen and next(row for row in rows if row["tau"] == chosen["tau"])
     return {
-        "seconds": seconds["search"],
-        "choice_seconds": seconds["sample"],
-        "baseline_seconds": baseline_seconds,
-        "ratio": (seconds["search"] + seconds["sample"]) / baseline_seconds,
-        "bar": SEARCH_BAR,
+        "dense": beside(conversion["dense_latency"], known["final"]["test"]["nll"]),
+        "converted": row and {"tau": row["tau"]} | beside(row["latency"], row["test"]["nll"]),
     }
 
 

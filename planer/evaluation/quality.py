@@ -13,7 +13,7 @@ import torch
 
 from planer.config import EvaluateConfig, TrainingConfig
 from planer.model import LanguageModel
-from planer.training.validate import mean_nll
+from planer.training.validate import mean_of, segment_nll
 
 UNITS = {"wikitext-103": "ppl"}
 """What a dataset's quality is reported in, when it is not bits per character."""
@@ -56,13 +56,15 @@ def quality(
     device: torch.device,
     dtype: torch.dtype = torch.float32,
     description: str = "quality",
-) -> dict[str, float | int]:
+) -> dict:
     """Score a text, tokens [N], in batch streams; dtype is that of matrix products.
 
-    Returns what ``from_nll`` does; scored are all tokens but the first of each stream.
+    Returns what ``from_nll`` does; scored are all tokens but the first of each stream.  Also ``segments``: nll and
+    tokens of every segment of the text (``segment_nll``).
     """
     lengths = (batch, tgt_len, mem_len, clamp_len, same_length)
-    return from_nll(*mean_nll(model, tokens, *lengths, device=device, dtype=dtype, description=description))
+    nll, counts = segment_nll(model, tokens, *lengths, device=device, dtype=dtype, description=description)
+    return from_nll(*mean_of(nll, counts)) | {"segments": {"nll": nll.tolist(), "tokens": counts.tolist()}}
 
 
 def from_nll(nll: float, tokens: int) -> dict[str, float | int]:
@@ -70,6 +72,9 @@ def from_nll(nll: float, tokens: int) -> dict[str, float | int]:
     return {"nll": nll, "bpc": nll / math.log(2), "ppl": math.exp(nll), "tokens": tokens}
 
 
-def in_unit(score: dict[str, float | int], unit: str) -> dict[str, float | int]:
-    """A score with its nll in one other unit only: bits mean nothing for words, perplexity little for bytes."""
+def in_unit(score: dict, unit: str) -> dict[str, float | int]:
+    """A score with its nll in one other unit only: bits mean nothing for words, perplexity little for bytes.
+
+    Without its segments.
+    """
     return {"nll": score["nll"], unit: score[unit], "tokens": score["tokens"]}

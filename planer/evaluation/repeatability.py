@@ -48,7 +48,7 @@ def repeatability(config: RepeatabilityConfig, variant: Sequence[dict], baseline
     """
     first = variant[0]
     unit = first["quality"]["unit"]
-    own, rival = ([e["quality"]["final"]["test"][unit] for e in group] for group in (variant, baseline))
+    own, reference = ([e["quality"]["final"]["test"][unit] for e in group] for group in (variant, baseline))
     latencies = [headline(evaluation) for evaluation in variant]
     return {
         "experiment": first["experiment"],
@@ -64,11 +64,11 @@ def repeatability(config: RepeatabilityConfig, variant: Sequence[dict], baseline
             "split": "test",
             "unit": unit,
             "variant": spread(own),
-            "baseline": spread(rival),
+            "baseline": spread(reference),
             "relative_to": "the mean of the baseline's repeats",
-            "relative": spread([value / np.mean(rival) for value in own]),
+            "relative": spread([value / np.mean(reference) for value in own]),
         },
-        "non_inferiority": non_inferiority(own, rival, config.margin, config.alpha, config.power),
+        "non_inferiority": non_inferiority(own, reference, config.margin, config.alpha, config.power),
     }
 
 
@@ -121,17 +121,17 @@ def welch(variant: Sequence[float], baseline: Sequence[float], factor: float) ->
     Both groups need at least two values.  Raises UserError when neither group varies.
     """
     own = np.var(variant, ddof=1) / len(variant)
-    rival = factor**2 * np.var(baseline, ddof=1) / len(baseline)
-    if own + rival == 0:
+    reference = factor**2 * np.var(baseline, ddof=1) / len(baseline)
+    if own + reference == 0:
         raise UserError("all repeats have the same quality: there is no noise to test a difference against")
-    statistic = (np.mean(variant) - factor * np.mean(baseline)) / math.sqrt(own + rival)
-    freedom = _freedom(own, rival, len(variant), len(baseline))
+    statistic = (np.mean(variant) - factor * np.mean(baseline)) / math.sqrt(own + reference)
+    freedom = _freedom(own, reference, len(variant), len(baseline))
     return float(statistic), float(freedom), float(student.cdf(statistic, freedom))
 
 
-def _freedom(own, rival, own_n: int, rival_n: int):
+def _freedom(own, reference, own_n: int, reference_n: int):
     """Welch and Satterthwaite's degrees of freedom of the sum of two squared standard errors."""
-    return (own + rival) ** 2 / (own**2 / (own_n - 1) + rival**2 / (rival_n - 1))
+    return (own + reference) ** 2 / (own**2 / (own_n - 1) + reference**2 / (reference_n - 1))
 
 
 def upper_bound(variant: Sequence[float], baseline: Sequence[float], alpha: float) -> float | None:
@@ -152,11 +152,13 @@ def power_of(
     repeats: int, variance: float, baseline_variance: float, mean: float, margin: float, alpha: float
 ) -> float:
     """Chance that the test with so many repeats per group shows non-inferiority when both true means are ``mean``."""
-    own, rival = variance / repeats, (1 + margin) ** 2 * baseline_variance / repeats
+    own, reference = variance / repeats, (1 + margin) ** 2 * baseline_variance / repeats
     seen = chi2.ppf((np.arange(QUANTILES) + 0.5) / QUANTILES, repeats - 1) / (repeats - 1)  # over the true variance
-    own_seen, rival_seen = own * seen[:, None], rival * seen
-    critical = student.ppf(alpha, _freedom(own_seen, rival_seen, repeats, repeats)) * np.sqrt(own_seen + rival_seen)
-    return float(norm.cdf((critical + margin * mean) / math.sqrt(own + rival)).mean())
+    own_seen, reference_seen = own * seen[:, None], reference * seen
+    critical = student.ppf(alpha, _freedom(own_seen, reference_seen, repeats, repeats)) * np.sqrt(
+        own_seen + reference_seen
+    )
+    return float(norm.cdf((critical + margin * mean) / math.sqrt(own + reference)).mean())
 
 
 def repeats_needed(

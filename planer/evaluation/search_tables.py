@@ -16,7 +16,7 @@ def search_tables(evaluations: Sequence[dict]) -> list[dict]:
     columns += [
         "supernet nll",
         "search seconds",
-        ", ".join(["search cost", *(f"wanted below {bar:g}" for bar in bars)]),
+        ", ".join(["search cost", *(f"wanted at most {bar:g}" for bar in bars)]),
     ]
     return [table(columns, rows, text=("network", "chosen by", "status", "measured", "also used"))] if rows else []
 
@@ -35,7 +35,7 @@ def _search_row(evaluation: dict) -> list[str]:
         ", then ".join(f"{entry['measured']:.3f}" for entry in target["rounds"]),
         ", ".join(f"{name} {share:.2f}" for name, share in how["used"].items() if name != "target"),
         cell(_chosen(evaluation).get("supernet_nll"), "{:.3f}".format),
-        cell(cost and cost["seconds"] + cost["choice_seconds"], "{:.0f}".format),
+        cell(pick(cost, "seconds"), "{:.0f}".format),
         cell(pick(cost, "ratio"), "{:.2f}".format),
     ]
 
@@ -48,8 +48,8 @@ def chosen_by(evaluation: dict) -> str:
     source = f"{how['solver']} on {how['scored_by']}" if how["source"] == "solver" else "random network"
     if how["chosen_by"] == "solver":
         return source
-    rivals = f" of {len(how['candidates'])} candidates" if how["chosen_by"] == "proxy training" else ""
-    return f"{source}, by {how['chosen_by']}{rivals}"
+    candidates = f" of {len(how['candidates'])} candidates" if how["chosen_by"] == "proxy training" else ""
+    return f"{source}, by {how['chosen_by']}{candidates}"
 
 
 def _chosen(evaluation: dict) -> dict:

@@ -89,7 +89,7 @@ def _target(evaluation: dict) -> Judgement:
         return Judgement("no target", None, f"{1 / row['speed_up']:.3f} of the baseline's latency measured")
     requested, measured = (evaluation["target"][name] for name in ("requested", "measured"))
     text = f"{requested:g} of the baseline's latency requested, {measured:.3f} measured"
-    baseline = next(rival for rival in evaluation["baseline"]["latency"] if rival["attention"] == row["attention"])
+    baseline = next(other for other in evaluation["baseline"]["latency"] if other["attention"] == row["attention"])
     again = _again(evaluation, row, baseline)
     if again:
         text += ", disturbed"

@@ -16,7 +16,8 @@ from planer.config import ClusterConfig
 from planer.conversion.experts import split
 from planer.conversion.routers import initialise_routers
 from planer.evaluation.dynamic_k import choose_threshold
-from planer.evaluation.evaluate import config_hash, evaluate
+from planer.evaluation.evaluate import _search_cost, config_hash, evaluate
+from planer.evaluation.summary import summary_line
 from planer.files import UserError, write_json
 from planer.latency.networks import random_model
 from planer.latency.table import LatencyTable
@@ -117,7 +118,7 @@ def searched(tmp_path_factory, tokens, baseline) -> dict:
     folder = tmp_path_factory.mktemp("evaluate")
     notes = {
         "selection": SELECTION,
-        "stages": {"search": {"seconds": 10.0, "entropy": 1.0}, "sample": {"seconds": 2.5}},
+        "stages": {"search": {"seconds": 10.0, "entropy": 1.0}, "choice": {"seconds": 2.5}},
     }
     return evaluated(folder, tokens, "target_0.6", architecture, baseline_evaluation=baseline, **notes)
 
@@ -151,8 +152,8 @@ def test_latency_against_baseline_and_table(searched):
         dearer = 2 if mode == "recompute" else 1
         assert row["table_ms"] == MS["stem"] + dearer * MS["attention_1"] + MS["feed_forward"] + MS["moe_top2"]
         assert row["baseline_table_ms"] == MS["stem"] + 2 * (dearer * MS["attention_2"] + MS["feed_forward"])
-        rival = next(rival for rival in searched["baseline"]["latency"] if rival["attention"] == mode)
-        assert rival["median_ms"] == row["baseline_median_ms"]
+        baseline = next(other for other in searched["baseline"]["latency"] if other["attention"] == mode)
+        assert baseline["median_ms"] == row["baseline_median_ms"]
     headline = rows["cached"]
     assert searched["target"]["requested"] == 0.6
     assert searched["target"]["estimated"] == pytest.approx(12.5 / 15)
@@ -177,8 +178,18 @@ def test_selection_names_the_blocks_of_the_incumbents(searched):
 
 def test_search_is_compared_with_one_training_of_the_baseline(searched):
     assert searched["search"] == {
-        "seconds": 10.0, "choice_seconds": 2.5, "baseline_seconds": 5.0, "ratio": 2.5, "bar": 2.0,
+        "stages": {"search": 10.0, "choice": 2.5}, "seconds": 12.5, "baseline_seconds": 5.0, "ratio": 2.5, "bar": 1.0,
     }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("seconds", "total"),
+    [({}, None), ({"search": 10}, None), ({"teacher": 3, "retrain": 40}, None), ({"choice": 2.5}, 2.5)]
+    + [({"search": 10, "choice": 2.5, "teacher": 3, "retrain": 40}, 15.5)],
+)
+def test_all_stages_of_a_search_count_where_there_was_a_choice(seconds, total):
+    found = _search_cost(seconds, 5)
+    assert (found and (found["seconds"], found["ratio"])) == (total and (total, total / 5))
 
 
 def test_a_random_control_has_a_target_but_no_search(tmp_path, tokens):
@@ -218,7 +229,46 @@ def test_conversion_and_sweep(searched):
     assert rows[0]["network_flops"] == searched["flops"]["closed_form"] + routers
 
 
-def test_baseline_is_its_own_rival(baseline, searched):
+def test_segments_are_those_of_the_test_split_by_the_final_protocol(searched, baseline):
+    segments, test = searched["quality"]["segments"], searched["quality"]["final"]["test"]
+    assert sum(segments["tokens"]) == test["tokens"]
+    assert np.average(segments["nll"], weights=segments["tokens"]) == pytest.approx(test["nll"], rel=1e-12)
+    assert segments["tokens"] == baseline["quality"]["segments"]["tokens"]
+    assert searched["baseline"]["quality"]["segments"] == baseline["quality"]["segments"]
+
+
+def test_summary_is_beside_the_baseline_in_one_measurement(searched, baseline):
+    summary, conversion = searched["summary"], searched["conversion"]
+    reference = baseline["quality"]["final"]["test"]["nll"]
+    assert summary["dense"] == {
+        "speed_up": conversion["baseline_latency"]["median_ms"] / conversion["dense_latency"]["median_ms"],
+        "nll_ratio": searched["quality"]["final"]["test"]["nll"] / reference,
+    }
+    row = next(row for row in searched["dynamic_k"] if row["tau"] == conversion["chosen"]["tau"])
+    assert summary["converted"] == {
+        "tau": row["tau"],
+        "speed_up": conversion["baseline_latency"]["median_ms"] / row["latency"]["median_ms"],
+        "nll_ratio": row["test"]["nll"] / reference,
+    }
+    assert summary["dense"]["speed_up"] != searched["latency"][0]["speed_up"], "they are measured apart"
+
+
+def test_summary_of_the_baseline_is_beside_itself(baseline):
+    assert baseline["summary"]["dense"] == {"speed_up": 1, "nll_ratio": 1}
+    assert baseline["conversion"]["baseline_latency"] == baseline["conversion"]["dense_latency"]
+
+
+def test_summary_lines(searched):
+    entry = {"speed_up": 1.964, "nll_ratio": 1.0031}
+    values = searched | {"summary": {"dense": entry, "converted": None}}
+    assert summary_line(values) == (
+        "dense, 1.96 times the baseline's speed at 100.3% of its nll; no threshold was chosen"
+    )
+    values["summary"]["converted"] = {"tau": 0.1, "speed_up": 2.1, "nll_ratio": None}
+    assert summary_line(values).endswith("; converted, tau = 0.1, 2.10 times the baseline's speed")
+
+
+def test_baseline_is_compared_with_itself(baseline, searched):
     assert baseline["target"] is baseline["selection"] is baseline["search"] is None
     assert all(row["speed_up"] == 1 for row in baseline["latency"])
     assert baseline["baseline"]["quality"] == baseline["quality"] == searched["baseline"]["quality"]
@@ -230,7 +280,7 @@ def test_baseline_is_its_own_rival(baseline, searched):
 def test_provenance(searched):
     found = searched["provenance"]
     assert found["seed"] == 7 and found["config_hash"] == config_hash(CONFIG)
-    assert found["wall_seconds"].keys() == {"search", "sample", "retrain", "evaluate"}
+    assert found["wall_seconds"].keys() == {"search", "choice", "retrain", "evaluate"}
     assert found["wall_seconds"]["search"] == 10.0
     assert found["git_commit"] == git_commit() != ""
     assert config_hash(experiment(seed=3)) != config_hash(CONFIG)
@@ -243,7 +293,9 @@ def test_nothing_to_convert(tmp_path, tokens):
     assert "no feed-forward layer" in found["conversion"]["reason"]
     assert [row["tau"] for row in found["dynamic_k"]] == [0.0]
     assert found["dynamic_k"][0]["network_flops"] == found["flops"]["closed_form"]
-    assert found["baseline"]["quality"] is None
+    assert (
+        found["baseline"]["quality"] is found["summary"]["converted"] is found["summary"]["dense"]["nll_ratio"] is None
+    )
 
 
 def test_table_of_another_network_is_refused(tmp_path, tokens):

@@ -243,7 +243,7 @@ def test_report_needs_nothing_else(evaluations, write, tmp_path):
     assert "the network has no dense feed-forward layer" in text
     assert "0.9981 (0.9900 to 0.9995)" in text and "-1.1% (-2.0% to +1.0%)" in text
     assert "All bars are met." in text and "loosened" not in text
-    assert "search cost, wanted below 2" in text and "1.50" in text
+    assert "search cost, wanted at most 1" in text and "1.50" in text
 
 
 def test_report_says_which_bars_are_missed_and_which_were_loosened(evaluations, text):

@@ -4,9 +4,11 @@ from pathlib import Path
 
 from planer.architecture import Architecture, load_selection
 from planer.evaluation.evaluate import evaluate
+from planer.evaluation.summary import summary_line
 from planer.files import read_json, write_json
 from planer.job import stage
 from planer.latency.table import LatencyTable
+from planer.progress import tell
 from planer.runtime import resolve_device
 
 if __name__ == "__main__":
@@ -31,3 +33,5 @@ if __name__ == "__main__":
         )
         write_json(snakemake.output.report, report)
         job.run.metrics(report)
+        print(summary_line(report), flush=True)
+        tell(summary_line(report))
