@@ -1,17 +1,21 @@
 """Variants: the names of the networks in an experiment, which are also its folders.
 
-    baseline, sandwich, par     patterns from the config
+    baseline                    trained from random weights; what all others start from and are compared with
+    continued                   control: the baseline, trained on for as long as the others are trained
+    sandwich, par               patterns from the config
     target_<t>                  searched for a latency of t times the baseline's, t from 0.001 to 1 (PLANER)
     isoparam_<t>                the same search with a wide dense layer in the place of mixtures of experts (PLANER)
     par_search                  searched in PAR's space, without a latency term
     shared_<t>                  chosen for this latency from the supernet that serves all targets of pareto.json
-    lts_<t>                     most decoder parameters within the latency, no search (LTS, arXiv 2203.02094)
-    random_<t>_<n>              control n: drawn from the networks that use 98 to 100 % of the latency, no search
+    shallow_<t>                 control: the baseline's own blocks, fewer of them
+    random_<t>_<n>              control n: sampled from the networks that use 98 to 100 % of the latency
+    lts_<t>                     control: most decoder parameters within the latency (LTS, arXiv 2203.02094)
+    keep_<q>                    the fastest network whose validation loss is at most q above the baseline's, q < 0.2
 
-A suffix says what retraining starts from instead of random weights: ``-inherit`` (the supernet's weights),
-``-upcycle`` (experts copied from the baseline's feed-forward layers) or ``-distill`` (random weights, and the
-baseline's predictions as a second teacher).  The suffix ``-seed<k>`` comes last and repeats any of them with other
-random streams.  Every variant has one name: ``target_0.5``, not ``target_0.50`` or ``target_.5``.
+All but the baseline start from the trained baseline and have it as their teacher.  The suffix ``-scratch`` is the
+papers' method: search and training from random weights, without a teacher.  The suffix ``-seed<k>`` comes last and
+repeats everything, the baseline included, with other random streams.  Every variant has one name: ``target_0.5``, not
+``target_0.50`` or ``target_.5``.
 """
 
 from __future__ import annotations
@@ -27,13 +31,18 @@ FOLDER = r"[A-Za-z0-9][A-Za-z0-9._+-]*"
 """Names of datasets, experiments and variants.  Each is a folder, and reaches the shell through Snakemake's jobs."""
 RESERVED = r"data|models|slurm|mlflow.*|mlartifacts"
 """Names that no experiment may have: results/ and logs/ hold other things under them."""
-PATTERNS = ("baseline", "sandwich", "par")
+PATTERNS = {"baseline": "baseline", "continued": "baseline", "sandwich": "sandwich", "par": "par"}
+"""Variants given by their block order, and the names of these patterns in the config."""
+TARGETED = ("target", "isoparam", "shared", "shallow", "lts")
+"""Variants whose name ends in a latency target."""
 SEARCHED = ("target", "isoparam", "par_search")
-STARTS = ("inherit", "upcycle", "distill")
+SCRATCH = "-scratch"
+LARGEST_LOSS = 0.2
+"""q of keep_<q> is below this."""
 ALLOWED = (
-    "baseline, sandwich, par, par_search, target_<t>, isoparam_<t>, shared_<t>, lts_<t>, random_<t>_<n> with "
-    "t from 0.001 to 1 and n = 1, 2, ...; add -inherit, -upcycle or -distill for a warm start, -seed<k> to repeat one "
-    "with another seed"
+    "baseline, continued, sandwich, par, par_search, target_<t>, isoparam_<t>, shared_<t>, shallow_<t>, lts_<t>, "
+    "random_<t>_<n> and keep_<q> with t from 0.001 to 1, n = 1, 2, ... and q below 0.2; add -scratch for search and "
+    "training from random weights, -seed<k> to repeat one with another seed"
 )
 
 
@@ -42,31 +51,33 @@ class Variant:
     """What a variant's name says."""
 
     name: str
-    arm: str
+    method: str
     """The name without its numbers, which says how the network comes about."""
     target: float | None = None
     """Wanted latency over the baseline's, or None where latency has no say."""
     number: int = 0
     """The n of a random control."""
-    start: str = "scratch"
-    """What retraining starts from: ``scratch``, or one of STARTS."""
+    loss: float | None = None
+    """The q of keep_<q>."""
+    scratch: bool = False
+    """Whether search and training begin with random weights, as for the baseline and ``-scratch``."""
     repeat: int = 0
     """The k of ``-seed<k>``; 0 without the suffix."""
 
     @property
-    def original(self) -> str:
-        """The variant of the same network that is trained from scratch; for those it is the name itself."""
-        return self.name.replace(f"-{self.start}", "", 1) if self.start != "scratch" else self.name
-
-    @property
     def pattern(self) -> str | None:
         """Name of the pattern in the config, or None."""
-        return self.arm if self.arm in PATTERNS else None
+        return PATTERNS.get(self.method)
 
     @property
     def searched(self) -> bool:
-        """Whether a supernet is trained for it."""
-        return self.arm in SEARCHED
+        """Whether its search may train a supernet."""
+        return self.method in SEARCHED
+
+    @property
+    def baseline(self) -> str:
+        """The baseline that it starts from and is compared with: the one with the same random streams."""
+        return f"baseline{_seed(self.repeat)}"
 
 
 def check_name(what: str, name: str) -> None:
@@ -80,8 +91,28 @@ def check_name(what: str, name: str) -> None:
 
 
 def spelled(number: float) -> str:
-    """The one spelling of a number in names: the shortest decimal, ``0.5`` or ``1``, without an exponent."""
-    return f"{Decimal(repr(float(number))).normalize():f}"
+    """The one spelling of a number in names: the shortest decimal, ``0.5`` or ``1``; below 0.0001 with an exponent,
+    ``1e-9``."""
+    exact = Decimal(repr(float(number))).normalize()
+    if 0 < abs(exact) < Decimal("0.0001"):
+        digits, exponent = f"{exact:e}".split("e")
+        return f"{digits}e{int(exponent)}"
+    return f"{exact:f}"
+
+
+def name_of(
+    method: str,
+    target: float | None = None,
+    number: int = 0,
+    loss: float | None = None,
+    scratch: bool = False,
+    repeat: int = 0,
+) -> str:
+    """The name of a variant; the arguments are the fields of Variant."""
+    numbers = [spelled(value) for value in (target, loss) if value is not None]
+    numbers += [str(number)] if number else []
+    suffix = SCRATCH if scratch and method != "baseline" else ""
+    return "_".join([method, *numbers]) + suffix + _seed(repeat)
 
 
 def parse_variant(name: str) -> Variant:
@@ -90,12 +121,8 @@ def parse_variant(name: str) -> Variant:
     Raises UserError naming the value and what is allowed, or the one spelling of the variant that is meant.
     """
     variant = _parse(name)
-    numbers = [spelled(variant.target)] if variant.target is not None else []
-    numbers += [str(variant.number)] if variant.number else []
-    canonical = "_".join([variant.arm, *numbers])
-    canonical += f"-{variant.start}" if variant.start != "scratch" else ""
-    canonical += f"-seed{variant.repeat}" if variant.repeat else ""
-    if name != canonical:
+    fields = {key: value for key, value in vars(variant).items() if key != "name"}
+    if name != (canonical := name_of(**fields)):
         raise UserError(f"variant {show(name)}: write it {canonical}")
     return variant
 
@@ -106,30 +133,32 @@ def _parse(name: str) -> Variant:
     if separator and not _counts(repeat):
         raise UserError(f"variant {show(name)}: the seed suffix must be -seed1, -seed2, ...; allowed: {ALLOWED}")
     suffix = re.search(r"-([a-z]+)$", stem)
-    if suffix and suffix[1] not in STARTS:
-        raise UserError(f"variant {show(name)}: unknown suffix -{suffix[1]}; allowed: {ALLOWED}")
-    stem = stem.removesuffix(suffix[0]) if suffix else stem
-    training = {"start": suffix[1] if suffix else "scratch", "repeat": int(repeat) if separator else 0}
-    arm, separator, rest = stem.partition("_")
+    if suffix and suffix[0] != SCRATCH:
+        raise UserError(f"variant {show(name)}: unknown suffix {suffix[0]}; allowed: {ALLOWED}")
+    stem = stem.removesuffix(SCRATCH)
+    fields = {"scratch": bool(suffix) or stem == "baseline", "repeat": int(repeat) if separator else 0}
+    method, separator, rest = stem.partition("_")
     if stem in (*PATTERNS, "par_search"):
-        variant = Variant(name, stem, **training)
-    elif separator and arm in ("target", "isoparam", "shared", "lts"):
-        variant = Variant(name, arm, _target(name, rest, arm), **training)
-    elif separator and arm == "random":
+        if suffix and stem in ("baseline", "continued"):
+            raise UserError(f"variant {show(name)}: {stem} has no {SCRATCH}; allowed: {ALLOWED}")
+        return Variant(name, stem, **fields)
+    if separator and method in TARGETED:
+        return Variant(name, method, _target(name, rest, method), **fields)
+    if separator and method == "random":
         text, _, number = rest.partition("_")
-        target = _target(name, text, arm)
+        target = _target(name, text, method)
         if not _counts(number):
             raise UserError(f"variant {show(name)}: number {show(number)} must be 1, 2, ..., as in random_0.5_1")
-        variant = Variant(name, arm, target, int(number), **training)
-    else:
-        raise UserError(f"unknown variant {show(name)}; allowed: {ALLOWED}")
-    if stem == "baseline" and variant.start != "scratch":
-        raise UserError(f"variant {show(name)}: the baseline is what warm starts begin from; allowed: {ALLOWED}")
-    if variant.start == "inherit" and variant.arm not in (*SEARCHED, "shared"):
-        raise UserError(
-            f"variant {show(name)}: only a searched network can inherit weights: target_<t>, shared_<t>, ..."
-        )
-    return variant
+        return Variant(name, method, target, int(number), **fields)
+    if separator and method == "keep":
+        if suffix:
+            raise UserError(f"variant {show(name)}: {method}_<q> has no {SCRATCH}; allowed: {ALLOWED}")
+        return Variant(name, method, loss=_loss(name, rest), **fields)
+    raise UserError(f"unknown variant {show(name)}; allowed: {ALLOWED}")
+
+
+def _seed(repeat: int) -> str:
+    return f"-seed{repeat}" if repeat else ""
 
 
 def _counts(text: str) -> bool:
@@ -137,8 +166,19 @@ def _counts(text: str) -> bool:
     return bool(re.fullmatch(r"\d{1,9}", text)) and 1 <= int(text) <= 999_999
 
 
-def _target(name: str, text: str, arm: str) -> float:
+def _target(name: str, text: str, method: str) -> float:
     number = re.fullmatch(r"\d*\.?\d*", text) and re.search(r"\d", text)
     if not number or not 0.001 <= float(text) <= 1:
-        raise UserError(f"variant {show(name)}: target {show(text)} must be a number from 0.001 to 1, as in {arm}_0.5")
+        raise UserError(
+            f"variant {show(name)}: target {show(text)} must be a number from 0.001 to 1, as in {method}_0.5"
+        )
+    return float(text)
+
+
+def _loss(name: str, text: str) -> float:
+    number = re.fullmatch(r"(\d+\.?\d*|\.\d+)(e-?\d{1,2})?", text, re.ASCII)
+    if not number or not 0 < float(text) < LARGEST_LOSS:
+        raise UserError(
+            f"variant {show(name)}: {show(text)} must be a number above 0 and below {LARGEST_LOSS}, as in keep_0.01"
+        )
     return float(text)

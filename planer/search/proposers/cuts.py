@@ -1,0 +1,76 @@
+"""Cuts of the baseline: fewer of its blocks in their places, with fewer heads.
+
+A cut keeps some of the baseline's blocks.  Its attention blocks begin with the fewest heads that the design space has,
+and get more, from the first to the last in turn, while the network keeps its limits.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+
+from planer.architecture import Attention, BlockSpec, Skip
+from planer.search.space import Space
+
+Choose = Callable[[BlockSpec, int], BlockSpec]
+"""From a kept block of the baseline and its place among the kept ones of its kind to the block that replaces it."""
+
+SUBSETS = 12
+"""Sets of kept pairs that are looked at per number of pairs; where there are more, evenly spread ones."""
+
+
+def pairs(space: Space) -> list[tuple[int, ...]]:
+    """Positions of the baseline's blocks in runs that begin with attention: (attention, feed-forward) in Transformer-XL.
+
+    Blocks before the first attention belong to the first run.
+    """
+    starts = [i for i, block in enumerate(space.baseline.blocks) if isinstance(block, Attention)] or [0]
+    starts[0] = 0
+    ends = [*starts[1:], space.positions]
+    return [tuple(range(start, end)) for start, end in zip(starts, ends, strict=True)]
+
+
+def kept_pairs(space: Space) -> Iterator[list[tuple[int, ...]]]:
+    """Sets of pairs to keep, from the largest sets to the smallest: always the first and the last pair."""
+    found = pairs(space)
+    for count in range(len(found), 1, -1):
+        middle = list(itertools.combinations(found[1:-1], count - 2))
+        step = max(1, math.ceil(len(middle) / SUBSETS))
+        for chosen in middle[step // 2 :: step]:
+            yield [found[0], *chosen, found[-1]]
+    yield [found[0]]
+
+
+def filled(space: Space, kept: Iterable[int], replaced: Sequence[BlockSpec | None]) -> tuple[int, ...] | None:
+    """Options of a network with blocks at the kept positions, its attention filled up; None where no number of heads
+    fits or an option is missing.
+
+    replaced: the block of every position [P], the baseline's own or another; None skips it.
+    """
+    heads = sorted((spec.num_heads, i) for i, spec in enumerate(space.specs) if isinstance(spec, Attention))
+    numbers = {spec: i for i, spec in enumerate(space.specs)}
+    skip = next((i for i, spec in enumerate(space.specs) if isinstance(spec, Skip)), None)
+    kept, options, levels = set(kept), [], {}
+    for position, spec in enumerate(replaced):
+        if position not in kept or spec is None:
+            options.append(skip)
+        elif isinstance(spec, Attention):
+            levels[position] = [i for count, i in heads if count <= spec.num_heads]
+            options.append(levels[position][0] if levels[position] else None)
+        else:
+            options.append(numbers.get(spec))
+    if None in options or not space.allows(options):
+        return None
+    for level in range(1, len(heads)):
+        for position, choices in levels.items():
+            if level < len(choices) and options[position] == choices[level - 1]:
+                more = [*options[:position], choices[level], *options[position + 1 :]]
+                options = more if space.allows(more) else options
+    return tuple(options)
+
+
+def best_first(space: Space, networks: Iterable[tuple[int, ...]]) -> list[tuple[int, ...]]:
+    """Networks by their loss before training, lowest first; in the given order where there is no such loss."""
+    networks = list(dict.fromkeys(networks))
+    return sorted(networks, key=space.start_loss) if space.start_loss else networks

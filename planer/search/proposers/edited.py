@@ -1,0 +1,49 @@
+"""Shallow cuts with other blocks in them: mixtures of experts for feed-forward layers, or late attention dropped.
+
+Attention matters more in the first half of a network (PAR, arXiv 2009.04534); what later attention costs pays for more
+feed-forward layers.  A mixture starts as a copy of the feed-forward layer in its place and can only gain by training, so
+the loss before training says nothing for it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from planer.architecture import Attention, BlockSpec, FeedForward, MoE
+from planer.search.proposers.cuts import best_first, filled, kept_pairs
+from planer.search.space import Candidate, Space
+
+
+def propose(space: Space) -> Iterator[Candidate]:
+    """In turn: attention dropped late, the last feed-forward layer a mixture, all of them mixtures; the best cut of each
+    kind first."""
+    mixture = next((spec for spec in space.specs if isinstance(spec, MoE) and spec.top_k == 1), None)
+    edits = [_early_attention]
+    if mixture:
+        edits += [lambda blocks, kept: _mixtures(blocks, kept, mixture, last=1)]
+        edits += [lambda blocks, kept: _mixtures(blocks, kept, mixture, last=len(blocks))]
+    ranked = [best_first(space, _cuts(space, edit)) for edit in edits]
+    for place in range(max(map(len, ranked))):
+        for networks in ranked:
+            if place < len(networks):
+                yield Candidate(networks[place], "edited")
+
+
+def _cuts(space: Space, edit) -> Iterator[tuple[int, ...]]:
+    for kept in kept_pairs(space):
+        positions = [position for pair in kept for position in pair]
+        if options := filled(space, positions, edit(space.baseline.blocks, positions)):
+            yield options
+
+
+def _early_attention(blocks: Sequence[BlockSpec], kept: Sequence[int]) -> list[BlockSpec | None]:
+    """Without the second half of the kept attention blocks."""
+    attention = [i for i in kept if isinstance(blocks[i], Attention)]
+    dropped = set(attention[(len(attention) + 1) // 2 :])
+    return [None if i in dropped else block for i, block in enumerate(blocks)]
+
+
+def _mixtures(blocks: Sequence[BlockSpec], kept: Sequence[int], mixture: MoE, last: int) -> list[BlockSpec]:
+    """With mixtures in place of the last feed-forward layers among the kept ones."""
+    places = [i for i in kept if isinstance(blocks[i], FeedForward)][-last:]
+    return [mixture if i in places else block for i, block in enumerate(blocks)]
