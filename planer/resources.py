@@ -5,8 +5,8 @@ its corpus, bytes per parameter, and, on a CPU, the activations of one step; on 
 Time is FLOPs over a rate that slow devices reach, seconds per pass for what FLOPs do not count, and a margin.  Both are
 upper estimates: which network a search will choose is not known yet, so it counts as the largest it may be.
 
-Peaks of a few steps on a CPU, without Snakemake's 260 MiB, and what the job asks for, in MiB: search of demo 714 of
-1,900, of enwik8-mini 1,438 of 4,200; retrain of enwik8-mini with mixtures of experts only 1,210 of 3,100; its stacks in
+Peaks of a few steps on a CPU, without Snakemake's 260 MiB, and what the job asks for, in MiB: search of demo 744 of
+2,300, of enwik8-mini 1,397 of 6,000; retrain of enwik8-mini with mixtures of experts only 1,210 of 3,100; its stacks in
 profile_blocks 1,143 of 2,600.
 """
 
@@ -19,6 +19,8 @@ from dataclasses import dataclass
 from planer.architecture import BlockSpec, FeedForward
 from planer.config import Experiment, TrainingConfig
 from planer.config.corpora import CORPORA, Corpus
+from planer.search.methods import search_config
+from planer.search.sharing import owners
 from planer.variant import Variant, parse_variant
 
 MIB = 2**20
@@ -211,18 +213,19 @@ def _measuring(job: _Job) -> _Need:
 
 
 def _search(job: _Job) -> _Need:
-    """A supernet: mixtures of experts share their experts, and attention options their heads.  Its weight steps run one
-    option a position, its architecture steps all of them."""
-    stage, positions = job.config.search, len(job.baseline)
-    stored = {spec.name if isinstance(spec, FeedForward) else spec.kind: spec for spec in job.space}
+    """A supernet, whose options may share weights.  Its weight steps run one option a position, its architecture steps
+    all of them; a teacher runs in both."""
+    stage, positions = search_config(job.config.search, job.variant), len(job.baseline)
+    stored = [job.space[owner] for owner in set(owners(job.space, stage.weight_sharing))]
     activations = positions * sum(job.activations(spec, stage) for spec in job.space)
-    all_options = job.flops(stage, job.space * positions)
-    passes = 3 / len(job.space) + 2 * stage.alpha_share * (1 - stage.frozen_share)
+    alpha_share = stage.alpha_share * (1 - stage.frozen_share)
+    flops = (3 / len(job.space) + 2 * alpha_share) * job.flops(stage, job.space * positions)
+    flops += (1 + alpha_share) * job.flops(stage, job.baseline) if stage.distill else 0
     return _Need(
-        params=job.params([*stored.values()] * positions),
+        params=job.params(stored * positions) + (job.params(job.baseline) if stage.needs_parent else 0),
         host_bytes=job.corpus_bytes,
-        device_bytes=job.logits_bytes(stage) + 4 * activations,
-        flops=passes * stage.steps * stage.batch * stage.tgt_len * all_options,
+        device_bytes=job.logits_bytes(stage) * (2 if stage.distill else 1) + 4 * activations,
+        flops=flops * stage.steps * stage.batch * stage.tgt_len,
         seconds=stage.steps * PASS_SECONDS * (1 + stage.alpha_share * len(job.space)),
     )
 

@@ -52,6 +52,8 @@ class Variant:
     """What retraining starts from: ``scratch``, or one of STARTS."""
     repeat: int = 0
     """The k of ``-seed<k>``; 0 without the suffix."""
+    scratch: bool = False
+    """Whether the search begins with random weights."""
 
     @property
     def original(self) -> str:
@@ -62,6 +64,11 @@ class Variant:
     def pattern(self) -> str | None:
         """Name of the pattern in the config, or None."""
         return self.arm if self.arm in PATTERNS else None
+
+    @property
+    def baseline(self) -> str:
+        """The baseline that it starts from and is compared with: the one with the same random streams."""
+        return f"baseline-seed{self.repeat}" if self.repeat else "baseline"
 
     @property
     def searched(self) -> bool:

@@ -1,9 +1,10 @@
 # Input functions: which files a stage of a variant reads.
 from types import SimpleNamespace
 
-from planer.config import ParetoConfig, RepeatabilityConfig, SampleConfig
+from planer.config import ParetoConfig, RepeatabilityConfig, SampleConfig, SearchConfig
 from planer.config.corpora import entry, lookup
 from planer.parsing import build
+from planer.search.methods import search_config
 from planer.variant import parse_variant
 
 
@@ -28,6 +29,15 @@ def search_of(wildcards):
         mildest = build(ParetoConfig, settings(wildcards.experiment)["pareto"]).supernet
         return f"{mildest}-seed{variant.repeat}" if variant.repeat else mildest
     return variant.original if variant.searched else None
+
+
+def search_parent(wildcards):
+    """The trained baseline, where the variant's search starts from it or learns from it."""
+    variant = parse_variant(wildcards.variant)
+    config = search_config(build(SearchConfig, settings(wildcards.experiment)["search"]), variant)
+    folder = f"results/{{experiment}}/{variant.baseline}/retrain"
+    files = {"baseline": f"{folder}/model.safetensors", "baseline_architecture": f"{folder}/architecture.yaml"}
+    return files if config.needs_parent else {}
 
 
 def architecture_inputs(wildcards):

@@ -3,6 +3,7 @@
 
 rule search:
     input:
+        unpack(search_parent),
         train=dataset_file("train.npy"),
         table="results/{experiment}/latency_table.parquet",
         cost="results/{experiment}/cost.json",

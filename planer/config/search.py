@@ -31,7 +31,22 @@ class SearchConfig(TrainingConfig):
     """How the latency loss presses: beta on or off (the paper), a smooth hinge, or a multiplier by dual ascent."""
     latency_weight: Weight
     """beta while the expected latency exceeds the target; slope of the hinge; step size of the dual ascent."""
+    start: Literal["parent", "scratch"]
+    """What the supernet starts from: the weights of the trained baseline, or random ones."""
+    distill: Annotated[float, Range(0, 1)]
+    """w: share of the divergence from the baseline in the loss of every step; the cross-entropy has the rest."""
+    weight_sharing: Literal["heads", "all", "none"]
+    """Attention options share their heads; mixtures of experts share their experts too; or every option has its own
+    weights (the paper)."""
+    sampling: Literal["fair", "plain"]
+    """Kinds of options equally often, whatever their number, in cycles while the architecture weights are frozen; or by
+    the architecture weights alone (the paper)."""
     alpha_optimizer: OptimizerConfig
+
+    @property
+    def needs_parent(self) -> bool:
+        """Whether the search reads the trained baseline."""
+        return self.start == "parent" or self.distill > 0
 
 
 LIMITS = ("params", "active_params", "flops", "memory")

@@ -60,8 +60,10 @@ def training_hours(config: SimpleNamespace, vocab_size: int, table: LatencyTable
     weight_step = FORWARDS_PER_STEP * (stem + all_options / len(options))
     alpha_step = FORWARDS_PER_ALPHA_STEP * (stem + all_options)
     alpha_steps = search.alpha_share * (1 - search.frozen_share)
+    teacher = (1 + alpha_steps) * hours(search, 1) if search.distill else 0.0
     result = {
         "search": (weight_step + alpha_step * alpha_steps) * search.steps / 3.6e6
+        + teacher
         + _trials(config) * hours(config.retrain, FORWARDS_PER_STEP),
         "retrain": 2 * hours(config.retrain, FORWARDS_PER_STEP),
         "sparsify": 2 * hours(config.sparsify, FORWARDS_PER_STEP),

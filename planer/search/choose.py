@@ -27,7 +27,8 @@ import torch
 from planer.config import SampleConfig, derive_seed
 from planer.files import UserError
 from planer.search.controls import random_network
-from planer.search.replace_one import PathLoss, replace_one_scores
+from planer.search.scorers.alpha import alpha_scores
+from planer.search.scorers.replace_one import PathLoss, replace_one_scores
 from planer.search.select import Limit, Selection, select
 
 TRIES = 3
@@ -77,7 +78,7 @@ class Chooser:
 
         Raises UserError when the limits allow none.
         """
-        first = self.by_scores(alpha.double().log_softmax(-1).numpy(force=True))
+        first = self.by_scores(alpha_scores(alpha))
         if self.config.scores == "alpha":
             return first
         self._loss = loss

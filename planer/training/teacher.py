@@ -52,6 +52,10 @@ class LiveTeacher:
         self._mem_len = mem_len
         self._memory: list[Tensor | None] | None = None
 
+    def reset(self) -> None:
+        """Start on another text."""
+        self._memory = None
+
     @torch.no_grad()
     def rows(self, step: int, inputs: Tensor) -> Tensor:
         """Hidden states [N, D]."""

@@ -6,10 +6,10 @@ from planer.files import write_json
 from planer.job import stage
 from planer.latency.table import LatencyTable
 from planer.runtime import resolve_device, resolve_dtype
-from planer.search.arms import config_of
 from planer.search.closed_loop import against
-from planer.search.replace_one import SupernetLoss
+from planer.search.methods import config_of
 from planer.search.sample import same_architecture, sample_architecture
+from planer.search.scorers.replace_one import SupernetLoss
 from planer.search.supernet import load_supernet
 from planer.search.trials import Trials
 from planer.variant import parse_variant

@@ -1,5 +1,8 @@
 """Phase 1: train a supernet and its architecture weights towards a latency target."""
 
+from pathlib import Path
+
+from planer import model
 from planer.files import write_json, write_parquet
 from planer.job import stage
 from planer.latency.table import LatencyTable
@@ -9,7 +12,7 @@ from planer.variant import parse_variant
 
 if __name__ == "__main__":
     with stage(snakemake) as job:
-        checkpoint = job.checkpoint()
+        checkpoint, baseline = job.checkpoint(), snakemake.input.get("baseline")
         supernet, trajectory, metrics = search(
             job.config,
             parse_variant(snakemake.wildcards.variant),
@@ -19,6 +22,7 @@ if __name__ == "__main__":
             seed=snakemake.params.seed,
             checkpoint=checkpoint,
             on_row=job.run.row,
+            parent=model.load(Path(baseline).parent) if baseline else None,
         )
         save_supernet(supernet, snakemake.output.supernet)
         write_parquet(snakemake.output.trajectory, trajectory)

@@ -5,7 +5,7 @@ from pathlib import Path
 from planer import model
 from planer.architecture import Architecture
 from planer.job import stage
-from planer.search.arms import config_of
+from planer.search.methods import config_of
 from planer.search.supernet import load_supernet
 from planer.search.warm_start import inherited, upcycled
 from planer.tensors import write_tensors
