@@ -10,7 +10,7 @@ import pytest
 import torch
 from toy import VOCAB_SIZE, experiment
 
-from planer.architecture import Architecture, Attention, FeedForward, MoE, Skip
+from planer.architecture import Architecture, Attention, BlockSpec, FeedForward, MoE, Skip
 from planer.blocks import build_block
 from planer.model import LanguageModel, initialise
 from planer.search.sharing import owners
@@ -33,12 +33,12 @@ def architecture(norm: str = "post") -> Architecture:
 
 def parent_of(norm: str = "post") -> Parent:
     model = LanguageModel(architecture(norm))
-    initialise(model, torch.Generator().manual_seed(1))
+    initialise(model, torch.Generator().manual_seed(5))
     return Parent(model, TEXT, SHAPE)
 
 
-def started(sharing: str, parent: Parent) -> Supernet:
-    supernet = Supernet(parent.model.architecture, OPTIONS, len(PATH), sharing)
+def started(sharing: str, parent: Parent, options: tuple[BlockSpec, ...] = OPTIONS) -> Supernet:
+    supernet = Supernet(parent.model.architecture, options, len(PATH), sharing)
     initialise(supernet, torch.Generator().manual_seed(2))
     start_supernet(supernet, parent)
     return supernet.eval()
@@ -63,6 +63,18 @@ def test_the_path_of_the_parents_blocks_predicts_what_the_parent_does(norm, shar
     torch.testing.assert_close(logits(supernet), logits(parent.model), rtol=tolerance, atol=tolerance)
     supernet.choose([FOUR, FEED_FORWARD, TWO, FEED_FORWARD])
     assert not torch.allclose(logits(supernet), logits(parent.model), rtol=1e-2, atol=1e-2)  # a control
+
+
+@pytest.mark.parametrize("option", [FOUR, TOP2])
+def test_options_that_share_weights_leave_them_as_they_are(option):
+    """Also where they come after the option that has the weights."""
+    parent = parent_of()
+    first, last = started("all", parent), started("all", parent, OPTIONS[::-1])
+    for one, other in zip(first.blocks, last.blocks, strict=True):
+        weights, others = (
+            dict(o.sublayer.named_parameters()) for o in (one.options[option], other.options[-1 - option])
+        )
+        assert all(torch.equal(weights[name], others[name]) for name in weights if name != "gate")
 
 
 @pytest.mark.parametrize("sharing", ["none", "heads", "all"])
