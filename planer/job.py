@@ -17,13 +17,17 @@ from types import SimpleNamespace
 
 import numpy as np
 import torch
+from pandas import DataFrame
 
 from planer import model, progress, tracking
 from planer.config import sections
 from planer.failures import MISTAKE, STATUS
 from planer.files import UserError, read_json, read_tokens, write_json, write_parquet
+from planer.model import LanguageModel
 from planer.runtime import device_name, keep_freed_memory, resolve_device, resolve_dtype
 from planer.training.checkpoint import Checkpoint
+from planer.training.recipe import Recipe, Student
+from planer.variant import Variant
 
 SHARED = "shared"
 """What stands for the variant of a job that all variants of an experiment share."""
@@ -51,24 +55,34 @@ class Job:
         return read_tokens(self._snakemake.input[split])
 
     def train(self, function: Callable, start, config) -> None:
-        """Call a training stage of the library on ``start``, a model or an architecture, and write what it returns."""
-        outputs, checkpoint = self._snakemake.output, self.checkpoint()
-        device = resolve_device(self.config.device)
-        network, history, metrics = function(
-            start,
-            self.tokens("train"),
-            self.tokens("valid"),
-            config,
-            self._snakemake.params.seed,
-            device,
-            resolve_dtype(self.config.dtype, device),
-            checkpoint,
-            self.run.row,
-        )
+        """Call a training stage of the library on a model and write what it returns."""
+        checkpoint, device = self.checkpoint(), resolve_device(self.config.device)
+        texts, seed = (self.tokens("train"), self.tokens("valid")), self._snakemake.params.seed
+        runtime = (device, resolve_dtype(self.config.dtype, device))
+        self.write_training(*function(start, *texts, config, seed, *runtime, checkpoint, self.run.row), checkpoint)
+
+    def write_training(self, network: LanguageModel, history: DataFrame, metrics: dict, checkpoint: Checkpoint) -> None:
+        """Write what a training leaves, then delete its checkpoint."""
+        outputs = self._snakemake.output
         model.save(network, Path(outputs.model).parent)
         write_parquet(outputs.history, history)
         write_json(outputs.metrics, metrics)
         checkpoint.delete()
+
+    def parent(self) -> LanguageModel | None:
+        """The trained baseline among the inputs; None for networks that are trained from random weights."""
+        path = self._snakemake.input.get("parent")
+        return model.load(Path(path).parent) if path else None
+
+    def recipe(self, variant: Variant, seed: int) -> Recipe:
+        """How the variant's networks are trained."""
+        device, parent = resolve_device(self.config.device), self.parent()
+        config = self.config.distill if parent else self.config.retrain
+        runtime = (seed, device, resolve_dtype(self.config.dtype, device))
+        recipe = (config, self.tokens("train"), self.tokens("valid"), *runtime)
+        if parent is None:
+            return Recipe(*recipe)
+        return Student(parent, *recipe, cache=self._snakemake.input.get("teacher"), taught=variant.is_taught)
 
     def checkpoint(self) -> Checkpoint:
         """Where a training stage resumes from.  A checkpoint of other params or other input files does not count."""

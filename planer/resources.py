@@ -5,8 +5,8 @@ its corpus, bytes per parameter, and, on a CPU, the activations of one step; on 
 Time is FLOPs over a rate that slow devices reach, seconds per pass for what FLOPs do not count, and a margin.  Both are
 upper estimates: which network a search will choose is not known yet, so it counts as the largest it may be.
 
-Peaks of a few steps on a CPU, without Snakemake's 260 MiB, and what the job asks for, in MiB: search of demo 714 of
-1,900, of enwik8-mini 1,438 of 4,200; retrain of enwik8-mini with mixtures of experts only 1,210 of 3,100; its stacks in
+Peaks of a few steps on a CPU, without Snakemake's 260 MiB, and what the job asks for, in MiB: search of demo 744 of
+2,300, of enwik8-mini 1,397 of 6,000; retrain of enwik8-mini with mixtures of experts only 1,210 of 3,100; its stacks in
 profile_blocks 1,143 of 2,600.
 """
 
@@ -19,6 +19,8 @@ from dataclasses import dataclass
 from planer.architecture import BlockSpec, FeedForward
 from planer.config import Experiment, TrainingConfig
 from planer.config.corpora import CORPORA, Corpus
+from planer.search.methods import candidates_config, needs_supernet, search_config
+from planer.search.sharing import owners
 from planer.variant import Variant, parse_variant
 
 MIB = 2**20
@@ -122,7 +124,7 @@ class _Job:
     @property
     def space(self) -> tuple[BlockSpec, ...]:
         """Options of every position of a network that is searched or sampled."""
-        names = getattr(self.config.arms, self.variant.arm, self.config.design_space)
+        names = getattr(self.config.arms, self.variant.method, self.config.design_space)
         return tuple(self.config.model.option(name) for name in names)
 
     @property
@@ -211,46 +213,65 @@ def _measuring(job: _Job) -> _Need:
 
 
 def _search(job: _Job) -> _Need:
-    """A supernet: mixtures of experts share their experts, and attention options their heads.  Its weight steps run one
-    option a position, its architecture steps all of them."""
-    stage, positions = job.config.search, len(job.baseline)
-    stored = {spec.name if isinstance(spec, FeedForward) else spec.kind: spec for spec in job.space}
+    """A supernet, whose options may share weights.  Its weight steps run one option a position, its architecture steps
+    all of them; a teacher runs in both."""
+    stage, positions = search_config(job.config.search, job.variant), len(job.baseline)
+    stored = [job.space[owner] for owner in set(owners(job.space, stage.weight_sharing))]
     activations = positions * sum(job.activations(spec, stage) for spec in job.space)
-    all_options = job.flops(stage, job.space * positions)
-    passes = 3 / len(job.space) + 2 * stage.alpha_share * (1 - stage.frozen_share)
+    alpha_share = stage.alpha_share * (1 - stage.frozen_share)
+    flops = (3 / len(job.space) + 2 * alpha_share) * job.flops(stage, job.space * positions)
+    flops += (1 + alpha_share) * job.flops(stage, job.baseline) if stage.distill else 0
     return _Need(
-        params=job.params([*stored.values()] * positions),
+        params=job.params(stored * positions) + (job.params(job.baseline) if stage.needs_parent else 0),
         host_bytes=job.corpus_bytes,
-        device_bytes=job.logits_bytes(stage) + 4 * activations,
-        flops=passes * stage.steps * stage.batch * stage.tgt_len * all_options,
+        device_bytes=job.logits_bytes(stage) * (2 if stage.distill else 1) + 4 * activations,
+        flops=flops * stage.steps * stage.batch * stage.tgt_len,
         seconds=stage.steps * PASS_SECONDS * (1 + stage.alpha_share * len(job.space)),
     )
 
 
-def _sample_architecture(job: _Job) -> _Need:
-    """Scores of options at all positions, trials of candidates, and measurements of the choice."""
-    how, search = job.config.sample_architecture, _search(job)
-    trained = _training(job, job.config.retrain)
-    trials = 0.75 * how.competitors * how.trial_share if how.competitors > 1 else 0
-    scored = how.rounds * len(job.baseline) * len(job.space) * how.tokens
+def _choose(job: _Job) -> _Need:
+    """Scores of options at all positions, proxy trainings of candidates, and their measurements.  keep_<q> trains
+    a network per target for a while, and some to the end."""
+    how = candidates_config(job.config.candidates, job.variant)
+    trained, trainings, measurements = _retrain(job), how.proxy_trainings, how.count * (how.corrections + 1)
+    if job.variant.method == "keep":
+        keep = job.config.keep
+        trainings, measurements = len(keep.targets) * keep.proxy_share + keep.trained, len(keep.targets)
+    supernet = _search(job) if needs_supernet(job.config.candidates, job.variant) else _Need()
+    scored = how.rounds * len(job.baseline) * len(job.space) * how.tokens if supernet.params else 0
     calls = scored / (job.config.search.batch * job.config.search.tgt_len)
     return _Need(
-        params=max(search.params, trained.params),
-        host_bytes=job.corpus_bytes,
+        params=supernet.params + trained.params,
+        host_bytes=trained.host_bytes,
         device_bytes=max(job.call_bytes(job.config.search), job.call_bytes(job.config.workload), trained.device_bytes),
-        flops=scored * job.flops(job.config.search) + trials * trained.flops,
-        seconds=calls * PASS_SECONDS + trials * trained.seconds + MEASUREMENT_SECONDS * (how.corrections + 1),
+        flops=scored * job.flops(job.config.search) + trainings * trained.flops,
+        seconds=calls * PASS_SECONDS + trainings * trained.seconds + MEASUREMENT_SECONDS * measurements,
+    )
+
+
+def _teacher(job: _Job) -> _Need:
+    """The baseline's logits of all steps, in memory until they are written."""
+    stage = job.config.distill
+    return _Need(
+        params=job.params(job.baseline),
+        host_bytes=job.corpus_bytes + 2 * stage.cache_bytes(job.corpus.vocab_size),
+        device_bytes=job.call_bytes(stage),
+        flops=stage.steps * stage.batch * stage.tgt_len * job.flops(stage, job.baseline),
+        seconds=stage.steps * PASS_SECONDS,
     )
 
 
 def _retrain(job: _Job) -> _Need:
-    """Training with its validations; distillation runs a teacher beside it."""
-    stage, distilled = job.config.retrain, job.variant.start == "distill"
-    need = _training(job, stage, forwards=4 if distilled else 3)
+    """Training with its validations.  A student's parent runs beside it, or its logits are in memory."""
+    student = not job.variant.scratch
+    stage = job.config.distill if student else job.config.retrain
+    need = _training(job, stage, forwards=4 if job.variant.is_taught else 3)
     read = (1 + stage.steps / stage.eval_steps) * job.text_tokens
+    cached = stage.cache_bytes(job.corpus.vocab_size) if job.variant.is_taught else 0
     return _Need(
-        params=need.params + distilled * job.params(job.baseline),
-        host_bytes=need.host_bytes,
+        params=need.params + student * job.params(job.baseline),
+        host_bytes=need.host_bytes + min(cached, 1e9 * job.config.distill.cache_gb),
         device_bytes=need.device_bytes,
         flops=need.flops + read * job.flops(stage),
         seconds=need.seconds + read / (stage.batch * stage.tgt_len) * PASS_SECONDS,
@@ -273,11 +294,6 @@ def _cluster_experts(job: _Job) -> _Need:
     )
 
 
-def _warm_start(job: _Job) -> _Need:
-    """A supernet or the baseline, and the network that takes its weights."""
-    return _Need(params=_search(job).params if job.variant.start == "inherit" else job.params())
-
-
 def _evaluate(job: _Job) -> _Need:
     """Validation and test text by two protocols, sparsified, and at every threshold; measurements of latency."""
     how = job.config.evaluate
@@ -295,8 +311,8 @@ STAGES = {
     "profile_blocks": _measuring,
     "check_additivity": _measuring,
     "search": _search,
-    "sample_architecture": _sample_architecture,
-    "warm_start": _warm_start,
+    "choose": _choose,
+    "teacher": _teacher,
     "retrain": _retrain,
     "sparsify": lambda job: _training(job, job.config.sparsify),
     "cluster_experts": _cluster_experts,
@@ -304,5 +320,5 @@ STAGES = {
     "evaluate": _evaluate,
 }
 """Stages that need more than every job, by rule."""
-ON_CPU = ("estimate_cost", "warm_start", "cluster_experts", "compare", "repeatability", "pareto")
+ON_CPU = ("estimate_cost", "pattern", "cluster_experts", "compare", "repeatability", "pareto")
 """Stages that run on the CPU whatever the experiment's device."""

@@ -75,6 +75,11 @@ class Variant:
         return self.method in SEARCHED
 
     @property
+    def is_taught(self) -> bool:
+        """Whether the baseline is its teacher."""
+        return not self.scratch and self.method != "continued"
+
+    @property
     def baseline(self) -> str:
         """The baseline that it starts from and is compared with: the one with the same random streams."""
         return f"baseline{_seed(self.repeat)}"

@@ -14,12 +14,20 @@ from planer.latency.cost import check_hours, load_cost, rescaled
 from planer.parsing import build, merge, show
 from planer.source import source_hash
 from planer.strict_yaml import read_assignments, read_yaml
-from planer.variant import FOLDER, check_name, parse_variant
+from planer.variant import FOLDER, PATTERNS, check_name, parse_variant
 
 ROOT = Path(workflow.basedir)
 assert Path(planer.__file__).parent == ROOT / "planer", f"another planer is installed: {planer.__file__}"
 prepare_environment(ROOT, "scratch/home")
 logger.addFilter(FAILURES)
+
+
+BASELINE = r"baseline(-seed\d+)?"
+"""Variants that others start from and learn from."""
+PATTERN = rf"({'|'.join(PATTERNS)})(-[^/]*)?"
+"""Variants given by their block order."""
+CHOSEN = rf"(?!{PATTERN}/)[^/]+"
+"""All others; a slash follows a variant in every path."""
 
 
 wildcard_constraints:

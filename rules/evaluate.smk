@@ -9,7 +9,7 @@ rule evaluate:
         table="results/{experiment}/latency_table.parquet",
         baseline_architecture="results/{experiment}/baseline/architecture.yaml",
         baseline=baseline_report,
-        baseline_training="results/{experiment}/baseline/retrain/metrics.json",
+        baseline_training=baseline_training,
         architecture="results/{experiment}/{variant}/architecture.yaml",
         retrained="results/{experiment}/{variant}/retrain/model.safetensors",
         sparsified="results/{experiment}/{variant}/sparsify/model.safetensors",

@@ -1,10 +1,11 @@
 # Input functions: which files a stage of a variant reads.
 from types import SimpleNamespace
 
-from planer.config import ParetoConfig, RepeatabilityConfig, SampleConfig
+from planer.config import CandidatesConfig, DistillConfig, ParetoConfig, RepeatabilityConfig, SearchConfig
 from planer.config.corpora import entry, lookup
 from planer.parsing import build
-from planer.variant import parse_variant
+from planer.search.methods import needs_supernet, search_config
+from planer.variant import name_of, parse_variant
 
 
 def dataset_file(name):
@@ -22,52 +23,96 @@ def vocab_size(wildcards):
 
 
 def search_of(wildcards):
-    """The variant whose search a variant's network comes from, or None."""
+    """The variant whose supernet a variant's network is chosen with, or None."""
     variant = parse_variant(wildcards.variant)
-    if variant.arm == "shared":
-        mildest = build(ParetoConfig, settings(wildcards.experiment)["pareto"]).supernet
-        return f"{mildest}-seed{variant.repeat}" if variant.repeat else mildest
-    return variant.original if variant.searched else None
+    config = build(CandidatesConfig, settings(wildcards.experiment)["candidates"])
+    if variant.pattern or not needs_supernet(config, variant):
+        return None
+    if variant.method == "shared":
+        loosest = build(ParetoConfig, settings(wildcards.experiment)["pareto"]).supernet
+        return name_of("target", parse_variant(loosest).target, scratch=variant.scratch, repeat=variant.repeat)
+    return variant.name
 
 
-def architecture_inputs(wildcards):
-    """A warm start has the network of its original; a searched variant needs its supernet, others only the table."""
+def search_parent(wildcards):
+    """The trained baseline, where the variant's search starts from it or learns from it."""
+    config = search_config(
+        build(SearchConfig, settings(wildcards.experiment)["search"]), parse_variant(wildcards.variant)
+    )
+    return trained_baseline(wildcards) if config.needs_parent else {}
+
+
+def trained_baseline(wildcards):
+    """Both files of the baseline with the same random streams, which all but ``-scratch`` variants start from."""
+    folder = f"results/{{experiment}}/{parse_variant(wildcards.variant).baseline}/retrain"
+    return {"parent": f"{folder}/model.safetensors", "parent_architecture": f"{folder}/architecture.yaml"}
+
+
+def recipe_inputs(wildcards):
+    """What a network's training starts from and learns from."""
     variant = parse_variant(wildcards.variant)
-    if variant.start != "scratch":
-        return {"original": f"results/{{experiment}}/{variant.original}/architecture.yaml"}
-    files = {"table": "results/{experiment}/latency_table.parquet"}
-    if search := search_of(wildcards):
-        files["supernet"] = f"results/{{experiment}}/{search}/search/supernet.safetensors"
-        files["valid"] = dataset_file("valid.npy")(wildcards)
-        if tried(wildcards):
-            files["train"] = dataset_file("train.npy")(wildcards)
-    return files
+    if variant.scratch:
+        return {}
+    cache = teacher_of(wildcards)
+    return trained_baseline(wildcards) | (
+        {"teacher": f"results/{{experiment}}/{cache}/teacher/logits.safetensors"} if cache else {}
+    )
 
 
-def tried(wildcards):
-    """Whether beginnings of trainings decide between several networks; PAR's search has one."""
-    how = build(SampleConfig, settings(wildcards.experiment)["sample_architecture"])
-    return how.competitors > 1 and search_of(wildcards) and parse_variant(wildcards.variant).arm != "par_search"
+def teacher_of(wildcards):
+    """The baseline whose logits the variant's training reads from a file, or None."""
+    variant = parse_variant(wildcards.variant)
+    config = build(DistillConfig, settings(wildcards.experiment)["distill"])
+    cached = variant.is_taught and config.weight and config.cache_bytes(vocab_size(wildcards)) <= 1e9 * config.cache_gb
+    return variant.baseline if cached else None
 
 
-def sample_sections(wildcards):
-    """What the choice of a network reads; only trials have a say of the retraining's settings."""
-    names = ["device", "threads", "dtype", "data", "model", "patterns", "design_space", "arms", "workload", "search"]
-    return sections(*names, "sample_architecture", *(["retrain"] if tried(wildcards) else []))(wildcards)
+def training_inputs(wildcards):
+    """The beginning of the training, where the network was chosen by it."""
+    pattern = parse_variant(wildcards.variant).pattern
+    return {} if pattern else {"training": "results/{experiment}/{variant}/choice/training.safetensors"}
+
+
+def recipe_sections(wildcards):
+    """What a training reads of the config."""
+    section = "retrain" if parse_variant(wildcards.variant).scratch else "distill"
+    return sections("device", "threads", "dtype", "data", section)(wildcards)
+
+
+def choice_inputs(wildcards):
+    """What the choice of a network reads beside the table and the texts."""
+    search = search_of(wildcards)
+    supernet = {"supernet": f"results/{{experiment}}/{search}/search/supernet.safetensors"} if search else {}
+    return recipe_inputs(wildcards) | supernet
+
+
+def choice_sections(wildcards):
+    """What the choice of a network reads of the config: the search where there is a supernet, and the training."""
+    variant = parse_variant(wildcards.variant)
+    names = ["device", "threads", "dtype", "data", "model", "patterns", "design_space", "arms", "workload"]
+    names += ["candidates", "retrain" if variant.scratch else "distill"]
+    names += (["search"] if search_of(wildcards) else []) + (["keep"] if variant.method == "keep" else [])
+    return sections(*names)(wildcards)
 
 
 def baseline_report(wildcards):
-    """Every variant but the baseline itself is compared with the baseline's own evaluation."""
-    return [] if wildcards.variant == "baseline" else "results/{experiment}/baseline/eval.json"
+    """Every variant but the baseline itself is compared with the evaluation of the baseline of the same seed."""
+    baseline = parse_variant(wildcards.variant).baseline
+    return [] if wildcards.variant == baseline else f"results/{{experiment}}/{baseline}/eval.json"
+
+
+def baseline_training(wildcards):
+    """Numbers of the training that a search's cost is compared with."""
+    return f"results/{{experiment}}/{parse_variant(wildcards.variant).baseline}/retrain/metrics.json"
 
 
 def stage_metrics(wildcards):
-    """Numbers of every stage that this variant went through, in order; a warm start shares the first two with its
-    original."""
-    search, original = search_of(wildcards), parse_variant(wildcards.variant).original
-    found = [f"results/{{experiment}}/{search}/search/metrics.json"] if search else []
-    found.append(f"results/{{experiment}}/{original}/sample/metrics.json")
-    stages = ["retrain", "sparsify", "cluster", "routers"]
+    """Numbers of every stage that this variant went through, in order."""
+    search, cache = search_of(wildcards), teacher_of(wildcards)
+    found = [f"results/{{experiment}}/{cache}/teacher/metrics.json"] if cache else []
+    found += [f"results/{{experiment}}/{search}/search/metrics.json"] if search else []
+    pattern = parse_variant(wildcards.variant).pattern
+    stages = [*([] if pattern else ["choice"]), "retrain", "sparsify", "cluster", "routers"]
     return found + expand("results/{experiment}/{variant}/{stage}/metrics.json", stage=stages, allow_missing=True)
 
 
@@ -109,40 +154,3 @@ def pareto_files(wildcards):
         "architectures": expand("results/{experiment}/{variant}/architecture.yaml", variant=chosen, allow_missing=True),
         "reports": expand("results/{experiment}/{variant}/eval.json", variant=trained, allow_missing=True),
     }
-
-
-def start_of(wildcards):
-    """Params: what retraining starts from."""
-    return parse_variant(wildcards.variant).start
-
-
-def lender(wildcards):
-    """The trained network whose weights a warm start takes: the supernet it was found in, or the baseline."""
-    if start_of(wildcards) == "inherit":
-        return {"supernet": f"results/{{experiment}}/{search_of(wildcards)}/search/supernet.safetensors"}
-    return trained_baseline("baseline")
-
-
-def trained_baseline(name):
-    """Both files of the retrained baseline; ``name`` is the model's name among the inputs."""
-    folder = "results/{experiment}/baseline/retrain"
-    return {name: f"{folder}/model.safetensors", "baseline_architecture": f"{folder}/architecture.yaml"}
-
-
-def start_files(wildcards):
-    """What retraining takes from networks trained before: weights, or a teacher."""
-    if start_of(wildcards) in ("inherit", "upcycle"):
-        return {"weights": "results/{experiment}/{variant}/warm_start.safetensors"}
-    return trained_baseline("teacher") if start_of(wildcards) == "distill" else {}
-
-
-def lender_sections(wildcards):
-    """The sections that describe a supernet; a trained network describes itself."""
-    names = ["data", "model", "patterns", "design_space", "arms", "search"]
-    return sections(*(names if start_of(wildcards) == "inherit" else []))(wildcards)
-
-
-def retrain_sections(wildcards):
-    """What retraining reads; only distillation has settings beyond those of training from scratch."""
-    names = ["device", "threads", "dtype", "data", "retrain"]
-    return sections(*names, *(["distill"] if start_of(wildcards) == "distill" else []))(wildcards)

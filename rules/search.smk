@@ -3,6 +3,7 @@
 
 rule search:
     input:
+        unpack(search_parent),
         train=dataset_file("train.npy"),
         table="results/{experiment}/latency_table.parquet",
         cost="results/{experiment}/cost.json",
@@ -34,29 +35,64 @@ rule search:
         "../workflow/scripts/search.py"
 
 
-rule sample_architecture:
+# A pattern needs no choice.
+rule pattern:
     input:
-        unpack(architecture_inputs),
+        table="results/{experiment}/latency_table.parquet",
     output:
         architecture="results/{experiment}/{variant}/architecture.yaml",
-        metrics="results/{experiment}/{variant}/sample/metrics.json",
     log:
-        "logs/{experiment}/{variant}/sample_architecture.log",
+        "logs/{experiment}/{variant}/pattern.log",
+    wildcard_constraints:
+        variant=PATTERN,
     conda:
         "../envs/torch.yaml"
-    threads: whole_machine  # it measures what it chose
+    threads: 1
+    resources:
+        mem_mb=memory("pattern"),
+        runtime=minutes("pattern"),
+    params:
+        config=sections("data", "model", "patterns", "workload"),
+        vocab_size=vocab_size,
+        code=code_hash("pattern.py"),
+    message:
+        "{wildcards.experiment}/{wildcards.variant} pattern: writing down the architecture; log: {log}"
+    script:
+        "../workflow/scripts/pattern.py"
+
+
+rule choose:
+    input:
+        unpack(choice_inputs),
+        table="results/{experiment}/latency_table.parquet",
+        train=dataset_file("train.npy"),
+        valid=dataset_file("valid.npy"),
+        cost="results/{experiment}/cost.json",
+    output:
+        architecture="results/{experiment}/{variant}/architecture.yaml",
+        training="results/{experiment}/{variant}/choice/training.safetensors",
+        metrics="results/{experiment}/{variant}/choice/metrics.json",
+    log:
+        "logs/{experiment}/{variant}/choose.log",
+    benchmark:
+        "benchmarks/runs/{experiment}/{variant}/choose.tsv"
+    wildcard_constraints:
+        variant=CHOSEN,
+    conda:
+        "../envs/torch.yaml"
+    threads: whole_machine  # it measures candidates
     resources:
         gpu=gpus,
         slurm_extra=EXCLUSIVE,
-        mem_mb=memory("sample_architecture"),
-        runtime=minutes("sample_architecture"),
+        mem_mb=memory("choose"),
+        runtime=minutes("choose"),
     params:
-        config=sample_sections,
-        seed=seed("sample_architecture"),
-        retrain_seed=seed("retrain"),
+        config=choice_sections,
+        seed=seed("choose"),
+        train_seed=seed("retrain"),
         vocab_size=vocab_size,
-        code=code_hash("sample_architecture.py"),
+        code=code_hash("choose.py"),
     message:
-        "{wildcards.experiment}/{wildcards.variant} sample_architecture: choosing the architecture; log: {log}"
+        "{wildcards.experiment}/{wildcards.variant} choose: measuring candidates and training them for a while; log: {log}"
     script:
-        "../workflow/scripts/sample_architecture.py"
+        "../workflow/scripts/choose.py"

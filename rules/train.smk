@@ -1,33 +1,39 @@
-# Phase 2: training the chosen network, from random weights or from a warm start.
+# Training: the baseline from random weights, all others from the baseline and with the baseline as their teacher.
 
 
-rule warm_start:
+# All students with the same batches read the same logits.
+rule teacher:
     input:
-        unpack(lender),
-        architecture="results/{experiment}/{variant}/architecture.yaml",
+        train=dataset_file("train.npy"),
+        model="results/{experiment}/{variant}/retrain/model.safetensors",
+        architecture="results/{experiment}/{variant}/retrain/architecture.yaml",
     output:
-        weights="results/{experiment}/{variant}/warm_start.safetensors",
+        logits="results/{experiment}/{variant}/teacher/logits.safetensors",
+        metrics="results/{experiment}/{variant}/teacher/metrics.json",
     log:
-        "logs/{experiment}/{variant}/warm_start.log",
+        "logs/{experiment}/{variant}/teacher.log",
+    wildcard_constraints:
+        variant=BASELINE,
     conda:
         "../envs/torch.yaml"
-    threads: 1
+    threads: threads_of
     resources:
-        mem_mb=memory("warm_start"),
-        runtime=minutes("warm_start"),
+        gpu=gpus,
+        mem_mb=memory("teacher"),
+        runtime=minutes("teacher"),
     params:
-        config=lender_sections,
-        vocab_size=vocab_size,
-        code=code_hash("warm_start.py"),
+        config=sections("device", "threads", "dtype", "data", "distill"),
+        code=code_hash("teacher.py"),
     message:
-        "{wildcards.experiment}/{wildcards.variant} warm_start: collecting the weights to start from; log: {log}"
+        "{wildcards.experiment}/{wildcards.variant} teacher: writing the logits that students learn from; log: {log}"
     script:
-        "../workflow/scripts/warm_start.py"
+        "../workflow/scripts/teacher.py"
 
 
 rule retrain:
     input:
-        unpack(start_files),
+        unpack(training_inputs),
+        unpack(recipe_inputs),
         train=dataset_file("train.npy"),
         valid=dataset_file("valid.npy"),
         architecture="results/{experiment}/{variant}/architecture.yaml",
@@ -49,11 +55,10 @@ rule retrain:
         mem_mb=memory("retrain"),
         runtime=minutes("retrain"),
     params:
-        config=retrain_sections,
-        start=start_of,
+        config=recipe_sections,
         seed=seed("retrain"),
         code=code_hash("retrain.py"),
     message:
-        "{wildcards.experiment}/{wildcards.variant} retrain: training; start: {params.start}; log: {log}"
+        "{wildcards.experiment}/{wildcards.variant} retrain: training; log: {log}"
     script:
         "../workflow/scripts/retrain.py"

@@ -11,18 +11,20 @@ from planer.config.evaluation import EvaluateConfig, ParetoConfig, Repeatability
 from planer.config.experiment import Experiment, sections
 from planer.config.latency import ProfileConfig, WorkloadConfig
 from planer.config.model import ArmsConfig, DataConfig, ModelConfig, PatternsConfig
-from planer.config.search import LIMITS, SampleConfig, SearchConfig, batch_of_limit
+from planer.config.search import LIMITS, CandidatesConfig, KeepConfig, SearchConfig, batch_of_limit
 from planer.config.seed import derive_seed
 from planer.config.training import DistillConfig, OptimizerConfig, RetrainConfig, TrainingConfig
 
 __all__ = [
     "LIMITS",
     "ArmsConfig",
+    "CandidatesConfig",
     "ClusterConfig",
     "DataConfig",
     "DistillConfig",
     "EvaluateConfig",
     "Experiment",
+    "KeepConfig",
     "ModelConfig",
     "OptimizerConfig",
     "ParetoConfig",
@@ -31,7 +33,6 @@ __all__ = [
     "RepeatabilityConfig",
     "RetrainConfig",
     "RouterConfig",
-    "SampleConfig",
     "SearchConfig",
     "SparsifyConfig",
     "TrainingConfig",

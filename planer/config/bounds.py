@@ -33,3 +33,5 @@ Weight = Annotated[float, Range(0, 1_000_000)]
 """Factor of a loss term, or a norm."""
 Positive = Annotated[float, Range(0, 1_000_000, above=True)]
 """A factor, temperature or bar that divides or scales."""
+Target = Annotated[float, Range(0.001, 1)]
+"""Wanted latency over the baseline's."""

@@ -5,13 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated
 
-from planer.config.bounds import Batch, Length, Memory, PositiveShare, Rounds, Share
+from planer.config.bounds import Batch, Length, Memory, PositiveShare, Rounds, Share, Target
 from planer.files import UserError
 from planer.parsing import Items, Range
 from planer.variant import parse_variant, spelled
-
-Target = Annotated[float, Range(0.001, 1)]
-"""Wanted latency over the baseline's."""
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from planer.config.conversion import ClusterConfig, RouterConfig, SparsifyConfig
 from planer.config.evaluation import EvaluateConfig, ParetoConfig, RepeatabilityConfig
 from planer.config.latency import ProfileConfig, WorkloadConfig
 from planer.config.model import ArmsConfig, DataConfig, DesignSpace, ModelConfig, PatternsConfig
-from planer.config.search import SampleConfig, SearchConfig, batch_of_limit
+from planer.config.search import CandidatesConfig, KeepConfig, SearchConfig, batch_of_limit
 from planer.config.training import DistillConfig, RetrainConfig
 from planer.files import UserError
 from planer.notation import from_notation
@@ -45,7 +45,8 @@ class Experiment:
     workload: WorkloadConfig
     profile_blocks: ProfileConfig
     search: SearchConfig
-    sample_architecture: SampleConfig
+    candidates: CandidatesConfig
+    keep: KeepConfig
     retrain: RetrainConfig
     distill: DistillConfig
     sparsify: SparsifyConfig
@@ -74,9 +75,9 @@ class Experiment:
             for option in space:
                 self.model.option(option, name)
         measured = (self.workload.batch, *self.profile_blocks.batches)
-        for name in self.sample_architecture.limits:
+        for name in self.candidates.limits:
             if (batch := batch_of_limit(name)) is not None and batch not in measured:
-                raise UserError(f"sample_architecture.limits: {name} needs {batch} among profile_blocks.batches")
+                raise UserError(f"candidates.limits: {name} needs {batch} among profile_blocks.batches")
         size = self.cluster_experts.expert_size
         if self.model.d_inner % size:
             raise UserError(f"cluster_experts.expert_size: {size} must divide model.d_inner ({self.model.d_inner})")

@@ -72,3 +72,7 @@ class DistillConfig(RetrainConfig):
     """Noise on the copies that a mixture of experts starts with, over the standard deviation of the weights."""
     cache_gb: Annotated[float, Range(0, 1_000_000)]
     """Largest file of the teacher's logits; above, the teacher runs beside each student."""
+
+    def cache_bytes(self, vocab_size: int) -> int:
+        """Size of the teacher's logits for all steps, in half precision."""
+        return 2 * self.steps * self.batch * self.tgt_len * vocab_size

@@ -24,6 +24,9 @@ FORWARDS_PER_STEP = 3
 FORWARDS_PER_ALPHA_STEP = 2
 """The architecture steps of a search need no gradients of the weights."""
 
+STAGES = ("search", "retrain", "distill", "sparsify", "train_routers")
+"""What trains."""
+
 
 def training_hours(config: SimpleNamespace, vocab_size: int, table: LatencyTable) -> dict[str, float]:
     """Hours of every training stage for one target and its baseline, and their sum.
@@ -60,10 +63,13 @@ def training_hours(config: SimpleNamespace, vocab_size: int, table: LatencyTable
     weight_step = FORWARDS_PER_STEP * (stem + all_options / len(options))
     alpha_step = FORWARDS_PER_ALPHA_STEP * (stem + all_options)
     alpha_steps = search.alpha_share * (1 - search.frozen_share)
+    teacher = (1 + alpha_steps) * hours(search, 1) if search.distill else 0.0
     result = {
         "search": (weight_step + alpha_step * alpha_steps) * search.steps / 3.6e6
-        + _trials(config) * hours(config.retrain, FORWARDS_PER_STEP),
-        "retrain": 2 * hours(config.retrain, FORWARDS_PER_STEP),
+        + teacher
+        + config.candidates.proxy_trainings * hours(config.distill, FORWARDS_PER_STEP),
+        "retrain": hours(config.retrain, FORWARDS_PER_STEP),
+        "distill": hours(config.distill, FORWARDS_PER_STEP + 1),
         "sparsify": 2 * hours(config.sparsify, FORWARDS_PER_STEP),
         "train_routers": 2 * hours(config.train_routers, 1),
     }
@@ -72,15 +78,9 @@ def training_hours(config: SimpleNamespace, vocab_size: int, table: LatencyTable
 
 def training_tokens(config: SimpleNamespace) -> dict[str, int]:
     """Tokens that every training stage reads, for one network, whose search includes short trainings of others."""
-    stages = {name: getattr(config, name) for name in ("search", "retrain", "sparsify", "train_routers")}
+    stages = {name: getattr(config, name) for name in STAGES}
     tokens = {name: stage.steps * stage.batch * stage.tgt_len for name, stage in stages.items()}
-    return tokens | {"search": tokens["search"] + round(_trials(config) * tokens["retrain"])}
-
-
-def _trials(config: SimpleNamespace) -> float:
-    """Trials of a choice together, in retrainings: half of them end halfway."""
-    choice = config.sample_architecture
-    return 0.75 * choice.competitors * choice.trial_share if choice.competitors > 1 else 0.0
+    return tokens | {"search": tokens["search"] + round(config.candidates.proxy_trainings * tokens["distill"])}
 
 
 def load_cost(path: str | Path) -> dict:

@@ -4,8 +4,11 @@ PLANER (arXiv 2208.14580), section 3 and appendix.  An epoch is ``epoch_steps`` 
 with hard sampling, then ``alpha_share`` as many architecture steps with soft sampling, on a stretch of the training
 text that starts at a random place (consecutive, because the memory must be the true left context).  Epochs that begin
 in the first ``frozen_share`` of the weight steps have no architecture steps, and sample all options equally often; from
-then on the temperature falls by ``anneal`` after every epoch, down to a floor.  Architecture steps minimise
-cross-entropy plus the latency loss (latency_loss.py).
+then on the temperature falls by ``anneal`` after every epoch, down to a floor.
+
+    Loss = (1 - w) CE + w KL(parent || supernet),  in architecture steps plus the latency loss (latency_loss.py)
+
+The parent is the trained baseline.  w = 0 is the paper's search.
 """
 
 from __future__ import annotations
@@ -25,15 +28,19 @@ from planer.config import SearchConfig, derive_seed
 from planer.data.stream import StreamBatches
 from planer.files import UserError
 from planer.latency.table import LatencyTable, identity
-from planer.model import initialise
+from planer.model import LanguageModel, initialise
 from planer.runtime import autocast, resolve_device, resolve_dtype, seed_everything
-from planer.search.arms import config_of, stop_share
+from planer.search.constraints import Limit
 from planer.search.latency_loss import LatencyLoss
-from planer.search.select import Limit
+from planer.search.methods import config_of, stop_share
 from planer.search.supernet import Supernet, build_supernet
+from planer.search.supernet_start import start_supernet
 from planer.training.checkpoint import Checkpoint
+from planer.training.distillation import distillation_rows
 from planer.training.loop import Objective, Turn, fit
 from planer.training.optimizer import make_optimizer
+from planer.training.parent_start import Parent
+from planer.training.teacher import LiveTeacher
 from planer.variant import Variant
 
 
@@ -48,19 +55,24 @@ class Phase1(Objective):
         latency: LatencyLoss,
         train: np.ndarray,
         config: SearchConfig,
+        *,
         seed: int,
-        device: torch.device,
-        dtype: torch.dtype,
+        dtype: torch.dtype = torch.float32,
         stop_share: float = 0.0,
+        parent: LanguageModel | None = None,
     ):
-        """supernet and latency are on the device already; train is the 1-D token array; dtype is of matrix products.
+        """supernet, latency and parent are on one device; train is the 1-D token array; dtype is of matrix products.
 
         stop_share: the search ends when the argmax has not changed for this share of its architecture phase; 0: never.
-        Raises UserError when the plan has no architecture step.
+        parent: the teacher, needed where config.distill is above 0.  Raises UserError when the plan has no architecture
+        step.
         """
-        self.model = supernet
+        self.model, self.device = supernet, supernet.alpha.device
         self.stop_share = stop_share
-        self.latency, self.config, self.seed, self.device, self.dtype = latency, config, seed, device, dtype
+        self.latency, self.config, self.seed, self.dtype = latency, config, seed, dtype
+        turns = ("weights", "alpha") if config.distill else ()
+        self.teachers = {turn: LiveTeacher(parent, config.mem_len) for turn in turns}
+        """Weight steps and architecture steps read different segments, so each has a memory of its own."""
         self.batches = StreamBatches(train, config.batch, config.tgt_len)
         self.epoch_steps = config.epoch_steps or self.batches.segments_per_epoch
         self.epochs = math.ceil(config.steps / self.epoch_steps)
@@ -117,7 +129,7 @@ class Phase1(Objective):
         return self.plan[step][0]
 
     def loss(self, step: int) -> tuple[Tensor, dict[str, Tensor]]:
-        """Cross-entropy of one segment, plus the latency term in architecture steps."""
+        """Cross-entropy and divergence of one segment, plus the latency term in architecture steps."""
         turn, epoch, segment = self.plan[step]
         for parameter in self.weights:  # spares an architecture step the gradients of all options' weights
             parameter.requires_grad_(turn == "weights")
@@ -131,21 +143,36 @@ class Phase1(Objective):
         tokens, targets = (part.to(self.device, non_blocking=True) for part in self.batches.batch_at(segment))
         with autocast(self.device, self.dtype):
             hidden, self.memory[turn] = self.model(tokens, self.memory[turn], mem_len=self.config.mem_len)
-            cross_entropy = self.model.nll(hidden, targets).mean()
+            loss, losses = self._prediction_loss(step, tokens, hidden, targets)
         if turn == "weights":
             self.expert_tokens = self.expert_tokens + self.model.expert_loads()
         self.tokens += targets.numel()
-        metrics[f"ce_{turn}"] = cross_entropy.detach()
+        metrics |= {f"{name}_{turn}": value.detach() for name, value in losses.items()}
         for name, value in metrics.items():
             total, count = self.sums.get(name, (0.0, 0))
             self.sums[name] = (total + value.double(), count + 1)
-        return cross_entropy + penalty, metrics
+        return loss + penalty, metrics
+
+    def _prediction_loss(
+        self, step: int, tokens: Tensor, hidden: Tensor, targets: Tensor
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss without the latency term, and its parts: ``ce`` and, with a teacher, ``kl``, in nats per token."""
+        teacher, weight = self.teachers.get(self.turn(step)), self.config.distill
+        if teacher is None:
+            cross_entropy = self.model.nll(hidden, targets).mean()
+            return cross_entropy, {"ce": cross_entropy}
+        rows = (hidden.flatten(0, -2), teacher.rows(step, tokens), targets.flatten())
+        cross_entropy, divergence = distillation_rows(self.model, teacher, 1.0, *rows).mean(dim=1)
+        return (1 - weight) * cross_entropy + weight * divergence, {"ce": cross_entropy, "kl": divergence}
 
     def _choices(self, epoch: int) -> Tensor:
         """Options of the epoch's weight steps [steps, P], drawn at its start: alpha does not change in between."""
         if self.choices is None:
-            sample = self.model.sample_fair if epoch < self.frozen_epochs else self.model.sample_hard
-            self.choices = sample(self._weight_steps(epoch), self.generator)
+            steps, fair = self._weight_steps(epoch), self.config.sampling == "fair"
+            if fair and epoch < self.frozen_epochs:
+                self.choices = self.model.sample_fair(steps, self.generator)
+            else:
+                self.choices = self.model.sample_hard(steps, self.generator, fair)
         return self.choices
 
     def end_of_step(self, step: int) -> dict | None:
@@ -174,16 +201,20 @@ class Phase1(Objective):
         self.trajectory.append(row | {"alpha": alpha.tolist()} | counts)
         self.sums, self.expert_tokens, self.choices = {}, 0, None
         self.memory["alpha"] = None  # the next stretch for alpha is another text
+        if self.teachers:
+            self.teachers["alpha"].reset()
         return row
 
     def state(self) -> tuple[dict[str, Tensor], dict]:
-        """Memories, the sampling stream, and what the current epoch has drawn and summed up."""
+        """Memories of supernet and teachers, the sampling stream, and the current epoch's options and sums."""
         tensors = {"sampling": self.generator.get_state()}
         if self.choices is not None:
             tensors["choices"] = self.choices
         for turn, memory in self.memory.items():
             for position, tensor in enumerate(memory or []):
                 tensors[f"memory/{turn}/{position}"] = tensor
+        for turn, teacher in self.teachers.items():
+            tensors |= {f"{turn}/{name}": tensor for name, tensor in teacher.state().items()}
         for name, (total, _) in self.sums.items():
             tensors[f"sum/{name}"] = total
         tensors["multiplier"] = self.latency.multiplier
@@ -200,6 +231,8 @@ class Phase1(Objective):
             names = [f"memory/{turn}/{position}" for position in range(len(self.model.blocks))]
             present = names[0] in tensors
             self.memory[turn] = [tensors[name].to(self.device) for name in names] if present else None
+        for turn, teacher in self.teachers.items():
+            teacher.restore({name.removeprefix(f"{turn}/"): tensor for name, tensor in tensors.items()})
         self.sums = {name: (tensors[f"sum/{name}"].to(self.device), n) for name, n in values["counts"].items()}
         self.latency.multiplier = tensors["multiplier"].to(self.device)
         self.expert_tokens = tensors["expert_tokens"].to(self.device) if "expert_tokens" in tensors else 0
@@ -208,8 +241,8 @@ class Phase1(Objective):
     def trajectory_table(self) -> pd.DataFrame:
         """One row per epoch: the numbers of its row in the history, alpha at its end, how many of its weight steps
         ran each option (``updates``), both nested lists [position][option], and how many tokens trained each expert
-        (``expert_tokens`` [position][expert]).  Frozen epochs have no ce_alpha,
-        latency_loss, beta and beta_on.
+        (``expert_tokens`` [position][expert], all mixtures of a position together).  Frozen epochs have no
+        ce_alpha, kl_alpha, latency_loss, beta and beta_on; without a teacher there are no kl_weights and kl_alpha.
         """
         return pd.DataFrame(self.trajectory)
 
@@ -224,31 +257,28 @@ def search(
     seed: int,
     checkpoint: Checkpoint,
     on_row: Callable[[dict], None],
+    parent: LanguageModel | None = None,
 ) -> tuple[Supernet, pd.DataFrame, dict]:
     """Train the supernet of a variant, towards its latency target if it has one.
 
     config has the sections device, dtype, model, patterns, design_space, arms, workload and search; train is the token
-    array.  Returns the supernet, the trajectory (one row per epoch) and the numbers of metrics.json.  Raises UserError
-    before any training when no network of the design space meets the target, or when the table was measured on another
-    device or workload.
+    array; parent is the trained baseline, needed unless the search neither starts from it nor learns from it.  Returns
+    the supernet, the trajectory (one row per epoch) and the numbers of metrics.json.  Raises UserError before any
+    training when no network of the design space meets the target, or when the table was measured on another device or
+    workload.
     """
     config, target = config_of(config, variant), variant.target or 1.0
+    if config.search.needs_parent and parent is None:
+        raise ValueError("this search starts from the trained baseline or learns from it: pass it as parent")
     device = resolve_device(config.device)
     dtype = resolve_dtype(config.dtype, device)
     table.check(identity(device, dtype, config.workload, config.model, vocab_size))
-    baseline = config.model.architecture(vocab_size, config.patterns.baseline)
-    attention = config.workload.attention
-    option_ms = [table.lookup(name, attention) for name in config.design_space]
-    stem_ms, baseline_ms = table.lookup("stem", attention), table.estimate(baseline, attention)
-    Limit("target", option_ms, stem_ms, target * baseline_ms, baseline_ms).require_reachable(len(baseline.blocks))
-    supernet = build_supernet(config, vocab_size)
-    initialise(supernet, torch.Generator().manual_seed(derive_seed(seed, "initialisation")))
-    nn.init.zeros_(supernet.alpha)
+    latency = _latency_loss(config, target, vocab_size, table, device)
+    parent = parent and parent.to(device)
+    supernet = _started(config, vocab_size, train, seed, device, parent)
     seed_everything(derive_seed(seed, "dropout"))
-    pressure = (config.search.latency_loss, config.search.latency_weight)
-    latency = LatencyLoss(option_ms, stem_ms, baseline_ms, target, *pressure, device)
-    stop = stop_share(variant)
-    phase1 = Phase1(supernet.to(device).train(), latency, train, config.search, seed, device, dtype, stop)
+    options = {"seed": seed, "dtype": dtype, "stop_share": stop_share(variant), "parent": parent}
+    phase1 = Phase1(supernet.train(), latency, train, config.search, **options)
     fit(
         phase1,
         log_steps=config.search.log_steps,
@@ -263,3 +293,33 @@ def search(
         phase1.trajectory_table(),
         {**last, **phase1.speed, "supernet_params": size, "target": variant.target},
     )
+
+
+def _latency_loss(
+    config: SimpleNamespace, target: float, vocab_size: int, table: LatencyTable, device: torch.device
+) -> LatencyLoss:
+    """Raises UserError when no network of the design space meets the target."""
+    baseline, attention = config.model.architecture(vocab_size, config.patterns.baseline), config.workload.attention
+    option_ms = [table.lookup(name, attention) for name in config.design_space]
+    stem_ms, baseline_ms = table.lookup("stem", attention), table.estimate(baseline, attention)
+    Limit("target", option_ms, stem_ms, target * baseline_ms, baseline_ms).require_reachable(len(baseline.blocks))
+    pressure = (config.search.latency_loss, config.search.latency_weight)
+    return LatencyLoss(option_ms, stem_ms, baseline_ms, target, *pressure, device)
+
+
+def _started(
+    config: SimpleNamespace,
+    vocab_size: int,
+    train: np.ndarray,
+    seed: int,
+    device: torch.device,
+    parent: LanguageModel | None,
+) -> Supernet:
+    """A supernet with the weights that training starts from."""
+    supernet = build_supernet(config, vocab_size)
+    initialise(supernet, torch.Generator().manual_seed(derive_seed(seed, "initialisation")))
+    nn.init.zeros_(supernet.alpha)
+    supernet = supernet.to(device)
+    if config.search.start == "parent":
+        start_supernet(supernet, Parent(parent, train, config.search))
+    return supernet

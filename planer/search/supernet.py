@@ -4,10 +4,8 @@ PLANER (arXiv 2208.14580), section 3: a super block outputs sum_i P_i Block_i(x)
 option carries its own residual and LayerNorm; skip is the bare identity.  Under hard sampling one option per position
 runs, so a step costs about one network; under soft sampling all run.
 
-Sampled uniformly, an option is trained in one step of N, far too rarely for attention and for experts to be judged by
-what they would become.  So options share weights: mixtures of experts their experts (the gates differ), and
-attention with fewer heads is the first heads of the one with the most (weight entanglement of AutoFormer,
-arXiv 2107.00651).  Each kind is then drawn equally often, whatever the number of its options, and skip half as often.
+Options share weights (sharing.py).  Fair sampling runs each kind equally often, whatever the number of its options,
+and skip half as often; plain sampling, the paper's, knows no kinds.
 
 Letters in shapes: B sequences, T tokens, M remembered positions, D model width, P positions, N options, E experts,
 S steps.
@@ -28,9 +26,9 @@ from planer import architecture
 from planer.architecture import Architecture, BlockSpec, MoE, Skip
 from planer.blocks import build_block
 from planer.blocks.attention import Attention
-from planer.blocks.moe import Experts
 from planer.files import Damaged
 from planer.model import LanguageModel, require_fit
+from planer.search.sharing import owners
 from planer.tensors import read_tensors, write_tensors
 from planer.training.checkpoint import storable
 
@@ -85,16 +83,18 @@ class SuperBlock(nn.Module):
 
     uses_memory = True
 
-    def __init__(self, options: tuple[BlockSpec, ...], shared: Architecture):
+    def __init__(self, options: tuple[BlockSpec, ...], shared: Architecture, weight_sharing: str):
         super().__init__()
-        mixtures = [spec for spec in options if isinstance(spec, MoE)]
-        experts = Experts(mixtures[0].num_experts, mixtures[0].d_inner, shared.d_model) if mixtures else None
-        self.options = nn.ModuleList(build_block(spec, shared, experts) for spec in options)
-        attentions = [i for i, spec in enumerate(options) if isinstance(spec, architecture.Attention)]
-        widest = max(attentions, key=lambda i: options[i].num_heads, default=None)
-        for i in attentions:
-            if i != widest:
-                self.options[i].sublayer = FirstHeads(options[i], self.options[widest].sublayer)
+        self.options = nn.ModuleList(build_block(spec, shared) for spec in options)
+        self.owners = owners(options, weight_sharing)
+        """For every option the number of the option whose weights it uses."""
+        for own, owner, spec in zip(self.options, self.owners, options, strict=True):
+            if own is self.options[owner]:
+                continue
+            if isinstance(spec, MoE):
+                own.sublayer.experts = self.options[owner].sublayer.experts
+            else:
+                own.sublayer = FirstHeads(spec, self.options[owner].sublayer)
         self.choice: int | None = None
         self.mixture: Tensor | None = None
 
@@ -113,10 +113,13 @@ class SuperBlock(nn.Module):
 class Supernet(LanguageModel):
     """A language model of super blocks, with architecture weights ``alpha`` [P, N] (fp32, zero at the start)."""
 
-    def __init__(self, shared: Architecture, options: tuple[BlockSpec, ...], positions: int):
-        """Take the numbers that all blocks share from ``shared``; its own blocks are ignored."""
+    def __init__(self, shared: Architecture, options: tuple[BlockSpec, ...], positions: int, weight_sharing: str):
+        """Take the numbers that all blocks share from ``shared``; its own blocks are ignored.
+
+        weight_sharing: heads, all or none, see sharing.py.
+        """
         shared = dataclasses.replace(shared, blocks=())
-        super().__init__(shared, [SuperBlock(options, shared) for _ in range(positions)])
+        super().__init__(shared, [SuperBlock(options, shared, weight_sharing) for _ in range(positions)])
         self.specs = options
         self.kinds = _kinds(options)
         """Numbers of the options by the kind of their block: skip, attention, feed-forward, mixture of experts."""
@@ -129,16 +132,19 @@ class Supernet(LanguageModel):
         """Every parameter but the architecture weights, shared ones once."""
         return [parameter for name, parameter in self.named_parameters() if name != "alpha"]
 
-    def sample_hard(self, steps: int, generator: torch.Generator) -> Tensor:
-        """Options of so many steps [S, P], on the CPU, each drawn with a probability proportional to exp(alpha) and to
-        its share of a fair cycle: with equal alpha, weights are trained as often as in fair samples.
+    def sample_hard(self, steps: int, generator: torch.Generator, fair: bool) -> Tensor:
+        """Options of that many steps [S, P], on the CPU, sampled with probabilities softmax(alpha).
 
-        The argmax of Gumbel-perturbed logits does not depend on the temperature.  Waits for the device once.
+        fair: with probabilities proportional to exp(alpha) and to the option's share of a fair cycle, so that equal
+        alpha train weights as often as fair samples do.  The argmax of Gumbel-perturbed logits does not depend on the
+        temperature.  Waits for the device once.
         """
-        shares = torch.zeros(len(self.specs))
-        for kind in self.cycle:
-            shares[kind] += 1 / len(kind)
-        logits = self.alpha.detach().cpu() + shares.log()
+        logits = self.alpha.detach().cpu()
+        if fair:
+            shares = torch.zeros(len(self.specs))
+            for kind in self.cycle:
+                shares[kind] += 1 / len(kind)
+            logits = logits + shares.log()
         return (logits + gumbel((steps, *logits.shape), generator)).argmax(-1)
 
     def sample_fair(self, steps: int, generator: torch.Generator) -> Tensor:
@@ -196,10 +202,11 @@ def _cycles(count: int, steps: int, positions: int, generator: torch.Generator) 
 def build_supernet(config: SimpleNamespace, vocab_size: int) -> Supernet:
     """The supernet of an experiment: its design space at as many positions as its baseline has blocks.
 
-    config has the sections model, patterns and design_space.  Parameters are not initialised.
+    config has the sections model, patterns, design_space and search.  Parameters are not initialised.
     """
     baseline = config.model.architecture(vocab_size, config.patterns.baseline)
-    return Supernet(baseline, tuple(map(config.model.option, config.design_space)), len(baseline.blocks))
+    options = tuple(map(config.model.option, config.design_space))
+    return Supernet(baseline, options, len(baseline.blocks), config.search.weight_sharing)
 
 
 def load_supernet(path: str | Path, config: SimpleNamespace, vocab_size: int) -> Supernet:

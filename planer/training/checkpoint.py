@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from planer.files import Damaged, sync
+from planer.files import Damaged, replacing, sync
 from planer.tensors import read_tensors, write_tensors
 
 
@@ -51,20 +51,39 @@ class Checkpoint:
         if not self.path.exists():
             return None
         try:
-            tensors, metadata = read_tensors(self.path, finite=False, unsealed=False)
+            tensors, note = _read(self.path)
         except Damaged as error:
             _say(f"not resuming from {self.path}, which is damaged: it {error.problem}")
             return None
-        note = json.loads(metadata["checkpoint"])
         if note["identity"] != self.identity:
             _say(f"not resuming from {self.path}: it belongs to {note['identity']}, this is {self.identity}")
             return None
-        tensors |= {name: tensors[source] for name, source in note["aliases"].items()}
         return tensors, note["values"]
+
+    def hand_over(self, path: str | Path) -> None:
+        """Write the checkpoint where another job takes it up from."""
+        with replacing(path) as temporary:
+            shutil.copyfile(self.path, temporary)
+
+    def take_up(self, path: str | Path) -> None:
+        """Begin with the checkpoint that another job handed over, unless there is one already.
+
+        Raises UserError when the file is missing, damaged or changed.
+        """
+        if self.load() is None:
+            tensors, note = _read(path)
+            self.save(tensors, note["values"])
 
     def delete(self) -> None:
         """Remove the checkpoint: for the caller, once everything that training was for is safely written."""
         shutil.rmtree(self.path.parent, ignore_errors=True)
+
+
+def _read(path: str | Path) -> tuple[dict[str, Tensor], dict]:
+    """Tensors, repeated ones under all their names, and the note beside them.  Raises Damaged."""
+    tensors, metadata = read_tensors(path, finite=False, unsealed=False)
+    note = json.loads(metadata["checkpoint"])
+    return tensors | {name: tensors[source] for name, source in note["aliases"].items()}, note
 
 
 def storable(tensors: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, str]]:

@@ -16,11 +16,11 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from planer.architecture import Architecture, MoE
-from planer.config import RetrainConfig, TrainingConfig, derive_seed
+from planer.architecture import MoE
+from planer.config import TrainingConfig
 from planer.data.stream import StreamBatches
-from planer.model import LanguageModel, initialise
-from planer.runtime import autocast, seed_everything
+from planer.model import LanguageModel
+from planer.runtime import autocast
 from planer.training.checkpoint import Checkpoint
 from planer.training.loop import MAIN, Objective, Turn, fit
 from planer.training.optimizer import make_optimizer
@@ -121,8 +121,9 @@ def train(
     on_row: Callable[[dict], None] = lambda row: None,
     until: int | None = None,
 ) -> tuple[pd.DataFrame, dict[str, float]]:
-    """Fit, to a step before the last one where ``until`` says so, then validate on the whole validation text.  Leaves
-    the model in eval mode.
+    """Fit, then validate on the whole validation text.  Leaves the model in eval mode.
+
+    until: the step to stop at; before the last one, nothing is validated and the metrics are those of the speed alone.
 
     Returns the history and the metrics: valid_nll (nats per token), valid_bpc (bits), params, active_params, steps,
     tokens, seconds and tokens_per_second (all of training, over resumes and with its validations).
@@ -137,6 +138,8 @@ def train(
         until=until,
     )
     objective.model.eval()
+    if until is not None and until < objective.total_steps:
+        return history, dict(objective.speed)
     nll = objective.validate(objective.valid_tokens, f"{objective.name}: validation")
     architecture = objective.model.architecture
     metrics = {
@@ -147,47 +150,3 @@ def train(
         **objective.speed,
     }
     return history, metrics
-
-
-def retrain(
-    architecture: Architecture,
-    train_tokens: np.ndarray,
-    valid_tokens: np.ndarray,
-    config: RetrainConfig,
-    seed: int,
-    device: torch.device,
-    dtype: torch.dtype,
-    checkpoint: Checkpoint,
-    on_row: Callable[[dict], None] = lambda row: None,
-    *,
-    start: Callable[[LanguageModel], None] | None = None,
-    objective: Callable[..., LanguageModelling] = LanguageModelling,
-    until: int | None = None,
-) -> tuple[LanguageModel, pd.DataFrame, dict]:
-    """Train the architecture from random weights, or from the checkpoint.
-
-    start: overwrites random weights of the model before training.  objective: what makes the Objective, from the
-    arguments of LanguageModelling.  until: the step to stop at, for the beginning of a training that goes on from its
-    checkpoint later.
-    Returns the model in eval mode, the history, and the metrics of ``train``, with ``valid_nll_before`` of the same
-    text where there is a start and training has run to its end.  The caller deletes the checkpoint when it has written
-    them.
-    """
-    model = LanguageModel(architecture)
-    initialise(model, torch.Generator().manual_seed(derive_seed(seed, "retrain", "initialisation")))
-    model.to(device)
-    if start:
-        start(model)
-    seed_everything(derive_seed(seed, "retrain", "dropout"))
-    training = objective(
-        model,
-        train_tokens,
-        valid_tokens,
-        config,
-        balance_weight=config.balance_weight,
-        eval_steps=config.eval_steps,
-        dtype=dtype,
-    )
-    before = {"valid_nll_before": training.validate(valid_tokens)} if start and until is None else {}
-    history, metrics = train(training, checkpoint, on_row, until)
-    return model, history, before | metrics

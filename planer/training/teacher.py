@@ -15,16 +15,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from planer.config import DistillConfig, TrainingConfig
+from planer.config import TrainingConfig
 from planer.data.stream import StreamBatches
 from planer.files import Damaged
 from planer.model import LanguageModel
 from planer.progress import progress
 from planer.runtime import autocast
 from planer.tensors import read_tensors, write_tensors
-
-HALF_BYTES = 2
-"""Of a logit in half precision."""
 
 
 class Teacher(Protocol):
@@ -51,6 +48,10 @@ class LiveTeacher:
         self.model = model.eval().requires_grad_(False)
         self._mem_len = mem_len
         self._memory: list[Tensor | None] | None = None
+
+    def reset(self) -> None:
+        """Start on another text."""
+        self._memory = None
 
     @torch.no_grad()
     def rows(self, step: int, inputs: Tensor) -> Tensor:
@@ -100,11 +101,6 @@ class CachedTeacher:
 
     def restore(self, tensors: dict[str, Tensor]) -> None:
         """Nothing."""
-
-
-def cache_bytes(config: DistillConfig, vocab_size: int) -> int:
-    """Size of the logits of all steps of a student's training."""
-    return config.steps * config.batch * config.tgt_len * vocab_size * HALF_BYTES
 
 
 @torch.no_grad()

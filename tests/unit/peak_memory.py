@@ -17,6 +17,7 @@ import yaml
 
 from planer.config import Experiment
 from planer.config.corpora import CORPORA
+from planer.model import LanguageModel
 from planer.parsing import build, merge
 from planer.runtime import keep_freed_memory
 from planer.search.latency_loss import LatencyLoss
@@ -41,14 +42,15 @@ def experiment(file: str | Path, *changes: str) -> Experiment:
 
 
 def run_search(config: Experiment, vocab_size: int, tokens: np.ndarray, checkpoint: Checkpoint) -> None:
-    """Weight steps and architecture steps in turn."""
+    """Weight steps and architecture steps in turn, beside a teacher."""
     stage = dataclasses.replace(
         config.search, steps=STEPS, epoch_steps=1, frozen_share=0.0, alpha_share=0.99, log_steps=1, checkpoint_steps=2
     )
     supernet = build_supernet(config, vocab_size)
     costs = [1.0] * len(config.design_space)
     latency = LatencyLoss(costs, 1.0, 10.0, 0.5, stage.latency_loss, stage.latency_weight, CPU)
-    objective = Phase1(supernet.train(), latency, tokens, stage, 0, CPU, torch.float32, 0.0)
+    parent = LanguageModel(config.model.architecture(vocab_size, config.patterns.baseline))
+    objective = Phase1(supernet.train(), latency, tokens, stage, seed=0, parent=parent)
     fit(objective, log_steps=1, checkpoint_steps=2, checkpoint=checkpoint)
 
 

@@ -26,7 +26,7 @@ def test_hours_in_closed_form():
     """Training has the workload's shape here.  Recomputed: baseline 1 + 2 (8 + 3) ms, the six options 25 ms."""
     weight_step, alpha_step = 3 * (1 + 4 * 25 / 6), 2 * (1 + 4 * 25)
     expected = {
-        "search": (20 * (weight_step + 0.2 * 0.9 * alpha_step) + TRIALS * 3 * 23 * 30) / MS_PER_HOUR,
+        "search": (20 * (weight_step + 0.2 * 0.9 * alpha_step + 1.18 * 23) + TRIALS * 3 * 23 * 30) / MS_PER_HOUR,
         "retrain": 2 * 3 * 23 * 30 / MS_PER_HOUR,
         "sparsify": 2 * 3 * 23 * 10 / MS_PER_HOUR,
         "train_routers": 2 * 1 * 23 * 10 / MS_PER_HOUR,
@@ -34,6 +34,8 @@ def test_hours_in_closed_form():
     expected["total"] = sum(expected.values())
     assert hours() == pytest.approx(expected)
     assert list(hours()) == list(expected)
+    alone = hours(search={"distill": 0.0})["search"]
+    assert alone == pytest.approx(expected["search"] - 20 * 1.18 * 23 / MS_PER_HOUR)  # the teacher runs in every step
     assert hours(workload={"attention": "recompute"}) == hours()  # training recomputes whatever inference does
 
 

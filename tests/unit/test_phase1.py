@@ -15,12 +15,14 @@ from toy import MS, VOCAB_SIZE, experiment, latency_table, latency_table_of_this
 
 from planer.config import SearchConfig
 from planer.files import UserError, write_json, write_parquet
-from planer.model import initialise
+from planer.model import LanguageModel, initialise
 from planer.search.latency_loss import LatencyLoss
 from planer.search.phase1 import Phase1, search
 from planer.search.supernet import Supernet, save_supernet
+from planer.search.supernet_start import start_supernet
 from planer.training.checkpoint import Checkpoint
 from planer.training.loop import fit
+from planer.training.parent_start import Parent
 from planer.variant import parse_variant
 
 CPU = torch.device("cpu")
@@ -32,32 +34,39 @@ TOKENS = np.random.default_rng(0).integers(0, 256, 700).astype(np.uint8)
 """Random bytes, 44 segments."""
 
 
-def run(folder, rows=None, config=CONFIG, target=0.5, seed=7):
-    on_row = (lambda row: None) if rows is None else rows.append
-    checkpoint = Checkpoint(folder, "test")
-    table = latency_table_of_this_machine(config)
-    variant = parse_variant(f"target_{target}")
-    return search(config, variant, VOCAB_SIZE, table, TOKENS, seed=seed, checkpoint=checkpoint, on_row=on_row)
+def baseline() -> LanguageModel:
+    """The parent, trained little: its weights are random."""
+    model = LanguageModel(CONFIG.model.architecture(VOCAB_SIZE, CONFIG.patterns.baseline))
+    initialise(model, torch.Generator().manual_seed(3))
+    return model
+
+
+def run(folder, rows=None, config=CONFIG, target=0.5, seed=7, scratch=False):
+    """A search; with ``scratch`` the paper's, which has no parent."""
+    options = {"on_row": (lambda row: None) if rows is None else rows.append, "parent": None if scratch else baseline()}
+    variant = dataclasses.replace(parse_variant(f"target_{target}"), scratch=scratch)
+    table, checkpoint = latency_table_of_this_machine(config), Checkpoint(folder, "test")
+    return search(config, variant, VOCAB_SIZE, table, TOKENS, seed=seed, checkpoint=checkpoint, **options)
 
 
 def phase1(tokens=TOKENS, target=0.5, seed=7, kind=Phase1, stop_share=0.0, **changes) -> Phase1:
-    """The objective alone."""
+    """The objective alone, with a supernet of random weights."""
     settings: SearchConfig = dataclasses.replace(CONFIG.search, **changes)
     options = tuple(CONFIG.model.option(name) for name in CONFIG.design_space)
-    supernet = Supernet(CONFIG.model.architecture(VOCAB_SIZE, ()), options, 4)
+    supernet = Supernet(CONFIG.model.architecture(VOCAB_SIZE, ()), options, 4, settings.weight_sharing)
     initialise(supernet, torch.Generator().manual_seed(0))
     torch.nn.init.zeros_(supernet.alpha)
     torch.manual_seed(0)
     option_ms = [MS[name] for name in CONFIG.design_space]
     latency = LatencyLoss(option_ms, 1.0, 15.0, target, settings.latency_loss, settings.latency_weight, CPU)
-    return kind(supernet.train(), latency, tokens, settings, seed, CPU, torch.float32, stop_share)
+    return kind(supernet.train(), latency, tokens, settings, seed=seed, stop_share=stop_share, parent=baseline())
 
 
 def train(objective: Phase1, folder) -> pd.DataFrame:
     return fit(objective, log_steps=5, checkpoint_steps=1000, checkpoint=Checkpoint(folder, "test"))
 
 
-def weights(supernet: Supernet) -> dict[str, list]:
+def weights(supernet: LanguageModel) -> dict[str, list]:
     return {name: tensor.tolist() for name, tensor in supernet.state_dict().items()}
 
 
@@ -130,15 +139,17 @@ def test_the_temperature_falls_to_its_floor():
 class Watched(Phase1):
     """Notes what every step read and what it changed."""
 
-    def __init__(self, *arguments):
-        super().__init__(*arguments)
+    def __init__(self, *arguments, parent, **options):
+        super().__init__(*arguments, parent=parent, **options)
         self.read: list[tuple] = []
+        self.taught: list[tuple] = []
         self.changed: list[tuple[bool, bool]] = []
         self.metrics: list[dict] = []
-        self.model.register_forward_hook(self._note, with_kwargs=True)
-
-    def _note(self, model, positional, keywords, outputs):
-        self.read.append((positional[0], positional[1], outputs[1]))
+        self.parent, self.parent_before = parent, weights(parent)
+        for model, read in ((self.model, self.read), (parent, self.taught)):
+            model.register_forward_hook(
+                lambda _, given, keywords, outputs, read=read: read.append((*given, outputs[1])), with_kwargs=True
+            )
 
     def loss(self, step):
         self.before = {name: parameter.detach().clone() for name, parameter in self.model.named_parameters()}
@@ -186,16 +197,66 @@ def test_each_turn_reads_the_text_it_follows(watched):
     assert last["weights"][0].shape == (2, 12, 32)
 
 
+def test_teachers_read_the_text_of_their_turn(watched):
+    """The parent's memory is the text right before, too."""
+    last = {"weights": None, "alpha": None}
+    epoch_of_last_alpha = None
+    for (turn, epoch, segment), (tokens, memory, after) in zip(watched.plan, watched.taught, strict=True):
+        assert torch.equal(tokens, watched.batches.batch_at(segment)[0])
+        if turn == "alpha" and epoch != epoch_of_last_alpha:
+            last["alpha"], epoch_of_last_alpha = None, epoch
+        assert memory is last[turn]
+        last[turn] = after
+    assert last["weights"][0].shape == (2, 12, 32)
+
+
+def test_the_parent_is_left_alone(watched):
+    assert weights(watched.parent) == watched.parent_before and not watched.parent.training
+    assert all(parameter.grad is None for parameter in watched.parent.parameters())
+
+
 def test_the_loss_is_the_sum_of_its_parts(watched):
     for (turn, _, _), step in zip(watched.plan, watched.metrics, strict=True):
         penalty = step["beta"] * step["latency_loss"] if turn == "alpha" else 0.0
-        assert step["loss"] == pytest.approx(step[f"ce_{turn}"] + penalty)
+        assert step["loss"] == pytest.approx(0.5 * step[f"ce_{turn}"] + 0.5 * step[f"kl_{turn}"] + penalty)
+        assert step[f"kl_{turn}"] > 0
+
+
+def test_the_parts_are_what_they_say():
+    """Cross-entropy of the text alone, and KL(parent || path), of the first step."""
+    objective, parent = phase1(distill=0.25), baseline().eval()
+    objective.model.eval()  # without dropout
+    loss, metrics = objective.loss(0)
+    inputs, targets = objective.batches.batch_at(0)
+    with torch.no_grad():
+        path, taught = (model.logits(model(inputs, mem_len=12)[0]).double() for model in (objective.model, parent))
+        nll = torch.nn.functional.cross_entropy(path.flatten(0, 1), targets.flatten()).item()
+        divergence = (taught.softmax(-1) * (taught.log_softmax(-1) - path.log_softmax(-1))).sum(-1).mean().item()
+    assert metrics["ce_weights"].item() == pytest.approx(nll, rel=1e-5)
+    assert metrics["kl_weights"].item() == pytest.approx(divergence, rel=1e-2)  # its logits are in half precision
+    assert loss.item() == pytest.approx(0.75 * nll + 0.25 * divergence, rel=1e-4)
+
+
+def test_a_path_that_is_the_parent_has_nothing_to_learn_from_it():
+    objective, parent = phase1(distill=1.0, weight_sharing="none"), baseline()
+    start_supernet(objective.model.eval(), Parent(parent, TOKENS, CONFIG.search))
+    s, f = CONFIG.design_space.index("attention_2"), CONFIG.design_space.index("feed_forward")
+    objective.choices = torch.tensor([[s, f, s, f]] * 10)
+    for step in range(3):
+        loss, metrics = objective.loss(step)
+        assert loss.item() == pytest.approx(0, abs=1e-6) and metrics["ce_weights"] > 1
+
+
+def test_without_a_weight_there_is_no_teacher():
+    objective = phase1(distill=0.0)
+    loss, metrics = objective.loss(0)
+    assert not objective.teachers and list(metrics) == ["ce_weights"] and loss.item() == metrics["ce_weights"].item()
 
 
 def test_rows_hold_the_means_of_their_own_epoch(watched):
     for row in watched.trajectory:
         steps = [m for (_, epoch, _), m in zip(watched.plan, watched.metrics, strict=True) if epoch == row["epoch"]]
-        for name in ("ce_weights", "ce_alpha", "latency_loss", "beta"):
+        for name in ("ce_weights", "kl_weights", "ce_alpha", "kl_alpha", "latency_loss", "beta"):
             values = [step[name] for step in steps if name in step]
             assert (name in row) == bool(values)
             assert not values or row[name] == pytest.approx(sum(values) / len(values))
@@ -208,10 +269,22 @@ def test_epochs_sample_what_alpha_says(watched):
     kinds = np.stack([updates[..., members].sum(-1) for members in watched.model.kinds])
     assert set(kinds[0, 0]) <= {1, 2} and set(kinds[1:, 0].ravel()) <= {2, 3, 4}
     assert kinds[:, 1:].max() > 4
-    objective = phase1()
-    with torch.no_grad():
-        objective.model.alpha[:, 3] = 50.0
-    assert (objective._choices(1) == 3).all()
+    for sampling in ("fair", "plain"):
+        objective = phase1(sampling=sampling)
+        with torch.no_grad():
+            objective.model.alpha[:, 3] = 50.0
+        assert (objective._choices(1) == 3).all()
+
+
+def test_plain_sampling_is_uniform_while_alpha_is_frozen():
+    counts = [
+        torch.nn.functional.one_hot(phase1(sampling=sampling, steps=60_000, epoch_steps=6000)._choices(0), 6).sum(
+            (0, 1)
+        )
+        for sampling in ("plain", "fair")
+    ]
+    assert ((counts[0] - 4000).abs() < 300).all()  # 5 standard deviations
+    assert counts[1][0] < 4000 - 300  # a control: one step in seven
 
 
 def test_the_trajectory(result):
@@ -226,9 +299,10 @@ def test_the_trajectory(result):
         "flips",
         "skip_share",
         "ce_weights",
+        "kl_weights",
     ]
     lists = ["alpha", "updates", "expert_tokens"]
-    assert list(trajectory.columns) == [*expected, *lists, "latency_loss", "beta", "beta_on", "ce_alpha"]
+    assert list(trajectory.columns) == [*expected, *lists, "latency_loss", "beta", "beta_on", "ce_alpha", "kl_alpha"]
     assert trajectory["epoch"].tolist() == [0, 1, 2, 3, 4]
     assert trajectory["temperature"].tolist() == pytest.approx([5.0, *(5.0 * 0.7**k for k in range(4))])
     assert trajectory["ce_weights"].notna().all() and trajectory.loc[0, ["ce_alpha", "beta"]].isna().all()
@@ -259,6 +333,31 @@ def test_the_results_can_be_written(result, tmp_path):
     with safe_open(tmp_path / "supernet.safetensors", framework="pt") as file:
         assert torch.equal(file.get_tensor("alpha"), supernet.alpha)
     assert (tmp_path / "supernet.safetensors").stat().st_size < 4.2 * metrics["supernet_params"] + 2**15
+
+
+def test_a_search_from_scratch_has_the_papers_supernet(tmp_path):
+    """Weights of its own for every option, no teacher, no parent."""
+    supernet, trajectory, metrics = run(tmp_path, config=SHORT, scratch=True)
+    assert supernet.blocks[0].owners == list(range(6)) and "kl_weights" not in trajectory
+    assert metrics["supernet_params"] == sum(p.numel() for p in supernet.parameters())
+
+
+def test_a_search_that_needs_a_parent_asks_for_it(tmp_path):
+    for changes in ({"start": "scratch"}, {"distill": 0.0}):
+        config = experiment(search=SMALL | changes)
+        with pytest.raises(ValueError, match="pass it as parent"):
+            options = {"seed": 7, "checkpoint": Checkpoint(tmp_path, "test"), "on_row": print}
+            search(config, parse_variant("target_0.5"), VOCAB_SIZE, latency_table(), TOKENS, **options)
+
+
+def test_a_supernet_starts_from_the_parent_or_from_random_weights(tmp_path):
+    """Without a step between, the first options of the file are the parent's."""
+    rate = {"optimizer": {"lr": 1e-12, "lr_min": 1e-12}}
+    w2 = baseline().blocks[1].sublayer.w2.weight
+    for start in ("parent", "scratch"):
+        supernet = run(tmp_path / start, config=experiment(search=SMALL | rate | {"steps": 20, "start": start}))[0]
+        found = supernet.blocks[1].options[CONFIG.design_space.index("feed_forward")].sublayer.w2.weight
+        assert torch.allclose(found, w2, atol=1e-6) == (start == "parent")
 
 
 def test_the_same_seed_is_the_same_search(result, tmp_path):
@@ -333,7 +432,8 @@ def test_a_table_of_another_device_is_refused_before_training(tmp_path):
     checkpoint = Checkpoint(tmp_path, "test")
     with pytest.raises(UserError, match="measured with device Toy Device 3000.* but this run has"):
         variant, table = parse_variant("target_0.5"), latency_table()
-        search(CONFIG, variant, VOCAB_SIZE, table, TOKENS, seed=7, checkpoint=checkpoint, on_row=print)
+        options = {"seed": 7, "checkpoint": checkpoint, "on_row": print, "parent": baseline()}
+        search(CONFIG, variant, VOCAB_SIZE, table, TOKENS, **options)
 
 
 @pytest.mark.parametrize("changes", [{"epoch_steps": 0}, {"alpha_share": 0.0}, {"epoch_steps": 2}])

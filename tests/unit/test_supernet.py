@@ -25,7 +25,7 @@ def seeded(seed: int) -> torch.Generator:
 
 @pytest.fixture
 def supernet() -> Supernet:
-    supernet = Supernet(SHARED, OPTIONS, 3)
+    supernet = Supernet(SHARED, OPTIONS, 3, "all")
     initialise(supernet, seeded(0))
     nn.init.zeros_(supernet.alpha)
     return supernet.train()
@@ -43,10 +43,10 @@ def plain_network(supernet: Supernet, choices: list[int]) -> LanguageModel:
     return network
 
 
-@pytest.mark.parametrize("norm", ["post", "pre"])
+@pytest.mark.parametrize(("norm", "sharing"), [("post", "all"), ("pre", "all"), ("post", "heads"), ("post", "none")])
 @pytest.mark.parametrize("choices", [[ATTENTION, FEED_FORWARD, TOP1], [1, SKIP, ATTENTION], [TOP2, 1, FEED_FORWARD]])
-def test_hard_mode_is_the_network_of_the_chosen_options(norm, choices):
-    supernet = Supernet(Architecture(13, 16, (), norm, 0.0, 0.0, init_std=0.3), OPTIONS, 3).train()
+def test_hard_mode_is_the_network_of_the_chosen_options(norm, sharing, choices):
+    supernet = Supernet(Architecture(13, 16, (), norm, 0.0, 0.0, init_std=0.3), OPTIONS, 3, sharing).train()
     initialise(supernet, seeded(0))
     network = plain_network(supernet, choices)
     network.final_norm = supernet.final_norm
@@ -160,18 +160,24 @@ def test_mixtures_of_experts_share_their_experts_and_not_their_gates(supernet):
     assert supernet.blocks[0].options[TOP1].sublayer.experts is not supernet.blocks[1].options[TOP1].sublayer.experts
 
 
-def test_weights_are_counted_once_and_without_alpha(supernet):
+EXPERTS = 3 * (2 * 16 * 24 + 24 + 16)
+NARROW = OPTIONS[1].params(16) - 2 * 16
+"""Parameters of the experts of a mixture, and of attention with one head, all but its LayerNorm."""
+
+
+@pytest.mark.parametrize(("sharing", "saved"), [("all", EXPERTS + NARROW), ("heads", NARROW), ("none", 0)])
+def test_weights_are_counted_once_and_without_alpha(sharing, saved):
+    supernet = Supernet(SHARED, OPTIONS, 3, sharing)
     weights = supernet.weights()
     assert len({id(parameter) for parameter in weights}) == len(weights)
     assert all(parameter is not supernet.alpha for parameter in weights)
-    per_position = sum(spec.params(16) for spec in OPTIONS) - 3 * (2 * 16 * 24 + 24 + 16)
-    per_position -= OPTIONS[1].params(16) - 2 * 16  # all but its LayerNorm
+    per_position = sum(spec.params(16) for spec in OPTIONS) - saved
     assert sum(parameter.numel() for parameter in weights) == 3 * per_position + 13 * (16 + 1)
     assert len(weights) + 1 == len(list(supernet.parameters()))
 
 
 def test_a_space_without_mixtures_has_no_experts():
-    supernet = Supernet(SHARED, OPTIONS[:4], 2)
+    supernet = Supernet(SHARED, OPTIONS[:4], 2, "all")
     assert supernet.moe_blocks() == [] and supernet.alpha.shape == (2, 4)
 
 
@@ -200,13 +206,14 @@ def test_a_soft_step_gives_alpha_its_gradient(supernet):
     torch.testing.assert_close(supernet.alpha.grad, p * (g - (p * g).sum(-1, keepdim=True)) / 2.0)
 
 
-def test_hard_samples_follow_alpha_and_know_no_large_kinds(supernet):
+@pytest.mark.parametrize(("fair", "shares"), [(True, [1, 1, 1, 2, 1, 1]), (False, [1, 1, 1, 1, 1, 1])])
+def test_hard_samples_follow_alpha_and_fair_ones_know_no_large_kinds(supernet, fair, shares):
     nn.init.normal_(supernet.alpha, generator=seeded(3))
     steps = 20_000
-    choices = supernet.sample_hard(steps, seeded(4))
+    choices = supernet.sample_hard(steps, seeded(4), fair)
     assert choices.shape == (steps, 3)
     counts = torch.nn.functional.one_hot(choices, len(OPTIONS)).sum(0)
-    chances = supernet.alpha.detach().exp() * torch.tensor([1, 1, 1, 2, 1, 1])
+    chances = supernet.alpha.detach().exp() * torch.tensor(shares)
     expected = steps * chances / chances.sum(-1, keepdim=True)
     chi_square = ((counts - expected).square() / expected).sum(-1)
     assert (chi_square < 25.7).all()  # one in ten thousand is above, 5 degrees of freedom
@@ -216,7 +223,7 @@ def test_hard_samples_follow_alpha_and_know_no_large_kinds(supernet):
 
 def test_kinds_of_options(supernet):
     assert supernet.kinds == [[SKIP], [1, ATTENTION], [FEED_FORWARD], [TOP1, TOP2]]
-    wide = Supernet(SHARED, (FeedForward(24), Skip(), FeedForward(24, 4)), 1)
+    wide = Supernet(SHARED, (FeedForward(24), Skip(), FeedForward(24, 4)), 1, "all")
     assert wide.kinds == [[0, 2], [1]]
 
 
@@ -284,7 +291,7 @@ def test_a_file_stores_what_options_share_once_and_gives_all_back(supernet, tmp_
         save_supernet(supernet, tmp_path / name)
     assert (tmp_path / "first").read_bytes() == (tmp_path / "second").read_bytes()
     assert (tmp_path / "first").stat().st_size < 4 * sum(p.numel() for p in supernet.parameters()) + 2**14
-    other = Supernet(SHARED, OPTIONS, 3)
+    other = Supernet(SHARED, OPTIONS, 3, "all")
     load_model(other, tmp_path / "first")
     state, expected = other.state_dict(), supernet.state_dict()
     assert state.keys() == expected.keys()

@@ -14,8 +14,8 @@ from planer.architecture import Architecture, Attention, FeedForward, MoE, Skip
 from planer.config import derive_seed
 from planer.files import UserError
 from planer.model import LanguageModel, initialise
-from planer.search.replace_one import SupernetLoss
 from planer.search.sample import same_architecture
+from planer.search.scorers.replace_one import SupernetLoss
 from planer.search.supernet import Supernet
 from planer.search.warm_start import inherited, upcycled
 from planer.training.checkpoint import Checkpoint
@@ -44,7 +44,7 @@ def trained(network: Architecture, seed: int = 0) -> LanguageModel:
 @pytest.mark.parametrize("norm", ["post", "pre"])
 @pytest.mark.parametrize("path", [[1, 5, 0, 4, 3], [2, 4, 5, 5, 1]])
 def test_an_inherited_network_is_the_path_through_its_supernet(norm, path, tmp_path):
-    supernet = Supernet(architecture(norm=norm), OPTIONS, len(path))
+    supernet = Supernet(architecture(norm=norm), OPTIONS, len(path), "all")
     initialise(supernet, torch.Generator().manual_seed(0))
     network = architecture(*(OPTIONS[option] for option in path), norm=norm)
     save_file(inherited(network, supernet), tmp_path / "weights.safetensors")
@@ -59,7 +59,7 @@ def test_an_inherited_network_is_the_path_through_its_supernet(norm, path, tmp_p
 
 def test_a_block_outside_the_design_space_has_nothing_to_inherit():
     with pytest.raises(UserError, match="f is no network of this experiment's supernet"):
-        inherited(architecture(FeedForward(25)), Supernet(architecture(), OPTIONS, 1))
+        inherited(architecture(FeedForward(25)), Supernet(architecture(), OPTIONS, 1, "all"))
 
 
 BASELINE = architecture(*[Attention(2, 8), FeedForward(24)] * 3)

@@ -65,7 +65,8 @@ JOBS = {
     "additivity": Job("check_additivity", {"table": TABLE}, {"report": f"{RESULTS}/additivity.json"}),
     "search": Job(
         "search",
-        {"train": CORPUS["train"], "table": TABLE},
+        {"train": CORPUS["train"], "table": TABLE}
+        | network(f"{BASELINE}/retrain", ("baseline", "baseline_architecture")),
         SUPERNET | {"trajectory": f"{TARGET}/search/trajectory.parquet", "metrics": f"{TARGET}/search/metrics.json"},
     ),
     "choice": Job(

@@ -16,6 +16,17 @@ def test_a_target_needs_its_search_and_the_baseline(workspace, experiment):
 
 
 @pytest.mark.workflow
+def test_a_search_waits_for_the_baseline_with_its_seed(workspace):
+    """Unless it neither starts from it nor learns from it."""
+    once = dict.fromkeys(("prepare_data", "profile_blocks", "estimate_cost", "search"), 1)
+    wanted = "results/tiny/target_0.5-seed1/search/metrics.json"
+    assert workspace.planned(wanted) == once | {"sample_architecture": 1, "retrain": 1}
+    assert workspace.planned(wanted, "results/tiny/baseline-seed1/retrain/metrics.json")["retrain"] == 1
+    workspace.edit(search={"start": "scratch", "distill": 0.0})
+    assert workspace.planned(wanted) == once
+
+
+@pytest.mark.workflow
 def test_patterns_skip_the_search(workspace):
     jobs = workspace.planned("results/demo/par/eval.json", "results/demo/sandwich-seed2/eval.json")
     assert "search" not in jobs

@@ -19,6 +19,7 @@ if __name__ == "__main__":
             seed=snakemake.params.seed,
             checkpoint=checkpoint,
             on_row=job.run.row,
+            parent=job.parent(),
         )
         save_supernet(supernet, snakemake.output.supernet)
         write_parquet(snakemake.output.trajectory, trajectory)

@@ -1,8 +1,8 @@
 """Shallow cuts with other blocks in them: mixtures of experts for feed-forward layers, or late attention dropped.
 
 Attention matters more in the first half of a network (PAR, arXiv 2009.04534); what later attention costs pays for more
-feed-forward layers.  A mixture starts as a copy of the feed-forward layer in its place and can only gain by training, so
-the loss before training says nothing for it.
+feed-forward layers.  A mixture starts as copies of the feed-forward layer in its place and can only gain by training:
+the loss before training gives it no credit.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from planer.search.space import Candidate, Space
 
 
 def propose(space: Space) -> Iterator[Candidate]:
-    """In turn: attention dropped late, the last feed-forward layer a mixture, all of them mixtures; the best cut of each
-    kind first."""
+    """In turn: attention dropped late, the last feed-forward layer a mixture, all of them mixtures; the best cut of
+    each kind first."""
     mixture = next((spec for spec in space.specs if isinstance(spec, MoE) and spec.top_k == 1), None)
     edits = [_early_attention]
     if mixture:

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from planer.search.space import Candidate, Space
 from planer.search.solve import solve
+from planer.search.space import Candidate, Space
 
 
 def propose(space: Space) -> Iterator[Candidate]:

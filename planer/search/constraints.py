@@ -6,13 +6,66 @@ baseline costs.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from types import SimpleNamespace
 
 from planer.architecture import Architecture, Attention, BlockSpec
 from planer.config import batch_of_limit
+from planer.files import UserError
 from planer.latency.table import LatencyTable
-from planer.search.select import Limit
+
+
+@dataclass(frozen=True)
+class Limit:
+    """What a network may cost at most in one currency: fixed + the costs of its options <= budget."""
+
+    name: str
+    """What messages call it: ``target`` for the latency, else ``params``, ``flops``, ..."""
+    costs: Sequence[float]
+    """Of each option [N], the same at every position."""
+    fixed: float
+    """What every network pays besides its blocks."""
+    budget: float
+    """For the whole network."""
+    baseline: float
+    """What the baseline costs; limits are given as shares of it."""
+    unit: str = "ms"
+    """Of all these numbers."""
+    floor: float = -math.inf
+    """What a network must cost at least, for a budget that is to be used."""
+
+    def of(self, chosen: Sequence[int]) -> float:
+        """Cost of a network, summed exactly as the latency table does."""
+        return math.fsum([self.fixed, *[self.costs[option] for option in chosen]])
+
+    def kept_by(self, chosen: Sequence[int]) -> bool:
+        """Whether a network costs no more than the budget and no less than the floor."""
+        return self.floor <= self.of(chosen) <= self.budget
+
+    def reachable(self, positions: int) -> tuple[float, float]:
+        """Smallest and largest cost of a network of so many positions."""
+        return tuple(math.fsum([self.fixed, *[pick(self.costs)] * positions]) for pick in (min, max))
+
+    def require_reachable(self, positions: int) -> None:
+        """Raise UserError, naming the reachable range, when no network at all keeps the limit."""
+        if self.budget < self.reachable(positions)[0]:
+            raise UserError(
+                f"{self.name} {self.share:g} cannot be met: reachable range is {self._range(positions)} of the "
+                f"baseline's {self.baseline:.4g} {self.unit}; choose a {self.name} in that range"
+            )
+
+    @property
+    def share(self) -> float:
+        """The budget as a share of the baseline's cost."""
+        return self.budget / self.baseline
+
+    def _range(self, positions: int) -> str:
+        low, high = self.reachable(positions)
+        lowest = math.ceil(low / self.baseline * 100) / 100  # rounded up, so that the number printed can be reached
+        return f"{lowest:.2f} to {high / self.baseline:.2f}"
+
 
 BYTES = 4
 """Of a weight or a remembered number: fp32."""

@@ -27,6 +27,7 @@ from scipy.optimize import Bounds, LinearConstraint, milp
 from scipy.sparse import csr_array, eye_array, hstack
 
 from planer.files import UserError
+from planer.search.constraints import Limit
 
 SPREAD = 1e3
 """Objectives are scaled to this spread, which makes HiGHS' absolute gap (1e-6) a billionth of it."""
@@ -56,56 +57,6 @@ limit, it ends in the same place on every machine."""
 
 
 @dataclass(frozen=True)
-class Limit:
-    """What a network may cost at most in one currency: fixed + the costs of its options <= budget."""
-
-    name: str
-    """What messages call it: ``target`` for the latency, else ``params``, ``flops``, ..."""
-    costs: Sequence[float]
-    """Of each option [N], the same at every position."""
-    fixed: float
-    """What every network pays besides its blocks."""
-    budget: float
-    """For the whole network."""
-    baseline: float
-    """What the baseline costs; limits are given as shares of it."""
-    unit: str = "ms"
-    """Of all these numbers."""
-    floor: float = -math.inf
-    """What a network must cost at least, for a budget that is to be used."""
-
-    def of(self, chosen: Sequence[int]) -> float:
-        """Cost of a network, summed exactly as the latency table does."""
-        return math.fsum([self.fixed, *[self.costs[option] for option in chosen]])
-
-    def kept_by(self, chosen: Sequence[int]) -> bool:
-        """Whether a network costs no more than the budget and no less than the floor."""
-        return self.floor <= self.of(chosen) <= self.budget
-
-    def reachable(self, positions: int) -> tuple[float, float]:
-        """Smallest and largest cost of a network of so many positions."""
-        return tuple(math.fsum([self.fixed, *[pick(self.costs)] * positions]) for pick in (min, max))
-
-    def require_reachable(self, positions: int) -> None:
-        """Raise UserError, naming the reachable range, when no network at all keeps the limit."""
-        if self.budget < self.reachable(positions)[0]:
-            raise UserError(
-                f"{self.name} {self.share:g} cannot be met: reachable range is {self._range(positions)} of the "
-                f"baseline's {self.baseline:.4g} {self.unit}; choose a {self.name} in that range"
-            )
-
-    @property
-    def share(self) -> float:
-        """The budget as a share of the baseline's cost."""
-        return self.budget / self.baseline
-
-    def _range(self, positions: int) -> str:
-        low, high = self.reachable(positions)
-        lowest = math.ceil(low / self.baseline * 100) / 100  # rounded up, so that the number printed can be reached
-        return f"{lowest:.2f} to {high / self.baseline:.2f}"
-
-
-@dataclass(frozen=True)
 class Selection:
     """A chosen network and how it was chosen."""
 
@@ -122,11 +73,10 @@ class Selection:
     """Relative distance to the best score that could not be ruled out; None for argmax and random."""
 
 
-def select(
+def solve(
     scores: np.ndarray,
     options: Sequence[str],
     limits: Sequence[Limit],
-    solver: str = "milp",
     *,
     near: tuple[Sequence[int], int] | None = None,
     apart: tuple[Sequence[Sequence[int]], int] = ((), 0),
@@ -147,15 +97,10 @@ def select(
         )
     if not (np.isfinite(scores).all() and np.isfinite(costs).all()):
         raise ValueError("scores and costs must be finite")
-    if solver not in ("milp", "argmax"):
-        raise ValueError(f"solver is {solver!r}; allowed: milp, argmax")
     for limit in limits:
         limit.require_reachable(len(scores))
-    if solver == "argmax":
-        chosen, status, gap = _best_then_cheapest(scores, costs[0]), "argmax", None
-    else:
-        chosen, gap = _Problem(scores, limits, near, apart).solve()
-        status = "optimal" if gap == 0 else "node limit"
+    chosen, gap = _Problem(scores, limits, near, apart).solve()
+    status = "optimal" if gap == 0 else "limit"
     return Selection(chosen, limits[0].of(chosen), _total(chosen, scores), status, gap)
 
 

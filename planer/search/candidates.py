@@ -1,0 +1,163 @@
+"""From proposals to one network: candidates are measured, trained for a while, and halved until one is left.
+
+Measuring: a network is measured in turn with the baseline before it is trained.  One that is slower than its target is
+no candidate.  Where a proposer is left with too few candidates, the bias of what was measured lowers the budget, and it
+proposes again:
+
+    budget_{k+1} = min(target, target * median over measured networks of estimated / measured)   (over the baseline's)
+
+By the table, too, a network never exceeds its target.  Where no network is fast enough, the fastest one is used.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import statistics
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from itertools import islice
+
+from planer.files import UserError
+from planer.latency.relative import Measurement, too_slow
+from planer.search.constraints import Limit
+from planer.search.halving import Losses, halve
+from planer.search.proposers import PROPOSERS
+from planer.search.space import Candidate, Space
+
+ATTEMPTS = 3
+"""Networks measured per candidate wanted, of one proposer under one budget."""
+
+Proxy = Callable[[Candidate, float], Losses]
+"""From a candidate and the share of its training that it has had by then to its validation losses."""
+
+
+@dataclass
+class Measured:
+    """Candidates, and all latencies that were measured."""
+
+    target: Limit
+    """Of the latency, as asked for."""
+    measurement: Measurement | None
+    """None: the table is trusted."""
+    candidates: dict[tuple[int, ...], Candidate] = field(default_factory=dict)
+    """Those that are fast enough, by their options."""
+    rejected: dict[tuple[int, ...], Candidate] = field(default_factory=dict)
+    """Those that are too slow."""
+    ratios: dict[tuple[int, ...], float] = field(default_factory=dict)
+    """Measured latencies over the baseline's."""
+    rounds: list[dict] = field(default_factory=list)
+    """What was measured under which budget, in this order."""
+
+    def estimated(self, options: tuple[int, ...]) -> float:
+        """Latency by the table over the baseline's."""
+        return self.target.of(options) / self.target.baseline
+
+    def latency(self, options: tuple[int, ...]) -> float:
+        """Over the baseline's, measured where it was."""
+        return self.ratios.get(options, self.estimated(options))
+
+    def add(self, candidate: Candidate, space: Space) -> bool:
+        """Measure a new network; whether it is another candidate."""
+        options = candidate.options
+        if options in self.candidates or options in self.rejected:
+            return False
+        fits = space.allows(options)
+        if fits and self.measurement is not None:
+            self.ratios[options] = self.measurement(space.network(options))
+            fits = not too_slow(self.ratios[options], self.target.share)
+            self.rounds.append(
+                {
+                    "budget": space.limits[0].share,
+                    "estimated": self.estimated(options),
+                    "measured": self.ratios[options],
+                    "options": list(options),
+                }
+            )
+        (self.candidates if fits else self.rejected)[options] = candidate
+        return fits
+
+    def centred(self) -> Limit:
+        """The latency limit whose networks meet the target when they are as far off as those measured, in the
+        median."""
+        bias = statistics.median(ratio / self.estimated(options) for options, ratio in self.ratios.items())
+        budget = type(self.target.budget)(min(1.0, 1 / bias) * self.target.budget)
+        return dataclasses.replace(self.target, budget=budget)
+
+
+def measured_candidates(space: Space, measurement: Measurement | None) -> Measured:
+    """Networks of all proposers that are fast enough, as many of each as the config wants where it finds them.
+
+    Lowers the latency limit of the space as measurements ask for.  Raises UserError when there is no network at all.
+    """
+    found = Measured(space.limits[0], measurement)
+    missing = {name: count for name, count in space.config.proposers.items() if count}
+    for correction in range(space.config.corrections + 1):
+        for name, count in missing.items():
+            proposals = islice(PROPOSERS[name](space), ATTEMPTS * count)
+            for candidate in proposals:
+                missing[name] -= found.add(candidate, space)
+                if not missing[name]:
+                    break
+        missing = {name: count for name, count in missing.items() if count}
+        if not missing or not found.ratios or correction == space.config.corrections:
+            break
+        limit = found.centred()
+        if limit.budget >= space.limits[0].budget or limit.budget < limit.reachable(space.positions)[0]:
+            break
+        space.limits[0] = limit
+    if not found.candidates and not found.rejected:
+        names = ", ".join(name for name, count in space.config.proposers.items() if count)
+        raise UserError(
+            f"{found.target.name} {found.target.share:g}: no network of the proposers {names} is within the limits; "
+            f"choose a larger {found.target.name}"
+        )
+    return found
+
+
+def choose(space: Space, measurement: Measurement | None, proxy: Proxy) -> tuple[Candidate, dict]:
+    """The best candidate by proxy training, and the notes that architecture.yaml keeps on the choice.
+
+    Raises UserError when no network keeps the limits.
+    """
+    found = measured_candidates(space, measurement)
+    running = list(found.candidates.values())
+    if not running:  # nothing is fast enough: the paper's argmax looks at no limit
+        running = [min(found.rejected.values(), key=lambda c: found.latency(c.options))]
+        print(f"no network is fast enough; the fastest is used: {found.latency(running[0].options):.3f}", flush=True)
+
+    def train(number: int, share: float) -> Losses:
+        candidate = running[number]
+        losses = proxy(candidate, share)
+        print(
+            f"{candidate.source} {space.network(candidate.options).pattern}: {losses.mean:.4f} nats per token after "
+            f"{share:.0%} of its training",
+            flush=True,
+        )
+        return losses
+
+    halving = halve(len(running), space.config.rungs, train, [found.latency(c.options) for c in running])
+    winner = running[halving.winner]
+    return winner, {
+        "chosen_by": "proxy training" if len(running) > 1 else winner.source,
+        "source": winner.source,
+        "status": winner.status,
+        "gap": winner.gap,
+        "score": winner.score,
+        "closed_loop": found.rounds,
+        "candidates": [
+            described(space, found, candidate) | notes for candidate, notes in zip(running, halving.rungs, strict=True)
+        ],
+    }
+
+
+def described(space: Space, found: Measured, candidate: Candidate) -> dict:
+    """Where a candidate comes from, its score, its latencies over the baseline's, and the supernet's loss on it."""
+    return {
+        "pattern": space.network(candidate.options).pattern,
+        "source": candidate.source,
+        "status": candidate.status,
+        "score": candidate.score,
+        "estimated": found.estimated(candidate.options),
+        "measured": found.ratios.get(candidate.options),
+        "supernet_nll": space.supernet_loss(candidate.options) if space.supernet_loss else None,
+    }

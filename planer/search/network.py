@@ -1,0 +1,169 @@
+"""From a variant's name to its architecture and the notes on how it was chosen."""
+
+from __future__ import annotations
+
+import dataclasses
+from types import SimpleNamespace
+
+import torch
+
+from planer.architecture import Architecture
+from planer.config import derive_seed
+from planer.files import UserError
+from planer.latency.relative import Measurement
+from planer.latency.table import LatencyTable
+from planer.search.candidates import Proxy, choose, measured_candidates
+from planer.search.constraints import limits_of, used
+from planer.search.halving import Losses
+from planer.search.keep import keep, refusal
+from planer.search.space import Candidate, PathLoss, Space
+from planer.variant import Variant
+
+
+def pattern_network(
+    config: SimpleNamespace, variant: Variant, vocab_size: int, table: LatencyTable
+) -> tuple[Architecture, dict]:
+    """The architecture of a pattern, and its notes.  config: the sections model, patterns and workload."""
+    network = config.model.architecture(vocab_size, getattr(config.patterns, variant.pattern))
+    notes = {"chosen_by": "pattern", "target": None}
+    return network, noted(config, variant, network, table, notes)
+
+
+def space_of(
+    config: SimpleNamespace,
+    variant: Variant,
+    vocab_size: int,
+    table: LatencyTable,
+    seed: int,
+    *,
+    start_loss: PathLoss | None = None,
+    alpha: torch.Tensor | None = None,
+    supernet_loss: PathLoss | None = None,
+) -> Space:
+    """The networks that may be chosen for a variant.
+
+    config: the sections model, patterns, design_space, workload and candidates, as methods.config_of gives them.
+    Raises UserError when no network of the design space keeps the latency target.
+    """
+    baseline = config.model.architecture(vocab_size, config.patterns.baseline)
+    limits = limits_of(config, baseline, table, variant.target or 1.0, **config.candidates.limits)
+    for limit in limits:
+        limit.require_reachable(len(baseline.blocks))
+    return Space(
+        config.candidates,
+        tuple(config.design_space),
+        tuple(config.model.option(name) for name in config.design_space),
+        baseline,
+        limits,
+        derive_seed(seed, "candidates", variant.number),
+        start_loss,
+        alpha,
+        supernet_loss,
+    )
+
+
+def chosen_network(
+    config: SimpleNamespace,
+    variant: Variant,
+    space: Space,
+    table: LatencyTable,
+    measurement: Measurement | None,
+    proxy: Proxy,
+) -> tuple[Architecture, dict]:
+    """The network of a variant that is no pattern, by proxy training of the space's candidates, and its notes.
+
+    Raises UserError when no network keeps the limits.
+    """
+    target = space.limits[0]
+    winner, notes = choose(space, measurement if variant.target is not None else None, proxy)
+    return _described(config, variant, space, [target, *space.limits[1:]], table, winner, notes)
+
+
+def kept_network(
+    config: SimpleNamespace,
+    variant: Variant,
+    space: Space,
+    table: LatencyTable,
+    measurement: Measurement | None,
+    proxy: Proxy,
+    reference: float,
+) -> tuple[Architecture, dict]:
+    """The network of keep_<q> and its notes, the path among them.
+
+    reference: the baseline's validation loss on the text that ``proxy`` scores.  Raises UserError, naming the best
+    network found, when none keeps the quality.
+    """
+    limits, found = space.limits, {}
+    for target in config.keep.targets:
+        budget = type(limits[0].budget)(target * limits[0].baseline)
+        limit = dataclasses.replace(limits[0], name="target", budget=budget)
+        one = dataclasses.replace(space, limits=[limit, *limits[1:]])
+        one.config = dataclasses.replace(space.config, proposers={"shallow": 1})
+        try:
+            measured = measured_candidates(one, measurement)
+        except UserError:  # no cut is so fast
+            continue
+        for options, candidate in measured.candidates.items():
+            found.setdefault(options, (candidate, measured.latency(options)))
+    candidates = [candidate for candidate, _ in found.values()]
+    if not candidates:
+        raise UserError(f"{variant.name}: no cut of the baseline is within keep.targets; allow larger ones")
+    latencies = [latency for _, latency in found.values()]
+
+    def train(number: int, share: float) -> Losses:
+        return proxy(candidates[number], share)
+
+    how = config.keep
+    number, path = keep(variant.loss, reference, latencies, train, how.proxy_share, how.trained)
+    patterns = [space.network(candidate.options).pattern for candidate in candidates]
+    if number is None:
+        raise refusal(variant.name, variant.loss, reference, path, patterns)
+    winner = candidates[number]
+    notes = {
+        "chosen_by": "quality kept",
+        "source": winner.source,
+        "status": None,
+        "gap": None,
+        "score": None,
+        "closed_loop": [],
+        "candidates": [],
+        "path": [{"pattern": p} | dataclasses.asdict(step) for p, step in zip(patterns, path, strict=True)],
+        "reference_nll": reference,
+    }
+    return _described(config, variant, space, limits, table, winner, notes)
+
+
+def _described(
+    config: SimpleNamespace,
+    variant: Variant,
+    space: Space,
+    limits: list,
+    table: LatencyTable,
+    winner: Candidate,
+    notes: dict,
+) -> tuple[Architecture, dict]:
+    network = space.network(winner.options)
+    solved = winner.source in ("solver", "argmax")
+    more = {
+        "target": variant.target,
+        "scored_by": space.config.scores if solved else "params" if winner.source == "largest" else None,
+        "used": used(limits, winner.options),
+        "rounds": space.incumbents,
+        "scores": {f"position_{b}": [round(s, 6) for s in row] for b, row in enumerate(space.scores)},
+        "score_options": list(space.names),
+    }
+    return network, noted(config, variant, network, table, notes | more)
+
+
+def noted(config: SimpleNamespace, variant: Variant, network: Architecture, table: LatencyTable, notes: dict) -> dict:
+    """Notes with the network's latency by the table, as architecture.yaml keeps them."""
+    attention = config.workload.attention
+    baseline = config.model.architecture(network.vocab_size, config.patterns.baseline)
+    estimated_ms, reference_ms = (table.estimate(one, attention) for one in (network, baseline))
+    latency = {
+        "attention": attention,
+        "estimated_ms": estimated_ms,
+        "baseline_ms": reference_ms,
+        "estimated": estimated_ms / reference_ms,
+    }
+    return {"selection": {"variant": variant.name, **notes, **latency}}

@@ -1,0 +1,25 @@
+"""The start of a supernet from the weights of a trained network, the parent."""
+
+from __future__ import annotations
+
+import torch
+
+from planer.blocks.block import Block
+from planer.search.supernet import Supernet
+from planer.training.parent_start import Parent, copy_stem, start_block, start_norm
+
+
+@torch.no_grad()
+def start_supernet(supernet: Supernet, parent: Parent) -> None:
+    """Overwrite the weights of an initialised supernet: every option as if its network were started from the parent.
+
+    Options that share weights are started once.  The attention whose first heads others use has its heads in falling
+    order of importance.  Experts that several mixtures share are copies of the parent's neurons, divided by nothing.
+    """
+    copy_stem(supernet, parent)
+    for position, block in enumerate(supernet.blocks):
+        for number, (option, owner) in enumerate(zip(block.options, block.owners, strict=True)):
+            if owner == number:
+                start_block(option, position, parent, by_importance=block.owners.count(number) > 1)
+            elif isinstance(option, Block):
+                start_norm(option, position, parent)
