@@ -21,7 +21,7 @@ SUBSETS = 12
 
 
 def pairs(space: Space) -> list[tuple[int, ...]]:
-    """Positions of the baseline's blocks in runs that begin with attention, in Transformer-XL (attention, feed-forward).
+    """Positions of the baseline's blocks in runs that begin with attention: pairs, in Transformer-XL.
 
     Blocks before the first attention belong to the first run.
     """
