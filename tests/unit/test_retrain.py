@@ -222,7 +222,7 @@ def test_the_length_of_a_call_moves_no_segment(sharp):
     assert again.tolist() == counts.tolist() and nll.tolist() == pytest.approx(expected.tolist(), rel=1e-10)
 
 
-def test_long_texts_have_64_segments_and_the_shortest_one(sharp):
+def test_long_texts_have_16_segments_and_the_shortest_one(sharp):
     long = np.tile(TEXT, 1 + SEGMENTS * SEGMENT_TOKENS // len(TEXT) * 2)
     assert len(segment_nll(sharp, long, 16, 64, 0, device=CPU)[1]) == SEGMENTS
     assert segment_nll(sharp, VALID[:40], 2, 8, 0, device=CPU)[1].tolist() == [38]
