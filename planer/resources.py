@@ -12,6 +12,7 @@ profile_blocks 1,143 of 2,600.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -278,6 +279,13 @@ def _retrain(job: _Job) -> _Need:
     )
 
 
+def _sparsify(job: _Job) -> _Need:
+    """Training, with the baseline as the teacher."""
+    need = _training(job, job.config.sparsify, forwards=3 if job.variant.from_papers else 4)
+    teacher = 0 if job.variant.from_papers else job.params(job.baseline)
+    return dataclasses.replace(need, params=need.params + teacher)
+
+
 def _cluster_experts(job: _Job) -> _Need:
     """Constrained k-means of the neurons of every dense layer.  Of wide layers a network with a latency target has no
     more than fit into the baseline's FLOPs."""
@@ -314,7 +322,7 @@ STAGES = {
     "choose": _choose,
     "teacher": _teacher,
     "retrain": _retrain,
-    "sparsify": lambda job: _training(job, job.config.sparsify),
+    "sparsify": _sparsify,
     "cluster_experts": _cluster_experts,
     "train_routers": lambda job: _training(job, job.config.train_routers),
     "evaluate": _evaluate,

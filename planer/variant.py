@@ -75,6 +75,11 @@ class Variant:
         return self.method in SEARCHED
 
     @property
+    def from_papers(self) -> bool:
+        """Whether it is ``-scratch``, which has no teacher in any stage."""
+        return self.scratch and self.method != "baseline"
+
+    @property
     def is_taught(self) -> bool:
         """Whether the baseline is its teacher."""
         return not self.scratch and self.method != "continued"

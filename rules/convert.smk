@@ -3,6 +3,7 @@
 
 rule sparsify:
     input:
+        unpack(sparsification_parent),
         train=dataset_file("train.npy"),
         valid=dataset_file("valid.npy"),
         model="results/{experiment}/{variant}/retrain/model.safetensors",
@@ -25,6 +26,7 @@ rule sparsify:
         runtime=minutes("sparsify"),
     params:
         config=sections("device", "threads", "dtype", "data", "sparsify"),
+        teaching=teaching,
         seed=seed("sparsify"),
         code=code_hash("sparsify.py"),
     message:

@@ -67,6 +67,19 @@ def teacher_of(wildcards):
     return variant.baseline if cached else None
 
 
+def teaching(wildcards):
+    """Params: what a teacher has to say while activations are made sparse; nothing without a teacher."""
+    if parse_variant(wildcards.variant).from_papers:
+        return {}
+    distill = build(DistillConfig, settings(wildcards.experiment)["distill"])
+    return {"weight": distill.weight, "temperature": distill.temperature} if distill.weight else {}
+
+
+def sparsification_parent(wildcards):
+    """The trained baseline, which is its own teacher too, where there is a teacher."""
+    return trained_baseline(wildcards) if teaching(wildcards) else {}
+
+
 def training_inputs(wildcards):
     """The beginning of the training, where the network was chosen by it."""
     pattern = parse_variant(wildcards.variant).pattern

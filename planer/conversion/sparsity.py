@@ -1,9 +1,10 @@
 """Making the activations of dense feed-forward layers sparse by fine-tuning (D2DMoE, arXiv 2310.04361, section 3.1).
 
-    Loss = CE + balance_weight * balance + alpha_t * mean over layers, tokens of H2(a)
+    Loss = L + balance_weight * balance + alpha_t * mean over layers, tokens of H2(a)
     H2(a) = (sum_i |a_i|)^2 / (sum_i a_i^2 + eps)          a: activations of one token after the ReLU
 
-All parameters are trained: the network may move its work to fewer neurons while the cross-entropy holds it in place.
+L is the cross-entropy, or with a teacher the loss of planer/training/distillation.py.  All parameters are trained: the
+network may move its work to fewer neurons while L holds it in place.
 Letters in shapes: B sequences, T tokens, F neurons.
 """
 
@@ -22,7 +23,9 @@ from planer.config import SparsifyConfig, derive_seed
 from planer.model import LanguageModel
 from planer.runtime import seed_everything
 from planer.training.checkpoint import Checkpoint
+from planer.training.distillation import Distillation
 from planer.training.retrain import LanguageModelling, train
+from planer.training.teacher import LiveTeacher
 
 EPSILON = 1e-15
 """Keeps a token without any activation at penalty 0 with gradient 0, in single precision (in half it is no number)."""
@@ -77,26 +80,18 @@ class Sparsification(LanguageModelling):
         train_tokens: np.ndarray,
         valid_tokens: np.ndarray,
         config: SparsifyConfig,
-        *,
-        dtype: torch.dtype = torch.float32,
+        **options,
     ) -> None:
-        """model: on its device already.  train_tokens, valid_tokens: 1-D.  dtype: of matrix products."""
-        super().__init__(
-            model,
-            train_tokens,
-            valid_tokens,
-            config,
-            balance_weight=config.balance_weight,
-            eval_steps=config.steps,
-            dtype=dtype,
-        )
+        """The arguments are those of LanguageModelling, without what config says."""
+        told = {"balance_weight": config.balance_weight, "eval_steps": config.steps}
+        super().__init__(model, train_tokens, valid_tokens, config, **told, **options)
         self.sparsity: dict[int, float] = {}
         self._positions = [i for i, spec in enumerate(model.architecture.blocks) if isinstance(spec, FeedForward)]
         self._relus = [block.activation for block in model.feed_forward_blocks()]
         self._activations: list[Tensor] = []
 
     def loss(self, step: int) -> tuple[Tensor, dict[str, Tensor | float]]:
-        """Cross-entropy, balance and penalty of one segment."""
+        """Prediction, balance and penalty of one segment."""
         self._activations = []
         with _on_output(self._relus, lambda layer, a: self._activations.append(a)):
             return super().loss(step)
@@ -127,6 +122,17 @@ class Sparsification(LanguageModelling):
         return nll
 
 
+class TaughtSparsification(Sparsification, Distillation):
+    """Sparsification with a teacher beside the text."""
+
+    def __init__(self, model: LanguageModel, *texts_and_config, parent: LanguageModel, **options) -> None:
+        """parent: the teacher, another model than the one that is trained.  options: weight and temperature of
+        Distillation, and those of Sparsification."""
+        config: SparsifyConfig = texts_and_config[-1]
+        teacher = LiveTeacher(parent.to(next(model.parameters()).device), config.mem_len)
+        super().__init__(model, *texts_and_config, teacher=teacher, **options)
+
+
 @contextmanager
 def _on_output(modules: Sequence[nn.Module], see: Callable[[int, Tensor], None]) -> Iterator[None]:
     """Call see(number of the module, its output) in every forward pass."""
@@ -151,9 +157,11 @@ def sparsify(
     dtype: torch.dtype,
     checkpoint: Checkpoint,
     on_row: Callable[[dict], None] = lambda row: None,
+    objective: Callable[..., Sparsification] = Sparsification,
 ) -> tuple[LanguageModel, pd.DataFrame, dict]:
     """Fine-tune the model, or continue from the checkpoint.
 
+    objective: makes the Objective; with a teacher a partial TaughtSparsification.
     Returns the same model in eval mode, the history, and the metrics of retraining's ``train`` with
     ``converted_layers``, ``valid_nll_before``, and the exact sparsity on the validation text: ``sparsity`` and
     ``sparsity_before`` (means over layers), ``sparsity_<block>``.  A network without feed-forward layers comes back
@@ -163,15 +171,15 @@ def sparsify(
         reason = f"{model.architecture.pattern} has no feed-forward layer whose activations could be made sparse"
         return model, pd.DataFrame({"step": pd.Series(dtype="int64")}), {"converted_layers": 0, "reason": reason}
     seed_everything(derive_seed(seed, "sparsify", "dropout"))
-    objective = Sparsification(model.to(device), train_tokens, valid_tokens, config, dtype=dtype)
-    nll_before = objective.validate(valid_tokens)
-    before = objective.sparsity
-    history, metrics = train(objective, checkpoint, on_row)
+    training = objective(model.to(device), train_tokens, valid_tokens, config, dtype=dtype)
+    nll_before = training.validate(valid_tokens)
+    before = training.sparsity
+    history, metrics = train(training, checkpoint, on_row)
     metrics |= {
         "converted_layers": len(before),
         "valid_nll_before": nll_before,
         "sparsity_before": float(np.mean(list(before.values()))),
-        "sparsity": float(np.mean(list(objective.sparsity.values()))),
-        **{f"sparsity_{position}": share for position, share in objective.sparsity.items()},
+        "sparsity": float(np.mean(list(training.sparsity.values()))),
+        **{f"sparsity_{position}": share for position, share in training.sparsity.items()},
     }
     return model, history, metrics

@@ -70,7 +70,7 @@ def training_hours(config: SimpleNamespace, vocab_size: int, table: LatencyTable
         + config.candidates.proxy_trainings * hours(config.distill, FORWARDS_PER_STEP),
         "retrain": hours(config.retrain, FORWARDS_PER_STEP),
         "distill": hours(config.distill, FORWARDS_PER_STEP + 1),
-        "sparsify": 2 * hours(config.sparsify, FORWARDS_PER_STEP),
+        "sparsify": 2 * hours(config.sparsify, FORWARDS_PER_STEP + 1),
         "train_routers": 2 * hours(config.train_routers, 1),
     }
     return result | {"total": sum(result.values())}
