@@ -77,16 +77,17 @@ def evaluate(
     """
     started = time.perf_counter()
     named = parse_variant(variant)
+    is_baseline = named.method == "baseline"
     dense, sparse, converted = (load(folder, device) for folder in (retrained, sparsified, routed))
     run = _Run(config, table, tokens, seed, device, resolve_dtype(config.dtype, device))
     origin = identity(device, run.dtype, config.workload, config.model, dense.architecture.vocab_size)
     table.check(origin)
     known, flops = run.quality(dense), run.flops(dense, baseline)
-    baseline_quality = known if variant == "baseline" else (baseline_evaluation or {}).get("quality")
-    reference = dense if variant == "baseline" else random_model(baseline, device, run.dtype, seed)
+    baseline_quality = known if is_baseline else (baseline_evaluation or {}).get("quality")
+    reference = dense if is_baseline else random_model(baseline, device, run.dtype, seed)
     latency, baseline_latency = run.latency(dense, reference)
     networks = {"dense": dense, "sparsified": sparse}
-    networks |= {} if variant == "baseline" else {"baseline": reference}
+    networks |= {} if is_baseline else {"baseline": reference}
     rows, conversion = run.conversion(networks, converted, known["final"], flops["closed_form"])
     seconds = {name: metrics["seconds"] for name, metrics in stages.items() if "seconds" in metrics}
     blocks = [{"kind": b.kind, "option": b.name, "symbol": b.symbol} for b in dense.architecture.blocks]
