@@ -299,18 +299,19 @@ def _target(variant: Variant, selection: Mapping, row: dict) -> dict | None:
 
 
 def _selection(notes: Mapping) -> dict:
-    """How the network was chosen; one that was drawn at random has no solver's proof, and a control has no scores."""
+    """How the network was chosen."""
     options = notes.get("score_options", [])
     return {
         "chosen_by": notes["chosen_by"],
         "source": notes["source"],
-        **{name: notes.get(name) for name in ("solver", "scored_by", "status", "gap")},
+        **{name: notes.get(name) for name in ("scored_by", "status", "gap")},
         "used": notes["used"],
         "incumbents": [
             {"blocks": [options[option] for option in entry["options"]], "supernet_nll": entry["supernet_nll"]}
             for entry in notes.get("rounds", [])
         ],
-        "candidates": notes.get("candidates", []),
+        "candidates": notes["candidates"],
+        "path": notes.get("path", []),
     }
 
 

@@ -14,7 +14,7 @@ from planer.evaluation.controls import CONTROLS, control_table, shallow_finding
 from planer.evaluation.drawing import inline, to_svg
 from planer.evaluation.figures import UNITS
 from planer.evaluation.page import TEMPLATE, cell, count, milliseconds, section, table
-from planer.evaluation.search_tables import proxy_training_tables, search_tables
+from planer.evaluation.search_tables import path_tables, proxy_training_tables, search_tables
 from planer.evaluation.summary import summary_line
 from planer.evaluation.sweep_tables import sweep_table
 from planer.evaluation.verdict import rules, verdict
@@ -185,6 +185,7 @@ def _network_sections(evaluations: Sequence[dict]) -> list[dict]:
             "search_health",
             *search_tables(evaluations),
             *proxy_training_tables(evaluations),
+            *path_tables(evaluations),
         ),
         section(
             "What the search found",

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from planer.evaluation.comparison import chosen_row, headline
 from planer.evaluation.controls import CONTROLS, compare_with_controls, interval
 from planer.evaluation.page import milliseconds
+from planer.latency.relative import TOLERANCE as TARGET_TOLERANCE
+from planer.latency.relative import too_slow
 from planer.paired import CONFIDENCE
-from planer.search.closed_loop import TOLERANCE as TARGET_TOLERANCE
-from planer.search.closed_loop import too_slow
 from planer.variant import Variant, name_of, parse_variant
 
 TARGET_STEP = 0.1
