@@ -95,9 +95,7 @@ def kept_network(
     """
     limits, found = space.limits, {}
     for target in config.keep.targets:
-        budget = type(limits[0].budget)(target * limits[0].baseline)
-        limit = dataclasses.replace(limits[0], name="target", budget=budget)
-        one = dataclasses.replace(space, limits=[limit, *limits[1:]])
+        one = dataclasses.replace(space, limits=[limits[0].at(target), *limits[1:]])
         one.config = dataclasses.replace(space.config, proposers={"shallow": 1})
         try:
             measured = measured_candidates(one, measurement)
