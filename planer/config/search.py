@@ -73,7 +73,7 @@ class CandidatesConfig:
     """Proxy training by successive halving: all candidates are trained to the first of these shares of their training,
     the better half goes on to the next one, and so on."""
     tokens: Annotated[int, Range(1, 10_000_000_000)]
-    """Validation text read per network, by scores and after proxy training."""
+    """Validation text read per network by scores and by the loss before training."""
     scores: Literal["replace_one", "alpha"]
     """What the solver maximises: the fall of the supernet's validation loss when one option is switched, or the
     logarithm of the architecture weights' softmax."""

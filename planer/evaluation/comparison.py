@@ -1,16 +1,14 @@
-"""The variants of an experiment side by side: one row per eval.json, and searches against random controls."""
+"""The variants of an experiment side by side: one row per eval.json."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable
 
-import numpy as np
 import pandas as pd
 
 from planer.variant import parse_variant
 
-TEXT = ("variant", "arm", "start", "pattern", "chosen_by", "source", "unit", "attention")
+TEXT = ("variant", "method", "start", "pattern", "chosen_by", "source", "unit", "attention")
 COUNTS = ("repeat", "params", "active_params", "converted_layers")
 NUMBERS = (
     "valid",
@@ -42,54 +40,14 @@ NUMBERS = (
 def compare(evaluations: Iterable[dict]) -> pd.DataFrame:
     """Table of the variants, in the order given; what a variant lacks is missing, not an error.
 
-    arm, start and repeat are what the variant's name says; chosen_by and source are those of ``selection``.  valid and
-    test are in unit (bpc or ppl) by the final protocol; latencies are those of the headline workload; search_seconds
-    are of all stages that found the network, search_ratio is over one training of the baseline; the dynamic columns
-    describe the chosen threshold.
+    method, start (parent or scratch) and repeat are what the variant's name says; chosen_by and source are those of
+    ``selection``.  valid and test are in unit (bpc or ppl) by the final protocol; latencies are those of the headline
+    workload; search_seconds are of all stages that found the network, search_ratio is over one training of the
+    baseline; the dynamic columns describe the chosen threshold.
     """
     table = pd.DataFrame([_row(evaluation) for evaluation in evaluations], columns=[*TEXT, *COUNTS, *NUMBERS])
     kinds = {name: "str" for name in TEXT} | {name: "Int64" for name in COUNTS} | {name: "float64" for name in NUMBERS}
     return table.astype(kinds)
-
-
-def controls(evaluations: Iterable[dict]) -> pd.DataFrame:
-    """Searched networks against random ones of the same latency: one row per target that has both.
-
-    target; n random controls with the mean and the standard error of their test quality (final protocol, lower is
-    better); runs of ``target_<t>`` (its seeds) with their mean ``searched``; difference = mean - searched, above 0
-    where the search is better; errors = difference in standard errors of the difference, s sqrt(1/n + 1/runs), where s
-    is the standard deviation of the controls, which stands for that of the runs too.  Missing with one control.  Warm
-    starts do not count.
-    """
-    found: dict[float, dict[str, list[float]]] = {}
-    for evaluation in evaluations:
-        variant = parse_variant(evaluation["variant"])
-        if variant.arm in ("target", "random") and variant.start == "scratch":
-            quality = evaluation["quality"]
-            values = found.setdefault(variant.target, {"target": [], "random": []})
-            values[variant.arm].append(quality["final"]["test"][quality["unit"]])
-    rows = [
-        {"target": target, **_against(values["target"], values["random"])}
-        for target, values in sorted(found.items())
-        if values["target"] and values["random"]
-    ]
-    columns = ["target", "n", "mean", "standard_error", "runs", "searched", "difference", "errors"]
-    return pd.DataFrame(rows, columns=columns)
-
-
-def _against(searched: list[float], random: list[float]) -> dict:
-    n, runs = len(random), len(searched)
-    spread = float(np.std(random, ddof=1)) if n > 1 else math.nan
-    difference = float(np.mean(random) - np.mean(searched))
-    return {
-        "n": n,
-        "mean": float(np.mean(random)),
-        "standard_error": spread / math.sqrt(n),
-        "runs": runs,
-        "searched": float(np.mean(searched)),
-        "difference": difference,
-        "errors": difference / (spread * math.sqrt(1 / n + 1 / runs)) if spread else math.nan,
-    }
 
 
 def chosen_row(evaluation: dict) -> dict | None:
@@ -116,8 +74,8 @@ def _row(evaluation: dict) -> dict:
     variant = parse_variant(evaluation["variant"])
     return {
         "variant": variant.name,
-        "arm": variant.arm,
-        "start": variant.start,
+        "method": variant.method,
+        "start": "scratch" if variant.scratch else "parent",
         "repeat": variant.repeat,
         "pattern": pick(evaluation, "architecture", "pattern"),
         "chosen_by": pick(evaluation, "selection", "chosen_by"),

@@ -77,16 +77,17 @@ def evaluate(
     """
     started = time.perf_counter()
     named = parse_variant(variant)
+    is_baseline = named.method == "baseline"
     dense, sparse, converted = (load(folder, device) for folder in (retrained, sparsified, routed))
     run = _Run(config, table, tokens, seed, device, resolve_dtype(config.dtype, device))
     origin = identity(device, run.dtype, config.workload, config.model, dense.architecture.vocab_size)
     table.check(origin)
     known, flops = run.quality(dense), run.flops(dense, baseline)
-    baseline_quality = known if variant == "baseline" else (baseline_evaluation or {}).get("quality")
-    reference = dense if variant == "baseline" else random_model(baseline, device, run.dtype, seed)
+    baseline_quality = known if is_baseline else (baseline_evaluation or {}).get("quality")
+    reference = dense if is_baseline else random_model(baseline, device, run.dtype, seed)
     latency, baseline_latency = run.latency(dense, reference)
     networks = {"dense": dense, "sparsified": sparse}
-    networks |= {} if variant == "baseline" else {"baseline": reference}
+    networks |= {} if is_baseline else {"baseline": reference}
     rows, conversion = run.conversion(networks, converted, known["final"], flops["closed_form"])
     seconds = {name: metrics["seconds"] for name, metrics in stages.items() if "seconds" in metrics}
     blocks = [{"kind": b.kind, "option": b.name, "symbol": b.symbol} for b in dense.architecture.blocks]
@@ -298,18 +299,19 @@ def _target(variant: Variant, selection: Mapping, row: dict) -> dict | None:
 
 
 def _selection(notes: Mapping) -> dict:
-    """How the network was chosen; one that was drawn at random has no solver's proof, and a control has no scores."""
+    """How the network was chosen."""
     options = notes.get("score_options", [])
     return {
         "chosen_by": notes["chosen_by"],
         "source": notes["source"],
-        **{name: notes.get(name) for name in ("solver", "scored_by", "status", "gap")},
+        **{name: notes.get(name) for name in ("scored_by", "status", "gap")},
         "used": notes["used"],
         "incumbents": [
             {"blocks": [options[option] for option in entry["options"]], "supernet_nll": entry["supernet_nll"]}
             for entry in notes.get("rounds", [])
         ],
-        "candidates": notes.get("candidates", []),
+        "candidates": notes["candidates"],
+        "path": notes.get("path", []),
     }
 
 

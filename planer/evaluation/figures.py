@@ -36,20 +36,24 @@ FAMILIES = {
     "pattern": ("s", "#e69f00"),
     "searched": ("o", "#0072b2"),
     "shared supernet": ("P", "#009e73"),
+    "baseline trained on": ("d", "#8b97a3"),
+    "shallow control": ("p", "#5c6875"),
     "random control": ("X", "#8b97a3"),
     "LTS control": ("^", "#cc79a7"),
-    "warm start": ("v", "#d55e00"),
+    "from random weights": ("v", "#d55e00"),
 }
 """Marker and colour of a variant by how its block order came about, or by what its training started from."""
-ARMS = {
+METHODS = {
     "baseline": "baseline",
+    "continued": "baseline trained on",
+    "shallow": "shallow control",
     "sandwich": "pattern",
     "par": "pattern",
     "shared": "shared supernet",
     "random": "random control",
     "lts": "LTS control",
 }
-"""Family of a variant's arm; the others are searched."""
+"""Family of a variant's method; the others are searched."""
 
 WORST_SHOWN = 1.3
 """The sweep shows quality up to this multiple of the best; thresholds beyond are in the report's table."""
@@ -255,4 +259,6 @@ def _kind_handles(kinds: Sequence[str]) -> list[Patch]:
 
 def _family(evaluation: dict) -> str:
     variant = parse_variant(evaluation["variant"])
-    return ARMS.get(variant.arm, "searched") if variant.start == "scratch" else "warm start"
+    if variant.scratch and variant.method != "baseline":
+        return "from random weights"
+    return METHODS.get(variant.method, "searched")

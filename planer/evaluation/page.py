@@ -125,14 +125,22 @@ code { font-family: ui-monospace, SFMono-Regular, Menlo, Consolas, monospace; fo
 {%- endfor %}
 </tbody>
 </table></div>
-{%- if controls %}
 <ul>
-{%- for sentence in controls %}
-<li>{{ sentence }}</li>
+{%- for name, line in summaries %}
+<li>{{ name }}: {{ line }}</li>
 {%- endfor %}
 </ul>
-<p class="note">Random controls are given as mean &plusmn; standard error. The standard error of a difference takes
-their standard deviation for the searched networks too.</p>
+<p class="note">Speed and test nll over the baseline's. The dense network, the converted one and the baseline were
+measured in turn.</p>
+{%- if controls %}
+<h3>Beside the baseline and the controls</h3>
+{%- if shallow %}
+<p>{{ shallow }}</p>
+{%- endif %}
+{{ grid(controls) }}
+<p class="note">Losses on the test split, lower is better. Several controls are given as mean &plusmn; standard error.
+Differences are taken in pairs, as shares of the control's nll, with intervals by Student's t. Pairs are segments of
+the text, random networks, or seeds. An interval over segments does not cover another training of the networks.</p>
 {%- endif %}
 {%- if remedies %}
 <h3>What to try</h3>

@@ -7,19 +7,20 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import jinja2
-import pandas as pd
 from matplotlib.figure import Figure
 
-from planer.evaluation.comparison import compare, controls, headline
+from planer.evaluation.comparison import compare, headline
+from planer.evaluation.controls import CONTROLS, control_table, shallow_finding
 from planer.evaluation.drawing import inline, to_svg
 from planer.evaluation.figures import UNITS
 from planer.evaluation.page import TEMPLATE, cell, count, milliseconds, section, table
-from planer.evaluation.search_tables import proxy_training_tables, search_tables
+from planer.evaluation.search_tables import path_tables, proxy_training_tables, search_tables
+from planer.evaluation.summary import summary_line
 from planer.evaluation.sweep_tables import sweep_table
 from planer.evaluation.verdict import rules, verdict
 from planer.files import write_text
 from planer.latency.additivity import IDLE_BAR, missed
-from planer.variant import parse_variant, spelled
+from planer.variant import parse_variant
 
 FIGURES = {
     "quality_latency": "Test quality against measured latency, one point per network",
@@ -31,7 +32,7 @@ FIGURES = {
     "routings": "Latency of mixtures of experts under even and uneven loads, beside a feed-forward layer",
     "estimated_measured": "Estimated against measured latency",
     "expert_balance": "Load of every expert over retraining, one row per network with mixtures of experts",
-    "warm_starts": "Validation loss over training steps, one line per start",
+    "starts": "Validation loss over training steps, from the trained baseline and from random weights",
     "dynamic_k": "Test quality over executed FLOPs and over latency, one line per network",
     "pareto": "Networks for many latency targets out of one supernet, and out of searches of their own",
 }
@@ -80,7 +81,7 @@ def render(
 ) -> str:
     """The page as text; figures are SVG documents by name."""
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
-    first, verdicts = evaluations[0], [verdict(evaluation) for evaluation in evaluations]
+    first, verdicts = evaluations[0], [verdict(evaluation, evaluations) for evaluation in evaluations]
     parts = [*_network_sections(evaluations), *_measured_sections(evaluations, additivity), *analyses]
     parts.append(_provenance(evaluations))
     return environment.from_string(TEMPLATE).render(
@@ -89,7 +90,9 @@ def render(
         verdicts=verdicts,
         remedies=[(found.variant, remedy) for found in verdicts for remedy in found.remedies],
         rules=rules(first),
-        controls=_control_findings(evaluations),
+        summaries=[(evaluation["variant"], summary_line(evaluation)) for evaluation in evaluations],
+        controls=control_table(evaluations),
+        shallow=shallow_finding(evaluations),
         files=_files(evaluations),
         summary=_summary(evaluations),
         summary_note=_summary_note(first),
@@ -108,7 +111,7 @@ def _setting(evaluation: dict) -> str:
 
 def _files(evaluations: Sequence[dict]) -> dict:
     """What a network's folder holds and how to load it, for the first network that is neither baseline nor control."""
-    wanted = (e for e in evaluations if parse_variant(e["variant"]).arm not in ("baseline", "random"))
+    wanted = (e for e in evaluations if parse_variant(e["variant"]).method not in CONTROLS)
     shown = next(wanted, evaluations[0])
     folder = f"results/{shown['experiment']}/{shown['variant']}"
     chosen = shown["conversion"]["chosen"]
@@ -121,31 +124,6 @@ network = load("{folder}/retrain")
 print(network.architecture.pattern, network.architecture.params())""",
         "tau": chosen["tau"] if chosen else 0.1,
     }
-
-
-def _control_findings(evaluations: Sequence[dict]) -> list[str]:
-    """What each search is worth beside random networks of the same latency, for better or worse."""
-    unit = evaluations[0]["quality"]["unit"]
-    return [_control_finding(row, unit) for row in controls(evaluations).itertuples()]
-
-
-def _control_finding(row, unit: str) -> str:
-    name, gap = f"target_{spelled(row.target)}", f"{abs(row.difference):.3f} {unit}"
-    known = not pd.isna(row.errors)
-    spread = f" \u00b1 {row.standard_error:.3f}" if known else ""
-    numbers = f"{row.searched:.3f} {unit} ({_runs(row.runs)}) against {row.mean:.3f}{spread} ({_runs(row.n)})"
-    if not known:
-        better = "better" if row.difference > 0 else "worse"
-        return f"{name} is {gap} {better} than the random control, whose spread is unknown: {numbers}."
-    if abs(row.errors) <= 1:
-        return f"{name} is within one standard error of the random controls: {numbers}."
-    verdict = "beats" if row.errors > 0 else "is worse than"
-    errors = f"{abs(row.errors):.1f} standard errors of the difference"
-    return f"{name} {verdict} the random controls by {gap}, {errors}: {numbers}."
-
-
-def _runs(count: int) -> str:
-    return "1 run" if count == 1 else f"{count} runs"
 
 
 def _summary(evaluations: Sequence[dict]) -> dict:
@@ -166,7 +144,7 @@ def _summary(evaluations: Sequence[dict]) -> dict:
         "FLOPs/token": ("flops", count),
     }
     rows = [[cell(row[key], show) for key, show in columns.values()] for _, row in networks.iterrows()]
-    marks = [evaluation["variant"] == "baseline" for evaluation in evaluations]
+    marks = [parse_variant(evaluation["variant"]).method == "baseline" for evaluation in evaluations]
     return table(list(columns), rows, text=("network", "blocks"), marks=marks)
 
 
@@ -207,6 +185,7 @@ def _network_sections(evaluations: Sequence[dict]) -> list[dict]:
             "search_health",
             *search_tables(evaluations),
             *proxy_training_tables(evaluations),
+            *path_tables(evaluations),
         ),
         section(
             "What the search found",
@@ -256,9 +235,9 @@ def _measured_sections(evaluations: Sequence[dict], additivity: dict) -> list[di
             "expert_balance",
         ),
         section(
-            "Warm starts",
-            "The same network trained from random weights and from weights or a teacher that were trained before.",
-            "warm_starts",
+            "Starts of training",
+            "Search and training from the trained baseline, which is the teacher too, and from random weights.",
+            "starts",
         ),
         section(
             "Dynamic k",

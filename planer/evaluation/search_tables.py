@@ -40,16 +40,24 @@ def _search_row(evaluation: dict) -> list[str]:
     ]
 
 
+SOURCES = {
+    "shallow": "shallow cut of the baseline",
+    "edited": "edited cut of the baseline",
+    "solver": "solver",
+    "argmax": "argmax of the architecture weights",
+    "random": "random network",
+    "largest": "most parameters",
+}
+"""Proposers in words."""
+
+
 def chosen_by(evaluation: dict) -> str:
     """What chose a network that is no pattern, in words."""
     how = evaluation["selection"]
-    if how["chosen_by"] == "random":
-        return "random sampling"
-    source = f"{how['solver']} on {how['scored_by']}" if how["source"] == "solver" else "random network"
-    if how["chosen_by"] == "solver":
-        return source
-    candidates = f" of {len(how['candidates'])} candidates" if how["chosen_by"] == "proxy training" else ""
-    return f"{source}, by {how['chosen_by']}{candidates}"
+    source = SOURCES[how["source"]] + (f" on {how['scored_by']}" if how["source"] == "solver" else "")
+    if how["chosen_by"] == "proxy training":
+        return f"{source}, by proxy training of {len(how['candidates'])} candidates"
+    return f"{source}, by the quality that it keeps" if how["chosen_by"] == "quality kept" else source
 
 
 def _chosen(evaluation: dict) -> dict:
@@ -63,7 +71,8 @@ def proxy_training_tables(evaluations: Sequence[dict]) -> list[dict]:
     columns = ["blocks", "source", "estimated", "supernet nll", "proxy training", "nll after it", "measured"]
     tables = []
     for evaluation in evaluations:
-        if evaluation["selection"] and "trial_nll" in (chosen := _chosen(evaluation)):
+        if evaluation["selection"] and len(evaluation["selection"]["candidates"]) > 1:
+            chosen = _chosen(evaluation)
             candidates = evaluation["selection"]["candidates"]
             rows = [
                 [
@@ -71,8 +80,8 @@ def proxy_training_tables(evaluations: Sequence[dict]) -> list[dict]:
                     entry["source"],
                     f"{entry['estimated']:.3f}",
                     cell(entry["supernet_nll"], "{:.3f}".format),
-                    f"{entry['trial_part']:.0%}",
-                    f"{entry['trial_nll']:.3f}",
+                    f"{entry['proxy_share']:.0%}",
+                    f"{entry['proxy_nll']:.3f}",
                     cell(entry["measured"], "{:.3f}".format),
                 ]
                 for entry in candidates
@@ -80,4 +89,25 @@ def proxy_training_tables(evaluations: Sequence[dict]) -> list[dict]:
             title = f"{evaluation['variant']}: proxy training of {len(candidates)} candidates"
             marks = [entry is chosen for entry in candidates]
             tables.append(table(columns, rows, text=("blocks", "source"), title=title, marks=marks))
+    return tables
+
+
+def path_tables(evaluations: Sequence[dict]) -> list[dict]:
+    """A table with the path of every network that was searched for the quality that it keeps."""
+    columns = ["blocks", "latency", "nll after proxy training", "predicted nll", "nll at the end"]
+    tables = []
+    for evaluation in evaluations:
+        if path := evaluation["selection"] and evaluation["selection"]["path"]:
+            rows = [
+                [
+                    step["pattern"],
+                    f"{step['latency']:.3f}",
+                    f"{step['proxy_nll']:.3f}",
+                    *(cell(step[name], "{:.3f}".format) for name in ("predicted_nll", "final_nll")),
+                ]
+                for step in path
+            ]
+            marks = [step["pattern"] == evaluation["architecture"]["pattern"] for step in path]
+            title = f"{evaluation['variant']}: networks from the slowest to the fastest"
+            tables.append(table(columns, rows, text=("blocks",), title=title, marks=marks))
     return tables

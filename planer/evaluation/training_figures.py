@@ -13,23 +13,15 @@ from matplotlib.collections import QuadMesh
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 
-from planer.evaluation.drawing import BLUE, INK, MUTED, ORANGE, SURFACE, colour_key, new_figure, scale, style
+from planer.evaluation.drawing import BLUE, MUTED, ORANGE, SURFACE, colour_key, new_figure, scale, style
 from planer.files import read_parquet
-from planer.variant import parse_variant
+from planer.variant import SCRATCH, parse_variant
 
 STARTS = {
-    "scratch": ("o", INK),
-    "inherit": ("s", "#0072b2"),
-    "upcycle": ("^", "#d55e00"),
-    "distill": ("D", "#009e73"),
+    False: ("trained baseline", "o", BLUE),
+    True: ("random weights", "s", ORANGE),
 }
-"""Marker and colour of what a training starts from."""
-LABELS = {
-    "scratch": "random weights",
-    "inherit": "weights of the supernet",
-    "upcycle": "weights of the baseline",
-    "distill": "random, baseline as teacher",
-}
+"""What search and training start from: name, marker and colour, by whether that is random weights."""
 
 COLUMNS = 60
 """Columns of a map over steps; longer histories are averaged."""
@@ -43,35 +35,35 @@ def load_history(path: str | Path) -> pd.DataFrame:
 def draw_trainings(histories: Mapping[str, pd.DataFrame]) -> dict[str, Figure]:
     """The figures of retraining by name, from histories by variant; one whose data no variant has is left out."""
     with style():
-        figures = {"expert_balance": expert_balance(histories), "warm_starts": warm_starts(histories)}
+        figures = {"expert_balance": expert_balance(histories), "starts": starts(histories)}
     return {name: figure for name, figure in figures.items() if figure is not None}
 
 
-def warm_starts(histories: dict[str, pd.DataFrame]) -> Figure | None:
-    """Validation loss over steps, one panel per network that was trained from more than one start.
+def starts(histories: dict[str, pd.DataFrame]) -> Figure | None:
+    """Validation loss over steps, one panel per variant that was trained from the baseline and from random weights.
 
     histories: of retraining, by variant; columns step and valid_nll are used.  The legend of a panel gives each last
-    value.  None when no network has two.
+    value.  None when no variant has both.
     """
-    networks: dict[str, dict[str, pd.DataFrame]] = {}
+    variants: dict[str, dict[bool, pd.DataFrame]] = {}
     for name, history in histories.items():
         variant = parse_variant(name)
-        networks.setdefault(variant.original, {})[variant.start] = history.dropna(subset="valid_nll")
-    networks = {original: starts for original, starts in networks.items() if len(starts) > 1}
-    if not networks:
+        variants.setdefault(name.replace(SCRATCH, ""), {})[variant.scratch] = history.dropna(subset="valid_nll")
+    variants = {name: found for name, found in variants.items() if len(found) > 1}
+    if not variants:
         return None
-    columns = min(len(networks), 2)
-    rows = -(-len(networks) // columns)
+    columns = min(len(variants), 2)
+    rows = -(-len(variants) // columns)
     figure, panels = new_figure(3.4 * rows, rows=rows, columns=columns)
-    for axes, (original, starts) in zip(panels, networks.items(), strict=False):
-        for start in sorted(starts, key=list(STARTS).index):
-            marker, colour = STARTS[start]
-            steps, losses = starts[start]["step"], starts[start]["valid_nll"]
-            label = f"{LABELS[start]}: {losses.iloc[-1]:.3f}"
+    for axes, (name, found) in zip(panels, variants.items(), strict=False):
+        for scratch, history in sorted(found.items()):
+            start, marker, colour = STARTS[scratch]
+            steps, losses = history["step"], history["valid_nll"]
+            label = f"{start}: {losses.iloc[-1]:.3f}"
             axes.plot(steps, losses, marker=marker, color=colour, markersize=3.5, linewidth=1.3, label=label)
-        axes.set(title=original, xlabel="training steps", ylabel="validation loss, nats per token")
+        axes.set(title=name, xlabel="training steps", ylabel="validation loss, nats per token")
         axes.legend()
-    for axes in panels[len(networks) :]:
+    for axes in panels[len(variants) :]:
         axes.remove()
     return figure
 

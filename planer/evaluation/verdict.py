@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from planer.evaluation.comparison import chosen_row, headline
+from planer.evaluation.controls import CONTROLS, compare_with_controls, interval
 from planer.evaluation.page import milliseconds
-from planer.search.closed_loop import TOLERANCE as TARGET_TOLERANCE
-from planer.search.closed_loop import too_slow
-from planer.variant import Variant, parse_variant, spelled
+from planer.latency.relative import TOLERANCE as TARGET_TOLERANCE
+from planer.latency.relative import too_slow
+from planer.paired import CONFIDENCE
+from planer.variant import Variant, name_of, parse_variant
 
 TARGET_STEP = 0.1
 """The next larger target is larger by this share of the baseline's latency."""
@@ -19,7 +22,7 @@ DISTURBED = 1.5
 are within a few percent of each other."""
 
 CORRECTIONS = 3
-"""The default of sample_architecture.corrections, for an experiment that sets it to 0."""
+"""The default of candidates.corrections, for an experiment that sets it to 0."""
 
 
 @dataclass(frozen=True)
@@ -59,10 +62,15 @@ class Verdict:
         return list(dict.fromkeys(filter(None, remedies)))
 
 
-def verdict(evaluation: dict) -> Verdict:
-    """The verdict on the network of an eval.json.  A random control gets no remedies: it is there to be compared."""
-    found = Verdict(evaluation["variant"], _target(evaluation), _quality(evaluation), _dynamic_k(evaluation))
-    if parse_variant(found.variant).arm != "random":
+def verdict(evaluation: dict, evaluations: Sequence[dict] = ()) -> Verdict:
+    """The verdict on the network of an eval.json, whose quality is compared with controls among the evaluations.
+
+    A control gets no remedies: it is there to be compared.
+    """
+    quality = _quality(evaluation, evaluations)
+    found = Verdict(evaluation["variant"], _target(evaluation), quality, _dynamic_k(evaluation))
+    method = parse_variant(found.variant).method
+    if method == "baseline" or method not in CONTROLS:
         return found
     plain = (Judgement(j.word, j.good, j.text) for j in (found.target, found.quality, found.dynamic_k))
     return Verdict(found.variant, *plain)
@@ -83,7 +91,7 @@ def rules(evaluation: dict) -> str:
 
 def _target(evaluation: dict) -> Judgement:
     variant, row = parse_variant(evaluation["variant"]), headline(evaluation)
-    if variant.name == "baseline":
+    if variant.method == "baseline":
         return Judgement("reference", None, f"{milliseconds(row['median_ms'])} ms per call")
     if variant.target is None:
         return Judgement("no target", None, f"{1 / row['speed_up']:.3f} of the baseline's latency measured")
@@ -110,41 +118,45 @@ def _faster(evaluation: dict, variant: Variant, requested: float, measured: floa
     from its table by as much again."""
     if not evaluation["target"]["rounds"]:
         text = "measure the choice before training, and choose again when it is too slow"
-        return Remedy(text, _command(evaluation, config=f"sample_architecture={{corrections: {CORRECTIONS}}}"))
+        return Remedy(text, _command(evaluation, config=f"candidates={{corrections: {CORRECTIONS}}}"))
     smaller = math.floor(100 * requested**2 / measured) / 100
     if smaller <= 0:
         return None
     text = f"ask for a smaller share, {smaller:g}, which makes up for the miss"
-    return Remedy(text, _command(evaluation, _name(variant, smaller, variant.start)))
+    return Remedy(text, _command(evaluation, _at(variant, smaller)))
 
 
-def _quality(evaluation: dict) -> Judgement:
+def _quality(evaluation: dict, evaluations: Sequence[dict]) -> Judgement:
+    variant = parse_variant(evaluation["variant"])
     unit, known = evaluation["quality"]["unit"], evaluation["baseline"]["quality"]
     test = evaluation["quality"]["final"]["test"]
-    if evaluation["variant"] == "baseline":
+    if variant.method == "baseline":
         return Judgement("reference", None, f"{test[unit]:.3f} {unit} on the test split")
     if known is None:
         text = f"{test[unit]:.3f} {unit}; the baseline was not evaluated"
-        return Judgement("unknown", None, text, Remedy("evaluate the baseline", _command(evaluation, "baseline")))
+        return Judgement("unknown", None, text, Remedy("evaluate the baseline", _command(evaluation, variant.baseline)))
     reference = known["final"]["test"]
     change = test["nll"] / reference["nll"] - 1
+    beside_baseline, *others = compare_with_controls(evaluation, evaluations)
     text = f"{test[unit]:.3f} {unit}, {_nll(change, 'the baseline')} ({reference[unit]:.3f})"
-    if change <= evaluation["tolerance"]:
-        return Judgement("kept", True, text)
-    text += f", {test[unit] - reference[unit]:+.3f} {unit}"
-    return Judgement("lost", False, text, _better(evaluation, parse_variant(evaluation["variant"])))
+    kept = change <= evaluation["tolerance"]
+    if not kept:
+        text += f", {test[unit] - reference[unit]:+.3f} {unit}"
+    text += f"; {CONFIDENCE:.0%} interval {interval(beside_baseline.paired)}"
+    text = "; ".join([text, *(found.phrase for found in others)])
+    return Judgement("kept", True, text) if kept else Judgement("lost", False, text, _better(evaluation, variant))
 
 
 def _better(evaluation: dict, variant: Variant) -> Remedy:
-    """With the baseline as its teacher; then with more latency; then with longer training."""
-    if variant.start != "distill":
-        name = _name(variant, variant.target, "distill")
-        return Remedy("train the same network with the baseline as its teacher", _command(evaluation, name))
+    """From the trained baseline; then with more latency; then with longer training."""
+    if variant.scratch:
+        name = name_of(variant.method, variant.target, variant.number, repeat=variant.repeat)
+        return Remedy("start from the trained baseline and learn from it", _command(evaluation, name))
     if variant.target is not None and variant.target < 1:
         larger = min(1.0, round(variant.target + TARGET_STEP, 2))
         text = f"allow more latency, {larger:g} of the baseline's"
-        return Remedy(text, _command(evaluation, _name(variant, larger, variant.start)))
-    text = f"train all networks longer: raise retrain.steps in config/experiments/{evaluation['experiment']}.yaml"
+        return Remedy(text, _command(evaluation, _at(variant, larger)))
+    text = f"train longer: raise distill.steps in config/experiments/{evaluation['experiment']}.yaml"
     return Remedy(text, _command(evaluation, variant.name))
 
 
@@ -207,12 +219,9 @@ def _nll(change: float, reference: str) -> str:
     return f"{abs(change):.1%} {'less' if change < 0 else 'more'} nll than {reference}"
 
 
-def _name(variant: Variant, target: float | None, start: str) -> str:
-    """The name of the same kind of variant for another target or another start of training."""
-    parts = [variant.arm if target is None else f"{variant.arm}_{spelled(target)}"]
-    parts += [f"_{variant.number}"] if variant.number else []
-    parts += [f"-{start}"] if start != "scratch" else []
-    return "".join([*parts, f"-seed{variant.repeat}" if variant.repeat else ""])
+def _at(variant: Variant, target: float) -> str:
+    """The name of the same kind of variant for another target."""
+    return name_of(variant.method, target, variant.number, scratch=variant.scratch, repeat=variant.repeat)
 
 
 def _command(evaluation: dict, variant: str = "", config: str = "") -> str:

@@ -11,7 +11,6 @@ By the table, too, a network never exceeds its target.  Where no network is fast
 
 from __future__ import annotations
 
-import dataclasses
 import statistics
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -80,8 +79,7 @@ class Measured:
         """The latency limit whose networks meet the target when they are as far off as those measured, in the
         median."""
         bias = statistics.median(ratio / self.estimated(options) for options, ratio in self.ratios.items())
-        budget = type(self.target.budget)(min(1.0, 1 / bias) * self.target.budget)
-        return dataclasses.replace(self.target, budget=budget)
+        return self.target.at(min(1.0, 1 / bias) * self.target.share)
 
 
 def measured_candidates(space: Space, measurement: Measurement | None) -> Measured:
@@ -102,7 +100,7 @@ def measured_candidates(space: Space, measurement: Measurement | None) -> Measur
         if not missing or not found.ratios or correction == space.config.corrections:
             break
         limit = found.centred()
-        if limit.budget >= space.limits[0].budget or limit.budget < limit.reachable(space.positions)[0]:
+        if limit.budget >= space.limits[0].budget:
             break
         space.limits[0] = limit
     if not found.candidates and not found.rejected:

@@ -1,14 +1,18 @@
 """What a chosen network may cost: its latency by the table, and whatever else the config limits.
 
 All costs add up over blocks, so each is one linear constraint of the integer program.  Limits are shares of what the
-baseline costs.
+baseline costs.  Costs are whole numbers: latencies are rounded to picoseconds here, once, and FLOPs count those of a
+whole forward pass.  Their sums are exact, so the baseline itself keeps a limit of 1, whatever its blocks cost.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
+from numbers import Integral
 from types import SimpleNamespace
 
 from planer.architecture import Architecture, Attention, BlockSpec
@@ -16,44 +20,55 @@ from planer.config import batch_of_limit
 from planer.files import UserError
 from planer.latency.table import LatencyTable
 
+BYTES = 4
+"""Of a weight or a remembered number: fp32."""
+
+PICOSECONDS = 10**9
+"""Per ms.  Far below what can be measured, and an hour of them is still exact in a float."""
+
 
 @dataclass(frozen=True)
 class Limit:
-    """What a network may cost at most in one currency: fixed + the costs of its options <= budget."""
+    """What a network may cost at most in one currency: fixed + the costs of its options <= budget.
+
+    Raises ValueError for costs that are no whole numbers.
+    """
 
     name: str
     """What messages call it: ``target`` for the latency, else ``params``, ``flops``, ..."""
-    costs: Sequence[float]
+    costs: Sequence[int]
     """Of each option [N], the same at every position."""
-    fixed: float
+    fixed: int
     """What every network pays besides its blocks."""
-    budget: float
+    budget: int
     """For the whole network."""
-    baseline: float
+    baseline: int
     """What the baseline costs; limits are given as shares of it."""
-    unit: str = "ms"
-    """Of all these numbers."""
-    floor: float = -math.inf
+    unit: str
+    """What messages count in."""
+    per_unit: int = 1
+    """How much of all these numbers is one such unit."""
+    floor: int | None = None
     """What a network must cost at least, for a budget that is to be used."""
 
-    def of(self, chosen: Sequence[int]) -> float:
-        """Cost of a network, summed exactly as the latency table does."""
-        return math.fsum([self.fixed, *[self.costs[option] for option in chosen]])
+    def __post_init__(self):
+        if not all(isinstance(cost, Integral) for cost in (*self.costs, self.fixed, self.budget, self.baseline)):
+            raise ValueError(f"costs, budget and baseline of {self.name} must be whole numbers")
 
-    def kept_by(self, chosen: Sequence[int]) -> bool:
-        """Whether a network costs no more than the budget and no less than the floor."""
-        return self.floor <= self.of(chosen) <= self.budget
+    def at(self, share: float) -> Limit:
+        """The limit at another share of the baseline's cost, as the decimal number that is written, rounded down."""
+        return dataclasses.replace(self, budget=math.floor(Fraction(str(share)) * self.baseline))
 
-    def reachable(self, positions: int) -> tuple[float, float]:
-        """Smallest and largest cost of a network of so many positions."""
-        return tuple(math.fsum([self.fixed, *[pick(self.costs)] * positions]) for pick in (min, max))
+    def of(self, chosen: Sequence[int]) -> int:
+        """Cost of a network."""
+        return self.fixed + sum(self.costs[option] for option in chosen)
 
     def require_reachable(self, positions: int) -> None:
-        """Raise UserError, naming the reachable range, when no network at all keeps the limit."""
-        if self.budget < self.reachable(positions)[0]:
+        """Raise UserError, naming the reachable range, when no network of so many positions keeps the limit."""
+        if self.budget < self.fixed + positions * min(self.costs):
             raise UserError(
-                f"{self.name} {self.share:g} cannot be met: reachable range is {self._range(positions)} of the "
-                f"baseline's {self.baseline:.4g} {self.unit}; choose a {self.name} in that range"
+                f"{self.name} {self.share:.4g} cannot be met: reachable range is {self.range(positions)} of the "
+                f"baseline's {self.baseline / self.per_unit:.4g} {self.unit}; choose a {self.name} in that range"
             )
 
     @property
@@ -61,14 +76,18 @@ class Limit:
         """The budget as a share of the baseline's cost."""
         return self.budget / self.baseline
 
-    def _range(self, positions: int) -> str:
-        low, high = self.reachable(positions)
-        lowest = math.ceil(low / self.baseline * 100) / 100  # rounded up, so that the number printed can be reached
+    def range(self, positions: int) -> str:
+        """The reachable shares of the baseline's cost, for messages."""
+        low, high = (self.fixed + positions * pick(self.costs) for pick in (min, max))
+        lowest = math.ceil(100 * Fraction(low, self.baseline)) / 100  # rounded up, so that the number can be reached
         return f"{lowest:.2f} to {high / self.baseline:.2f}"
 
 
-BYTES = 4
-"""Of a weight or a remembered number: fp32."""
+def latency_limit(name: str, share: float, costs: Sequence[float], fixed: float, baseline: Sequence[float]) -> Limit:
+    """A limit from latencies in ms: of each option, of what all networks pay, and of the baseline's blocks."""
+    whole, *blocks = (round(ms * PICOSECONDS) for ms in (fixed, *baseline))
+    total = whole + sum(blocks)
+    return Limit(name, [round(ms * PICOSECONDS) for ms in costs], whole, total, total, "ms", PICOSECONDS).at(share)
 
 
 def limits_of(
@@ -77,36 +96,44 @@ def limits_of(
     """The latency limit, called ``target``, and those of ``more``: params, active_params, flops, memory (shares).
 
     latency_batch_<b> among ``more`` limits the latency at another batch size.  config has the sections model,
-    design_space and workload.  FLOPs are per token of the workload; memory is weights and the memory of its batch, in
-    bytes.  Raises UserError when the table lacks an option or a batch size.
+    design_space and workload.  FLOPs are those of one forward pass of the workload; memory is weights and the memory of
+    its batch, in bytes.  Raises UserError when the table lacks an option or a batch size.
     """
     attention, blocks = config.workload.attention, [config.model.option(name) for name in config.design_space]
 
     def latency(name: str, share: float, batch: int | None = None) -> Limit:
-        costs = [table.lookup(option, attention, batch) for option in config.design_space]
-        whole = table.estimate(baseline, attention, batch)
-        return Limit(name, costs, table.lookup("stem", attention, batch), share * whole, whole)
+        table.estimate(baseline, attention, batch)  # raises where the table was measured for other shapes
+        names = (config.design_space, [block.name for block in baseline.blocks])
+        costs, whole = ([table.lookup(block, attention, batch) for block in blocks] for blocks in names)
+        return latency_limit(name, share, costs, table.lookup("stem", attention, batch), whole)
 
-    cost, empty = _costs(config, baseline), config.model.architecture(baseline.vocab_size, ())
+    work, empty = config.workload, config.model.architecture(baseline.vocab_size, ())
+    cost, tokens = _costs(config, baseline), work.batch * work.tgt_len
     fixed = {
         "params": empty.params(),
         "active_params": empty.active_params(),
-        "flops": empty.flops(1, 1, 0, attention),
+        "flops": round(tokens * empty.flops(1, 1, 0, attention)),
         "memory": BYTES * empty.params(),
     }
-    units = {"params": "parameters", "active_params": "parameters", "flops": "FLOPs per token", "memory": "bytes"}
+    units = {
+        "params": ("parameters", 1),
+        "active_params": ("parameters", 1),
+        "flops": ("FLOPs per token", tokens),
+        "memory": ("bytes", 1),
+    }
     limits = [latency("target", target)]
     for name, share in more.items():
         if (batch := batch_of_limit(name)) is not None:
             limits.append(latency(name, share, batch))
             continue
         whole = fixed[name] + sum(cost[name](block) for block in baseline.blocks)
-        limits.append(Limit(name, [cost[name](b) for b in blocks], fixed[name], share * whole, whole, units[name]))
+        limit = Limit(name, [cost[name](block) for block in blocks], fixed[name], whole, whole, *units[name])
+        limits.append(limit.at(share))
     return limits
 
 
-def _costs(config: SimpleNamespace, baseline: Architecture) -> dict[str, Callable[[BlockSpec], float]]:
-    """What one block costs, by name."""
+def _costs(config: SimpleNamespace, baseline: Architecture) -> dict[str, Callable[[BlockSpec], int]]:
+    """What one block costs, by name; FLOPs are those of a forward pass of the workload."""
     width, work = baseline.d_model, config.workload
 
     def remembered(block: BlockSpec) -> int:
@@ -115,10 +142,14 @@ def _costs(config: SimpleNamespace, baseline: Architecture) -> dict[str, Callabl
             return 0
         return 2 * block.width if work.attention == "cached" else width
 
+    def flops(block: BlockSpec) -> int:
+        per_token = block.flops(width, work.batch, work.tgt_len, work.mem_len, work.attention)
+        return round(work.batch * work.tgt_len * per_token)
+
     return {
         "params": lambda block: block.params(width),
         "active_params": lambda block: block.active_params(width),
-        "flops": lambda block: block.flops(width, work.batch, work.tgt_len, work.mem_len, work.attention),
+        "flops": flops,
         "memory": lambda block: BYTES * (block.params(width) + work.batch * work.mem_len * remembered(block)),
     }
 

@@ -16,17 +16,9 @@ from planer.search.candidates import Proxy, choose, measured_candidates
 from planer.search.constraints import limits_of, used
 from planer.search.halving import Losses
 from planer.search.keep import keep, refusal
+from planer.search.pattern import noted
 from planer.search.space import Candidate, PathLoss, Space
 from planer.variant import Variant
-
-
-def pattern_network(
-    config: SimpleNamespace, variant: Variant, vocab_size: int, table: LatencyTable
-) -> tuple[Architecture, dict]:
-    """The architecture of a pattern, and its notes.  config: the sections model, patterns and workload."""
-    network = config.model.architecture(vocab_size, getattr(config.patterns, variant.pattern))
-    notes = {"chosen_by": "pattern", "target": None}
-    return network, noted(config, variant, network, table, notes)
 
 
 def space_of(
@@ -95,9 +87,7 @@ def kept_network(
     """
     limits, found = space.limits, {}
     for target in config.keep.targets:
-        budget = type(limits[0].budget)(target * limits[0].baseline)
-        limit = dataclasses.replace(limits[0], name="target", budget=budget)
-        one = dataclasses.replace(space, limits=[limit, *limits[1:]])
+        one = dataclasses.replace(space, limits=[limits[0].at(target), *limits[1:]])
         one.config = dataclasses.replace(space.config, proposers={"shallow": 1})
         try:
             measured = measured_candidates(one, measurement)
@@ -153,17 +143,3 @@ def _described(
         "score_options": list(space.names),
     }
     return network, noted(config, variant, network, table, notes | more)
-
-
-def noted(config: SimpleNamespace, variant: Variant, network: Architecture, table: LatencyTable, notes: dict) -> dict:
-    """Notes with the network's latency by the table, as architecture.yaml keeps them."""
-    attention = config.workload.attention
-    baseline = config.model.architecture(network.vocab_size, config.patterns.baseline)
-    estimated_ms, reference_ms = (table.estimate(one, attention) for one in (network, baseline))
-    latency = {
-        "attention": attention,
-        "estimated_ms": estimated_ms,
-        "baseline_ms": reference_ms,
-        "estimated": estimated_ms / reference_ms,
-    }
-    return {"selection": {"variant": variant.name, **notes, **latency}}

@@ -30,7 +30,7 @@ from planer.files import UserError
 from planer.latency.table import LatencyTable, identity
 from planer.model import LanguageModel, initialise
 from planer.runtime import autocast, resolve_device, resolve_dtype, seed_everything
-from planer.search.constraints import Limit
+from planer.search.constraints import limits_of
 from planer.search.latency_loss import LatencyLoss
 from planer.search.methods import config_of, stop_share
 from planer.search.supernet import Supernet, build_supernet
@@ -302,7 +302,7 @@ def _latency_loss(
     baseline, attention = config.model.architecture(vocab_size, config.patterns.baseline), config.workload.attention
     option_ms = [table.lookup(name, attention) for name in config.design_space]
     stem_ms, baseline_ms = table.lookup("stem", attention), table.estimate(baseline, attention)
-    Limit("target", option_ms, stem_ms, target * baseline_ms, baseline_ms).require_reachable(len(baseline.blocks))
+    limits_of(config, baseline, table, target)[0].require_reachable(len(baseline.blocks))
     pressure = (config.search.latency_loss, config.search.latency_weight)
     return LatencyLoss(option_ms, stem_ms, baseline_ms, target, *pressure, device)
 

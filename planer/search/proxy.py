@@ -9,14 +9,17 @@ from planer.model import LanguageModel
 from planer.search.halving import Losses
 from planer.training.checkpoint import Checkpoint
 from planer.training.recipe import Recipe
+from planer.training.retrain import VALID_TOKENS
+from planer.training.validate import mean_of
 
 
 class ProxyTraining:
     """Trains candidates for a while and scores them; each goes on from its own checkpoint."""
 
-    def __init__(self, recipe: Recipe, text: np.ndarray, checkpoint: Checkpoint):
-        """text: what is scored [n].  checkpoint: of the job; every network gets one beside it."""
-        self._recipe, self._text, self._checkpoint = recipe, text, checkpoint
+    def __init__(self, recipe: Recipe, checkpoint: Checkpoint):
+        """checkpoint: of the job; every network gets one beside it."""
+        self._recipe, self._checkpoint = recipe, checkpoint
+        self._text = recipe.valid_tokens[:VALID_TOKENS]
         self._checkpoints: dict[str, Checkpoint] = {}
         self._seconds: dict[str, float] = {}
 
@@ -27,12 +30,12 @@ class ProxyTraining:
         self._seconds[network.pattern] = metrics["seconds"]
         return self._losses(model)
 
-    def untrained(self, network: Architecture) -> float:
-        """Loss of the network at its start, in nats per token."""
-        return self._losses(self._recipe.start(network)).mean
+    def untrained(self, network: Architecture, text: np.ndarray) -> float:
+        """Loss of the network at its start on a text [n], in nats per token."""
+        return mean_of(*self._recipe.scored(self._recipe.start(network), text))[0]
 
     def reference(self, model: LanguageModel) -> float:
-        """Loss of another model on the same text, in nats per token."""
+        """Loss of another model on the text that networks are scored on, in nats per token."""
         return self._losses(model.to(self._recipe.device)).mean
 
     def seconds(self, network: Architecture) -> float:

@@ -30,9 +30,9 @@ class Candidate:
     score: float | None = None
     """What the proposer went by; higher is better."""
     status: str | None = None
-    """Of a solver: ``optimal``, or ``limit`` where its search was cut short."""
+    """Of a solver: ``optimal``, or ``cut short`` where its search ended at its limit of work."""
     gap: float | None = None
-    """Relative distance to the best score that the solver could not rule out."""
+    """Share of the score given up that the solver could not rule out to regain."""
 
 
 @dataclass
@@ -71,4 +71,4 @@ class Space:
 
     def allows(self, options: Sequence[int]) -> bool:
         """Whether a network keeps all limits."""
-        return all(limit.kept_by(options) for limit in self.limits)
+        return all(limit.of(options) <= limit.budget for limit in self.limits)

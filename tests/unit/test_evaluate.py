@@ -258,6 +258,12 @@ def test_summary_of_the_baseline_is_beside_itself(baseline):
     assert baseline["conversion"]["baseline_latency"] == baseline["conversion"]["dense_latency"]
 
 
+def test_a_repeat_of_the_baseline_is_its_own_baseline(tmp_path, tokens):
+    found = evaluated(tmp_path, tokens, "baseline-seed1", BASELINE)
+    assert found["summary"]["dense"] == {"speed_up": 1, "nll_ratio": 1}
+    assert found["baseline"]["quality"] == found["quality"]
+
+
 def test_summary_lines(searched):
     entry = {"speed_up": 1.964, "nll_ratio": 1.0031}
     values = searched | {"summary": {"dense": entry, "converted": None}}

@@ -7,6 +7,7 @@ import math
 import pytest
 import torch
 from made_up import OPTIONS, evaluation
+from planer.search.sample import sample_architecture
 from toy import VOCAB_SIZE, experiment, latency_table
 
 from planer.architecture import Architecture
@@ -15,7 +16,6 @@ from planer.evaluation.drawing import to_svg
 from planer.evaluation.pareto import pareto, pareto_figure, pareto_section, supernet_nll
 from planer.files import UserError, write_json
 from planer.notation import from_notation
-from planer.search.sample import sample_architecture
 from planer.variant import parse_variant
 
 CONFIG = ParetoConfig(targets=(0.9, 0.5, 0.6, 0.7), compared=(0.5, 0.7, 0.9))

@@ -8,14 +8,14 @@ import itertools
 import numpy as np
 import pytest
 import torch
+from planer.search.choose import Chooser
+from planer.search.sample import sample_architecture
+from planer.search.select import Limit
 from toy import MS, VOCAB_SIZE, experiment, latency_table
 
 from planer.data.stream import EvalBatches, StreamBatches
 from planer.model import LanguageModel, initialise
-from planer.search.choose import Chooser
-from planer.search.sample import sample_architecture
 from planer.search.scorers.replace_one import SupernetLoss, replace_one_scores
-from planer.search.select import Limit
 from planer.search.supernet import Supernet, build_supernet
 from planer.training.validate import VALID_BATCH, mean_nll
 from planer.variant import parse_variant

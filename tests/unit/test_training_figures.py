@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from planer.evaluation.drawing import to_svg
-from planer.evaluation.training_figures import COLUMNS, draw_trainings, expert_balance, warm_starts
+from planer.evaluation.training_figures import COLUMNS, draw_trainings, expert_balance, starts
 
 
 def history(last: float) -> pd.DataFrame:
@@ -17,15 +17,15 @@ def history(last: float) -> pd.DataFrame:
     return pd.DataFrame({"step": steps, "loss": valid + 1, "valid_nll": valid})
 
 
-def test_networks_with_several_starts_have_a_panel_each():
-    names = ["baseline", "target_0.5-upcycle", "target_0.5", "par-distill", "par", "target_0.5-seed2", "lts_0.5"]
-    figure = warm_starts({name: history(2 + i / 10) for i, name in enumerate(names)})
+def test_variants_with_both_starts_have_a_panel_each():
+    names = ["baseline", "target_0.5-scratch", "target_0.5", "par", "par-scratch", "target_0.5-seed2", "lts_0.5"]
+    figure = starts({name: history(2 + i / 10) for i, name in enumerate(names)})
     panels = figure.axes
     assert [axes.get_title() for axes in panels] == ["target_0.5", "par"]
     labels = [[line.get_label() for line in axes.lines] for axes in panels]
     assert labels == [
-        ["random weights: 2.200", "weights of the baseline: 2.100"],
-        ["random weights: 2.400", "random, baseline as teacher: 2.300"],
+        ["trained baseline: 2.200", "random weights: 2.100"],
+        ["trained baseline: 2.300", "random weights: 2.400"],
     ]
     line = panels[0].lines[1]
     assert line.get_xdata().tolist() == [20, 40, 60, 80, 100]
@@ -34,14 +34,14 @@ def test_networks_with_several_starts_have_a_panel_each():
 
 
 def test_an_odd_panel_leaves_no_empty_one():
-    names = ("target_0.5", "target_0.7", "par")
-    figure = warm_starts({f"{name}{suffix}": history(2.0) for name in names for suffix in ("", "-distill")})
-    assert [axes.get_title() for axes in figure.axes] == list(names)
+    names = ("target_0.5-seed1", "target_0.7-seed1", "par-seed1")
+    both = [name.replace("-seed", f"{suffix}-seed") for name in names for suffix in ("", "-scratch")]
+    assert [axes.get_title() for axes in starts({name: history(2.0) for name in both}).axes] == list(names)
 
 
-def test_without_two_starts_of_a_network_there_is_no_figure():
-    assert warm_starts({}) is None
-    assert warm_starts({"baseline": history(2.0), "target_0.5": history(2.1), "par-distill": history(2.2)}) is None
+def test_without_both_starts_of_a_variant_there_is_no_figure():
+    assert starts({}) is None
+    assert starts({"baseline": history(2.0), "target_0.5": history(2.1), "par-scratch": history(2.2)}) is None
 
 
 def balanced(loads: dict[int, list[float]], rows: int = 10) -> pd.DataFrame:

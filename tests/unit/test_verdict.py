@@ -44,7 +44,7 @@ def test_a_target_is_met_up_to_2_percent_above_the_request(share, word):
     ("variant", "share", "suggested"),
     [
         ("target_0.5", 0.6, "target_0.41"),
-        ("target_0.5-distill-seed2", 0.511, "target_0.48-distill-seed2"),
+        ("target_0.5-scratch-seed2", 0.511, "target_0.48-scratch-seed2"),
         ("lts_1", 1.25, "lts_0.8"),
     ],
 )
@@ -56,7 +56,7 @@ def test_a_missed_target_suggests_a_smaller_share(variant, share, suggested):
 def test_a_target_missed_without_the_closed_loop_suggests_it():
     values = network(share=0.6)
     values["target"]["rounds"] = []
-    command = f'{COMMAND}target_0.5/eval.json --config "sample_architecture={{corrections: 3}}"'
+    command = f'{COMMAND}target_0.5/eval.json --config "candidates={{corrections: 3}}"'
     assert verdict(values).target.remedy.command == command
 
 
@@ -99,7 +99,10 @@ def test_a_target_beyond_reach_suggests_nothing():
 def test_quality_is_kept_within_the_tolerance_of_the_baseline(nll, word, text):
     found = verdict(network(nll=nll)).quality
     assert (found.word, found.good, found.remedy is None) == (word, word == "kept", word == "kept")
-    assert found.text == f"{nll / math.log(2):.3f} bpc, {text}"
+    shown, interval = found.text.split("; ")
+    assert shown == f"{nll / math.log(2):.3f} bpc, {text}"
+    low, high = (float(end.rstrip("%")) for end in interval.removeprefix("95% interval ").split(" to "))
+    assert low <= 100 * (nll / 1.6 - 1) + 0.05 and high >= 100 * (nll / 1.6 - 1) - 0.05 and high - low < 1
     strict = network(nll=nll) | {"tolerance": 0.0}
     assert verdict(strict).quality.good == (nll < 1.6)
 
@@ -107,21 +110,29 @@ def test_quality_is_kept_within_the_tolerance_of_the_baseline(nll, word, text):
 @pytest.mark.parametrize(
     ("variant", "suggested"),
     [
-        ("target_0.5", "target_0.5-distill"),
-        ("target_0.5-seed1", "target_0.5-distill-seed1"),
-        ("target_0.5-upcycle", "target_0.5-distill"),
-        ("par", "par-distill"),
-        ("target_0.5-distill", "target_0.6-distill"),
-        ("isoparam_0.95-distill-seed3", "isoparam_1-distill-seed3"),
-        ("par-distill", "par-distill"),
-        ("target_1-distill", "target_1-distill"),
+        ("target_0.5-scratch", "target_0.5"),
+        ("par-scratch-seed1", "par-seed1"),
+        ("target_0.5", "target_0.6"),
+        ("isoparam_0.95-seed3", "isoparam_1-seed3"),
+        ("par", "par"),
+        ("target_1", "target_1"),
+        ("keep_0.01", "keep_0.01"),
     ],
 )
-def test_lost_quality_suggests_a_teacher_then_latency_then_steps(variant, suggested):
+def test_lost_quality_suggests_the_baselines_start_then_latency_then_steps(variant, suggested):
     remedy = verdict(network(variant, nll=1.8)).quality.remedy
     assert remedy.command == f"{COMMAND}{suggested}/eval.json"
     assert parse_variant(suggested).name == suggested
-    assert (variant == suggested) == ("raise retrain.steps in config/experiments/demo.yaml" in remedy.text)
+    assert (variant == suggested) == ("raise distill.steps in config/experiments/demo.yaml" in remedy.text)
+
+
+def test_quality_is_compared_with_the_controls_of_the_report():
+    """Networks with these nlls, whose target, start and seed are those of target_0.5."""
+    controls = {"continued": 1.57, "shallow_0.5": 1.6, "random_0.5_1": 1.7, "random_0.5_2": 1.701}
+    text = verdict(network(nll=1.6), [network(name, nll) for name, nll in controls.items()]).quality.text
+    assert text.endswith(
+        "; worse than the baseline trained on; not told apart from the shallow control; better than random networks"
+    )
 
 
 def test_quality_without_a_baseline_is_unknown():
@@ -129,6 +140,8 @@ def test_quality_without_a_baseline_is_unknown():
     values["baseline"]["quality"] = None
     found = verdict(values).quality
     assert found.good is None and found.remedy.command == f"{COMMAND}baseline/eval.json"
+    repeat = verdict(values | {"variant": "target_0.5-seed1"}).quality
+    assert repeat.remedy.command == f"{COMMAND}baseline-seed1/eval.json"
 
 
 def test_dynamic_k_is_faster_only_below_the_latency_of_the_dense_network():
@@ -172,13 +185,15 @@ def test_a_network_without_dense_layers_has_nothing_to_convert():
 
 
 def test_the_baseline_is_the_reference():
-    found = verdict(network("baseline", share=1.0))
-    assert (found.target.word, found.quality.word) == ("reference", "reference")
+    for name in ("baseline", "baseline-seed1"):
+        found = verdict(network(name, share=1.0))
+        assert (found.target.word, found.quality.word) == ("reference", "reference")
     assert verdict(network("par", share=0.72)).target.word == "no target"
 
 
-def test_a_random_control_gets_no_remedy():
-    found = verdict(network("random_0.5_1", nll=1.9, share=0.7))
+@pytest.mark.parametrize("control", ["random_0.5_1", "shallow_0.5-seed1"])
+def test_a_control_gets_no_remedy(control):
+    found = verdict(network(control, nll=1.9, share=0.7))
     assert (found.target.word, found.quality.word) == ("missed", "lost")
     assert found.remedies == []
     assert len(verdict(network("target_0.5", nll=1.9, share=0.7)).remedies) >= 2

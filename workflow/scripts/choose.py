@@ -22,14 +22,14 @@ if __name__ == "__main__":
         config, table = config_of(job.config, variant), LatencyTable.load(files.table)
         runtime = (resolve_device(config.device), resolve_dtype(config.dtype, resolve_device(config.device)))
         text, recipe = job.tokens("valid")[: config.candidates.tokens], job.recipe(variant, snakemake.params.train_seed)
-        proxy, known = ProxyTraining(recipe, text, job.checkpoint()), {}
+        proxy, known = ProxyTraining(recipe, job.checkpoint()), {}
         if files.get("supernet"):
             supernet = load_supernet(files.supernet, config, vocab_size).to(runtime[0])
             known["alpha"] = supernet.alpha.detach()
             known["supernet_loss"] = SupernetLoss(supernet, text, config.search, *runtime)
         space = space_of(config, variant, vocab_size, table, seed, **known)
         if not variant.scratch:
-            space.start_loss = lambda options: proxy.untrained(space.network(options))
+            space.start_loss = lambda options: proxy.untrained(space.network(options), text)
         measurement = relative_latency(config, vocab_size, seed, *runtime) if config.candidates.corrections else None
 
         def trained(candidate, share):

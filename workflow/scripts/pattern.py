@@ -2,7 +2,7 @@
 
 from planer.job import stage
 from planer.latency.table import LatencyTable
-from planer.search.network import pattern_network
+from planer.search.pattern import pattern_network
 from planer.variant import parse_variant
 
 if __name__ == "__main__":

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from planer.search.scorers.alpha import alpha_scores
 from planer.search.space import Candidate, Space
 
 
 def propose(space: Space) -> Iterator[Candidate]:
     """The one network; among equal weights the cheaper option, then the one named first."""
     costs = space.limits[0].costs
-    scores = space.alpha.double().log_softmax(-1).tolist()
+    scores = alpha_scores(space.alpha).tolist()
+    space.scores = space.scores or scores
     options = [max(range(len(row)), key=lambda i: (row[i], -costs[i], -i)) for row in scores]
     yield Candidate(tuple(options), "argmax", sum(row[i] for row, i in zip(scores, options, strict=True)))

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from planer.files import UserError
 from planer.search.solve import solve
 from planer.search.space import Candidate, Space
 
@@ -13,5 +14,8 @@ from planer.search.space import Candidate, Space
 def propose(space: Space) -> Iterator[Candidate]:
     """The one network, by the solver."""
     params = [float(spec.params(space.baseline.d_model)) for spec in space.specs]
-    found = solve(np.tile(params, (space.positions, 1)), space.names, space.limits)
+    try:
+        found = solve(np.tile(params, (space.positions, 1)), space.names, space.limits)
+    except UserError:  # nothing within the limits
+        return
     yield Candidate(tuple(found.options), "largest", found.score, found.status, found.gap)

@@ -9,8 +9,3 @@ from torch import Tensor
 def alpha_scores(alpha: Tensor) -> np.ndarray:
     """Log-probabilities of the options [P, N], from architecture weights [P, N]; higher is better."""
     return alpha.detach().double().log_softmax(-1).numpy(force=True)
-
-
-def argmax_path(alpha: Tensor) -> list[int]:
-    """The most probable option of every position [P], whatever its latency."""
-    return alpha.argmax(-1).tolist()
