@@ -82,6 +82,8 @@ class Checkpoint:
 def _read(path: str | Path) -> tuple[dict[str, Tensor], dict]:
     """Tensors, repeated ones under all their names, and the note beside them.  Raises Damaged."""
     tensors, metadata = read_tensors(path, finite=False, unsealed=False)
+    if "checkpoint" not in metadata:
+        raise Damaged(path, "is no checkpoint")
     note = json.loads(metadata["checkpoint"])
     return tensors | {name: tensors[source] for name, source in note["aliases"].items()}, note
 

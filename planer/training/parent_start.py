@@ -96,7 +96,8 @@ def start_from_parent(
     copy_stem(model, parent)
     for position, block in enumerate(model.blocks):
         start_block(block, position, parent)
-        if expert_noise and isinstance(getattr(block, "sublayer", None), MoE):
+        layer = getattr(block, "sublayer", None)
+        if expert_noise and isinstance(layer, MoE) and not _same_mixture(layer, _sublayer_at(position, parent)):
             add_noise(block.sublayer.experts, expert_noise, generator)
 
 
@@ -158,6 +159,9 @@ def _start_attention(layer: Attention, position: int, parent: Parent, by_importa
 
 def _start_mixture(block: Block, position: int, parent: Parent) -> None:
     layer, source = block.sublayer, _feed_forward(position, parent)
+    if _same_mixture(layer, own := _sublayer_at(position, parent)):
+        layer.load_state_dict(own.state_dict())
+        return
     if source is None:
         return
     experts, scale = layer.experts, 1.0
@@ -168,6 +172,18 @@ def _start_mixture(block: Block, position: int, parent: Parent) -> None:
     w1, b1, w2, b2 = _widened(source, experts.w1.shape[1])
     for parameter, copied in ((experts.w1, w1), (experts.b1, b1), (experts.w2, w2 * scale), (experts.b2, b2 * scale)):
         _set(parameter, copied.expand_as(parameter))
+
+
+def _sublayer_at(position: int, parent: Parent) -> nn.Module | None:
+    blocks = parent.model.blocks
+    return getattr(blocks[position], "sublayer", None) if position < len(blocks) else None
+
+
+def _same_mixture(layer: MoE, other: nn.Module | None) -> bool:
+    """Whether the other layer is a mixture of as many experts of the same size, of which a token takes as many."""
+    if not isinstance(other, MoE) or other.top_k != layer.top_k:
+        return False
+    return other.experts.w1.shape == layer.experts.w1.shape
 
 
 def add_noise(experts: Experts, share: float, generator: torch.Generator | None) -> None:

@@ -13,11 +13,12 @@ from test_retrain import ARCHITECTURE, CONFIG, TEXT, VALID, weights
 
 from planer import model as model_module
 from planer.architecture import Architecture, Attention, FeedForward
-from planer.config import DistillConfig
 from planer.model import LanguageModel, initialise
 from planer.training.checkpoint import Checkpoint
 from planer.training.distillation import Distillation
-from planer.training.retrain import retrain
+from planer.training.parent_start import Parent, start_from_parent
+from planer.training.recipe import Recipe
+from planer.training.teacher import LiveTeacher
 
 CPU = torch.device("cpu")
 TEACHER = Architecture(11, 24, (Attention(3, 8), FeedForward(48), Attention(1, 8)), dropout=0.5, init_std=0.3)
@@ -30,11 +31,22 @@ def network(architecture: Architecture, seed: int = 0) -> LanguageModel:
 
 
 def run(folder, rows=None, weight=0.5, temperature=2.0):
-    objective = partial(Distillation, teacher=network(TEACHER), distill=DistillConfig(weight, temperature))
+    """A student without a parent's weights, which starts as it would without a teacher."""
+    recipe = Taught(weight, temperature)
     on_row = (lambda row: None) if rows is None else rows.append
-    checkpoint = Checkpoint(folder, "test")
-    options = {"start": "distill", "objective": objective}
-    return retrain(ARCHITECTURE, TEXT, VALID, CONFIG, 1, CPU, torch.float32, checkpoint, on_row, **options)
+    return recipe.train(ARCHITECTURE, Checkpoint(folder, "test"), on_row)
+
+
+class Taught(Recipe):
+    """Training from random weights with a teacher beside the text."""
+
+    def __init__(self, weight: float = 0.5, temperature: float = 2.0, config=CONFIG):
+        super().__init__(config, TEXT, VALID, 1, CPU, torch.float32)
+        self.teacher = network(TEACHER)
+        self.told = {"weight": weight, "temperature": temperature}
+
+    def objective(self):
+        return partial(Distillation, teacher=LiveTeacher(self.teacher, self.config.mem_len), **self.told)
 
 
 def still(seed: int = 0) -> LanguageModel:
@@ -43,9 +55,8 @@ def still(seed: int = 0) -> LanguageModel:
 
 
 def distillation(student: LanguageModel, teacher: LanguageModel, weight: float, temperature: float) -> Distillation:
-    options = {"balance_weight": 0.01, "eval_steps": 100}
-    distill = DistillConfig(weight, temperature)
-    return Distillation(student, TEXT, VALID, CONFIG, teacher=teacher, distill=distill, **options)
+    options = {"balance_weight": 0.01, "eval_steps": 100, "weight": weight, "temperature": temperature}
+    return Distillation(student, TEXT, VALID, CONFIG, teacher=LiveTeacher(teacher, CONFIG.mem_len), **options)
 
 
 @pytest.mark.parametrize(("weight", "temperature"), [(0.5, 1.0), (0.3, 2.5), (1.0, 0.5)])
@@ -64,20 +75,26 @@ def test_loss_is_the_closed_form_with_a_memory_for_both(weight, temperature):
         divergence = (p * (p / q).log()).sum(-1).mean()
         nll = -z.log_softmax(-1).gather(-1, targets[..., None]).mean()
         expected = (1 - weight) * nll + weight * temperature**2 * divergence + 0.01 * student.balance_loss()
-        assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
+        assert loss.item() == pytest.approx(expected.item(), rel=1e-4)
         assert metrics["nll"].item() == pytest.approx(nll.item(), rel=1e-5)
-        assert metrics["divergence"].item() == pytest.approx(divergence.item(), rel=1e-4)
+        assert metrics["divergence"].item() == pytest.approx(divergence.item(), rel=1e-3)
     assert own[0].shape[1] == taught[0].shape[1] == CONFIG.mem_len
 
 
-def test_a_student_that_predicts_as_its_teacher_has_nothing_to_learn():
-    objective = distillation(still(), still(), 1.0, 2.0)
+def test_a_network_that_is_its_parent_has_nothing_to_learn():
+    """But for the teacher's logits, which are rounded to half precision: up to 2^-11 of a logit, 0.005 of 10."""
+    parent = still()
+    student = still(seed=1)
+    start_from_parent(student, Parent(parent, TEXT, CONFIG))
+    objective = distillation(student, parent, 1.0, 2.0)
     objective.balance_weight = 0.0
     for step in range(3):
         loss, metrics = objective.loss(step)
         loss.backward()
         assert loss.item() == pytest.approx(0, abs=1e-6) and metrics["nll"] > 1
-    assert all(param.grad.abs().max() < 1e-5 for param in objective.model.parameters() if param.grad is not None)
+    assert max(p.grad.abs().max() for p in student.parameters() if p.grad is not None) < 2e-3
+    other = distillation(still(seed=1), parent, 1.0, 2.0)
+    assert other.loss(0)[0] > 0.1
 
 
 def test_chunks_of_logits_change_neither_loss_nor_gradients(monkeypatch):
@@ -112,24 +129,19 @@ def result(tmp_path_factory):
 
 
 def test_without_weight_it_is_plain_training_to_the_last_bit(result, tmp_path):
-    plain = retrain(ARCHITECTURE, TEXT, VALID, CONFIG, 1, CPU, torch.float32, Checkpoint(tmp_path / "plain", "test"))
+    plain = Recipe(CONFIG, TEXT, VALID, 1, CPU, torch.float32).train(ARCHITECTURE, Checkpoint(tmp_path / "p", "test"))
     unheard = run(tmp_path / "unheard", weight=0.0)
     assert weights(unheard[0]) == weights(plain[0])
     pd.testing.assert_frame_equal(unheard[1][plain[1].columns], plain[1], check_exact=True)
-    assert unheard[2]["start"] == "distill"
     assert weights(result[0]) != weights(plain[0])
 
 
 def test_the_teacher_is_left_alone(tmp_path):
-    teacher = network(TEACHER)
-    before = weights(teacher)
-    objective = partial(Distillation, teacher=teacher, distill=DistillConfig(0.5, 1.0))
-    checkpoint, config = Checkpoint(tmp_path, "test"), dataclasses.replace(CONFIG, steps=5)
-    model, history, _ = retrain(
-        ARCHITECTURE, TEXT, VALID, config, 1, CPU, torch.float32, checkpoint, objective=objective
-    )
-    assert weights(teacher) == before and not teacher.training
-    assert all(param.grad is None for param in teacher.parameters())
+    recipe = Taught(config=dataclasses.replace(CONFIG, steps=5))
+    before = weights(recipe.teacher)
+    model, history, _ = recipe.train(ARCHITECTURE, Checkpoint(tmp_path, "test"))
+    assert weights(recipe.teacher) == before and not recipe.teacher.training
+    assert all(param.grad is None for param in recipe.teacher.parameters())
     assert history["divergence"].notna().any()
     assert set(model.state_dict()) == set(LanguageModel(ARCHITECTURE).state_dict())
 
@@ -137,7 +149,7 @@ def test_the_teacher_is_left_alone(tmp_path):
 def test_sigkill_in_the_middle_costs_nothing_but_time(result, tmp_path, capsys):
     kill_at(20, run, tmp_path)
     tensors, values = Checkpoint(tmp_path, "test").load()
-    assert values["step"] == 18 and "objective.teacher_memory.2" in tensors
+    assert values["step"] == 18 and "objective.teacher.2" in tensors
     model, history, _ = run(tmp_path)
     assert "retrain: resuming at step 18/40" in capsys.readouterr().err
     assert weights(model) == weights(result[0])

@@ -15,7 +15,8 @@ from planer.data.stream import StreamBatches
 from planer.model import LanguageModel, initialise
 from planer.training.checkpoint import Checkpoint
 from planer.training.lamb import Lamb
-from planer.training.retrain import LanguageModelling, retrain, train
+from planer.training.recipe import Recipe
+from planer.training.retrain import LanguageModelling, train
 from planer.training.schedule import learning_rate
 from planer.training.validate import SEGMENT_TOKENS, SEGMENTS, mean_nll, segment_nll
 
@@ -43,10 +44,10 @@ TEXT = np.random.default_rng(0).permutation(np.arange(1400) % 11).astype(np.uint
 VALID = TEXT[::-1][:500].copy()
 
 
-def run(folder, config=CONFIG, rows=None, architecture=ARCHITECTURE, text=TEXT, valid=VALID, seed=1):
+def run(folder, config=CONFIG, rows=None, text=TEXT, valid=VALID, seed=1, dtype=torch.float32, until=None):
     on_row = (lambda row: None) if rows is None else rows.append
-    checkpoint = Checkpoint(folder, "test")
-    return retrain(architecture, text, valid, config, seed, CPU, torch.float32, checkpoint, on_row)
+    recipe = Recipe(config, text, valid, seed, CPU, dtype)
+    return recipe.train(ARCHITECTURE, Checkpoint(folder, "test"), on_row, until)
 
 
 def changed(**values) -> RetrainConfig:
@@ -162,7 +163,7 @@ def test_a_subclass_adds_its_own_term(result, tmp_path):
 
 def test_bfloat16_keeps_weights_in_float32(tmp_path):
     config = changed(steps=5, checkpoint_steps=2)
-    model, history, _ = retrain(ARCHITECTURE, TEXT, VALID, config, 1, CPU, torch.bfloat16, Checkpoint(tmp_path, "x"))
+    model, history, _ = run(tmp_path, config, dtype=torch.bfloat16)
     assert {param.dtype for param in model.parameters()} == {torch.float32}
     single = run(tmp_path / "single", config)[1]
     assert history["loss"].iloc[0] == pytest.approx(single["loss"].iloc[0], rel=0.02)
@@ -240,6 +241,18 @@ def test_sigkill_in_the_middle_costs_nothing_but_time(result, tmp_path, capsys):
     assert Checkpoint(tmp_path, "test").load()[1]["step"] == 18
     model, history, metrics = run(tmp_path)
     assert "retrain: resuming at step 18/40" in capsys.readouterr().err
+    assert weights(model) == weights(result[0])
+    pd.testing.assert_frame_equal(history, result[1], check_exact=True)
+    assert metrics["valid_nll"] == result[2]["valid_nll"] and metrics["tokens"] == result[2]["tokens"]
+
+
+@pytest.mark.parametrize("until", [1, 7, 15, 40])
+def test_a_training_that_stopped_early_goes_on_to_the_same_bits(result, tmp_path, until):
+    """Whole validations are left to the end."""
+    model, history, metrics = run(tmp_path, until=until)
+    assert not model.training and metrics["steps"] == until == Checkpoint(tmp_path, "test").load()[1]["step"]
+    assert ("valid_nll" in metrics) == (until == 40)
+    model, history, metrics = run(tmp_path)
     assert weights(model) == weights(result[0])
     pd.testing.assert_frame_equal(history, result[1], check_exact=True)
     assert metrics["valid_nll"] == result[2]["valid_nll"] and metrics["tokens"] == result[2]["tokens"]

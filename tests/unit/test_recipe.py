@@ -1,0 +1,127 @@
+"""How networks are trained: from random weights, or from the baseline's weights with the baseline as the teacher."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pandas as pd
+import pytest
+import torch
+from test_retrain import CONFIG, TEXT, VALID, weights
+
+from planer.architecture import Architecture, Attention, FeedForward, MoE
+from planer.config import DistillConfig
+from planer.files import UserError
+from planer.model import LanguageModel, initialise
+from planer.training.checkpoint import Checkpoint
+from planer.training.parent_start import Parent, start_from_parent
+from planer.training.recipe import Recipe, Student
+from planer.training.teacher import write_cache
+from planer.training.validate import VALID_BATCH, segment_nll
+
+CPU = torch.device("cpu")
+STEPS = 8
+DISTILL = DistillConfig(
+    **vars(dataclasses.replace(CONFIG, steps=STEPS, eval_steps=4, log_steps=4, checkpoint_steps=3)),
+    weight=0.5,
+    temperature=1.0,
+    expert_noise=0.0,
+    cache_gb=1.0,
+)
+BLOCKS = (Attention(2, 8), FeedForward(32), Attention(2, 8), FeedForward(32))
+NETWORK = (Attention(2, 8), FeedForward(32), MoE(32, 3, 2))
+
+
+def architecture(*blocks) -> Architecture:
+    return Architecture(11, 16, blocks, dropout=0.1, moe_dropout=0.1, init_std=0.3)
+
+
+def parent() -> LanguageModel:
+    model = LanguageModel(architecture(*BLOCKS))
+    initialise(model, torch.Generator().manual_seed(0))
+    return model
+
+
+def student(config: DistillConfig = DISTILL, **options) -> Student:
+    return Student(parent(), config, TEXT, VALID, 1, CPU, torch.float32, **options)
+
+
+def trained(recipe: Recipe, folder, **options):
+    return recipe.train(architecture(*NETWORK), Checkpoint(folder, "test"), **options)
+
+
+@pytest.fixture(scope="module")
+def result(tmp_path_factory):
+    return trained(student(), tmp_path_factory.mktemp("recipe"))
+
+
+def test_a_student_starts_from_its_parent():
+    network, own = architecture(*NETWORK), student().start(architecture(*NETWORK))
+    expected = Recipe(DISTILL, TEXT, VALID, 1, CPU, torch.float32).start(network)
+    assert weights(own) != weights(expected)
+    start_from_parent(expected, Parent(parent(), TEXT, DISTILL))
+    assert weights(own) == weights(expected)
+    exact = student().start(architecture(*BLOCKS))
+    assert weights(exact) == weights(parent())
+
+
+def test_noise_on_experts_comes_with_the_seed():
+    noisy = dataclasses.replace(DISTILL, expert_noise=0.1)
+    first, again = (student(noisy).start(architecture(*NETWORK)) for _ in range(2))
+    other = Student(parent(), noisy, TEXT, VALID, 2, CPU, torch.float32).start(architecture(*NETWORK))
+    experts = [model.blocks[2].sublayer.experts.w1 for model in (first, again, other)]
+    assert torch.equal(experts[0], experts[1]) and not torch.equal(experts[0], experts[2])
+    assert not torch.equal(experts[0][0], experts[0][1])
+
+
+def test_one_recipe_trains_one_network_after_the_other_as_if_it_were_the_first(result, tmp_path):
+    recipe = student()
+    recipe.train(architecture(*BLOCKS), Checkpoint(tmp_path / "first", "test"))
+    model, history, _ = trained(recipe, tmp_path / "second")
+    assert weights(model) == weights(result[0])
+    pd.testing.assert_frame_equal(history, result[1], check_exact=True)
+
+
+def test_a_student_learns_the_same_from_a_file(result, tmp_path):
+    cache = tmp_path / "logits.safetensors"
+    write_cache(cache, parent(), TEXT, DISTILL, CPU, torch.float32)
+    recipe = student(cache=cache)
+    model, history, _ = trained(recipe, tmp_path, until=3)
+    model, history, _ = trained(student(cache=cache), tmp_path)
+    assert weights(model) == weights(result[0])
+    pd.testing.assert_frame_equal(history, result[1], check_exact=True)
+    with pytest.raises(UserError, match="this training needs"):
+        student(dataclasses.replace(DISTILL, steps=STEPS + 1), cache=cache)
+
+
+@pytest.mark.parametrize("until", [1, 4, 7])
+def test_a_student_that_stopped_early_goes_on_to_the_same_bits(result, tmp_path, until):
+    """With the teacher beside it, whose memory is in the checkpoint; in another recipe, as in another job."""
+    trained(student(), tmp_path, until=until)
+    model, history, metrics = trained(student(), tmp_path)
+    assert weights(model) == weights(result[0])
+    pd.testing.assert_frame_equal(history, result[1], check_exact=True)
+    assert metrics["valid_nll"] == result[2]["valid_nll"]
+
+
+@pytest.mark.parametrize("options", [{"taught": False}, {"config": dataclasses.replace(DISTILL, weight=0.0)}])
+def test_without_a_teacher_it_is_cross_entropy_alone(result, tmp_path, options):
+    """From the parent's weights all the same; a file of logits is not even opened."""
+    model, history, _ = trained(student(**options, cache=tmp_path / "absent"), tmp_path)
+
+    class Started(Recipe):
+        def start(self, network):
+            model = super().start(network)
+            start_from_parent(model, Parent(parent(), TEXT, DISTILL))
+            return model
+
+    expected, plain, _ = trained(Started(DISTILL, TEXT, VALID, 1, CPU, torch.float32), tmp_path / "plain")
+    assert weights(model) == weights(expected) != weights(result[0])
+    assert "divergence" in result[1] and "divergence" not in history
+    pd.testing.assert_frame_equal(history, plain, check_exact=True)
+
+
+def test_scores_are_those_of_validation_by_segment(result):
+    nll, tokens = student().scored(result[0], VALID)
+    expected, counts = segment_nll(result[0], VALID, VALID_BATCH, CONFIG.tgt_len, CONFIG.mem_len, device=CPU)
+    assert torch.equal(nll, expected) and torch.equal(tokens, counts)

@@ -1,0 +1,114 @@
+"""A teacher in a file says what the teacher beside the student says, to the last bit; another file is refused."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+from test_retrain import CONFIG
+
+from planer.architecture import Architecture, Attention, FeedForward, MoE
+from planer.data.stream import StreamBatches
+from planer.files import UserError
+from planer.model import LanguageModel, initialise
+from planer.tensors import write_tensors
+from planer.training.teacher import CachedTeacher, LiveTeacher, write_cache
+
+CPU = torch.device("cpu")
+TEXT = np.random.default_rng(0).integers(11, size=4 * 30, dtype=np.uint8)
+"""An epoch of four segments, of which the last one has 5 tokens."""
+STEPS = 10
+SHAPE = (STEPS, CONFIG.batch * CONFIG.tgt_len, 11)
+
+
+@pytest.fixture(scope="module")
+def model() -> LanguageModel:
+    blocks = (Attention(2, 8), FeedForward(24), MoE(24, 3, 1), Attention(1, 8))
+    model = LanguageModel(Architecture(11, 16, blocks, dropout=0.2, moe_dropout=0.2, init_std=0.3))
+    initialise(model, torch.Generator().manual_seed(0))
+    return model
+
+
+@pytest.fixture(scope="module")
+def cache(model, tmp_path_factory):
+    path = tmp_path_factory.mktemp("teacher") / "logits.safetensors"
+    write_cache(path, model, TEXT, dataclasses.replace(CONFIG, steps=STEPS), CPU, torch.float32)
+    return path
+
+
+def said(teacher, steps) -> list[torch.Tensor]:
+    batches = StreamBatches(TEXT, CONFIG.batch, CONFIG.tgt_len)
+    return [teacher.logits(teacher.rows(step, batches.batch_at(step)[0])) for step in steps]
+
+
+def test_a_file_says_what_the_network_says_beside_the_student(model, cache):
+    """Over two and a half epochs, with a shorter segment at the end of each; resumed in between."""
+    live, cached = (said(teacher, range(STEPS)) for teacher in (LiveTeacher(model, 12), CachedTeacher(cache, *SHAPE)))
+    assert [len(rows) for rows in live] == [32, 32, 32, 20] * 2 + [32, 32]
+    for mine, stored in zip(live, cached, strict=True):
+        assert mine.dtype == stored.dtype == torch.float32 and torch.equal(mine, stored)
+    assert not torch.equal(live[0], live[4]), "the memory passes the end of an epoch"
+    assert torch.equal(said(CachedTeacher(cache, *SHAPE), [7])[0], live[7]), "in any order"
+    broken, resumed = LiveTeacher(model, 12), LiveTeacher(model, 12)
+    said(broken, range(5))
+    resumed.restore(broken.state())
+    assert all(map(torch.equal, said(resumed, range(5, STEPS)), live[5:]))
+
+
+def test_it_is_the_network_in_evaluation_with_its_memory(model):
+    batches, memory = StreamBatches(TEXT, CONFIG.batch, CONFIG.tgt_len), None
+    for step, rows in enumerate(said(LiveTeacher(model, 12), range(6))):
+        with torch.no_grad():
+            hidden, memory = model.eval()(batches.batch_at(step)[0], memory, mem_len=12)
+            exact = model.logits(hidden).flatten(0, 1)
+        torch.testing.assert_close(rows, exact, rtol=2**-11, atol=1e-6)  # half precision
+        assert not torch.equal(rows, exact) and not rows.requires_grad
+
+
+def test_a_teacher_starts_anew_on_another_text(model):
+    teacher = LiveTeacher(model, 12)
+    first = said(teacher, [0, 1])
+    assert not torch.equal(said(teacher, [0])[0], first[0])
+    teacher.reset()
+    assert all(map(torch.equal, said(teacher, [0, 1]), first))
+
+
+def test_equal_teachers_write_equal_files(model, cache, tmp_path):
+    write_cache(tmp_path / "again", model, TEXT, dataclasses.replace(CONFIG, steps=STEPS), CPU, torch.float32)
+    assert (tmp_path / "again").read_bytes() == cache.read_bytes()
+
+
+@pytest.mark.parametrize(("steps", "rows", "vocab_size"), [(STEPS + 1, *SHAPE[1:]), (STEPS, 31, 11), (*SHAPE[:2], 12)])
+def test_the_logits_of_another_training_are_refused_in_one_line(cache, steps, rows, vocab_size):
+    with pytest.raises(UserError, match="logits.safetensors.*holds logits of shape .*10, 32, 11") as error:
+        CachedTeacher(cache, steps, rows, vocab_size)
+    assert "\n" not in str(error.value) and f"needs {(steps, rows, vocab_size)}" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "tensors",
+    [{"weight": torch.zeros(3)}, {"logits": torch.zeros(SHAPE)}, {"logits": torch.full(SHAPE, torch.nan).half()}],
+    ids=["other name", "other type", "no numbers"],
+)
+def test_other_tensors_are_refused_in_one_line(tmp_path, tensors):
+    write_tensors(tmp_path / "logits.safetensors", tensors)
+    with pytest.raises(UserError, match="logits.safetensors") as error:
+        CachedTeacher(tmp_path / "logits.safetensors", *SHAPE)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("place", [3, 60, 500, -1])
+def test_a_damaged_file_is_refused_in_one_line(cache, tmp_path, place):
+    content = bytearray(cache.read_bytes())
+    content[place] ^= 1
+    (tmp_path / "logits.safetensors").write_bytes(content)
+    with pytest.raises(UserError, match="logits.safetensors") as error:
+        CachedTeacher(tmp_path / "logits.safetensors", *SHAPE)
+    assert "\n" not in str(error.value)
+
+
+def test_a_missing_file_is_refused_in_one_line(tmp_path):
+    with pytest.raises(UserError, match="logits.safetensors does not exist; make it anew: snakemake"):
+        CachedTeacher(tmp_path / "logits.safetensors", *SHAPE)
