@@ -1,17 +1,20 @@
-"""What a search's signals are worth: python benchmarks/ranking.py, once the demo has searched; 24 short trainings.
+"""What signals about networks are worth: python benchmarks/ranking.py, once the demo has searched; 12 trainings.
 
-Random networks of one latency are trained twice, with different random streams.  Kendall's tau says how well a signal
-orders them by the final validation loss of the first training, 1 for the same order and 0 for chance: the loss of the
-supernet on each network, that after every tenth of the first training, which is what a trial of a choice sees, and that
-after every tenth of the second one.  The last of these is how well trainings repeat: what no signal can be expected to
-surpass that knows the network alone, and not the random weights and the order of the text.
+Random networks of one latency are trained with the experiment's recipe: they start from the trained baseline and learn
+from it.  Kendall's tau says how well a signal orders them by the final validation loss, 1 for the same order and 0 for
+chance.  Each network is trained once.  The signals are
+
+    the loss after 5 to 40 % of the same training, which is what proxy training sees
+    the loss before the first step
+    the loss of the search's supernet
+    parameters, active parameters and FLOPs, of which more should mean a lower loss
+
 Results go to benchmarks/results/<processor>-<experiment>-ranking-<date>.json and, as a table, to standard output.
 """
 
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -25,80 +28,86 @@ import torch  # noqa: E402
 from scipy.stats import kendalltau  # noqa: E402
 
 from benchmarks.output import RESULTS, table, write_results  # noqa: E402
-from planer.architecture import Architecture  # noqa: E402
+from planer import model  # noqa: E402
 from planer.config import Experiment, derive_seed  # noqa: E402
 from planer.latency.table import LatencyTable  # noqa: E402
 from planer.parsing import build, merge  # noqa: E402
 from planer.runtime import device_name, keep_freed_memory, resolve_device, resolve_dtype  # noqa: E402
 from planer.search.constraints import limits_of  # noqa: E402
 from planer.search.proposers.random import random_network  # noqa: E402
+from planer.search.proxy import ProxyTraining  # noqa: E402
 from planer.search.scorers.replace_one import SupernetLoss  # noqa: E402
 from planer.search.supernet import load_supernet  # noqa: E402
 from planer.strict_yaml import read_yaml  # noqa: E402
 from planer.training.checkpoint import Checkpoint  # noqa: E402
-from planer.training.retrain import retrain  # noqa: E402
+from planer.training.recipe import Student  # noqa: E402
 from planer.variant import spelled  # noqa: E402
 
-PARTS = 10
-"""A training is looked at after every tenth of its steps."""
+SHARES = (0.05, 0.1, 0.2, 0.3, 0.4)
+"""A training is looked at after these shares of its steps."""
+SIZES = ("parameters", "active parameters", "FLOPs")
+"""Signals that should fall where the loss rises."""
 RESAMPLES = 2000
 """Bootstrap samples of networks, for intervals of tau."""
 
 
-def measured(config: Experiment, results: Path, target: float, count: int) -> Iterator[dict]:
-    """A row per random network: its blocks, the loss of the supernet and of two trainings after every tenth, the end.
+def recipe_of(config: Experiment, results: Path, valid: np.ndarray) -> Student:
+    """How the experiment trains its students, with the seed of their retraining.
 
-    results: the folder of the experiment; its corpora stand beside it.
+    results: the folder of the experiment; its corpora stand beside it.  valid: the validation text.
     """
-    device = resolve_device(config.device)
-    dtype = resolve_dtype(config.dtype, device)
+    device, cache = resolve_device(config.device), results / "baseline/teacher/logits.safetensors"
+    train = np.load(results.parent / f"data/{config.data.dataset}/train.npy", mmap_mode="r")
+    runtime = (derive_seed(config.seed, "retrain", 0), device, resolve_dtype(config.dtype, device))
+    parent = model.load(results / "baseline/retrain")
+    return Student(parent, config.distill, train, valid, *runtime, cache=cache if cache.exists() else None)
+
+
+def measured(config: Experiment, results: Path, target: float, count: int) -> Iterator[dict]:
+    """A row per random network: its blocks, its signals, and its final loss.  results: see recipe_of."""
     table = LatencyTable.load(results / "latency_table.parquet")
-    train, valid = (np.load(results.parent / f"data/{config.data.dataset}/{name}.npy") for name in ("train", "valid"))
-    text, vocab_size = valid[: config.sample_architecture.tokens], table.identity["vocab_size"]
-    weights = results / f"target_{spelled(target)}/search/supernet.safetensors"
-    supernet = load_supernet(weights, config, vocab_size).to(device)
-    supernet_loss = SupernetLoss(supernet, text, config.search, device, dtype)
+    valid = np.load(results.parent / f"data/{config.data.dataset}/valid.npy", mmap_mode="r")
+    text, vocab_size = valid[: config.candidates.tokens], table.identity["vocab_size"]
+    recipe = recipe_of(config, results, valid)
+    supernet = load_supernet(results / f"target_{spelled(target)}/search/supernet.safetensors", config, vocab_size)
+    supernet_loss = SupernetLoss(supernet.to(recipe.device), text, config.search, recipe.device, recipe.dtype)
     baseline = config.model.architecture(vocab_size, config.patterns.baseline)
     limit = limits_of(config, baseline, table, target)[0]
-    options = [config.model.option(name) for name in config.design_space]
-    training = dataclasses.replace(config.retrain, eval_steps=max(1, config.retrain.steps // PARTS))
-
-    def trained(network: Architecture, seed: int) -> list[float]:
-        """Validation losses after every tenth."""
-        with tempfile.TemporaryDirectory() as folder:
-            how = (training, seed, device, dtype, Checkpoint(folder, "ranking"))
-            _, history, metrics = retrain(network, train, text, *how)
-        return [*history["valid_nll"].dropna().tolist()[: PARTS - 1], metrics["valid_nll"]]
-
+    options, work = [config.model.option(name) for name in config.design_space], config.workload
     for number in range(count):
         path = random_network(limit, len(baseline.blocks), derive_seed(config.seed, "ranking", number))
         network = config.model.architecture(vocab_size, tuple(options[option] for option in path))
-        *parts, final = trained(network, config.seed)
-        repeated = trained(network, derive_seed(config.seed, "repeated"))
+        with tempfile.TemporaryDirectory() as folder:
+            proxy, whole = (ProxyTraining(recipe, read, Checkpoint(folder, "ranking")) for read in (text, valid))
+            losses = {"before training": proxy.untrained(network)}
+            losses |= {f"{share:.0%} of the training": proxy(network, share).mean for share in SHARES}
+            final = whole(network, 1).mean  # goes on from the checkpoint of the other
         yield {
             "pattern": network.pattern,
             "supernet": supernet_loss(path),
-            **{f"{(k + 1) / PARTS:.0%} of the training": nll for k, nll in enumerate(parts)},
-            **{f"{(k + 1) / PARTS:.0%} of a repetition": nll for k, nll in enumerate(repeated)},
+            **losses,
+            "parameters": network.params(),
+            "active parameters": network.active_params(),
+            "FLOPs": network.flops(work.batch, work.tgt_len, work.mem_len, work.attention),
             "final": final,
         }
 
 
 def agreement(rows: list[dict], seed: int) -> list[dict]:
-    """Per signal: Kendall's tau with the final loss, and its 95 % percentile-bootstrap interval over networks."""
+    """Per signal: Kendall's tau with the final loss, and its 95 % percentile-bootstrap interval over networks.
+
+    A signal that is the same for all networks has tau 0.
+    """
     values = {name: np.array([row[name] for row in rows]) for name in rows[0] if name != "pattern"}
     final, random = values.pop("final"), np.random.default_rng(seed)
-    draws = [random.integers(len(rows), size=len(rows)) for _ in range(RESAMPLES)]
-    return [
-        {
-            "signal": name,
-            "tau": float(kendalltau(signal, final).statistic),
-            "interval": np.nanpercentile(
-                [kendalltau(signal[d], final[d]).statistic for d in draws], (2.5, 97.5)
-            ).tolist(),
-        }
-        for name, signal in values.items()
-    ]
+    draws = [np.arange(len(rows)), *(random.integers(len(rows), size=len(rows)) for _ in range(RESAMPLES))]
+    found = []
+    for name, signal in values.items():
+        sign = -1 if name in SIZES else 1
+        taus = np.nan_to_num([sign * kendalltau(signal[draw], final[draw]).statistic for draw in draws])
+        interval = np.percentile(taus[1:], (2.5, 97.5)).tolist()
+        found.append({"signal": name, "tau": float(taus[0]), "interval": interval})
+    return found
 
 
 def main() -> None:
@@ -111,9 +120,10 @@ def main() -> None:
     files = (ROOT / "config/config.yaml", ROOT / f"config/experiments/{options.experiment}.yaml")
     config = build(Experiment, merge(*map(read_yaml, files)))
     folder = ROOT / "results" / options.experiment
-    needed = f"results/{options.experiment}/target_{spelled(options.target)}/search/supernet.safetensors"
-    if not (ROOT / needed).exists():
-        sys.exit(f"{needed} does not exist; run snakemake --cores 2 {needed}")
+    wanted = (f"target_{spelled(options.target)}/search/supernet.safetensors", "baseline/retrain/model.safetensors")
+    for needed in (f"results/{options.experiment}/{file}" for file in wanted):
+        if not (ROOT / needed).exists():
+            sys.exit(f"{needed} does not exist; run snakemake --cores 2 {needed}")
     torch.set_num_threads(config.threads)
     keep_freed_memory()
     rows = list(measured(config, folder, options.target, options.networks))

@@ -22,7 +22,7 @@ from pandas import DataFrame
 from planer import model, progress, tracking
 from planer.config import sections
 from planer.failures import MISTAKE, STATUS
-from planer.files import UserError, read_json, read_tokens, write_json, write_parquet
+from planer.files import Damaged, UserError, file_sha256, read_json, read_tokens, write_json, write_parquet
 from planer.model import LanguageModel
 from planer.runtime import device_name, keep_freed_memory, resolve_device, resolve_dtype
 from planer.training.checkpoint import Checkpoint
@@ -89,8 +89,10 @@ class Job:
         digest = hashlib.sha256(repr(sorted(self._snakemake.params.items())).encode())
         for name, path in sorted(self._snakemake.input.items()):
             if name != "cost":  # an estimate in hours changes no result
-                with open(path, "rb") as file:
-                    digest.update(name.encode() + hashlib.file_digest(file, "sha256").digest())
+                try:
+                    digest.update(f"{name} {file_sha256(path)}".encode())
+                except FileNotFoundError:
+                    raise Damaged(path, "does not exist") from None
         folder = scratch_folder(*_identity(self._snakemake))
         return Checkpoint(folder, f"{self._snakemake.rule} {digest.hexdigest()[:12]}")
 

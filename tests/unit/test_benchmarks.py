@@ -55,8 +55,21 @@ def test_gpu_benchmark_rehearsed_on_a_cpu(monkeypatch, tmp_path, capsys):
 
 def test_agreement_of_signals_with_what_training_led_to():
     final = [1.5, 1.2, 1.9, 1.4, 1.7, 1.3]
-    rows = [{"pattern": "s", "same": 2 * nll, "reverse": -nll, "half": min(nll, 1.45), "final": nll} for nll in final]
-    same, reverse, half = ranking.agreement(rows, seed=0)
+    rows = [
+        {
+            "pattern": "s",
+            "same": 2 * nll,
+            "reverse": -nll,
+            "half": min(nll, 1.45),
+            "FLOPs": -nll,
+            "none": 1,
+            "final": nll,
+        }
+        for nll in final
+    ]
+    same, reverse, half, size, none = ranking.agreement(rows, seed=0)
+    assert size["tau"] == pytest.approx(1), "more is better"
+    assert [none["tau"], *none["interval"]] == [0, 0, 0]
     assert same["signal"] == "same" and [same["tau"], *same["interval"]] == pytest.approx([1, 1, 1])
     assert [reverse["tau"], *reverse["interval"]] == pytest.approx([-1, -1, -1])
     assert half["interval"][0] < half["tau"] < 1 and half["tau"] <= half["interval"][1]

@@ -8,6 +8,7 @@ import torch
 from small_disk import small_disk
 
 from planer.files import UserError
+from planer.tensors import write_tensors
 from planer.training.checkpoint import Checkpoint
 
 
@@ -70,6 +71,45 @@ def test_a_damaged_file_is_ignored_with_a_reason(tmp_path, capsys):
     checkpoint.path.write_bytes(checkpoint.path.read_bytes()[:-50])
     assert checkpoint.load() is None
     assert "damaged" in capsys.readouterr().err
+
+
+def test_another_job_takes_up_what_was_handed_over(tmp_path):
+    """Unless it has begun itself: then it goes on from its own."""
+    tensors, path = {"a": torch.ones(3), "b": torch.full((2,), torch.nan)}, tmp_path / "training.safetensors"
+    first = Checkpoint(tmp_path / "first", "choose")
+    first.save(tensors | {"tied": tensors["a"]}, {"step": 3})
+    first.hand_over(path)
+    first.delete()
+    second = Checkpoint(tmp_path / "second", "retrain")
+    second.take_up(path)
+    loaded, values = second.load()
+    assert values == {"step": 3} and torch.equal(loaded["tied"], tensors["a"]) and loaded["b"].isnan().all()
+    second.save({"a": torch.zeros(1)}, {"step": 5})
+    second.take_up(path)
+    assert second.load()[1] == {"step": 5}
+
+
+def test_what_was_handed_over_is_refused_in_one_line_when_it_is_no_checkpoint(tmp_path):
+    path, checkpoint = tmp_path / "training.safetensors", Checkpoint(tmp_path / "job", "x")
+    for content, reason in ((None, "does not exist"), (b"", "no readable"), ({"a": torch.ones(1)}, "is no checkpoint")):
+        if isinstance(content, dict):
+            write_tensors(path, content)
+        elif content is not None:
+            path.write_bytes(content)
+        with pytest.raises(UserError, match=f"training.safetensors .*{reason}") as error:
+            checkpoint.take_up(path)
+        assert "\n" not in str(error.value) and checkpoint.load() is None
+
+
+def test_parts_of_a_job_have_checkpoints_of_their_own(tmp_path):
+    whole = Checkpoint(tmp_path, "choose")
+    parts = [whole.part(f"proxy_{number}", pattern) for number, pattern in enumerate(("sf", "ff"))]
+    for number, part in enumerate(parts):
+        part.save({"a": torch.full((1,), number)}, {"step": number})
+    assert whole.load() is None and [part.load()[1]["step"] for part in parts] == [0, 1]
+    assert whole.part("proxy_1", "sf").load() is None, "of another network"
+    parts[0].delete()
+    assert parts[0].load() is None and parts[1].load() is not None
 
 
 def test_delete_removes_leftovers_too(tmp_path):

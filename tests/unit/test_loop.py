@@ -70,10 +70,10 @@ class TwoPlayers(Objective):
         self.memory, self.epochs = tensors["memory"], values["epochs"]
 
 
-def run(objective, folder, rows=None, checkpoint_steps=4, identity="players"):
+def run(objective, folder, rows=None, checkpoint_steps=4, identity="players", until=None):
     rows = [] if rows is None else rows
-    checkpoint = Checkpoint(folder, identity)
-    return fit(objective, log_steps=6, checkpoint_steps=checkpoint_steps, checkpoint=checkpoint, on_row=rows.append)
+    how = {"log_steps": 6, "checkpoint_steps": checkpoint_steps, "on_row": rows.append, "until": until}
+    return fit(objective, checkpoint=Checkpoint(folder, identity), **how)
 
 
 def weights(objective) -> dict[str, list]:
@@ -99,6 +99,23 @@ def test_a_resumed_run_ends_with_the_same_bits(uninterrupted, tmp_path, crash_at
     assert resumed.state()[1] == uninterrupted[0].state()[1]
     assert all(map(torch.equal, resumed.state()[0].values(), uninterrupted[0].state()[0].values()))
     assert resumed.tokens == uninterrupted[0].tokens == 6 * 24
+
+
+@pytest.mark.parametrize("stops", [[1], [4, 11], [6, 7, 12], [24], [99]])
+def test_stops_on_the_way_change_nothing(uninterrupted, tmp_path, stops):
+    """Each leaves its step in the checkpoint, whatever the steps between checkpoints."""
+    for stop in stops:
+        stopped = TwoPlayers()
+        run(stopped, tmp_path, until=stop, checkpoint_steps=10)
+        assert stopped.speed["steps"] == Checkpoint(tmp_path, "players").load()[1]["step"] == min(stop, 24)
+        torch.rand(5)
+    again = TwoPlayers(crash_at=0)
+    run(again, tmp_path, until=stops[0])  # it is beyond that step already
+    assert again.speed["steps"] == min(stops[-1], 24)
+    resumed = TwoPlayers()
+    history = run(resumed, tmp_path)
+    assert weights(resumed) == weights(uninterrupted[0])
+    pd.testing.assert_frame_equal(history, uninterrupted[1], check_exact=True)
 
 
 def test_a_finished_run_only_reports_again(uninterrupted, tmp_path):

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import math
+from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -14,9 +16,11 @@ from hypothesis import strategies as st
 
 from planer.architecture import Architecture, Attention, FeedForward, MoE
 from planer.config import OptimizerConfig, SparsifyConfig
-from planer.conversion.sparsity import Sparsification, l1, ramp, sparsify, square_hoyer
+from planer.conversion.sparsity import Sparsification, TaughtSparsification, l1, ramp, sparsify, square_hoyer
 from planer.model import LanguageModel, initialise
 from planer.training.checkpoint import Checkpoint
+from planer.training.distillation import Distillation
+from planer.training.teacher import LiveTeacher
 
 CPU = torch.device("cpu")
 ADAMW = OptimizerConfig(
@@ -52,9 +56,10 @@ def text(length: int) -> np.ndarray:
     return (np.cumsum(steps) % 11).astype(np.uint8)
 
 
-def run(model: LanguageModel, folder, on_row=lambda row: None, **changes):
+def run(model: LanguageModel, folder, on_row=lambda row: None, objective=Sparsification, **changes):
     config = dataclasses.replace(CONFIG, **changes)
-    return sparsify(model, text(2000), text(500), config, 3, CPU, torch.float32, Checkpoint(folder, "test"), on_row)
+    how = (3, CPU, torch.float32, Checkpoint(folder, "test"), on_row, objective)
+    return sparsify(model, text(2000), text(500), config, *how)
 
 
 @pytest.mark.parametrize("width", [1, 2, 7, 512])
@@ -133,6 +138,61 @@ def test_loss_is_cross_entropy_plus_the_mean_penalty_of_tokens_and_layers(name, 
     torch.testing.assert_close(metrics["penalty"], mean)
     torch.testing.assert_close(torch.stack([metrics["sparsity_0"], metrics["sparsity_1"]]), torch.stack(zeros))
     assert metrics["alpha"] == pytest.approx(alpha)
+
+
+def taught_by(parent: LanguageModel, weight: float = 0.5, temperature: float = 2.0):
+    return partial(TaughtSparsification, parent=parent, weight=weight, temperature=temperature)
+
+
+def test_with_a_teacher_the_penalty_comes_on_top_of_the_distillation_loss():
+    """Also of a network that is its own teacher: the teacher does not change with it."""
+    blocks = (Attention(2, 4), FeedForward(24), MoE(8, 2, 1))
+    parent, told = tiny(*blocks, dropout=0.0), {"weight": 0.3, "temperature": 2.0}
+    objective = taught_by(parent, **told)(tiny(*blocks, dropout=0.0), text(2000), text(500), CONFIG)
+    with torch.no_grad():
+        for parameter in objective.model.parameters():
+            parameter *= 0.9
+    reference = Distillation(
+        copy.deepcopy(objective.model), text(2000), text(500), CONFIG, balance_weight=0.01, eval_steps=100,
+        teacher=LiveTeacher(tiny(*blocks, dropout=0.0), CONFIG.mem_len), **told,
+    )  # fmt: skip
+    for step in range(3):
+        loss, metrics = objective.loss(step)
+        expected, other = reference.loss(step)
+        torch.testing.assert_close(loss, expected + metrics["alpha"] * metrics["penalty"])
+        assert metrics["divergence"] == other["divergence"] > 1e-3 and metrics["penalty"] > 0
+    loss.backward()
+    assert all(parameter.grad is None for parameter in parent.parameters()) and not parent.training
+
+
+def test_an_interrupted_run_with_a_teacher_ends_with_the_same_weights(tmp_path):
+    blocks = (Attention(2, 4), FeedForward(16))
+
+    def start(folder, on_row=lambda row: None):
+        return run(tiny(*blocks), folder, on_row, objective=taught_by(tiny(*blocks)))
+
+    def interrupt(row):
+        if row["step"] == 8:
+            raise KeyboardInterrupt
+
+    whole, history, metrics = start(tmp_path / "whole")
+    assert {"divergence", "penalty", "sparsity_1"} < set(history.columns) and metrics["converted_layers"] == 1
+    with pytest.raises(KeyboardInterrupt):
+        start(tmp_path / "broken", interrupt)
+    resumed, resumed_history, _ = start(tmp_path / "broken")
+    assert all(torch.equal(resumed.state_dict()[name], tensor) for name, tensor in whole.state_dict().items())
+    pd.testing.assert_frame_equal(resumed_history, history, check_exact=True)
+
+
+def test_a_teacher_keeps_the_network_closer_to_itself(tmp_path):
+    blocks = (Attention(2, 4), FeedForward(32))
+    inputs, drifts = torch.from_numpy(text(200).astype(np.int64))[None], []
+    for objective in (Sparsification, taught_by(tiny(*blocks), weight=1.0, temperature=1.0)):
+        model, _, _ = run(tiny(*blocks), tmp_path / str(len(drifts)), objective=objective, steps=40)
+        with torch.no_grad():
+            own, wanted = (one.logits(one(inputs, mem_len=0)[0]).log_softmax(-1) for one in (model, tiny(*blocks)))
+        drifts.append((wanted.exp() * (wanted - own)).sum(-1).mean().item())
+    assert drifts[1] < 0.5 * drifts[0]
 
 
 def test_penalty_under_bfloat16_matches_single_precision():

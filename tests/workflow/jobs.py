@@ -45,9 +45,15 @@ def network(folder: str, names: tuple[str, str] = ("model", "architecture")) -> 
 
 CHOSEN = {"architecture": f"{TARGET}/architecture.yaml"}
 SUPERNET = {"supernet": f"{TARGET}/search/supernet.safetensors"}
-RETRAINED = trained(f"{TARGET}/retrain")
-TEACHER = ("teacher", "baseline_architecture")
-STAGES = ("search", "sample", "retrain", "sparsify", "cluster", "routers")
+PARENT = network(f"{BASELINE}/retrain", ("parent", "parent_architecture"))
+STAGES = ("search", "choice", "retrain", "sparsify", "cluster", "routers")
+STUDENT = CORPUS | PARENT | {"teacher": f"{BASELINE}/teacher/logits.safetensors"}
+SHORT = f"{RESULTS}/target_0.55"
+"""A variant whose network is chosen by the short jobs."""
+SHORT_CHOSEN = {
+    "architecture": f"{SHORT}/architecture.yaml",
+    "training": f"{SHORT}/choice/training.safetensors",
+}
 COMPARED = {
     "reports": [f"{folder}/eval.json" for folder in (BASELINE, TARGET)],
     "histories": [f"{folder}/retrain/history.parquet" for folder in (BASELINE, TARGET)],
@@ -65,46 +71,43 @@ JOBS = {
     "additivity": Job("check_additivity", {"table": TABLE}, {"report": f"{RESULTS}/additivity.json"}),
     "search": Job(
         "search",
-        {"train": CORPUS["train"], "table": TABLE}
-        | network(f"{BASELINE}/retrain", ("baseline", "baseline_architecture")),
+        {"train": CORPUS["train"], "table": TABLE} | PARENT,
         SUPERNET | {"trajectory": f"{TARGET}/search/trajectory.parquet", "metrics": f"{TARGET}/search/metrics.json"},
     ),
+    "pattern": Job("pattern", {"table": TABLE}, {"architecture": f"{BASELINE}/architecture.yaml"}, "baseline"),
+    "teacher": Job(
+        "teacher",
+        {"train": CORPUS["train"]} | network(f"{BASELINE}/retrain"),
+        {"logits": STUDENT["teacher"], "metrics": f"{BASELINE}/teacher/metrics.json"},
+        "baseline",
+    ),
     "choice": Job(
-        "sample_architecture",
-        SUPERNET | {"table": TABLE, "valid": CORPUS["valid"]},
-        CHOSEN | {"metrics": f"{TARGET}/sample/metrics.json"},
+        "choose",
+        SUPERNET | STUDENT | {"table": TABLE},
+        SHORT_CHOSEN | {"metrics": f"{SHORT}/choice/metrics.json"},
+        "target_0.55",
+        {"train_seed": 9},
     ),
-    "same": Job(
-        "sample_architecture",
-        {"original": CHOSEN["architecture"]},
-        {"architecture": f"{TARGET}-upcycle/architecture.yaml", "metrics": f"{TARGET}-upcycle/sample/metrics.json"},
-        "target_0.5-upcycle",
-    ),
-    "inherit": Job(
-        "warm_start", SUPERNET | CHOSEN, {"weights": f"{TARGET}-inherit/warm_start.safetensors"}, "target_0.5-inherit"
-    ),
-    "upcycle": Job(
-        "warm_start",
-        CHOSEN | network(f"{BASELINE}/retrain", ("baseline", "baseline_architecture")),
-        {"weights": f"{TARGET}-upcycle/warm_start.safetensors"},
-        "target_0.5-upcycle",
-    ),
-    "retrain": Job("retrain", CORPUS | CHOSEN, RETRAINED, params={"start": "scratch"}),
-    "warm": Job(
+    "baseline": Job(
         "retrain",
-        CORPUS | CHOSEN | {"weights": f"{TARGET}-upcycle/warm_start.safetensors"},
-        trained(f"{TARGET}-upcycle/retrain"),
-        "target_0.5-upcycle",
-        {"start": "upcycle"},
+        CORPUS | {"architecture": f"{BASELINE}/architecture.yaml"},
+        trained(f"{BASELINE}/retrain"),
+        "baseline",
     ),
-    "distill": Job(
+    "student": Job("retrain", STUDENT | SHORT_CHOSEN, trained(f"{SHORT}/retrain"), "target_0.55", {"seed": 9}),
+    "continued": Job(
         "retrain",
-        CORPUS | CHOSEN | network(f"{BASELINE}/retrain", TEACHER),
-        trained(f"{TARGET}-distill/retrain"),
-        "target_0.5-distill",
-        {"start": "distill"},
+        CORPUS | PARENT | {"architecture": f"{BASELINE}/architecture.yaml"},
+        trained(f"{RESULTS}/continued/retrain"),
+        "continued",
     ),
-    "sparsify": Job("sparsify", CORPUS | network(f"{BASELINE}/retrain"), trained(f"{BASELINE}/sparsify"), "baseline"),
+    "sparsify": Job(
+        "sparsify",
+        CORPUS | PARENT | network(f"{BASELINE}/retrain"),
+        trained(f"{BASELINE}/sparsify"),
+        "baseline",
+        {"teaching": {"weight": 0.5, "temperature": 1.0}},
+    ),
     "cluster": Job(
         "cluster_experts",
         network(f"{BASELINE}/sparsify"),
@@ -126,7 +129,7 @@ JOBS = {
             "baseline": f"{BASELINE}/eval.json",
             "baseline_architecture": f"{BASELINE}/architecture.yaml",
             "baseline_training": f"{BASELINE}/retrain/metrics.json",
-            "stages": [f"{TARGET}/{name}/metrics.json" for name in STAGES],
+            "stages": [f"{BASELINE}/teacher/metrics.json", *(f"{TARGET}/{name}/metrics.json" for name in STAGES)],
         },
         {"report": f"{TARGET}/eval.json"},
     ),

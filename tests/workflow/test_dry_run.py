@@ -4,59 +4,67 @@ from __future__ import annotations
 
 import pytest
 
-STAGES = ("retrain", "sparsify", "cluster_experts", "train_routers", "sample_architecture", "evaluate")
+STAGES = ("retrain", "sparsify", "cluster_experts", "train_routers", "evaluate")
+ONCE = dict.fromkeys(("prepare_data", "profile_blocks", "estimate_cost", "pattern"), 1)
+"""What every plan holds: the last one is the baseline's architecture."""
 
 
 @pytest.mark.workflow
-@pytest.mark.parametrize("experiment", ["demo", "enwik8-mini", "enwik8", "wt103"])
-def test_a_target_needs_its_search_and_the_baseline(workspace, experiment):
+@pytest.mark.parametrize(("experiment", "cached"), [("demo", 1), ("enwik8-mini", 1), ("enwik8", 0), ("wt103", 0)])
+def test_a_target_needs_its_search_and_the_baseline(workspace, experiment, cached):
+    """Logits of the teacher are kept where the file is not too large."""
     jobs = workspace.planned(f"results/{experiment}/target_0.5/eval.json")
-    once = dict.fromkeys(("prepare_data", "profile_blocks", "estimate_cost", "search"), 1)
-    assert jobs == once | dict.fromkeys(STAGES, 2)
+    assert jobs == ONCE | {"search": 1, "choose": 1} | dict.fromkeys(STAGES, 2) | dict.fromkeys(["teacher"], 1) * cached
 
 
 @pytest.mark.workflow
 def test_a_search_waits_for_the_baseline_with_its_seed(workspace):
     """Unless it neither starts from it nor learns from it."""
-    once = dict.fromkeys(("prepare_data", "profile_blocks", "estimate_cost", "search"), 1)
     wanted = "results/tiny/target_0.5-seed1/search/metrics.json"
-    assert workspace.planned(wanted) == once | {"sample_architecture": 1, "retrain": 1}
+    assert workspace.planned(wanted) == ONCE | {"search": 1, "retrain": 1}
     assert workspace.planned(wanted, "results/tiny/baseline-seed1/retrain/metrics.json")["retrain"] == 1
     workspace.edit(search={"start": "scratch", "distill": 0.0})
-    assert workspace.planned(wanted) == once
+    searched = ONCE | {"search": 1}
+    del searched["pattern"]
+    assert workspace.planned(wanted) == searched
 
 
 @pytest.mark.workflow
 def test_patterns_skip_the_search(workspace):
     jobs = workspace.planned("results/demo/par/eval.json", "results/demo/sandwich-seed2/eval.json")
-    assert "search" not in jobs
-    assert jobs["retrain"] == 3
+    assert not {"search", "choose"} & set(jobs)
+    assert jobs["retrain"] == jobs["pattern"] == 4 and jobs["teacher"] == 2, "two baselines"
 
 
 @pytest.mark.workflow
 @pytest.mark.parametrize(
     ("variant", "expected"),
     [
-        ("target_0.5-inherit", {"search": 1, "warm_start": 1, "sample_architecture": 2, "retrain": 1}),
-        ("target_0.5-upcycle", {"search": 1, "warm_start": 1, "sample_architecture": 3, "retrain": 2}),
-        ("target_0.5-distill", {"search": 1, "sample_architecture": 3, "retrain": 2}),
-        ("isoparam_0.5-inherit-seed2", {"search": 1, "warm_start": 1, "sample_architecture": 2, "retrain": 1}),
-        ("shared_0.5-inherit", {"search": 1, "warm_start": 1, "sample_architecture": 2, "retrain": 1}),
-        ("par-upcycle", {"warm_start": 1, "sample_architecture": 3, "retrain": 2}),
-        ("random_0.5_1-distill", {"sample_architecture": 3, "retrain": 2}),
+        ("target_0.5", {"search": 1, "choose": 1, "teacher": 1, "retrain": 2, "pattern": 1}),
+        ("target_0.5-scratch", {"search": 1, "choose": 1, "retrain": 1}),
+        ("shared_0.5-scratch", {"search": 1, "choose": 1, "retrain": 1}),
+        ("isoparam_0.5-seed2", {"search": 1, "choose": 1, "teacher": 1, "retrain": 2, "pattern": 1}),
+        ("shallow_0.5", {"choose": 1, "teacher": 1, "retrain": 2, "pattern": 1}),
+        ("random_0.5_1", {"choose": 1, "teacher": 1, "retrain": 2, "pattern": 1}),
+        ("random_0.5_1-scratch", {"choose": 1, "retrain": 1}),
+        ("keep_0.01", {"choose": 1, "teacher": 1, "retrain": 2, "pattern": 1}),
+        ("par", {"teacher": 1, "retrain": 2, "pattern": 2}),
+        ("par-scratch", {"retrain": 1, "pattern": 1}),
+        ("continued", {"retrain": 2, "pattern": 2}),
+        ("baseline", {"retrain": 1, "pattern": 1}),
     ],
 )
-def test_a_warm_start_needs_the_network_of_its_original_and_what_lends_weights(workspace, variant, expected):
-    """The original itself is not trained: sharing its network is enough."""
+def test_a_student_needs_the_trained_baseline_and_what_it_says(workspace, variant, expected):
+    """Networks that are trained from random weights need neither."""
     jobs = workspace.planned(f"results/tiny/{variant}/retrain/metrics.json")
     assert jobs == dict.fromkeys(("prepare_data", "profile_blocks", "estimate_cost"), 1) | expected
 
 
 @pytest.mark.workflow
-def test_evaluating_a_warm_start_takes_the_search_of_its_original(workspace):
-    jobs = workspace.planned("results/tiny/target_0.5-inherit/eval.json", "results/tiny/target_0.5/eval.json")
-    assert jobs["search"] == 1
-    assert jobs["retrain"] == jobs["evaluate"] == jobs["sample_architecture"] == 3
+def test_only_the_papers_method_makes_activations_sparse_without_a_teacher(workspace):
+    for variant, trained in (("par-scratch", 1), ("continued", 2)):
+        jobs = workspace.planned(f"results/tiny/{variant}/sparsify/metrics.json")
+        assert jobs["sparsify"] == 1 and jobs["retrain"] == trained and "teacher" not in jobs
 
 
 @pytest.mark.workflow

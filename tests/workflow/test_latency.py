@@ -17,7 +17,9 @@ def test_a_network_is_chosen_for_two_batches_of_compiled_calls(workspace):
     workspace.edit(
         workload={"execution": "compiled"},
         profile_blocks={"batches": [1], "executions": ["eager"], "networks": 8},
-        sample_architecture={"limits": {"latency_batch_1": 0.95}},
+        candidates={"limits": {"latency_batch_1": 0.95}},
+        retrain={"steps": 2},
+        distill={"steps": 2},
     )
     measured, chosen = "results/tiny/latency_table.parquet", "results/tiny/lts_0.9/architecture.yaml"
     result = workspace.run(measured, "results/tiny/additivity.json", MLFLOW_TRACKING_URI="none")

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from safetensors.numpy import load_file
 
 from planer.failures import MISTAKE, STATUS
 from planer.files import UserError, file_sha256, read_json, read_yaml, write_json, write_yaml
@@ -34,8 +35,9 @@ BARE = 0.1
 SHORT = {
     "workload": {"execution": "eager"},
     "search": {"steps": 10, "epoch_steps": 5, "log_steps": 5},
-    "sample_architecture": {"num_solutions": 1, "num_random": 0, "rounds": 1, "tokens": 2048},
+    "candidates": {"proposers": {"argmax": 0, "random": 0}, "rounds": 1, "tokens": 2048},
     "retrain": {"steps": 4, "eval_steps": 4, "log_steps": 2, "checkpoint_steps": 2},
+    "distill": {"steps": 4, "eval_steps": 4, "log_steps": 2, "checkpoint_steps": 2},
     "sparsify": {"steps": 2, "log_steps": 2},
     "train_routers": {"steps": 2, "log_steps": 2},
     "evaluate": {"taus": [0.0, 0.5], "latency_rounds": 3},
@@ -75,10 +77,12 @@ class Jobs:
             stdout=subprocess.PIPE,
             text=True,
         )
-        for name in ("pareto", "repeatability", "upcycle"):
+        for name in ("pareto", "repeatability", "teacher", "choice"):
+            for path in JOBS[name].output.values():  # of more steps
+                (self.pristine / path).unlink(missing_ok=True)
             self.reference(name)
             for path in JOBS[name].output.values():
-                (self.pristine / path).parent.mkdir(exist_ok=True)
+                (self.pristine / path).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copy(self.folder / path, self.pristine / path)
 
     def _shorten_corpus(self) -> None:
@@ -109,7 +113,7 @@ class Jobs:
             "rule": job.rule,
             "input": job.input,
             "output": job.output,
-            "params": {"config": self.config, "seed": 7, "retrain_seed": 8, "vocab_size": 256, **job.params},
+            "params": {"config": self.config, "seed": 7, "vocab_size": 256, **job.params},
             "wildcards": {"experiment": "tiny", "variant": job.variant},
         }
         for path in job.output.values():
@@ -155,6 +159,8 @@ def _content(path: Path) -> object:
     if path.suffix == ".json":
         content = json.loads(path.read_text())
         return _unmeasured({key: content[key] for key in REPEATED.get(path.name, content)})
+    if path.name == "training.safetensors":  # a checkpoint, which holds how long it has taken
+        return {name: (values.shape, values.tobytes()) for name, values in load_file(path).items()}
     if path.is_dir():
         return {file.name: file.read_bytes() for file in path.iterdir()}
     return path.read_bytes()
@@ -208,31 +214,34 @@ def test_a_damaged_file_ends_in_one_line_or_changes_nothing(jobs, name):
 
 
 def test_a_missing_file_is_one_line(jobs):
-    for name in ("cost", "cluster", "pareto", "upcycle"):
-        path = JOBS[name].files[-1]
+    last = [(name, JOBS[name].files[-1]) for name in ("cost", "cluster", "pareto")]
+    for name, path in [*last, *(("student", JOBS["student"].input[file]) for file in ("teacher", "training"))]:
         (jobs.folder / path).unlink()
         ended = jobs.run(name)
         jobs.restore(name, path)
         assert ended["status"] == STATUS and f"{path} does not exist; make it anew: snakemake" in ended["log"]
 
 
-def test_a_damaged_checkpoint_changes_no_result(jobs):
-    """The training goes on from it, or begins anew: on a CPU both end with the same bits."""
-    expected = jobs.reference("retrain")
-    assert jobs.run("retrain", killed=True)["status"] == 9
-    path = jobs.folder / "scratch/tiny/target_0.5/retrain/checkpoint/state.safetensors"
+@pytest.mark.parametrize(("name", "variant", "count"), [("baseline", "baseline", 7), ("student", "target_0.55", 4)])
+def test_a_damaged_checkpoint_changes_no_result(jobs, name, variant, count):
+    """The training goes on from it, or begins anew: on a CPU both end with the same bits.  A student begins anew where
+    its proxy training has ended."""
+    expected = jobs.reference(name)
+    assert jobs.run(name, killed=True)["status"] == 9
+    path = jobs.folder / f"scratch/tiny/{variant}/retrain/checkpoint/state.safetensors"
     content = path.read_bytes()
     resumed = 0
-    for number in range(7):
+    for number in range(count):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(mutate(path, content, number)[1] if number else content)
-        ended = jobs.run("retrain")
+        ended = jobs.run(name)
         assert ended["status"] == 0, ended
-        assert ("resuming at step 2/4" in ended["log"]) != ("not resuming from" in ended["log"]), ended["log"]
-        assert jobs.outputs("retrain") == expected, number
-        resumed += "resuming at step" in ended["log"]
-    jobs.restore("retrain")
-    assert 1 <= resumed < 7
+        refused = "not resuming from" in ended["log"]
+        assert ("resuming at step 2/4" in ended["log"]) == (name == "student" or not refused), ended["log"]
+        assert jobs.outputs(name) == expected, number
+        resumed += not refused
+    jobs.restore(name)
+    assert 1 <= resumed < count
 
 
 @pytest.mark.parametrize("text", ["{", "", '{"hours": {"total": -1}}', "[" * 100_000, "\ufeff"])

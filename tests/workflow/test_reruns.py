@@ -10,6 +10,7 @@ from tests.workflow.conftest import Workspace
 
 pytestmark = pytest.mark.workflow
 TARGET = "results/tiny/comparison.parquet"
+STUDENT = dict.fromkeys(("choose", "retrain", "sparsify", "cluster_experts", "train_routers", "evaluate", "compare"), 1)
 CONVERSION = {"sparsify": 2, "cluster_experts": 2, "train_routers": 2, "evaluate": 2, "compare": 1}
 
 
@@ -50,13 +51,12 @@ def test_touching_every_file_repeats_nothing(copied):
             {"cluster_experts": 2, "train_routers": 2, "evaluate": 2, "compare": 1},
         ),
         ({"sparsify": {"weight": 0.5}}, CONVERSION),
-        # Trials of the searched network's candidates are beginnings of retrainings.
-        ({"retrain": {"balance_weight": 0.5}}, CONVERSION | {"sample_architecture": 1, "retrain": 2}),
-        (
-            {"sample_architecture": {"solver": "argmax"}},
-            # The baseline's architecture.yaml is a pattern; the solver is a key of the same stage.
-            CONVERSION | {"sample_architecture": 2, "retrain": 2},
-        ),
+        ({"candidates": {"scores": "alpha"}}, STUDENT),
+        # Where its activations are made sparse the baseline is its own teacher: weight and temperature matter alone.
+        ({"distill": {"balance_weight": 0.5}}, STUDENT | {"teacher": 1}),
+        ({"distill": {"temperature": 2.0}}, CONVERSION | {"teacher": 1, "choose": 1, "retrain": 1}),
+        # All follow the baseline.
+        ({"retrain": {"balance_weight": 0.5}}, CONVERSION | {"search": 1, "teacher": 1, "choose": 1, "retrain": 2}),
     ],
 )
 def test_one_key_repeats_its_stage_and_what_depends_on_it(copied, sections, expected):
