@@ -78,10 +78,10 @@ def measured(config: Experiment, results: Path, target: float, count: int) -> It
         path = random_network(limit, len(baseline.blocks), derive_seed(config.seed, "ranking", number))
         network = config.model.architecture(vocab_size, tuple(options[option] for option in path))
         with tempfile.TemporaryDirectory() as folder:
-            proxy, whole = (ProxyTraining(recipe, read, Checkpoint(folder, "ranking")) for read in (text, valid))
-            losses = {"before training": proxy.untrained(network)}
+            proxy = ProxyTraining(recipe, Checkpoint(folder, "ranking"))
+            losses = {"before training": proxy.untrained(network, text)}
             losses |= {f"{share:.0%} of the training": proxy(network, share).mean for share in SHARES}
-            final = whole(network, 1).mean  # goes on from the checkpoint of the other
+            final = proxy(network, 1).mean
         yield {
             "pattern": network.pattern,
             "supernet": supernet_loss(path),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import shutil
 
 import pytest
@@ -25,7 +24,6 @@ def test_random_networks_are_scored_and_trained(finished, tmp_path):
     shutil.copy(finished.folder / "results/tiny/latency_table.parquet", results)
     files = (ROOT / "config/config.yaml", ROOT / "tests/workflow/tiny.yaml")
     config = build(Experiment, merge(*map(read_yaml, files)))
-    config = dataclasses.replace(config, candidates=dataclasses.replace(config.candidates, tokens=4096))
     rows = list(measured(config, results, 1, 3))
     assert len(rows) == 3
     for row in rows:
