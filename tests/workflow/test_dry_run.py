@@ -90,8 +90,8 @@ def test_the_report_takes_along_the_analyses_that_are_asked_for(workspace):
 @pytest.mark.parametrize("experiment", ["demo", "tiny"])
 def test_repeats_search_and_train_anew(workspace, experiment):
     jobs = workspace.planned(f"results/{experiment}/repeatability.json")
-    once = dict.fromkeys(("prepare_data", "profile_blocks", "estimate_cost", "repeatability"), 1)
-    assert jobs == once | {"search": 3} | dict.fromkeys(STAGES, 6)
+    thrice = dict.fromkeys(("pattern", "teacher", "search", "choose"), 3)
+    assert jobs == ONCE | {"repeatability": 1} | thrice | dict.fromkeys(STAGES, 6)
 
 
 @pytest.mark.workflow
@@ -102,8 +102,7 @@ def test_a_shared_supernet_spares_searches(workspace, experiment):
     The mildest target has one network, not two: its own search is the shared one.
     """
     jobs = workspace.planned(f"results/{experiment}/pareto.json")
-    once = dict.fromkeys(("prepare_data", "profile_blocks", "estimate_cost", "pareto"), 1)
-    assert jobs == once | {"search": 3} | dict.fromkeys(STAGES, 6) | {"sample_architecture": 9 + 3 + 1}
+    assert jobs == ONCE | {"pareto": 1, "teacher": 1, "search": 3, "choose": 9 + 3} | dict.fromkeys(STAGES, 6)
 
 
 @pytest.mark.workflow
