@@ -1,7 +1,7 @@
 """Choose the network of a variant: candidates are proposed, measured and trained for a while."""
 
 import time
-from functools import partial
+from functools import cache, partial
 
 from planer.files import write_json
 from planer.job import stage
@@ -29,7 +29,7 @@ if __name__ == "__main__":
             known["supernet_loss"] = SupernetLoss(supernet, text, config.search, *runtime)
         space = space_of(config, variant, vocab_size, table, seed, **known)
         if not variant.scratch:
-            space.start_loss = lambda options: proxy.untrained(space.network(options), text)
+            space.start_loss = cache(lambda options: proxy.untrained(space.network(options), text))
         measurement = relative_latency(config, vocab_size, seed, *runtime) if config.candidates.corrections else None
 
         def trained(candidate, share):
@@ -41,7 +41,7 @@ if __name__ == "__main__":
         network, notes = find(config, variant, space, table, measurement, trained)
         proxy.hand_over(network, snakemake.output.training)
         network.save(snakemake.output.architecture, **notes)
-        spent = time.perf_counter() - began - proxy.seconds(network)
+        spent = time.perf_counter() - began - proxy.seconds_now + proxy.seconds_without(network)
         estimated = notes["selection"]["estimated"]
         write_json(snakemake.output.metrics, {"estimated": estimated, "seconds": spent})
         print(f"{network.pattern}: {estimated:.3f} of the baseline's latency by the table")
