@@ -34,10 +34,10 @@ class ProxyTraining:
         They are kept: after a restart a training may be further than that already.
         """
         steps = self.steps(share)
-        kept = self._part(network, f"after_{steps}")
+        training, kept = self._part(network), self._part(network, f"after_{steps}")
         if (found := kept.load()) is None:
             began = time.perf_counter()
-            model, _, _ = self._recipe.train(network, self._part(network), until=steps)
+            model, _, _ = self._recipe.train(network, training, until=steps)
             seconds = time.perf_counter() - began
             nll, tokens = self._recipe.scored(model, self._text)
             found = {"nll": nll, "tokens": tokens}, {"seconds": seconds}

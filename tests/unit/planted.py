@@ -33,7 +33,7 @@ KNOWN = ("start_loss", "alpha", "supernet_loss")
 
 
 def space(target: float = 0.5, pattern: str = "(sf)x4", options=OPTIONS, costs=None, more=(), **known) -> Space:
-    """Networks of the baseline ``pattern``; known: losses and weights of a Space, and keys of the section candidates."""
+    """Networks within a target; known: losses and architecture weights, and keys of the section candidates."""
     costs = COSTS if costs is None else costs
     baseline = MODEL.architecture(VOCAB_SIZE, pattern)
     of_baseline = [costs[block.name] for block in baseline.blocks]
