@@ -18,7 +18,7 @@ SNAKEMAKE_MB = 260
 """Of the two processes of Snakemake around a SLURM job."""
 NODE_MB = 7500
 """What a job may use of a node of 8 GB."""
-VARIANTS = ("baseline", "par", "target_0.5", "isoparam_0.5", "par_search", "target_0.5-inherit", "target_0.5-distill")
+VARIANTS = ("baseline", "par", "target_0.5", "isoparam_0.5", "par_search", "target_0.5-scratch", "continued", "shallow_0.5", "keep_0.01")
 
 
 def shipped(name: str, device: str) -> Experiment:

@@ -13,6 +13,7 @@ from planer.search.network import chosen_network, kept_network, space_of
 from planer.search.proxy import ProxyTraining
 from planer.search.scorers.replace_one import SupernetLoss
 from planer.search.supernet import load_supernet
+from planer.training.recipe import recipe_of
 from planer.variant import parse_variant
 
 if __name__ == "__main__":
@@ -21,7 +22,12 @@ if __name__ == "__main__":
         variant, vocab_size, table = parse_variant(snakemake.wildcards.variant), job.vocab_size, None
         config, table = config_of(job.config, variant), LatencyTable.load(files.table)
         runtime = (resolve_device(config.device), resolve_dtype(config.dtype, resolve_device(config.device)))
-        text, recipe = job.tokens("valid")[: config.candidates.tokens], job.recipe(variant, snakemake.params.train_seed)
+        texts, how = (
+            (job.tokens("train"), job.tokens("valid")),
+            {"taught": variant.is_taught, "cache": files.get("teacher")},
+        )
+        recipe = recipe_of(config, texts, snakemake.params.train_seed, job.parent(), **how)
+        text = texts[1][: config.candidates.tokens]
         proxy, known = ProxyTraining(recipe, job.checkpoint()), {}
         if files.get("supernet"):
             supernet = load_supernet(files.supernet, config, vocab_size).to(runtime[0])
