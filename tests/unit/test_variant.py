@@ -101,7 +101,7 @@ def test_suffixes_that_make_no_sense(name, reason):
 
 @pytest.mark.parametrize("loss", ["0", "0.0", "0.2", "1", "-0.01", "", "x", ".", "1e", "nan", "1e-999", "0.01_1"])
 def test_losses_outside_0_to_20_percent(loss):
-    with pytest.raises(UserError, match="must be a number above 0 and below 0.2, as in keep_0.01|unknown") as error:
+    with pytest.raises(UserError, match="must be a number above 0 and below 0.2, as in keep_0.01") as error:
         parse_variant(f"keep_{loss}")
     assert repr(f"keep_{loss}") in str(error.value) and "\n" not in str(error.value)
 
