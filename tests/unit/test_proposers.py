@@ -81,6 +81,14 @@ def test_heads_of_a_cut_are_filled_until_nothing_more_fits(target):
     assert named(networks, whole) == ["attention_8", "feed_forward"] * 4, "the baseline fits a budget of 1"
 
 
+def test_narrow_attention_that_was_measured_slower_than_wide_one_is_left_out():
+    """As on a busy machine: one head takes three times as long as eight."""
+    networks = space(0.6, costs=COSTS | {"attention_1": 0.5})
+    found = [named(networks, options) for options in proposed("shallow", networks)]
+    assert found and all("attention_1" not in names for names in found)
+    assert any("attention_2" in names for names in found)
+
+
 def test_a_cut_never_has_more_heads_than_the_baseline():
     networks = space(1.0, pattern="s4fs2f")
     assert named(networks, proposed("shallow", networks)[0]) == [
