@@ -26,8 +26,6 @@ from planer.files import Damaged, UserError, file_sha256, read_json, read_tokens
 from planer.model import LanguageModel
 from planer.runtime import device_name, keep_freed_memory, resolve_device, resolve_dtype
 from planer.training.checkpoint import Checkpoint
-from planer.training.recipe import Recipe, Student
-from planer.variant import Variant
 
 SHARED = "shared"
 """What stands for the variant of a job that all variants of an experiment share."""
@@ -73,16 +71,6 @@ class Job:
         """The trained baseline among the inputs; None for networks that are trained from random weights."""
         path = self._snakemake.input.get("parent")
         return model.load(Path(path).parent) if path else None
-
-    def recipe(self, variant: Variant, seed: int) -> Recipe:
-        """How the variant's networks are trained."""
-        device, parent = resolve_device(self.config.device), self.parent()
-        config = self.config.distill if parent else self.config.retrain
-        runtime = (seed, device, resolve_dtype(self.config.dtype, device))
-        recipe = (config, self.tokens("train"), self.tokens("valid"), *runtime)
-        if parent is None:
-            return Recipe(*recipe)
-        return Student(parent, *recipe, cache=self._snakemake.input.get("teacher"), taught=variant.is_taught)
 
     def checkpoint(self) -> Checkpoint:
         """Where a training stage resumes from.  A checkpoint of other params or other input files does not count."""

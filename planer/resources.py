@@ -37,6 +37,8 @@ STORED_BYTES = 24
 """Host memory of a parameter that is trained on a GPU: weight and two moments on their way to and from a checkpoint."""
 TRAINED_BYTES = 28
 """The same on a CPU: weight, gradient, two moments, and a checkpoint's copy while a job resumes."""
+READ_BYTES = 8
+"""Memory of a parameter that is read from a file and not trained, while it is read."""
 LOGITS = 3 * 2**26
 """Most logits at a time, with gradient and softmax (planer.model computes at most 2**26 at once)."""
 POOL_BYTES = 6 * 2**30
@@ -243,8 +245,8 @@ def _choose(job: _Job) -> _Need:
     scored = how.rounds * len(job.baseline) * len(job.space) * how.tokens if supernet.params else 0
     calls = scored / (job.config.search.batch * job.config.search.tgt_len)
     return _Need(
-        params=supernet.params + trained.params,
-        host_bytes=trained.host_bytes,
+        params=trained.params,
+        host_bytes=trained.host_bytes + READ_BYTES * supernet.params,
         device_bytes=max(job.call_bytes(job.config.search), job.call_bytes(job.config.workload), trained.device_bytes),
         flops=scored * job.flops(job.config.search) + trainings * trained.flops,
         seconds=calls * PASS_SECONDS + trainings * trained.seconds + MEASUREMENT_SECONDS * measurements,

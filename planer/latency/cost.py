@@ -64,12 +64,13 @@ def training_hours(config: SimpleNamespace, vocab_size: int, table: LatencyTable
     alpha_step = FORWARDS_PER_ALPHA_STEP * (stem + all_options)
     alpha_steps = search.alpha_share * (1 - search.frozen_share)
     teacher = (1 + alpha_steps) * hours(search, 1) if search.distill else 0.0
+    student = hours(config.distill, FORWARDS_PER_STEP + 1)  # the teacher runs in every step
     result = {
         "search": (weight_step + alpha_step * alpha_steps) * search.steps / 3.6e6
         + teacher
-        + config.candidates.proxy_trainings * hours(config.distill, FORWARDS_PER_STEP),
+        + config.candidates.proxy_trainings * student,
         "retrain": hours(config.retrain, FORWARDS_PER_STEP),
-        "distill": hours(config.distill, FORWARDS_PER_STEP + 1),
+        "distill": student,
         "sparsify": 2 * hours(config.sparsify, FORWARDS_PER_STEP + 1),
         "train_routers": 2 * hours(config.train_routers, 1),
     }

@@ -4,7 +4,7 @@ Measuring: a network is measured in turn with the baseline before it is trained.
 no candidate.  Where a proposer is left with too few candidates, the bias of what was measured lowers the budget, and it
 proposes again:
 
-    budget_{k+1} = min(target, target * median over measured networks of estimated / measured)   (over the baseline's)
+    budget_{k+1} = min(target, target / median over measured networks of measured / estimated)   (over the baseline's)
 
 By the table, too, a network never exceeds its target.  Where no network is fast enough, the fastest one is used.
 """

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import numpy as np
 
 from planer.architecture import Architecture
@@ -20,15 +22,30 @@ class ProxyTraining:
         """checkpoint: of the job; every network gets one beside it."""
         self._recipe, self._checkpoint = recipe, checkpoint
         self._text = recipe.valid_tokens[:VALID_TOKENS]
+        self._folders: dict[str, str] = {}
         self._checkpoints: dict[str, Checkpoint] = {}
-        self._seconds: dict[str, float] = {}
+        self._seconds: dict[str, dict[int, float]] = {}
+        self.seconds_now = 0.0
+        """What trainings took since the last restart."""
 
     def __call__(self, network: Architecture, share: float) -> Losses:
-        """Losses of the network once it has had this share of its training."""
-        checkpoint = self._of(network)
-        model, _, metrics = self._recipe.train(network, checkpoint, until=self.steps(share))
-        self._seconds[network.pattern] = metrics["seconds"]
-        return self._losses(model)
+        """Losses of the network once it has had this share of its training.
+
+        They are kept: after a restart a training may be further than that already.
+        """
+        steps = self.steps(share)
+        training, kept = self._part(network), self._part(network, f"after_{steps}")
+        if (found := kept.load()) is None:
+            began = time.perf_counter()
+            model, _, _ = self._recipe.train(network, training, until=steps)
+            seconds = time.perf_counter() - began
+            nll, tokens = self._recipe.scored(model, self._text)
+            found = {"nll": nll, "tokens": tokens}, {"seconds": seconds}
+            kept.save(*found)
+            self.seconds_now += seconds
+        tensors, values = found
+        self._seconds.setdefault(network.pattern, {})[steps] = values["seconds"]
+        return Losses(tensors["nll"].tolist(), tensors["tokens"].tolist())
 
     def untrained(self, network: Architecture, text: np.ndarray) -> float:
         """Loss of the network at its start on a text [n], in nats per token."""
@@ -38,9 +55,9 @@ class ProxyTraining:
         """Loss of another model on the text that networks are scored on, in nats per token."""
         return self._losses(model.to(self._recipe.device)).mean
 
-    def seconds(self, network: Architecture) -> float:
-        """What the network's training has taken so far."""
-        return self._seconds[network.pattern]
+    def seconds_without(self, network: Architecture) -> float:
+        """What the trainings of all other networks took, those before a restart too."""
+        return sum(sum(parts.values()) for name, parts in self._seconds.items() if name != network.pattern)
 
     def steps(self, share: float) -> int:
         """Steps that are this share of the training, at least one."""
@@ -48,16 +65,17 @@ class ProxyTraining:
 
     def hand_over(self, network: Architecture, path: str) -> None:
         """Write the checkpoint that the network's training goes on from."""
-        self._of(network).hand_over(path)
+        self._part(network).hand_over(path)
 
     def delete(self) -> None:
         """Delete all checkpoints, once the choice that they led to is written."""
         for checkpoint in self._checkpoints.values():
             checkpoint.delete()
 
-    def _of(self, network: Architecture) -> Checkpoint:
-        name = network.pattern
-        return self._checkpoints.setdefault(name, self._checkpoint.part(f"proxy_{len(self._checkpoints)}", name))
+    def _part(self, network: Architecture, folder: str = "") -> Checkpoint:
+        name, number = network.pattern, len(self._folders)
+        path = f"{self._folders.setdefault(name, f'proxy_{number}')}/{folder}"
+        return self._checkpoints.setdefault(path, self._checkpoint.part(path, name))
 
     def _losses(self, model: LanguageModel) -> Losses:
         nll, tokens = self._recipe.scored(model, self._text)

@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -21,7 +22,7 @@ from torch import Tensor
 from planer.architecture import Architecture
 from planer.config import DistillConfig, RetrainConfig, derive_seed
 from planer.model import LanguageModel, initialise
-from planer.runtime import seed_everything
+from planer.runtime import resolve_device, resolve_dtype, seed_everything
 from planer.training.checkpoint import Checkpoint
 from planer.training.distillation import Distillation
 from planer.training.parent_start import Parent, start_from_parent
@@ -121,3 +122,21 @@ class Student(Recipe):
             return LanguageModelling
         teacher = self._cache or LiveTeacher(self.parent.model, self.config.mem_len)
         return partial(Distillation, teacher=teacher, weight=self.config.weight, temperature=self.config.temperature)
+
+
+def recipe_of(
+    config: SimpleNamespace,
+    texts: tuple[np.ndarray, np.ndarray],
+    seed: int,
+    parent: LanguageModel | None,
+    *,
+    taught: bool,
+    cache: str | Path | None = None,
+) -> Recipe:
+    """How a job trains networks.  config: its sections; texts: for training and for validation; the others: see
+    Student.  Without a parent training starts from random weights."""
+    device = resolve_device(config.device)
+    recipe = (*texts, seed, device, resolve_dtype(config.dtype, device))
+    if parent is None:
+        return Recipe(config.retrain, *recipe)
+    return Student(parent, config.distill, *recipe, cache=cache, taught=taught)

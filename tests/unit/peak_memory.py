@@ -25,7 +25,7 @@ from planer.search.phase1 import Phase1
 from planer.search.supernet import build_supernet
 from planer.training.checkpoint import Checkpoint
 from planer.training.loop import fit
-from planer.training.retrain import retrain
+from planer.training.recipe import Recipe
 
 CONFIG = Path(__file__).parents[2] / "config"
 CPU, STEPS = torch.device("cpu"), 2
@@ -58,7 +58,7 @@ def run_retrain(config: Experiment, vocab_size: int, tokens: np.ndarray, checkpo
     """The baseline."""
     stage = dataclasses.replace(config.retrain, steps=STEPS, eval_steps=STEPS, log_steps=1, checkpoint_steps=2)
     baseline = config.model.architecture(vocab_size, config.patterns.baseline)
-    retrain(baseline, tokens, tokens[:5000], stage, 0, CPU, torch.float32, checkpoint)
+    Recipe(stage, tokens, tokens[:5000], 0, CPU, torch.float32).train(baseline, checkpoint)
 
 
 def main(stage: str, *given: str) -> None:

@@ -144,7 +144,7 @@ def test_a_missing_key(path):
         ("dtype", "float16", "allowed: auto, float32, bfloat16"),
         ("model.norm", "none", "allowed: post, pre"),
         ("workload.attention", "flash", "allowed: cached, recompute"),
-        ("sample_architecture.solver", "greedy", "allowed: milp, argmax"),
+        ("candidates.scores", "greedy", "allowed: replace_one, alpha"),
         ("search.optimizer.name", "sgd", "allowed: lamb, adamw"),
         ("sparsify.penalty", "l2", "allowed: hoyer, l1"),
         ("sparsify.ramp", "cosine", "allowed: none, linear, linear_warmup"),
@@ -199,8 +199,18 @@ def test_a_wrong_type_or_choice(path, value, allowed):
         ("pareto.targets", [0.5, 0.75, 0.95, 0.5], "each once"),
         ("pareto.compared", [0.5, 0.75], "3 to 100 values"),
         ("pareto.compared", [0.5, 0.75, 0.6, 0.9999], "none of the targets"),
-        ("sample_architecture.limits", {"params": 0}, ".params is 0; it must be above 0"),
-        ("sample_architecture.limits", {"depth": 0.5}, "allowed: params, active_params"),
+        ("candidates.proposers", {"oracle": 1}, "allowed: shallow, edited, solver, argmax, random, largest"),
+        ("candidates.proposers", {"shallow": 0}, "none proposes a network"),
+        ("candidates.rungs", [0.4, 0.2], "must rise"),
+        ("candidates.rungs", [0.2, 1.0], "above 0 and below 1"),
+        ("candidates.rungs", [], "must list 1 to 10 values"),
+        ("keep.targets", [0.5, 0.7], "must fall"),
+        ("keep.proxy_share", 1.0, "above 0 and below 1"),
+        ("keep.trained", 0, "from 1 to 1,000"),
+        ("distill.weight", 1.5, "from 0 to 1"),
+        ("distill.temperature", 0, "above 0"),
+        ("candidates.limits", {"params": 0}, ".params is 0; it must be above 0"),
+        ("candidates.limits", {"depth": 0.5}, "allowed: params, active_params"),
         ("design_space", ["skip"], "2 to 100 values, each once"),
         ("design_space", ["skip", "feed_forward", "skip"], "2 to 100 values, each once"),
         (
@@ -250,7 +260,7 @@ def test_options_must_fit_the_model():
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf"), 10**400, "1e-3x"])
 @pytest.mark.parametrize(
     "path",
-    ["max_hours", "retrain.optimizer.lr", "search.optimizer.betas", "evaluate.taus", "sample_architecture.limits"],
+    ["max_hours", "retrain.optimizer.lr", "search.optimizer.betas", "evaluate.taus", "candidates.limits"],
 )
 def test_numbers_that_are_none(path, value):
     """NaN is neither above nor below a bound."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from fractions import Fraction
 
 import pandas as pd
@@ -10,15 +11,17 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from planer.search.sample import sample_architecture
 from toy import VOCAB_SIZE, experiment, latency_table
 
 from planer.files import UserError
 from planer.latency.table import LatencyTable
 from planer.search.constraints import PICOSECONDS, Limit, latency_limit, limits_of, used
+from planer.search.network import space_of
+from planer.search.proposers import PROPOSERS
 from planer.variant import parse_variant
 
-CONFIG = experiment(sample_architecture={"scores": "alpha", "slack": 1.0})
+ALPHA = {"scores": "alpha", "slack": 1.0, "min_distance": 1}
+CONFIG = experiment(candidates=ALPHA)
 BASELINE = CONFIG.model.architecture(VOCAB_SIZE, CONFIG.patterns.baseline)
 ALL = {"params": 0.9, "active_params": 0.8, "flops": 0.7, "memory": 0.6}
 
@@ -38,18 +41,22 @@ def test_costs_are_those_of_the_whole_network(path):
     assert {name: limit.share for name, limit in limits.items()} == pytest.approx(ALL | {"target": 0.5}, abs=1e-4)
 
 
+def proposed(config, target: float, table: LatencyTable, alpha: torch.Tensor, number: int = 1):
+    """The solver's networks by the architecture weights, and what each uses."""
+    space = space_of(config, parse_variant(f"target_{target}"), VOCAB_SIZE, table, 0, alpha=alpha)
+    found = list(itertools.islice(PROPOSERS["solver"](space), number))
+    return [(space.network(c.options), used(space.limits, c.options)) for c in found]
+
+
 def test_the_choice_keeps_every_limit():
-    config = experiment(sample_architecture={"scores": "alpha", "slack": 1.0, "limits": ALL, "num_solutions": 3})
+    config = experiment(candidates=ALPHA | {"limits": ALL})
     alpha = torch.randn(4, 6, generator=torch.Generator().manual_seed(3))
-    architecture, notes = sample_architecture(
-        config, parse_variant("target_0.8"), VOCAB_SIZE, latency_table(), alpha=alpha
-    )
-    shares = notes["selection"]["used"]
-    assert shares.keys() == {"target"} | ALL.keys()
-    assert shares["target"] <= 0.8 and all(shares[name] <= share for name, share in ALL.items())
-    assert shares["params"] == architecture.params() / BASELINE.params()
-    patterns = [solution["pattern"] for solution in notes["selection"]["candidates"]]
-    assert patterns[0] == architecture.pattern and len(set(patterns)) == 3
+    found = proposed(config, 0.8, latency_table(), alpha, 3)
+    assert len({network.pattern for network, _ in found}) == 3
+    for network, shares in found:
+        assert shares.keys() == {"target"} | ALL.keys()
+        assert shares["target"] <= 0.8 and all(shares[name] <= share for name, share in ALL.items())
+        assert shares["params"] == network.params() / BASELINE.params()
 
 
 def table_of_two_batches() -> LatencyTable:
@@ -66,24 +73,22 @@ def test_a_network_chosen_under_two_batches_keeps_both():
     alpha[:, CONFIG.design_space.index("moe_top1")] = 2.0
     alpha[:, CONFIG.design_space.index("attention_2")] = 1.0
     limits = {"latency_batch_1": 0.9}
-    config = experiment(sample_architecture={"scores": "alpha", "limits": limits}, profile_blocks={"batches": [1]})
+    config = experiment(candidates=ALPHA | {"limits": limits}, profile_blocks={"batches": [1]})
     chosen = {}
     for name, setting in (("one", CONFIG), ("both", config)):
-        chosen[name], notes = sample_architecture(setting, parse_variant("target_0.9"), VOCAB_SIZE, table, alpha=alpha)
+        ((chosen[name], shares_used),) = proposed(setting, 0.9, table, alpha)
     shares = {
         name: [table.estimate(network, "cached", batch) / table.estimate(BASELINE, "cached", batch) for batch in (4, 1)]
         for name, network in chosen.items()
     }
     assert shares["one"][0] <= 0.9 < shares["one"][1], "without the second limit it is missed"
     assert max(shares["both"]) <= 0.9
-    assert notes["selection"]["used"] == pytest.approx(
-        {"target": shares["both"][0], "latency_batch_1": shares["both"][1]}
-    )
+    assert shares_used == pytest.approx({"target": shares["both"][0], "latency_batch_1": shares["both"][1]})
 
 
 def test_a_batch_that_was_not_measured_is_refused():
     with pytest.raises(UserError, match=r"latency_batch_3 needs 3 among profile_blocks\.batches"):
-        experiment(sample_architecture={"limits": {"latency_batch_3": 0.5}}, profile_blocks={"batches": [1]})
+        experiment(candidates={"limits": {"latency_batch_3": 0.5}}, profile_blocks={"batches": [1]})
     with pytest.raises(UserError, match="has no batch 1; it has: 4"):
         limits_of(CONFIG, BASELINE, latency_table(), 0.5, latency_batch_1=0.5)
 

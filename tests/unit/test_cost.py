@@ -9,9 +9,12 @@ from planer.files import UserError
 from planer.latency.cost import check_hours, rescaled, training_hours, training_tokens
 
 MS_PER_HOUR = 3.6e6
-TRIALS = 0.75 * 3 * 0.99
-"""Of three competitors, in retrainings: 99 % of one each, of which half of them run a half."""
-WITHOUT_TRIALS = {"sample_architecture": {"num_solutions": 1, "num_random": 0}}
+PROXIES = 2.0
+"""Proxy trainings in whole ones: five candidates to a quarter of their training, three of them to a half."""
+STUDENT = 4 * 23 * 20
+"""ms of a student's training, with the teacher's forward pass."""
+ONE_PROXY = {"candidates": {"proposers": {"edited": 0, "solver": 0, "argmax": 0, "random": 0}, "rungs": [1.0e-9]}}
+"""Next to no proxy training."""
 
 
 def check(config) -> None:
@@ -26,9 +29,10 @@ def test_hours_in_closed_form():
     """Training has the workload's shape here.  Recomputed: baseline 1 + 2 (8 + 3) ms, the six options 25 ms."""
     weight_step, alpha_step = 3 * (1 + 4 * 25 / 6), 2 * (1 + 4 * 25)
     expected = {
-        "search": (20 * (weight_step + 0.2 * 0.9 * alpha_step + 1.18 * 23) + TRIALS * 3 * 23 * 30) / MS_PER_HOUR,
-        "retrain": 2 * 3 * 23 * 30 / MS_PER_HOUR,
-        "sparsify": 2 * 3 * 23 * 10 / MS_PER_HOUR,
+        "search": (20 * (weight_step + 0.2 * 0.9 * alpha_step + 1.18 * 23) + PROXIES * STUDENT) / MS_PER_HOUR,
+        "retrain": 3 * 23 * 30 / MS_PER_HOUR,
+        "distill": STUDENT / MS_PER_HOUR,
+        "sparsify": 2 * 4 * 23 * 10 / MS_PER_HOUR,
         "train_routers": 2 * 1 * 23 * 10 / MS_PER_HOUR,
     }
     expected["total"] = sum(expected.values())
@@ -42,7 +46,7 @@ def test_hours_in_closed_form():
 def test_hours_are_proportional_to_steps_and_tokens():
     plain = {"patterns": {"baseline": "(f)x4"}}
     once = hours(**plain)["retrain"]
-    assert once == pytest.approx(2 * 3 * 13 * 30 / MS_PER_HOUR)
+    assert once == pytest.approx(3 * 13 * 30 / MS_PER_HOUR)
     for training, factor in (({"steps": 90}, 3), ({"batch": 12}, 3), ({"tgt_len": 64}, 2), ({"mem_len": 999}, 1)):
         assert hours(**plain, retrain=training)["retrain"] == pytest.approx(factor * once)
     assert hours(**plain, workload={"batch": 8})["retrain"] == pytest.approx(once / 2)
@@ -53,10 +57,10 @@ def test_attention_grows_with_its_flops():
     longer = {"mem_len": 320}
     attention = experiment().model.option("attention_2")
     flops = [attention.flops(32, 4, 32, mem_len, "recompute") for mem_len in (32, 320)]
-    expected = 2 * 3 * (1 + 2 * (8 * flops[1] / flops[0] + 3)) * 30 / MS_PER_HOUR
+    expected = 3 * (1 + 2 * (8 * flops[1] / flops[0] + 3)) * 30 / MS_PER_HOUR
     assert hours(retrain=longer)["retrain"] == pytest.approx(expected)
     assert 3 < flops[1] / flops[0] < 11 / 2
-    assert hours(search=longer, **WITHOUT_TRIALS)["search"] > 1.5 * hours(**WITHOUT_TRIALS)["search"]
+    assert hours(search=longer, **ONE_PROXY)["search"] > 1.5 * hours(**ONE_PROXY)["search"]
 
 
 def test_an_estimate_within_the_limit_passes():
@@ -67,33 +71,35 @@ def test_an_estimate_within_the_limit_passes():
     "dataset, small", [("enwik8", "enwik8-mini"), ("wikitext-103", "enwik8-mini"), ("enwik8-mini", "demo")]
 )
 def test_a_refusal_says_how_to_go_on(dataset, small):
-    config = experiment(data={"dataset": dataset}, retrain={"steps": 100_000_000}, max_hours=24.0, **WITHOUT_TRIALS)
+    config = experiment(data={"dataset": dataset}, retrain={"steps": 100_000_000}, max_hours=24.0, **ONE_PROXY)
     total = training_hours(config, VOCAB_SIZE, latency_table())["total"]
     with pytest.raises(UserError) as error:
         check(config)
     text = str(error.value)
-    assert "\n" not in text and "about 3,833.3 h on Toy Device 3000" in text
-    assert "retrain 3,833.3 h" in text and "more than max_hours = 24;" in text
+    assert "\n" not in text and "about 1,916.7 h on Toy Device 3000" in text
+    assert "retrain 1,916.7 h" in text and "more than max_hours = 24;" in text
     assert f"snakemake --cores 2 results/{small}/target_0.5/eval.json;" in text
     limit = int(text.rpartition("--config max_hours=")[2])
     assert limit > total
-    check(experiment(retrain={"steps": 100_000_000}, max_hours=limit, **WITHOUT_TRIALS))
+    check(experiment(retrain={"steps": 100_000_000}, max_hours=limit, **ONE_PROXY))
 
 
 def test_an_earlier_estimate_follows_the_tokens():
-    before = hours(**WITHOUT_TRIALS)
-    report = {"hours": before, "tokens": training_tokens(experiment(**WITHOUT_TRIALS))}
+    before = hours(**ONE_PROXY)
+    report = {"hours": before, "tokens": training_tokens(experiment(**ONE_PROXY))}
     more = {"search": {"steps": 60}, "retrain": {"batch": 8}, "sparsify": {"tgt_len": 16}}
-    now = rescaled(report, experiment(**more, **WITHOUT_TRIALS))
-    factors = {"search": 3, "retrain": 2, "sparsify": 0.5, "train_routers": 1}
+    now = rescaled(report, experiment(**more, **ONE_PROXY))
+    factors = {"search": 3, "retrain": 2, "sparsify": 0.5, "distill": 1, "train_routers": 1}
     expected = {name: factor * before[name] for name, factor in factors.items()}
     assert now == pytest.approx(expected | {"total": sum(expected.values())})
 
 
-def test_tokens_of_a_search_include_its_trials():
-    config, without = experiment(), experiment(**WITHOUT_TRIALS)
+def test_a_search_includes_its_proxy_trainings():
+    config, without = experiment(), experiment(**ONE_PROXY)
+    assert config.candidates.proxy_trainings == PROXIES
     tokens = training_tokens(config)
-    assert tokens["search"] == training_tokens(without)["search"] + round(TRIALS * tokens["retrain"])
+    assert tokens["search"] == training_tokens(without)["search"] + PROXIES * tokens["distill"]
+    assert hours()["search"] - hours(**ONE_PROXY)["search"] == pytest.approx(PROXIES * hours()["distill"])
 
 
 def test_a_refusal_of_minutes_suggests_a_limit_that_helps():

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 from made_up import OPTIONS, evaluation
-from planer.search.sample import sample_architecture
+from planted import losses
 from toy import VOCAB_SIZE, experiment, latency_table
 
 from planer.architecture import Architecture
@@ -16,6 +16,7 @@ from planer.evaluation.drawing import to_svg
 from planer.evaluation.pareto import pareto, pareto_figure, pareto_section, supernet_nll
 from planer.files import UserError, write_json
 from planer.notation import from_notation
+from planer.search.network import chosen_network, space_of
 from planer.variant import parse_variant
 
 CONFIG = ParetoConfig(targets=(0.9, 0.5, 0.6, 0.7), compared=(0.5, 0.7, 0.9))
@@ -137,15 +138,24 @@ def test_networks_chosen_by_architecture_weights_have_no_loss(networks, evaluati
     assert len(pareto_figure(found).axes) == 1
 
 
+def trained_for_a_while(candidate, share):
+    return losses(float(sum(candidate.options)))
+
+
 def test_a_shared_supernet_is_read_like_an_own_one():
-    config, table = experiment(sample_architecture={"scores": "alpha"}), latency_table()
+    config, table = experiment(candidates={"scores": "alpha"}), latency_table()
     alpha = torch.randn(4, 6, generator=torch.Generator().manual_seed(3))
-    shared, own = (
-        sample_architecture(config, parse_variant(f"{arm}_0.6"), VOCAB_SIZE, table, alpha=alpha)
-        for arm in ("shared", "target")
-    )
+    found = []
+    for method in ("shared", "target"):
+        variant = parse_variant(f"{method}_0.6")
+        space = space_of(config, variant, VOCAB_SIZE, table, 1, alpha=alpha, supernet_loss=sum)
+        found.append(
+            chosen_network(config, variant, space, table, None, lambda c, share: losses(float(sum(c.options))))
+        )
+    shared, own = found
     assert shared[0] == own[0]
     assert shared[1]["selection"] | {"variant": "target_0.6"} == own[1]["selection"]
+    assert None not in [candidate["supernet_nll"] for candidate in own[1]["selection"]["candidates"]]
 
 
 def test_names_of_both_roads():

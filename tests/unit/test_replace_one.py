@@ -4,23 +4,25 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+from types import SimpleNamespace
 
 import numpy as np
+import planted
 import pytest
 import torch
-from planer.search.choose import Chooser
-from planer.search.sample import sample_architecture
-from planer.search.select import Limit
 from toy import MS, VOCAB_SIZE, experiment, latency_table
 
 from planer.data.stream import EvalBatches, StreamBatches
 from planer.model import LanguageModel, initialise
+from planer.search.network import space_of
+from planer.search.proposers import PROPOSERS
 from planer.search.scorers.replace_one import SupernetLoss, replace_one_scores
+from planer.search.space import Candidate, Space
 from planer.search.supernet import Supernet, build_supernet
 from planer.training.validate import VALID_BATCH, mean_nll
 from planer.variant import parse_variant
 
-CONFIG = experiment(sample_architecture={"slack": 1.0})
+CONFIG = experiment(candidates={"slack": 1.0, "rounds": 3})
 OPTIONS = list(CONFIG.design_space)
 COSTS = np.array([MS[option] for option in OPTIONS])
 BASELINE_MS = 1 + 2 * (4 + 3)
@@ -96,9 +98,12 @@ def test_blocks_before_a_switch_run_once(supernet):
     assert [count / once for count in runs] == [4 + switches, 4 + 2 * switches, 4 + 3 * switches, 2 + 4 * switches]
 
 
-def chooser(target: float, **changes) -> Chooser:
-    limit = Limit("target", COSTS, 1.0, target * BASELINE_MS, BASELINE_MS)
-    return Chooser(dataclasses.replace(CONFIG.sample_architecture, **changes), OPTIONS, [limit])
+def solved(target: float, alpha: torch.Tensor, loss=None, **changes) -> tuple[Candidate, Space]:
+    """The best network that the solver proposes."""
+    config = SimpleNamespace(**vars(CONFIG) | {"candidates": dataclasses.replace(CONFIG.candidates, **changes)})
+    variant = parse_variant(f"target_{target}")
+    space = space_of(config, variant, VOCAB_SIZE, latency_table(), 0, alpha=alpha, supernet_loss=loss)
+    return next(PROPOSERS["solver"](space)), space
 
 
 def within(target: float) -> list[tuple[int, ...]]:
@@ -118,11 +123,11 @@ def test_the_planted_best_network_is_found_where_the_architecture_weights_mislea
 
     best = min(within(target), key=loss)
     alpha = torch.from_numpy(random.normal(size=worth.shape))
-    choose = chooser(target, rounds=1)
-    assert tuple(choose.by_supernet(alpha, loss).options) == best
-    assert choose.rounds[0]["supernet_nll"] >= choose.rounds[-1]["supernet_nll"] == pytest.approx(loss(best))
-    by_alpha = chooser(target, scores="alpha", solver="argmax").by_supernet(alpha)
-    assert by_alpha.cost > target * BASELINE_MS or loss(by_alpha.options) >= loss(best)
+    choice, space = solved(target, alpha, loss, rounds=1)
+    assert choice.options == best
+    assert space.incumbents[0]["supernet_nll"] >= space.incumbents[-1]["supernet_nll"] == pytest.approx(loss(best))
+    argmax = next(PROPOSERS["argmax"](space)).options
+    assert not space.allows(argmax) or loss(argmax) >= loss(best)
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -135,12 +140,11 @@ def test_the_choice_is_never_worse_than_any_incumbent(seed):
         return -worth[range(4), list(path)].sum() - sum(pairs[a, b] for a, b in itertools.pairwise(path))
 
     alpha = torch.from_numpy(random.normal(size=worth.shape))
-    choose = chooser(0.5)
-    choice = choose.by_supernet(alpha, loss)
-    assert loss(choice.options) == min(entry["supernet_nll"] for entry in choose.rounds)
-    assert loss(choice.options) <= loss(chooser(0.5, scores="alpha").by_supernet(alpha).options)
-    assert choice.cost <= 0.5 * BASELINE_MS
-    assert 1 <= len(choose.rounds) <= 4
+    choice, space = solved(0.5, alpha, loss)
+    assert loss(choice.options) == min(entry["supernet_nll"] for entry in space.incumbents)
+    assert loss(choice.options) <= loss(solved(0.5, alpha, scores="alpha")[0].options)
+    assert space.allows(choice.options)
+    assert 1 <= len(space.incumbents) <= 4
 
 
 @pytest.fixture(scope="module")
@@ -173,19 +177,18 @@ def test_an_option_made_useless_is_never_chosen(trained, target, position):
     alpha = torch.zeros(4, len(OPTIONS))
     alpha[position, useless] = 1.0
     loss = SupernetLoss(supernet, counting, CONFIG.search, CPU, torch.float32)
-    variant = parse_variant(f"target_{target}")
-    architecture, notes = sample_architecture(CONFIG, variant, VOCAB_SIZE, latency_table(), alpha=alpha, loss=loss)
-    assert notes["selection"]["rounds"][0]["options"].count(useless) == 1
-    assert "feed_forward" not in [block.name for block in architecture.blocks]
+    choice, space = solved(target, alpha, loss)
+    assert space.incumbents[0]["options"].count(useless) == 1
+    assert useless not in choice.options
 
 
 def test_a_useless_option_is_chosen_where_nothing_else_fits():
     """Only the useless option is within the budget at every position but one."""
-    costs = [5.0, 1.0]
+    costs = {"attention_8": 0.5, "feed_forward": 0.1}
 
     def loss(path):
         return float(sum(path))  # option 1 is worth less everywhere
 
-    choose = Chooser(CONFIG.sample_architecture, ["good", "useless"], [Limit("target", costs, 1.0, 9.0, 20.0)])
-    choice = choose.by_supernet(torch.zeros(4, 2), loss)
-    assert sorted(choice.options) == [0, 1, 1, 1]
+    known = {"alpha": torch.zeros(4, 2), "supernet_loss": loss, "scores": "replace_one", "slack": 1.0}
+    networks = planted.space(0.7, "(sf)x2", tuple(costs), costs, **known)
+    assert sorted(next(PROPOSERS["solver"](networks)).options) == [0, 1, 1, 1]

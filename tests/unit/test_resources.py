@@ -18,7 +18,16 @@ SNAKEMAKE_MB = 260
 """Of the two processes of Snakemake around a SLURM job."""
 NODE_MB = 7500
 """What a job may use of a node of 8 GB."""
-VARIANTS = ("baseline", "par", "target_0.5", "isoparam_0.5", "par_search", "target_0.5-inherit", "target_0.5-distill")
+VARIANTS = (
+    "baseline",
+    "par",
+    "target_0.5",
+    "isoparam_0.5",
+    "par_search",
+    "target_0.5-scratch",
+    "shallow_0.5",
+    "keep_0.01",
+)
 
 
 def shipped(name: str, device: str) -> Experiment:
@@ -60,11 +69,15 @@ def test_activations_are_in_the_memory_of_the_device_that_makes_them():
     assert asked("cuda", 64) == asked("cuda", 32) < 32_000
 
 
-@pytest.mark.parametrize("stage", ["search", "retrain", "sparsify", "train_routers"])
-def test_time_grows_with_steps_and_shrinks_with_threads(stage):
+@pytest.mark.parametrize(
+    ("stage", "section_name"),
+    [("search", "search"), ("retrain", "distill"), ("choose", "distill")]
+    + [(name, name) for name in ("sparsify", "train_routers")],
+)
+def test_time_grows_with_steps_and_shrinks_with_threads(stage, section_name):
     config = shipped("enwik8-mini", "cpu")
-    section = getattr(config, stage)
-    longer = dataclasses.replace(config, **{stage: dataclasses.replace(section, steps=10 * section.steps)})
+    section = getattr(config, section_name)
+    longer = dataclasses.replace(config, **{section_name: dataclasses.replace(section, steps=10 * section.steps)})
     faster = dataclasses.replace(longer, threads=8)
     times = [request(stage, each, "target_0.5").minutes for each in (config, faster, longer)]
     assert times == sorted(times) and len(set(times)) == 3
@@ -94,3 +107,9 @@ def test_a_network_that_is_not_known_yet_counts_as_the_largest():
     config = shipped("enwik8", "cuda")
     assert request("retrain", config, "target_0.5").mem_mb > 2 * request("retrain", config, "baseline").mem_mb
     assert request("cluster_experts", config, "isoparam_0.5").minutes > request("cluster_experts", config).minutes
+
+
+def test_the_teacher_of_sparsification_counts():
+    config = shipped("enwik8", "cuda")
+    taught, alone = (request("sparsify", config, name) for name in ("par", "par-scratch"))
+    assert taught.mem_mb > alone.mem_mb and taught.minutes > alone.minutes

@@ -152,6 +152,12 @@ def test_an_edit_that_changes_no_result_repeats_nothing(changed, file, old, new)
     [
         ("planer/blocks/attention.py", "import torch", "import torch as t, torch", NETWORKS),
         ("planer/kernels/tables/cpu-avx512.json", "{", "{ ", NETWORKS),
+        (
+            "planer/training/parent_start.py",
+            "import torch",
+            "import torch as t, torch",
+            {"choose", "retrain", "search"},
+        ),
         ("planer/data/prepare.py", "len(text) // 20", "len(text) // 10", {"prepare_data"}),
         ("planer/evaluation/quality.py", "import torch", "import torch as t, torch", {"evaluate"}),
         (

@@ -9,13 +9,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from planer.files import UserError
-from planer.variant import FOLDER, PATTERNS, Variant, check_name, parse_variant, spelled
+from planer.variant import FOLDER, PATTERNS, Variant, check_name, name_of, parse_variant, spelled
 
 
 @pytest.mark.parametrize(
     "name, expected",
     [
-        ("baseline", Variant("baseline", "baseline")),
+        ("baseline", Variant("baseline", "baseline", scratch=True)),
         ("sandwich-seed2", Variant("sandwich-seed2", "sandwich", repeat=2)),
         ("par-seed10", Variant("par-seed10", "par", repeat=10)),
         ("target_0.5", Variant("target_0.5", "target", 0.5)),
@@ -25,9 +25,16 @@ from planer.variant import FOLDER, PATTERNS, Variant, check_name, parse_variant,
         ("par_search", Variant("par_search", "par_search")),
         ("isoparam_0.75-seed2", Variant("isoparam_0.75-seed2", "isoparam", 0.75, repeat=2)),
         ("shared_0.6", Variant("shared_0.6", "shared", 0.6)),
-        ("target_0.5-inherit", Variant("target_0.5-inherit", "target", 0.5, start="inherit")),
-        ("shared_0.6-inherit", Variant("shared_0.6-inherit", "shared", 0.6, start="inherit")),
-        ("par-distill-seed3", Variant("par-distill-seed3", "par", start="distill", repeat=3)),
+        ("baseline-seed1", Variant("baseline-seed1", "baseline", scratch=True, repeat=1)),
+        ("continued", Variant("continued", "continued")),
+        ("continued-seed2", Variant("continued-seed2", "continued", repeat=2)),
+        ("par-scratch", Variant("par-scratch", "par", scratch=True)),
+        ("target_0.5-scratch", Variant("target_0.5-scratch", "target", 0.5, scratch=True)),
+        ("par_search-scratch-seed3", Variant("par_search-scratch-seed3", "par_search", scratch=True, repeat=3)),
+        ("random_0.5_2-scratch", Variant("random_0.5_2-scratch", "random", 0.5, 2, scratch=True)),
+        ("shallow_0.5", Variant("shallow_0.5", "shallow", 0.5)),
+        ("keep_0.01", Variant("keep_0.01", "keep", loss=0.01)),
+        ("keep_1e-9-seed1", Variant("keep_1e-9-seed1", "keep", loss=1e-9, repeat=1)),
         ("lts_0.5", Variant("lts_0.5", "lts", 0.5)),
         ("random_0.5_3", Variant("random_0.5_3", "random", 0.5, 3)),
         ("random_0.5_12-seed1", Variant("random_0.5_12-seed1", "random", 0.5, 12, repeat=1)),
@@ -75,31 +82,52 @@ def test_random_controls_are_numbered(name):
     "name, reason",
     [
         ("target_0.5-warm", "unknown suffix -warm"),
-        ("baseline-distill", "what warm starts begin from"),
-        ("lts_0.5-inherit", "only a searched network can inherit"),
-        ("target_0.5-seed1-inherit", "the seed suffix must be"),
+        ("target_0.5-inherit", "unknown suffix -inherit"),
+        ("target_0.5-upcycle", "unknown suffix -upcycle"),
+        ("par-distill-seed1", "unknown suffix -distill"),
+        ("target_0.5-scratch-scratch", "from 0.001 to 1"),
+        ("baseline-scratch", "baseline has no -scratch"),
+        ("continued-scratch", "continued has no -scratch"),
+        ("keep_0.01-scratch", "keep_<q> has no -scratch"),
+        ("target_0.5-seed1-scratch", "the seed suffix must be"),
+        ("sandwich_0.5", "unknown variant"),
     ],
 )
-def test_warm_starts_that_make_no_sense(name, reason):
+def test_suffixes_that_make_no_sense(name, reason):
     with pytest.raises(UserError, match=reason) as error:
         parse_variant(name)
     assert repr(name) in str(error.value) and "\n" not in str(error.value)
 
 
-def test_the_original_of_a_warm_start():
-    names = {
-        "target_0.5-inherit-seed2": "target_0.5-seed2",
-        "par-distill": "par",
-        "target_0.5-seed1": "target_0.5-seed1",
-    }
-    assert {name: parse_variant(name).original for name in names} == names
+@pytest.mark.parametrize("loss", ["0", "0.0", "0.2", "1", "-0.01", "", "x", ".", "1e", "nan", "1e-999", "0.01_1"])
+def test_losses_outside_0_to_20_percent(loss):
+    with pytest.raises(UserError, match="must be a number above 0 and below 0.2, as in keep_0.01") as error:
+        parse_variant(f"keep_{loss}")
+    assert repr(f"keep_{loss}") in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "scratch", "taught", "baseline"),
+    [
+        ("baseline", True, False, "baseline"),
+        ("baseline-seed2", True, False, "baseline-seed2"),
+        ("continued", False, False, "baseline"),
+        ("target_0.5-seed1", False, True, "baseline-seed1"),
+        ("target_0.5-scratch-seed1", True, False, "baseline-seed1"),
+        ("shallow_0.5", False, True, "baseline"),
+        ("keep_0.01", False, True, "baseline"),
+    ],
+)
+def test_what_a_variant_starts_from_and_learns_from(name, scratch, taught, baseline):
+    variant = parse_variant(name)
+    assert (variant.scratch, variant.is_taught, variant.baseline) == (scratch, taught, baseline)
 
 
 def test_what_is_searched_and_what_is_a_pattern():
     searched = ("target_0.5", "isoparam_0.5", "par_search")
-    names = ("baseline", "sandwich", "par", "lts_0.5", "random_0.5_1", *searched)
+    names = ("baseline", "continued", "sandwich", "par", "lts_0.5", "random_0.5_1", "keep_0.1", *searched)
     assert tuple(name for name in names if parse_variant(name).searched) == searched
-    assert [parse_variant(name).pattern for name in names] == ["baseline", "sandwich", "par"] + [None] * 5
+    assert [parse_variant(name).pattern for name in names] == ["baseline", "baseline", "sandwich", "par"] + [None] * 6
 
 
 @pytest.mark.parametrize(
@@ -112,11 +140,17 @@ def test_what_is_searched_and_what_is_a_pattern():
         ("target_1.", "target_1"),
         ("target_\u0660.\u0665", "target_0.5"),
         ("target_0.12345678901234567890", "target_0.12345678901234568"),
-        ("isoparam_0.750-inherit", "isoparam_0.75-inherit"),
+        ("isoparam_0.750-scratch", "isoparam_0.75-scratch"),
         ("baseline-seed01", "baseline-seed1"),
         ("baseline-seed\u0661", "baseline-seed1"),
         ("random_0.5_01", "random_0.5_1"),
         ("random_0.50_1-seed2", "random_0.5_1-seed2"),
+        ("keep_0.010", "keep_0.01"),
+        ("keep_.01", "keep_0.01"),
+        ("keep_1e-2", "keep_0.01"),
+        ("keep_0.000000001", "keep_1e-9"),
+        ("keep_1e-09", "keep_1e-9"),
+        ("keep_1.5e-05-seed01", "keep_1.5e-5-seed1"),
     ],
 )
 def test_every_variant_has_one_name(name, canonical):
@@ -134,9 +168,22 @@ def test_every_target_and_seed_reads_back(target, repeat):
     assert re.fullmatch(FOLDER, name)
 
 
+@given(st.floats(1e-12, 0.2, exclude_max=True))
+def test_every_loss_reads_back(loss):
+    name = f"keep_{spelled(loss)}"
+    assert parse_variant(name) == Variant(name, "keep", loss=loss)
+    assert re.fullmatch(FOLDER, name)
+
+
+def test_names_are_made_from_their_parts():
+    assert name_of("target", 0.5, scratch=True, repeat=2) == "target_0.5-scratch-seed2"
+    assert name_of("random", 0.5, 3) == "random_0.5_3" and name_of("keep", loss=0.01) == "keep_0.01"
+    assert name_of("baseline", scratch=True, repeat=1) == "baseline-seed1"
+
+
 def test_numbers_have_one_spelling():
-    assert [spelled(x) for x in (0.5, 1, 1.0, 0.75, 0.123456789, 1e-05)] == [
-        *("0.5", "1", "1", "0.75", "0.123456789", "0.00001")
+    assert [spelled(x) for x in (0.5, 1, 1.0, 0.75, 0.123456789, 1e-04, 1e-05)] == [
+        *("0.5", "1", "1", "0.75", "0.123456789", "0.0001", "1e-5")
     ]
 
 

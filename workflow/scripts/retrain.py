@@ -2,11 +2,14 @@
 
 from planer.architecture import Architecture
 from planer.job import stage
+from planer.training.recipe import recipe_of
 from planer.variant import parse_variant
 
 if __name__ == "__main__":
     with stage(snakemake) as job:
-        recipe = job.recipe(parse_variant(snakemake.wildcards.variant), snakemake.params.seed)
+        texts, cache = (job.tokens("train"), job.tokens("valid")), snakemake.input.get("teacher")
+        taught = parse_variant(snakemake.wildcards.variant).is_taught
+        recipe = recipe_of(job.config, texts, snakemake.params.seed, job.parent(), taught=taught, cache=cache)
         network, checkpoint = Architecture.load(snakemake.input.architecture), job.checkpoint()
         if snakemake.input.get("training"):
             checkpoint.take_up(snakemake.input.training)

@@ -48,7 +48,6 @@ def filled(space: Space, kept: Iterable[int], replaced: Sequence[BlockSpec | Non
 
     replaced: the block of every position [P], the baseline's own or another; None skips it.
     """
-    heads = sorted((spec.num_heads, i) for i, spec in enumerate(space.specs) if isinstance(spec, Attention))
     numbers = {spec: i for i, spec in enumerate(space.specs)}
     skip = next((i for i, spec in enumerate(space.specs) if isinstance(spec, Skip)), None)
     kept, options, levels = set(kept), [], {}
@@ -56,18 +55,30 @@ def filled(space: Space, kept: Iterable[int], replaced: Sequence[BlockSpec | Non
         if position not in kept or spec is None:
             options.append(skip)
         elif isinstance(spec, Attention):
-            levels[position] = [i for count, i in heads if count <= spec.num_heads]
+            levels[position] = _attention(space, spec.num_heads)
             options.append(levels[position][0] if levels[position] else None)
         else:
             options.append(numbers.get(spec))
     if None in options or not space.allows(options):
         return None
-    for level in range(1, len(heads)):
+    for level in range(1, max(map(len, levels.values()), default=0)):
         for position, choices in levels.items():
             if level < len(choices) and options[position] == choices[level - 1]:
                 more = [*options[:position], choices[level], *options[position + 1 :]]
                 options = more if space.allows(more) else options
     return tuple(options)
+
+
+def _attention(space: Space, most: int) -> list[int]:
+    """Attention options of at most so many heads, from the fewest on; none that takes as long as one with more heads,
+    as it can in a table measured on a busy machine."""
+    options: list[int] = []
+    heads = {i: spec.num_heads for i, spec in enumerate(space.specs) if isinstance(spec, Attention)}
+    costs = space.limits[0].costs
+    for option in sorted(heads, key=heads.get, reverse=True):
+        if heads[option] <= most and (not options or costs[option] < costs[options[-1]]):
+            options.append(option)
+    return options[::-1]
 
 
 def best_first(space: Space, networks: Iterable[tuple[int, ...]]) -> list[tuple[int, ...]]:

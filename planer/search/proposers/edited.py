@@ -7,6 +7,7 @@ the loss before training gives it no credit.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
 
 from planer.architecture import Attention, BlockSpec, FeedForward, MoE
@@ -23,10 +24,10 @@ def propose(space: Space) -> Iterator[Candidate]:
         edits += [lambda blocks, kept: _mixtures(blocks, kept, mixture, last=1)]
         edits += [lambda blocks, kept: _mixtures(blocks, kept, mixture, last=len(blocks))]
     ranked = [best_first(space, _cuts(space, edit)) for edit in edits]
-    for place in range(max(map(len, ranked))):
-        for networks in ranked:
-            if place < len(networks):
-                yield Candidate(networks[place], "edited")
+    turns = itertools.chain.from_iterable(itertools.zip_longest(*ranked))
+    for options in dict.fromkeys(turns):  # the last feed-forward layer can be the only one
+        if options is not None:
+            yield Candidate(options, "edited")
 
 
 def _cuts(space: Space, edit) -> Iterator[tuple[int, ...]]:

@@ -23,14 +23,17 @@ ATTEMPTS = 1_000
 
 
 def propose(space: Space) -> Iterator[Candidate]:
-    """Random networks that use 98 to 100 % of the latency and keep the other limits; nothing where there are none."""
+    """Random networks that use 98 to 100 % of the latency and keep the other limits, each once; nothing where there are
+    none."""
+    found = set()
     for number in range(ATTEMPTS):
         try:
-            options = random_network(space.limits[0], space.positions, derive_seed(space.seed, "random", number))
+            options = tuple(random_network(space.limits[0], space.positions, derive_seed(space.seed, "random", number)))
         except UserError:
             return
-        if space.allows(options):
-            yield Candidate(tuple(options), "random")
+        if options not in found and space.allows(options):
+            found.add(options)
+            yield Candidate(options, "random")
 
 
 def random_network(limit: Limit, positions: int, seed: int) -> list[int]:

@@ -1,0 +1,141 @@
+"""The fastest network that keeps its quality: planted losses, few trainings, and one line where none is good enough."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+from planted import losses
+from toy import VOCAB_SIZE, experiment, latency_table
+
+from planer.files import UserError
+from planer.search.keep import keep, refusal
+from planer.search.network import kept_network, space_of
+from planer.variant import parse_variant
+
+LATENCIES = [0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3]
+REFERENCE = 2.0
+
+
+def run(final, loss=0.01, proxies=None, latencies=LATENCIES, trained=3):
+    """Networks with these final losses; the proxy losses are 1.5 times as high unless given."""
+    proxies = proxies or [1.5 * nll for nll in final]
+    whole = []
+
+    def train(number: int, share: float):
+        assert share in (0.2, 1.0)
+        if share == 1.0:
+            whole.append(number)
+        return losses(final[number] if share == 1.0 else proxies[number])
+
+    kept, path = keep(loss, REFERENCE, latencies, train, 0.2, trained)
+    assert len(set(whole)) == len(whole) <= trained, "none is trained to the end twice, and at most so many"
+    assert [step.final_nll is not None for step in path] == [number in whole for number in range(len(final))]
+    return kept, path, whole
+
+
+@pytest.mark.parametrize("best", range(7))
+def test_the_fastest_network_that_keeps_the_quality_is_found(best):
+    """Networks get worse as they get faster; up to ``best`` they keep it.  Beginnings foretell ends exactly."""
+    final = [1.95 + 0.005 * number + (0.1 if number > best else 0) for number in range(7)]
+    kept, path, whole = run(final)
+    assert kept == best and len(whole) <= 2
+    assert whole[0] == 3, "the middle of the path, for there is no prediction without one"
+    for step, nll in zip(path, final, strict=True):
+        assert step.predicted_nll == pytest.approx(nll) and step.proxy_nll == pytest.approx(1.5 * nll)
+
+
+def test_latencies_need_no_order():
+    order = [3, 0, 6, 2, 5, 1, 4]
+    final = [1.95, 1.96, 1.97, 1.98, 1.99, 2.5, 2.6]
+    kept, _, _ = run([final[i] for i in order], latencies=[LATENCIES[i] for i in order])
+    assert order[kept] == 4
+
+
+def test_a_prediction_that_is_wrong_is_corrected():
+    """Others gain less by training than the middle one, so predictions are too low at first."""
+    final = [1.98, 1.99, 2.00, 2.01, 2.10, 2.20, 2.30]
+    proxies = [2.90, 2.91, 2.92, 3.05, 3.06, 3.08, 3.10]
+    kept, path, whole = run(final, proxies=proxies)
+    assert whole == [3, 4], "4 was predicted to keep the quality; after it, no faster one is"
+    assert kept == 3 and path[4].final_nll == pytest.approx(2.10)
+    fall = (2.01 / 3.05 + 2.10 / 3.06) / 2
+    assert [step.predicted_nll for step in path] == pytest.approx([fall * proxy for proxy in proxies])
+
+
+def test_a_failure_leads_to_slower_networks():
+    """The middle one is not good enough: what is predicted to be so and is fastest comes next."""
+    kept, _, whole = run([1.95, 1.97, 2.01, 2.5, 2.6, 2.7, 2.8])
+    assert whole == [3, 2] and kept == 2
+
+
+def test_without_hope_the_lowest_predictions_are_tried():
+    kept, path, whole = run([2.3, 2.2, 2.25, 2.4, 2.5, 2.6, 2.7])
+    assert kept is None and whole == [3, 1, 2]
+    assert path[1].final_nll == pytest.approx(2.2)
+
+
+def test_one_network_is_a_path():
+    assert run([1.9], latencies=[0.5])[0] == 0
+    assert run([2.9], latencies=[0.5])[0] is None
+
+
+def test_a_refusal_is_one_line_with_the_best():
+    _, path, _ = run([2.3, 2.2, 2.25, 2.4, 2.5, 2.6, 2.7])
+    error = refusal("keep_0.01", 0.01, REFERENCE, path, [f"network{i}" for i in range(7)])
+    text = str(error)
+    assert isinstance(error, UserError) and "\n" not in text
+    assert text.startswith("keep_0.01: no network") and "at most 0.01 above" in text
+    assert "network1 at 0.800" in text and "+0.1000" in text
+
+
+CONFIG = experiment(keep={"targets": [1.0, 0.8, 0.6, 0.4], "proxy_share": 0.2, "trained": 3})
+
+
+def chosen(name: str, loss_at, reference: float = REFERENCE, config=CONFIG):
+    """What keep_<q> finds: loss_at gives a network's loss from its estimated latency and the share of its training."""
+    variant, table = parse_variant(name), latency_table()
+    space = space_of(config, variant, VOCAB_SIZE, table, seed=1)
+    target = space.limits[0]
+    calls = []
+
+    def proxy(candidate, share):
+        calls.append((candidate.options, share))
+        return losses(loss_at(target.of(candidate.options) / target.baseline, share))
+
+    network, notes = kept_network(config, variant, space, table, None, proxy, reference)
+    return network, notes["selection"], calls
+
+
+def test_the_notes_show_the_path():
+    network, notes, calls = chosen("keep_0.05", lambda share, done: 1.8 + 0.5 * (1 - share) + (1 - done))
+    path = notes["path"]
+    assert network.pattern in [step["pattern"] for step in path]
+    own = next(step for step in path if step["pattern"] == network.pattern)
+    bound = 1.05 * REFERENCE
+    assert own["final_nll"] <= bound
+    faster = [s for s in path if s["latency"] < own["latency"]]
+    assert all(step["final_nll"] is None or step["final_nll"] > bound for step in faster)
+    assert [step["latency"] for step in path] == sorted((step["latency"] for step in path), reverse=True)
+    assert sum(share == 1.0 for _, share in calls) <= 3
+    assert (notes["chosen_by"], notes["source"], notes["reference_nll"]) == ("quality kept", "shallow", REFERENCE)
+    assert notes["estimated"] == pytest.approx(own["latency"])
+
+
+def test_keep_next_to_nothing_refuses_with_the_best_found():
+    with pytest.raises(UserError, match=r"^keep_1e-9: no network .* the best, \S+ at ") as error:
+        chosen("keep_1e-9", lambda share, done: 2.1 + 0.5 * (1 - share) + (1 - done))
+    assert "\n" not in str(error.value)
+
+
+def test_targets_that_no_cut_meets_are_passed_over():
+    config = dataclasses.replace(CONFIG, keep=dataclasses.replace(CONFIG.keep, targets=(1.0, 0.001)))
+    network, notes, _ = chosen("keep_0.1", lambda share, done: 1.9, config=config)
+    assert len(notes["path"]) == 1 and network.pattern == "(sf)x2"
+
+
+def test_no_cut_at_all_is_one_line():
+    config = dataclasses.replace(CONFIG, keep=dataclasses.replace(CONFIG.keep, targets=(0.002, 0.001)))
+    with pytest.raises(UserError, match="^keep_0.1: no cut of the baseline is within keep.targets") as error:
+        chosen("keep_0.1", lambda share, done: 1.9, config=config)
+    assert "\n" not in str(error.value)

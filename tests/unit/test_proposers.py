@@ -1,0 +1,306 @@
+"""Proposers: every network keeps the limits, none comes twice, and the most promising one comes first."""
+
+from __future__ import annotations
+
+import itertools
+from collections import Counter
+
+import numpy as np
+import pytest
+import torch
+from planted import COSTS, OPTIONS, STEM, named, space
+from scipy.stats import chisquare
+
+from planer.files import UserError
+from planer.search.constraints import Limit, latency_limit
+from planer.search.proposers import PROPOSERS, cuts
+from planer.search.proposers.random import WINDOW, random_network
+
+SIZES = Limit("params", [0, 1, 2, 4, 8, 8, 64, 64], 0, 150, 64, "parameters")
+"""As large as two mixtures of experts and a few others."""
+WORTH = np.random.default_rng(0).normal(size=(8, 8))
+"""Of every option at every position: the planted truth."""
+
+
+def planted(path) -> float:
+    return -WORTH[range(8), list(path)].sum()
+
+
+def proposed(name: str, networks, most: int = 50) -> list[tuple[int, ...]]:
+    found = list(itertools.islice(PROPOSERS[name](networks), most))
+    assert {candidate.source for candidate in found} <= {name}
+    return [candidate.options for candidate in found]
+
+
+def alpha(seed: int = 0) -> torch.Tensor:
+    return torch.randn(8, 8, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.parametrize("target", [0.3, 0.5, 0.95])
+@pytest.mark.parametrize("name", sorted({*PROPOSERS} - {"argmax"}))
+def test_networks_keep_all_limits_and_come_once(name, target):
+    networks = space(target, alpha=torch.zeros(8, 8), start_loss=planted, supernet_loss=planted, more=[SIZES])
+    found = proposed(name, networks, 2 if name == "solver" else 6)
+    assert found and len(set(found)) == len(found)
+    for options in found:
+        assert STEM + sum(COSTS[option] for option in named(networks, options)) <= target * 1.0001
+        assert SIZES.of(options) <= SIZES.budget
+
+
+@pytest.mark.parametrize("name", sorted({*PROPOSERS} - {"argmax"}))
+def test_nothing_is_proposed_where_no_network_keeps_the_limits(name):
+    assert proposed(name, space(0.03, alpha=torch.zeros(8, 8), start_loss=planted, supernet_loss=planted)) == []
+
+
+def test_shallow_cuts_keep_the_first_and_the_last_pair_and_only_whole_pairs():
+    networks = space(0.5)
+    found = proposed("shallow", networks)
+    assert {len(options) for options in found} == {8}
+    depths = set()
+    for options in found:
+        names = named(networks, options)
+        kept = [pair for pair in range(4) if names[2 * pair] != "skip"]
+        assert all((names[2 * pair + 1] == "feed_forward") == (pair in kept) for pair in range(4))
+        assert all(names[2 * pair].startswith("attention") for pair in kept)
+        assert kept[0] == 0 and (kept[-1] == 3 or len(kept) == 1)
+        depths.add(len(kept))
+    assert depths == {1, 2, 3, 4}
+
+
+@pytest.mark.parametrize("target", [0.4, 0.5, 0.7])
+def test_heads_of_a_cut_are_filled_until_nothing_more_fits(target):
+    networks = space(target)
+    for options in proposed("shallow", networks):
+        names = named(networks, options)
+        for position, name in enumerate(names):
+            wider = {"attention_1": "attention_2", "attention_2": "attention_4", "attention_4": "attention_8"}
+            if name in wider:
+                more = [*options[:position], OPTIONS.index(wider[name]), *options[position + 1 :]]
+                assert not networks.allows(more), names
+    whole = proposed("shallow", space(1.0))[0]
+    assert named(networks, whole) == ["attention_8", "feed_forward"] * 4, "the baseline fits a budget of 1"
+
+
+def test_narrow_attention_that_was_measured_slower_than_wide_one_is_left_out():
+    """As on a busy machine: one head takes three times as long as eight."""
+    networks = space(0.6, costs=COSTS | {"attention_1": 0.5})
+    found = [named(networks, options) for options in proposed("shallow", networks)]
+    assert found and all("attention_1" not in names for names in found)
+    assert any("attention_2" in names for names in found)
+
+
+def test_a_cut_never_has_more_heads_than_the_baseline():
+    networks = space(1.0, pattern="s4fs2f")
+    assert named(networks, proposed("shallow", networks)[0]) == [
+        "attention_4",
+        "feed_forward",
+        "attention_2",
+        "feed_forward",
+    ]
+
+
+def test_of_every_depth_the_best_cut_by_the_loss_before_training_comes_first():
+    networks = space(0.5, start_loss=planted)
+    found = proposed("shallow", networks)
+    depth = [sum(options[position] != 0 for position in range(8)) // 2 for options in found]
+    number = len(set(depth))
+    assert sorted(depth[:number]) == sorted(set(depth)), "one of each depth first"
+    for options, own in zip(found[:number], depth[:number], strict=True):
+        assert planted(options) == min(planted(o) for o, d in zip(found, depth, strict=True) if d == own)
+    for part in (found[:number], found[number:]):
+        assert [planted(options) for options in part] == sorted(planted(options) for options in part)
+
+
+def test_many_pairs_are_looked_at_evenly_and_not_all():
+    networks = space(0.5, pattern="(sf)x16")
+    sets = list(cuts.kept_pairs(networks))
+    by_count = Counter(len(kept) for kept in sets)
+    assert set(by_count) == set(range(1, 17)) and max(by_count.values()) <= cuts.SUBSETS
+    assert all(kept[0] == (0, 1) and (len(kept) == 1 or kept[-1] == (30, 31)) for kept in sets)
+    middles = Counter(pair for kept in sets if len(kept) == 9 for pair in kept[1:-1])
+    assert len(middles) >= 12, "not always the same pairs"
+
+
+def test_pairs_of_a_baseline_that_does_not_alternate():
+    assert cuts.pairs(space(pattern="fsfsff")) == [(0, 1, 2), (3, 4, 5)]
+    assert cuts.pairs(space(pattern="ff")) == [(0, 1)]
+
+
+def test_edited_cuts_have_mixtures_in_the_place_of_feed_forward_layers_or_less_late_attention():
+    networks = space(0.7)
+    kinds = Counter()
+    for options in proposed("edited", networks, 200):
+        names = named(networks, options)
+        assert "moe_top2" not in names
+        places = [i for i, name in enumerate(names) if name != "skip"]
+        assert all((i % 2 == 0) == names[i].startswith("attention") for i in places)
+        mixtures = [i for i in places if names[i] == "moe_top1"]
+        dense = [i for i in places if names[i] == "feed_forward"]
+        attention = [i for i in places if i % 2 == 0]
+        if not mixtures:
+            assert len(attention) == (len(dense) + 1) // 2 and max(attention) < max(dense)
+            assert attention == [i - 1 for i in dense[: len(attention)]], "the late half of the attention is dropped"
+            kinds["early attention"] += 1
+        else:
+            assert [i - 1 for i in sorted(mixtures + dense)] == attention
+            assert not dense or mixtures == [max(places)], "the last feed-forward layer, or all"
+            kinds["last" if dense else "all"] += 1
+    assert set(kinds) == {"early attention", "last", "all"}
+
+
+def test_edits_take_turns_and_each_begins_with_its_best():
+    networks = space(0.6, start_loss=planted)
+    found = [named(networks, options) for options in proposed("edited", networks, 200)]
+
+    def kind(names) -> str:
+        return "none" if "moe_top1" not in names else "last" if "feed_forward" in names else "all"
+
+    assert {kind(names) for names in found[:3]} == {"none", "last", "all"}
+    options = proposed("edited", networks, 200)
+    for number, names in enumerate(found[:3]):
+        rivals = [planted(o) for o, other in zip(options, found, strict=True) if kind(other) == kind(names)]
+        assert planted(options[number]) == min(rivals)
+
+
+def test_a_design_space_without_mixtures_has_less_late_attention_only():
+    networks = space(0.7, options=OPTIONS[:6])
+    found = proposed("edited", networks)
+    assert found and all("moe" not in name for options in found for name in named(networks, options))
+
+
+def test_a_design_space_without_the_blocks_of_a_cut_has_none():
+    without = {name: tuple(option for option in OPTIONS if option != name) for name in ("skip", "feed_forward")}
+    assert proposed("shallow", space(0.5, options=without["feed_forward"])) == []
+    networks = space(0.5, options=without["skip"])
+    (whole,) = proposed("shallow", networks)
+    assert named(networks, whole)[1::2] == ["feed_forward"] * 4, "all pairs with fewer heads"
+
+
+@pytest.mark.parametrize("target", [0.3, 0.5, 0.75, 0.95])
+@pytest.mark.parametrize("seed", range(3))
+def test_the_solver_uses_its_budget_to_half_a_percent(target, seed):
+    """Also where the architecture weights like cheap options best."""
+    weights = alpha(seed) - 60 * torch.tensor([COSTS[name] for name in OPTIONS])
+    networks = space(target, alpha=weights, scores="alpha", slack=0.005)
+    best = next(PROPOSERS["solver"](networks))
+    assert 0.995 * target - 1e-8 <= networks.limits[0].of(best.options) / networks.limits[0].baseline <= target
+    free = next(PROPOSERS["solver"](space(target, alpha=weights, scores="alpha", slack=1.0)))
+    assert networks.limits[0].of(free.options) < 0.9 * networks.limits[0].budget and free.score > best.score
+    assert best.status == "optimal" and best.gap == 0
+
+
+def test_where_no_network_is_that_close_the_solver_takes_the_closest_step():
+    """Sums of the stem and multiples of 0.1 of a baseline of 0.84: 0.44 is the most within half of it."""
+    costs = {"skip": 0.0, "feed_forward": 0.1}
+    networks = space(0.55, pattern="f" * 8, options=tuple(costs), costs=costs, alpha=torch.zeros(8, 2), scores="alpha")
+    best = next(PROPOSERS["solver"](networks))
+    assert sum(best.options) == 4
+
+
+def test_the_solver_finds_a_planted_best_network():
+    """Losses that add up over positions: a round of replace-one scores is exact.  It is the best of many in budget."""
+    networks = space(0.5, alpha=torch.zeros(8, 8), supernet_loss=planted, scores="replace_one", slack=0.005)
+    found = proposed("solver", networks, 3)
+    limit = networks.limits[0]
+    floor = 0.995 * limit.budget
+    several = [
+        planted(options)
+        for options in np.random.default_rng(2).integers(8, size=(60_000, 8)).tolist()
+        if floor <= limit.of(options) <= limit.budget
+    ]
+    assert len(several) > 50
+    assert planted(found[0]) == min(entry["supernet_nll"] for entry in networks.incumbents) <= min(several)
+    for entry in networks.incumbents:
+        assert floor - 1 <= limit.of(entry["options"]) <= limit.budget
+    assert np.ptp(np.subtract(networks.scores, WORTH), axis=1).max() < 1e-9, "scores are the planted truth"
+    assert planted(found[1]) <= planted(found[2]) and planted(found[1]) >= planted(found[0])
+
+
+def test_other_networks_of_the_solver_are_far_enough_apart_and_the_best_that_is_left():
+    networks = space(0.5, alpha=alpha(), scores="alpha", min_distance=3)
+    found = list(itertools.islice(PROPOSERS["solver"](networks), 4))
+    pairs = itertools.combinations([candidate.options for candidate in found], 2)
+    assert min(sum(x != y for x, y in zip(a, b, strict=True)) for a, b in pairs) >= 3
+    assert [c.score for c in found] == sorted((c.score for c in found), reverse=True)
+
+
+def test_the_solver_ends_where_there_are_no_more():
+    """Two positions: one block or none, three networks; the limit leaves the dear one out."""
+    costs = {"skip": 0.0, "feed_forward": 0.1}
+    networks = space(
+        0.7, pattern="ff", options=tuple(costs), costs=costs, alpha=torch.zeros(2, 2), scores="alpha", min_distance=1
+    )
+    assert sorted(proposed("solver", networks)) == [(0, 0), (0, 1), (1, 0)]
+
+
+def test_argmax_takes_the_largest_weights_whatever_they_cost():
+    weights = alpha(1)
+    networks = space(0.3, alpha=weights)
+    (options,) = proposed("argmax", networks)
+    assert list(options) == weights.argmax(-1).tolist() and not networks.allows(options)
+    candidate = next(PROPOSERS["argmax"](networks))
+    expected = weights.double().log_softmax(-1).max(-1).values.sum().item()
+    assert candidate.score == pytest.approx(expected) and (candidate.status, candidate.gap) == (None, None)
+
+
+def test_equal_weights_go_to_the_cheaper_option_then_to_the_one_named_first():
+    weights = torch.zeros(8, 8)
+    weights[0, [2, 5, 6]] = 1.0
+    costs = COSTS | {"attention_1": 0.0}
+    networks = space(0.3, alpha=weights, costs=costs)
+    (options,) = proposed("argmax", networks)
+    assert options == (2, *[0] * 7)
+
+
+def test_the_largest_network_has_the_most_parameters_within_the_latency():
+    options = ("skip", "attention_2", "feed_forward", "moe_top1")
+    networks = space(0.5, pattern="(sf)x2", options=options)
+    (chosen,) = proposed("largest", networks)
+
+    def params(path) -> int:
+        return sum(networks.specs[option].params(64) for option in path)
+
+    allowed = [path for path in itertools.product(range(4), repeat=4) if networks.allows(path)]
+    assert params(chosen) == max(map(params, allowed)) < max(map(params, itertools.product(range(4), repeat=4)))
+
+
+def limit(costs, budget, fixed=0.5) -> Limit:
+    return latency_limit("target", 0.5, costs, fixed, [2 * budget - fixed])
+
+
+@pytest.mark.parametrize("costs, budget", [([0.0, 1.0, 1.02, 2.5, 0.4], 5.0), ([0.3, 0.31, 0.9, 0.61], 3.0)])
+def test_every_network_in_the_window_is_drawn_equally_often(costs, budget):
+    wanted = limit(costs, budget)
+    window = [
+        path
+        for path in itertools.product(range(len(costs)), repeat=5)
+        if (1 - WINDOW) * wanted.budget <= wanted.of(path) <= wanted.budget
+    ]
+    assert len(window) > 20
+    draws = Counter(tuple(random_network(wanted, 5, seed)) for seed in range(20 * len(window)))
+    assert set(draws) <= set(window)
+    assert chisquare([draws[path] for path in window]).pvalue > 1e-3
+
+
+def test_large_spaces_and_rare_latencies():
+    """32 positions, a latency five standard deviations below the mean."""
+    rare = limit([COSTS[name] for name in OPTIONS], 1.2, fixed=0.04)
+    first = random_network(rare, 32, 1)
+    assert 0.98 * rare.budget <= rare.of(first) <= rare.budget
+    assert random_network(rare, 32, 1) == first != random_network(rare, 32, 2)
+
+
+def test_a_window_without_networks_is_one_line():
+    with pytest.raises(UserError, match="target 0.5: found no network of 3 blocks") as error:
+        random_network(limit([1.0, 2.0], 4.3), 3, 0)
+    assert "\n" not in str(error.value)
+    with pytest.raises(UserError, match="cannot be met: reachable range"):
+        random_network(limit([1.0, 2.0], 3.0), 3, 0)
+
+
+def test_random_networks_follow_the_seed_and_use_their_latency():
+    first, again, other = space(), space(), space()
+    other.seed = 8
+    found = proposed("random", first, 5)
+    assert found == proposed("random", again, 5) != proposed("random", other, 5)
+    assert all(0.98 * first.limits[0].budget <= first.limits[0].of(options) for options in found)
