@@ -157,7 +157,7 @@ def test_the_papers_method_and_the_baseline_trained_on(finished, tmp_path):
     notes = yaml.safe_load((results / "target_0.5-scratch/architecture.yaml").read_text())["selection"]
     assert notes["source"] == "argmax" and not notes["closed_loop"]
     searches = [pd.read_parquet(results / name / "search/trajectory.parquet") for name in (variants[0], "target_0.5")]
-    assert ["kl" in trajectory for trajectory in searches] == [False, True]
+    assert ["kl_weights" in trajectory for trajectory in searches] == [False, True]
     baseline = json.loads((results / "baseline/retrain/metrics.json").read_text())
     assert metrics["continued"]["valid_nll"] < baseline["valid_nll"]
 
