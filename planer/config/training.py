@@ -61,10 +61,14 @@ class RetrainConfig(TrainingConfig):
 
 
 @dataclass(frozen=True)
-class DistillConfig:
-    """The baseline as a second teacher in the retraining of <variant>-distill."""
+class DistillConfig(RetrainConfig):
+    """Training of a network that starts from the baseline and has the baseline as its teacher."""
 
     weight: Annotated[float, Range(0, 1)]
     """w: share of the divergence from the teacher in the loss; the cross-entropy has the rest."""
     temperature: Positive
     """T: both networks' logits are divided by it where they are compared."""
+    expert_noise: Share
+    """Noise on the copies that a mixture of experts starts with, over the standard deviation of the weights."""
+    cache_gb: Annotated[float, Range(0, 1_000_000)]
+    """Largest file of the teacher's logits; above, the teacher runs beside each student."""

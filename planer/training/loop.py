@@ -99,8 +99,12 @@ def fit(
     checkpoint_steps: int,
     checkpoint: Checkpoint,
     on_row: Callable[[dict], None] = lambda row: None,
+    until: int | None = None,
 ) -> pd.DataFrame:
     """Train the objective's model to its last step or until it has converged, from the checkpoint if there is one.
+
+    until: stop after this step and leave the checkpoint there; a later call that goes on from it ends with the same
+    bits as one call without.
 
     Returns the history.
     The history has a row every log_steps: ``step`` (steps done), ``loss``, ``lr`` and ``grad_norm`` (before clipping,
@@ -118,12 +122,12 @@ def fit(
         run.restore(*loaded)
         print(f"{objective.name}: resuming at step {run.step}/{objective.total_steps}", file=sys.stderr, flush=True)
     began, seconds_before = time.monotonic(), run.seconds
-    last = objective.total_steps
+    last = min(objective.total_steps, until or objective.total_steps)
 
     with reproducible(device), _sigterm() as stop, Progress(last, objective.name, start=run.step) as bar:
         while run.step < last and not objective.converged:
             run.train_step()
-            log_now = run.step % log_steps == 0 or run.step == last
+            log_now = run.step % log_steps == 0 or run.step == objective.total_steps
             if log_now or device.type == "cpu":  # elsewhere every look at a loss waits for the device
                 run.check_losses(checkpoint)
             row = run.take_means() if log_now else {}

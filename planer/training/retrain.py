@@ -2,8 +2,8 @@
 
     Loss = CE + balance_weight * mean over mixtures of experts of  E * sum_e f_e p_e      (Switch, arXiv 2101.03961)
 
-It starts from random weights, or from some that a trained network lends.  Fine-tuning stages subclass
-LanguageModelling and add a term of their own.
+It starts from random weights, or from those of a trained network (parent_start.py).  Fine-tuning stages subclass
+LanguageModelling and add a term.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ class LanguageModelling(Objective):
         inputs, targets = (tokens.to(self.device, non_blocking=True) for tokens in self.batches.batch_at(step))
         with autocast(self.device, self.dtype):
             hidden, self.memory = self.model(inputs, self.memory, mem_len=self.config.mem_len)
-            loss, metrics = self.prediction_loss(inputs, hidden, targets)
+            loss, metrics = self.prediction_loss(step, inputs, hidden, targets)
         self.tokens += targets.numel()
         if self._moe_positions:
             balance = self.model.balance_loss()
@@ -83,7 +83,7 @@ class LanguageModelling(Objective):
         return loss + extra, metrics | extra_metrics
 
     def prediction_loss(
-        self, inputs: Tensor, hidden: Tensor, targets: Tensor
+        self, step: int, inputs: Tensor, hidden: Tensor, targets: Tensor
     ) -> tuple[Tensor, dict[str, Tensor | float]]:
         """What predicting targets [B, T] from hidden [B, T, D] costs, with its metrics: the cross-entropy."""
         nll = self.model.nll(hidden, targets).mean()
@@ -116,9 +116,13 @@ class LanguageModelling(Objective):
 
 
 def train(
-    objective: LanguageModelling, checkpoint: Checkpoint, on_row: Callable[[dict], None] = lambda row: None
+    objective: LanguageModelling,
+    checkpoint: Checkpoint,
+    on_row: Callable[[dict], None] = lambda row: None,
+    until: int | None = None,
 ) -> tuple[pd.DataFrame, dict[str, float]]:
-    """Fit, then validate on the whole validation text.  Leaves the model in eval mode.
+    """Fit, to a step before the last one where ``until`` says so, then validate on the whole validation text.  Leaves
+    the model in eval mode.
 
     Returns the history and the metrics: valid_nll (nats per token), valid_bpc (bits), params, active_params, steps,
     tokens, seconds and tokens_per_second (all of training, over resumes and with its validations).
@@ -130,6 +134,7 @@ def train(
         checkpoint_steps=config.checkpoint_steps,
         checkpoint=checkpoint,
         on_row=on_row,
+        until=until,
     )
     objective.model.eval()
     nll = objective.validate(objective.valid_tokens, f"{objective.name}: validation")
@@ -155,23 +160,27 @@ def retrain(
     checkpoint: Checkpoint,
     on_row: Callable[[dict], None] = lambda row: None,
     *,
-    start: str = "scratch",
-    weights: dict[str, Tensor] | None = None,
+    start: Callable[[LanguageModel], None] | None = None,
     objective: Callable[..., LanguageModelling] = LanguageModelling,
+    until: int | None = None,
 ) -> tuple[LanguageModel, pd.DataFrame, dict]:
-    """Train the architecture from its start, or from the checkpoint.
+    """Train the architecture from random weights, or from the checkpoint.
 
-    start: what the metrics call the start.  weights: to begin with, by their names in the model; what is not among
-    them is random.  objective: what makes the Objective, from the arguments of LanguageModelling.
-    Returns the model in eval mode, the history, and the metrics of ``train`` with ``start`` and, where weights are
-    given, ``valid_nll_before``.  The caller deletes the checkpoint when it has written them.
+    start: overwrites random weights of the model before training.  objective: what makes the Objective, from the
+    arguments of LanguageModelling.  until: the step to stop at, for the beginning of a training that goes on from its
+    checkpoint later.
+    Returns the model in eval mode, the history, and the metrics of ``train``, with ``valid_nll_before`` of the same
+    text where there is a start and training has run to its end.  The caller deletes the checkpoint when it has written
+    them.
     """
     model = LanguageModel(architecture)
     initialise(model, torch.Generator().manual_seed(derive_seed(seed, "retrain", "initialisation")))
-    model.load_state_dict(model.state_dict() | (weights or {}))
+    model.to(device)
+    if start:
+        start(model)
     seed_everything(derive_seed(seed, "retrain", "dropout"))
     training = objective(
-        model.to(device),
+        model,
         train_tokens,
         valid_tokens,
         config,
@@ -179,6 +188,6 @@ def retrain(
         eval_steps=config.eval_steps,
         dtype=dtype,
     )
-    before = {"valid_nll_before": training.validate(valid_tokens)} if weights else {}
-    history, metrics = train(training, checkpoint, on_row)
-    return model, history, {"start": start, **before, **metrics}
+    before = {"valid_nll_before": training.validate(valid_tokens)} if start and until is None else {}
+    history, metrics = train(training, checkpoint, on_row, until)
+    return model, history, before | metrics

@@ -1,0 +1,128 @@
+"""What a teacher says about every token of the training text: computed beside the student, or read from a file.
+
+Logits are rounded to half precision either way, so that a student learns the same from both.  A file holds the logits
+of the first steps of a training, in the order of its text; all students with the same batches share it.
+
+Letters in shapes: S steps, B sequences, T tokens, N = B T rows, D model width, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from planer.config import DistillConfig, TrainingConfig
+from planer.data.stream import StreamBatches
+from planer.files import Damaged
+from planer.model import LanguageModel
+from planer.progress import progress
+from planer.runtime import autocast
+from planer.tensors import read_tensors, write_tensors
+
+HALF_BYTES = 2
+"""Of a logit in half precision."""
+
+
+class Teacher(Protocol):
+    """Logits of the training text, step by step."""
+
+    def rows(self, step: int, inputs: Tensor) -> Tensor:
+        """What ``logits`` needs for the segment [B, T] of this step: [N, ...] on the segment's device."""
+
+    def logits(self, rows: Tensor) -> Tensor:
+        """Logits [n, V] of some of the rows, single precision."""
+
+    def state(self) -> dict[str, Tensor]:
+        """What the next step depends on."""
+
+    def restore(self, tensors: dict[str, Tensor]) -> None:
+        """Inverse of state."""
+
+
+class LiveTeacher:
+    """A network that reads the same segments as the student, with a memory of its own."""
+
+    def __init__(self, model: LanguageModel, mem_len: int):
+        """model: on the student's device; it is put into evaluation, never trained and not saved."""
+        self.model = model.eval().requires_grad_(False)
+        self._mem_len = mem_len
+        self._memory: list[Tensor | None] | None = None
+
+    @torch.no_grad()
+    def rows(self, step: int, inputs: Tensor) -> Tensor:
+        """Hidden states [N, D]."""
+        hidden, self._memory = self.model(inputs, self._memory, mem_len=self._mem_len)
+        return hidden.flatten(0, -2)
+
+    @torch.no_grad()
+    def logits(self, rows: Tensor) -> Tensor:
+        """See Teacher."""
+        return self.model.logits(rows).half().float()
+
+    def state(self) -> dict[str, Tensor]:
+        """The memory."""
+        return {f"teacher.{i}": entry for i, entry in enumerate(self._memory or []) if entry is not None}
+
+    def restore(self, tensors: dict[str, Tensor]) -> None:
+        """Inverse of state."""
+        entries = [tensors.get(f"teacher.{i}") for i in range(len(self.model.blocks))]
+        device = self.model.output_bias.device
+        self._memory = [None if entry is None else entry.to(device) for entry in entries]
+
+
+class CachedTeacher:
+    """Logits that ``write_cache`` has written."""
+
+    def __init__(self, path: str | Path, steps: int, rows: int, vocab_size: int):
+        """steps, rows and vocab_size: of the training.  Raises UserError when the file is damaged or another's."""
+        tensors, _ = read_tensors(path)
+        expected = (steps, rows, vocab_size)
+        self._logits = tensors.get("logits")
+        found = None if self._logits is None else tuple(self._logits.shape)
+        if found != expected or self._logits.dtype != torch.float16:
+            raise Damaged(path, f"holds logits of shape {found}, this training needs {expected}")
+
+    def rows(self, step: int, inputs: Tensor) -> Tensor:
+        """Logits [N, V] in half precision."""
+        return self._logits[step, : inputs.numel()].to(inputs.device, non_blocking=True)
+
+    def logits(self, rows: Tensor) -> Tensor:
+        """See Teacher."""
+        return rows.float()
+
+    def state(self) -> dict[str, Tensor]:
+        """Nothing."""
+        return {}
+
+    def restore(self, tensors: dict[str, Tensor]) -> None:
+        """Nothing."""
+
+
+def cache_bytes(config: DistillConfig, vocab_size: int) -> int:
+    """Size of the logits of all steps of a student's training."""
+    return config.steps * config.batch * config.tgt_len * vocab_size * HALF_BYTES
+
+
+@torch.no_grad()
+def write_cache(
+    path: str | Path,
+    model: LanguageModel,
+    tokens: np.ndarray,
+    config: TrainingConfig,
+    device: torch.device,
+    dtype: torch.dtype,
+) -> None:
+    """Write the model's logits for every step of a training with this configuration.  tokens: its text [n]."""
+    batches = StreamBatches(tokens, config.batch, config.tgt_len)
+    teacher = LiveTeacher(model.to(device), config.mem_len)
+    vocab_size = model.architecture.vocab_size
+    logits = torch.zeros(config.steps, config.batch * config.tgt_len, vocab_size, dtype=torch.float16)
+    for step in progress(range(config.steps), "teacher"):
+        inputs = batches.batch_at(step)[0].to(device)
+        with autocast(device, dtype):
+            logits[step, : inputs.numel()] = teacher.logits(teacher.rows(step, inputs))
+    write_tensors(path, {"logits": logits})
