@@ -1,0 +1,239 @@
+"""Do mixtures of experts pay where a network must be faster?  python benchmarks/mixtures.py; an hour of one core.
+
+Networks at half the latency of a trained parent start from it and are distilled from it, all with the same text, steps
+and teacher: whole pairs of its blocks, and the same with mixtures in place of feed-forward layers, paid for by heads.
+Batches have 250 tokens per expert and step.  The networks take turns in equal slices of steps and are compared after
+each slice, segment by segment of the same validation text.  The shares of the parent's latency are CPU times of one
+core, measured in turn before the training.
+The text is results/data/<dataset>, which snakemake --cores 2 results/data/<dataset>/train.npy makes.
+Results go to benchmarks/results/<processor>-<experiment>-mixtures-<date>.json after every slice and, as tables, to
+standard output.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import math
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT))
+
+import numpy as np  # noqa: E402
+import pandas as pd  # noqa: E402
+import torch  # noqa: E402
+
+from benchmarks.output import RESULTS, table, write_results  # noqa: E402
+from planer.architecture import Architecture  # noqa: E402
+from planer.config import Experiment  # noqa: E402
+from planer.data.stream import EvalBatches  # noqa: E402
+from planer.latency.networks import timed_forward  # noqa: E402
+from planer.model import LanguageModel  # noqa: E402
+from planer.parsing import build, merge  # noqa: E402
+from planer.runtime import device_name, keep_freed_memory  # noqa: E402
+from planer.strict_yaml import read_yaml  # noqa: E402
+from planer.training.checkpoint import Checkpoint  # noqa: E402
+from planer.training.retrain import retrain  # noqa: E402
+from planer.training.student import Students  # noqa: E402
+from planer.training.teacher import write_cache  # noqa: E402
+from planer.training.validate import VALID_BATCH  # noqa: E402
+
+CPU, DTYPE = torch.device("cpu"), torch.float32
+NOISE = 0.05
+NETWORKS = {
+    "dense": ("sfiis4fiis4f", 0.0),
+    "dense, heads of the mixtures": ("s4fiis4fiis4f", 0.0),
+    "one mixture": ("s7fiis4fiis4m1", 0.0),
+    "all mixtures": ("s4m1iis4m1iis4m1", 0.0),
+    "all mixtures, noisy copies": ("s4m1iis4m1iis4m1", NOISE),
+}
+"""Pattern, and the noise on the experts' copies.  Skips stand where the parent (sf)x5 has the pairs that are dropped.
+The second network is faster than the others."""
+TIMED_CALLS = 25
+TOKENS_PER_EXPERT = 250
+PARENT_SHARE = 1.25
+"""Steps of the parent over those of a student, in batches of a quarter of the size."""
+
+
+class Comparison:
+    """The networks' training in turns, and what is found after each slice of it."""
+
+    def __init__(self, config: Experiment, folder: Path, steps: int, scored: int, work: Path):
+        """folder: of the text.  scored: tokens of the validation text that networks are compared on."""
+        self.train, valid = (np.load(folder / f"{name}.npy") for name in ("train", "valid"))
+        self.valid, self.config, self.work = valid[:scored], config, work
+        self.vocab_size = int(max(self.train.max(), self.valid.max())) + 1
+        batch = -(-TOKENS_PER_EXPERT * config.model.num_experts // config.distill.tgt_len)
+        lengths = {"steps": steps, "eval_steps": steps, "checkpoint_steps": steps, "log_steps": 1}
+        self.training = dataclasses.replace(config.distill, batch=batch, **lengths)
+        self.architectures = {name: self._network(pattern) for name, (pattern, _) in NETWORKS.items()}
+        self.parent_network = self._network(config.patterns.baseline)
+        self.parent_nll: np.ndarray | None = None
+        self._students: dict[float, Students] = {}
+
+    def _network(self, pattern: str) -> Architecture:
+        return self.config.model.architecture(self.vocab_size, pattern)
+
+    def latency_shares(self) -> dict[str, float]:
+        """CPU time of a call over the parent's: medians over rounds."""
+        networks = {"parent": self.parent_network, **self.architectures}
+        calls = {
+            name: timed_forward(network, self.config.workload, CPU, DTYPE, "cached")
+            for name, network in networks.items()
+        }
+        order, rounds = np.random.default_rng(0), []
+        for _ in range(TIMED_CALLS):
+            seconds = {}
+            for name in order.permutation(list(calls)):
+                began = time.process_time()
+                calls[name]()
+                seconds[name] = time.process_time() - began
+            rounds.append(seconds)
+        times = pd.DataFrame(rounds)[3:]  # the first ones fill caches
+        return times.div(times["parent"], axis=0).median().to_dict()
+
+    def train_parent(self, steps: int) -> None:
+        """Train the parent, score it, and write its logits for the students."""
+        lengths = {"steps": steps, "eval_steps": steps, "checkpoint_steps": steps}
+        how = dataclasses.replace(self.config.retrain, **lengths)
+        checkpoint = Checkpoint(self.work / "parent", "parent")
+        texts = (self.train, self.valid[: VALID_BATCH * how.tgt_len])  # networks are compared by segment_nll
+        parent, _, _ = retrain(self.parent_network, *texts, how, self.config.seed, CPU, DTYPE, checkpoint)
+        self.parent_nll = self.segment_nll(parent)
+        cache = self.work / "teacher.safetensors"
+        write_cache(cache, parent, self.train, self.training, CPU, DTYPE)
+        for noise in {noise for _, noise in NETWORKS.values()}:
+            how = dataclasses.replace(self.training, expert_noise=noise)
+            self._students[noise] = Students(
+                parent, how, *texts, seed=self.config.seed, device=CPU, dtype=DTYPE, cache=cache
+            )
+
+    def slices(self, ends: list[int]) -> Iterator[list[dict]]:
+        """After each slice a row per network, from the step at which the slice before it ended."""
+        for begin, end in zip([0, *ends], ends, strict=False):
+            scores, rows = {}, []
+            for name, (_, noise) in NETWORKS.items():
+                checkpoint = Checkpoint(self.work / name.replace(",", ""), name)
+                model, history, _ = self._students[noise].train(self.architectures[name], checkpoint, until=end)
+                scores[name] = self.segment_nll(model)
+                rows.append({"network": name, "step": end, "load": busiest(history[history["step"] > begin])})
+            for row in rows:
+                row |= compared(scores[row["network"]], scores["dense"], self.parent_nll)
+            yield rows
+
+    @torch.inference_mode()
+    def segment_nll(self, model: LanguageModel) -> np.ndarray:
+        """Nats per token of every segment of the validation text, in the same order for all networks."""
+        how = self.training
+        model.eval()
+        found, memory = [], None
+        for inputs, targets, counted in EvalBatches(self.valid, VALID_BATCH, how.tgt_len, how.mem_len):
+            hidden, memory = model(inputs, memory, mem_len=how.mem_len, attention="cached")
+            if counted and inputs.shape[1] == how.tgt_len:
+                found.append(model.nll(hidden, targets).mean(dim=1))
+        return torch.cat(found).double().numpy()
+
+
+def busiest(history: pd.DataFrame) -> list[float]:
+    """Per mixture of experts the mean share of the tokens that its busiest expert received."""
+    loads = history.filter(regex=r"^load_").mean()
+    return loads.groupby(loads.index.str.extract(r"load_(\d+)_", expand=False).astype(int)).max().tolist()
+
+
+def compared(nll: np.ndarray, dense: np.ndarray, parent: np.ndarray) -> dict:
+    """Bits per character, and the differences from the dense network and the parent with their standard errors."""
+    bits, scale = nll / math.log(2), 1 / math.log(2)
+    row = {"bpc": float(bits.mean())}
+    for name, other in (("dense", dense), ("parent", parent)):
+        difference = (nll - other) * scale
+        error = difference.std(ddof=1) / math.sqrt(len(difference))
+        row |= {f"from_{name}": float(difference.mean()), f"from_{name}_se": float(error)}
+    return row
+
+
+def show(rows: list[dict], shares: dict[str, float], comparison: Comparison) -> None:
+    """A table of one slice."""
+    lines = []
+    for row in rows:
+        name, load = row["network"], row["load"]
+        network = comparison.architectures[name]
+        size = f"{network.params() / 1e6:.2f} / {network.active_params() / 1e6:.2f}"
+        error = f"{row['from_dense']:+.4f} ± {row['from_dense_se']:.4f}" if name != "dense" else ""
+        busy = " ".join(f"{share:.2f}" for share in load)
+        lines.append([name, network.pattern, f"{shares[name]:.3f}", size, f"{row['bpc']:.4f}", error, busy])
+    head = ["", "pattern", "latency", "params / active (M)", "valid bpc", "over dense ± s.e.", "busiest expert"]
+    table(f"after {rows[0]['step']} steps", head, lines)
+
+
+def contents(options: argparse.Namespace, comparison: Comparison, shares: dict[str, float], parent: dict) -> dict:
+    """What the results say before the first slice."""
+    networks = [
+        {
+            "network": name,
+            "pattern": network.pattern,
+            "expert_noise": NETWORKS[name][1],
+            "latency": shares[name],
+            "params": network.params(),
+            "active_params": network.active_params(),
+        }
+        for name, network in comparison.architectures.items()
+    ]
+    training = dataclasses.asdict(comparison.training)
+    return {
+        "experiment": options.experiment,
+        "training": training,
+        "parent": parent,
+        "networks": networks,
+        "slices": [],
+    }
+
+
+def run(options: argparse.Namespace, config: Experiment, work: Path) -> None:
+    """Measure, train and write; work: a folder for checkpoints."""
+    began = turn = time.monotonic()
+    comparison = Comparison(config, options.data / config.data.dataset, options.steps, options.scored, work)
+    shares, steps = comparison.latency_shares(), round(PARENT_SHARE * options.steps)
+    comparison.train_parent(steps)
+    bpc = float(comparison.parent_nll.mean() / math.log(2))
+    parent = {"pattern": config.patterns.baseline, "steps": steps, "bpc": bpc}
+    print(f"parent {parent['pattern']} after {steps} steps: {bpc:.4f} bpc", flush=True)
+    content = contents(options, comparison, shares, parent)
+    for rows in comparison.slices([round(options.steps * (k + 1) / options.slices) for k in range(options.slices)]):
+        content["slices"] += rows
+        content["minutes"] = (time.monotonic() - began) / 60
+        show(rows, shares, comparison)
+        write_results(options.results, device_name(CPU), content, f"-{options.experiment}-mixtures")
+        sys.stdout.flush()
+        turn, took = time.monotonic(), time.monotonic() - turn
+        if (turn - began + took) / 60 > options.minutes:
+            break
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--experiment", default="enwik8-mini", help="default: %(default)s")
+    parser.add_argument("--data", type=Path, default=ROOT / "results/data", help="folder of prepared texts")
+    parser.add_argument("--steps", type=int, default=720, help="of every student (default: %(default)s)")
+    parser.add_argument("--slices", type=int, default=6, help="looks at the networks (default: %(default)s)")
+    parser.add_argument("--scored", type=int, default=100_000, help="tokens of a look (default: %(default)s)")
+    parser.add_argument("--minutes", type=float, default=math.inf, help="begin no slice that would end after this")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="folder (default: %(default)s)")
+    options = parser.parse_args()
+    files = (ROOT / "config/config.yaml", ROOT / f"config/experiments/{options.experiment}.yaml")
+    config = build(Experiment, merge(*map(read_yaml, files)))
+    text = options.data / config.data.dataset / "train.npy"
+    if not text.exists():
+        sys.exit(f"{text} does not exist; run snakemake --cores 2 results/data/{config.data.dataset}/train.npy")
+    torch.set_num_threads(1)
+    keep_freed_memory()
+    with tempfile.TemporaryDirectory() as work:
+        run(options, config, Path(work))
+
+
+if __name__ == "__main__":
+    main()
