@@ -56,8 +56,6 @@ NETWORKS = {
 The second network is faster than the others."""
 TIMED_CALLS = 25
 TOKENS_PER_EXPERT = 250
-PARENT_SHARE = 1.25
-"""Steps of the parent over those of a student, in batches of a quarter of the size."""
 
 
 class Comparison:
@@ -197,11 +195,11 @@ def run(options: argparse.Namespace, config: Experiment, work: Path) -> None:
     """Measure, train and write; work: a folder for checkpoints."""
     began = turn = time.monotonic()
     comparison = Comparison(config, options.data / config.data.dataset, options.steps, options.scored, work)
-    shares, steps = comparison.latency_shares(), round(PARENT_SHARE * options.steps)
-    comparison.train_parent(steps)
+    shares = comparison.latency_shares()
+    comparison.train_parent(options.parent_steps)
     bpc = float(comparison.parent_nll.mean() / math.log(2))
-    parent = {"pattern": config.patterns.baseline, "steps": steps, "bpc": bpc}
-    print(f"parent {parent['pattern']} after {steps} steps: {bpc:.4f} bpc", flush=True)
+    parent = {"pattern": config.patterns.baseline, "steps": options.parent_steps, "bpc": bpc}
+    print(f"parent {parent['pattern']} after {parent['steps']} steps: {bpc:.4f} bpc", flush=True)
     content = contents(options, comparison, shares, parent)
     for rows in comparison.slices([round(options.steps * (k + 1) / options.slices) for k in range(options.slices)]):
         content["slices"] += rows
@@ -218,8 +216,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--experiment", default="enwik8-mini", help="default: %(default)s")
     parser.add_argument("--data", type=Path, default=ROOT / "results/data", help="folder of prepared texts")
-    parser.add_argument("--steps", type=int, default=720, help="of every student (default: %(default)s)")
-    parser.add_argument("--slices", type=int, default=6, help="looks at the networks (default: %(default)s)")
+    parser.add_argument("--parent-steps", type=int, default=900, help="default: %(default)s")
+    parser.add_argument("--steps", type=int, default=440, help="of every student (default: %(default)s)")
+    parser.add_argument("--slices", type=int, default=4, help="looks at the networks (default: %(default)s)")
     parser.add_argument("--scored", type=int, default=100_000, help="tokens of a look (default: %(default)s)")
     parser.add_argument("--minutes", type=float, default=math.inf, help="begin no slice that would end after this")
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder (default: %(default)s)")

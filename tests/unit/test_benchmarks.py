@@ -150,7 +150,7 @@ def test_networks_with_and_without_mixtures_take_turns(tiny_mixtures, tmp_path):
 
 def test_results_are_written_after_each_slice_until_time_is_up(tiny_mixtures, tmp_path, capsys):
     config, folder = tiny_mixtures
-    sizes = {"steps": 4, "slices": 2, "scored": 4_000, "minutes": 0.0}
+    sizes = {"parent_steps": 2, "steps": 4, "slices": 2, "scored": 4_000, "minutes": 0.0}
     options = argparse.Namespace(experiment="tiny", data=folder.parent, results=tmp_path / "found", **sizes)
     mixtures.run(options, config, tmp_path)
     (path,) = options.results.iterdir()
