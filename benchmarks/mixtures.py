@@ -217,7 +217,7 @@ def main() -> None:
     parser.add_argument("--experiment", default="enwik8-mini", help="default: %(default)s")
     parser.add_argument("--data", type=Path, default=ROOT / "results/data", help="folder of prepared texts")
     parser.add_argument("--parent-steps", type=int, default=900, help="default: %(default)s")
-    parser.add_argument("--steps", type=int, default=440, help="of every student (default: %(default)s)")
+    parser.add_argument("--steps", type=int, default=360, help="of every student (default: %(default)s)")
     parser.add_argument("--slices", type=int, default=4, help="looks at the networks (default: %(default)s)")
     parser.add_argument("--scored", type=int, default=100_000, help="tokens of a look (default: %(default)s)")
     parser.add_argument("--minutes", type=float, default=math.inf, help="begin no slice that would end after this")
