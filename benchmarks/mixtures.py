@@ -4,10 +4,10 @@ Networks at half the latency of a trained parent start from it and are distilled
 and teacher: whole pairs of its blocks, and the same with mixtures in place of feed-forward layers, paid for by heads.
 Batches have 250 tokens per expert and step.  The networks take turns in equal slices of steps and are compared after
 each slice, segment by segment of the same validation text.  The shares of the parent's latency are CPU times of one
-core, measured in turn before the training.
+core, measured in turn with random weights and after each slice with the trained ones.
 The text is results/data/<dataset>, which snakemake --cores 2 results/data/<dataset>/train.npy makes.
-Results go to benchmarks/results/<processor>-<experiment>-mixtures-<date>.json after every slice and, as tables, to
-standard output.
+Results go to benchmarks/results/<processor>-<experiment>-mixtures-<steps>-steps-<date>.json after every slice and, as
+tables, to standard output.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import math
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
@@ -54,6 +54,7 @@ NETWORKS = {
 }
 """Pattern, and the noise on the experts' copies.  Skips stand where the parent (sf)x5 has the pairs that are dropped.
 The second network is faster than the others."""
+NAMES = ", ".join(map(repr, NETWORKS))
 TIMED_CALLS = 25
 TOKENS_PER_EXPERT = 250
 
@@ -61,28 +62,35 @@ TOKENS_PER_EXPERT = 250
 class Comparison:
     """The networks' training in turns, and what is found after each slice of it."""
 
-    def __init__(self, config: Experiment, folder: Path, steps: int, scored: int, work: Path):
-        """folder: of the text.  scored: tokens of the validation text that networks are compared on."""
+    def __init__(self, config: Experiment, folder: Path, steps: int, scored: int, work: Path, names: Sequence[str]):
+        """folder: of the text.  scored: tokens of the validation text that networks are compared on.  names: of the
+        networks, ``dense`` first."""
         self.train, valid = (np.load(folder / f"{name}.npy") for name in ("train", "valid"))
         self.valid, self.config, self.work = valid[:scored], config, work
         self.vocab_size = int(max(self.train.max(), self.valid.max())) + 1
         batch = -(-TOKENS_PER_EXPERT * config.model.num_experts // config.distill.tgt_len)
         lengths = {"steps": steps, "eval_steps": steps, "checkpoint_steps": steps, "log_steps": 1}
         self.training = dataclasses.replace(config.distill, batch=batch, **lengths)
-        self.architectures = {name: self._network(pattern) for name, (pattern, _) in NETWORKS.items()}
+        self.architectures = {name: self._network(NETWORKS[name][0]) for name in names}
         self.parent_network = self._network(config.patterns.baseline)
         self.parent_nll: np.ndarray | None = None
         self._students: dict[float, Students] = {}
+        self._models: dict[str, LanguageModel] = {}
 
     def _network(self, pattern: str) -> Architecture:
         return self.config.model.architecture(self.vocab_size, pattern)
 
-    def latency_shares(self) -> dict[str, float]:
-        """CPU time of a call over the parent's: medians over rounds."""
-        networks = {"parent": self.parent_network, **self.architectures}
+    def latency_shares(self, trained: bool) -> dict[str, float]:
+        """CPU time of a call on the validation text over the parent's: medians over rounds.
+
+        trained: with the weights of the last slice, instead of random ones whose routing is nearly balanced.
+        """
+        workload = self.config.workload
+        length = workload.mem_len + workload.tgt_len + 1
+        text = torch.from_numpy(self.valid[: workload.batch * length].astype(np.int64)).view(workload.batch, length)
+        networks = self._models if trained else {"parent": self.parent_network, **self.architectures}
         calls = {
-            name: timed_forward(network, self.config.workload, CPU, DTYPE, "cached")
-            for name, network in networks.items()
+            name: timed_forward(network, workload, CPU, DTYPE, "cached", text) for name, network in networks.items()
         }
         order, rounds = np.random.default_rng(0), []
         for _ in range(TIMED_CALLS):
@@ -102,10 +110,10 @@ class Comparison:
         checkpoint = Checkpoint(self.work / "parent", "parent")
         texts = (self.train, self.valid[: VALID_BATCH * how.tgt_len])  # networks are compared by segment_nll
         parent, _, _ = retrain(self.parent_network, *texts, how, self.config.seed, CPU, DTYPE, checkpoint)
-        self.parent_nll = self.segment_nll(parent)
+        self._models["parent"], self.parent_nll = parent, self.segment_nll(parent)
         cache = self.work / "teacher.safetensors"
         write_cache(cache, parent, self.train, self.training, CPU, DTYPE)
-        for noise in {noise for _, noise in NETWORKS.values()}:
+        for noise in {NETWORKS[name][1] for name in self.architectures}:
             how = dataclasses.replace(self.training, expert_noise=noise)
             self._students[noise] = Students(
                 parent, how, *texts, seed=self.config.seed, device=CPU, dtype=DTYPE, cache=cache
@@ -115,13 +123,16 @@ class Comparison:
         """After each slice a row per network, from the step at which the slice before it ended."""
         for begin, end in zip([0, *ends], ends, strict=False):
             scores, rows = {}, []
-            for name, (_, noise) in NETWORKS.items():
+            for name, network in self.architectures.items():
                 checkpoint = Checkpoint(self.work / name.replace(",", ""), name)
-                model, history, _ = self._students[noise].train(self.architectures[name], checkpoint, until=end)
-                scores[name] = self.segment_nll(model)
+                students = self._students[NETWORKS[name][1]]
+                self._models[name], history, _ = students.train(network, checkpoint, until=end)
+                scores[name] = self.segment_nll(self._models[name])
                 rows.append({"network": name, "step": end, "load": busiest(history[history["step"] > begin])})
+            shares = self.latency_shares(trained=True)
             for row in rows:
                 row |= compared(scores[row["network"]], scores["dense"], self.parent_nll)
+                row["latency"] = shares[row["network"]]
             yield rows
 
     @torch.inference_mode()
@@ -154,7 +165,7 @@ def compared(nll: np.ndarray, dense: np.ndarray, parent: np.ndarray) -> dict:
     return row
 
 
-def show(rows: list[dict], shares: dict[str, float], comparison: Comparison) -> None:
+def show(rows: list[dict], untrained: dict[str, float], comparison: Comparison) -> None:
     """A table of one slice."""
     lines = []
     for row in rows:
@@ -163,8 +174,18 @@ def show(rows: list[dict], shares: dict[str, float], comparison: Comparison) -> 
         size = f"{network.params() / 1e6:.2f} / {network.active_params() / 1e6:.2f}"
         error = f"{row['from_dense']:+.4f} ± {row['from_dense_se']:.4f}" if name != "dense" else ""
         busy = " ".join(f"{share:.2f}" for share in load)
-        lines.append([name, network.pattern, f"{shares[name]:.3f}", size, f"{row['bpc']:.4f}", error, busy])
-    head = ["", "pattern", "latency", "params / active (M)", "valid bpc", "over dense ± s.e.", "busiest expert"]
+        shares = f"{untrained[name]:.3f}", f"{row['latency']:.3f}"
+        lines.append([name, network.pattern, *shares, size, f"{row['bpc']:.4f}", error, busy])
+    head = [
+        "",
+        "pattern",
+        "latency",
+        "trained",
+        "params / active (M)",
+        "valid bpc",
+        "over dense ± s.e.",
+        "busiest expert",
+    ]
     table(f"after {rows[0]['step']} steps", head, lines)
 
 
@@ -181,21 +202,17 @@ def contents(options: argparse.Namespace, comparison: Comparison, shares: dict[s
         }
         for name, network in comparison.architectures.items()
     ]
-    training = dataclasses.asdict(comparison.training)
-    return {
-        "experiment": options.experiment,
-        "training": training,
-        "parent": parent,
-        "networks": networks,
-        "slices": [],
-    }
+    what = {"experiment": options.experiment, "training": dataclasses.asdict(comparison.training)}
+    return {**what, "parent": parent, "networks": networks, "slices": []}
 
 
 def run(options: argparse.Namespace, config: Experiment, work: Path) -> None:
     """Measure, train and write; work: a folder for checkpoints."""
     began = turn = time.monotonic()
-    comparison = Comparison(config, options.data / config.data.dataset, options.steps, options.scored, work)
-    shares = comparison.latency_shares()
+    config = dataclasses.replace(config, distill=dataclasses.replace(config.distill, balance_weight=options.balance))
+    folder = options.data / config.data.dataset
+    comparison = Comparison(config, folder, options.steps, options.scored, work, options.networks)
+    shares = comparison.latency_shares(trained=False)
     comparison.train_parent(options.parent_steps)
     bpc = float(comparison.parent_nll.mean() / math.log(2))
     parent = {"pattern": config.patterns.baseline, "steps": options.parent_steps, "bpc": bpc}
@@ -205,7 +222,9 @@ def run(options: argparse.Namespace, config: Experiment, work: Path) -> None:
         content["slices"] += rows
         content["minutes"] = (time.monotonic() - began) / 60
         show(rows, shares, comparison)
-        write_results(options.results, device_name(CPU), content, f"-{options.experiment}-mixtures")
+        write_results(
+            options.results, device_name(CPU), content, f"-{options.experiment}-mixtures-{options.steps}-steps"
+        )
         sys.stdout.flush()
         turn, took = time.monotonic(), time.monotonic() - turn
         if (turn - began + took) / 60 > options.minutes:
@@ -215,6 +234,17 @@ def run(options: argparse.Namespace, config: Experiment, work: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--experiment", default="enwik8-mini", help="default: %(default)s")
+    parser.add_argument(
+        "--networks",
+        nargs="+",
+        choices=NETWORKS,
+        default=[*NETWORKS],
+        metavar="NETWORK",
+        help=f"{NAMES} (default: all)",
+    )
+    parser.add_argument(
+        "--balance", type=float, default=0.1, help="weight of the load's balance (default: %(default)s)"
+    )
     parser.add_argument("--data", type=Path, default=ROOT / "results/data", help="folder of prepared texts")
     parser.add_argument("--parent-steps", type=int, default=900, help="default: %(default)s")
     parser.add_argument("--steps", type=int, default=360, help="of every student (default: %(default)s)")
@@ -223,6 +253,8 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=math.inf, help="begin no slice that would end after this")
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder (default: %(default)s)")
     options = parser.parse_args()
+    if options.networks[0] != "dense":
+        parser.error("--networks: the first one must be dense, which the others are compared with")
     files = (ROOT / "config/config.yaml", ROOT / f"config/experiments/{options.experiment}.yaml")
     config = build(Experiment, merge(*map(read_yaml, files)))
     text = options.data / config.data.dataset / "train.npy"

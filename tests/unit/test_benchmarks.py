@@ -137,24 +137,35 @@ def tiny_mixtures(monkeypatch, tmp_path):
 
 def test_networks_with_and_without_mixtures_take_turns(tiny_mixtures, tmp_path):
     config, folder = tiny_mixtures
-    comparison = mixtures.Comparison(config, folder, steps=4, scored=4_000, work=tmp_path)
+    comparison = mixtures.Comparison(config, folder, 4, 4_000, tmp_path, [*mixtures.NETWORKS])
     assert comparison.training.batch * config.distill.tgt_len >= 250 * config.model.num_experts
-    shares = comparison.latency_shares()
+    shares = comparison.latency_shares(trained=False)
     assert shares["parent"] == 1 and shares.keys() == {"parent", *mixtures.NETWORKS}
     comparison.train_parent(2)
     slices = list(comparison.slices([2, 4]))
     assert [[row["step"] for row in rows] for rows in slices] == [[2] * 3, [4] * 3]
     assert [len(row["load"]) for row in slices[1]] == [0, 1, 1]
+    assert all(row["latency"] > 0 for row in slices[1])
     assert slices[1][0]["from_dense"] == 0 and slices[1][1]["bpc"] != slices[1][2]["bpc"]
 
 
 def test_results_are_written_after_each_slice_until_time_is_up(tiny_mixtures, tmp_path, capsys):
     config, folder = tiny_mixtures
-    sizes = {"parent_steps": 2, "steps": 4, "slices": 2, "scored": 4_000, "minutes": 0.0}
+    sizes = {
+        "networks": ["dense", "noisy"],
+        "balance": 0.2,
+        "parent_steps": 2,
+        "steps": 4,
+        "slices": 2,
+        "scored": 4_000,
+        "minutes": 0.0,
+    }
     options = argparse.Namespace(experiment="tiny", data=folder.parent, results=tmp_path / "found", **sizes)
     mixtures.run(options, config, tmp_path)
     (path,) = options.results.iterdir()
-    assert [row["step"] for row in json.loads(path.read_text())["slices"]] == [2, 2, 2]
+    found = json.loads(path.read_text())
+    assert [(row["network"], row["step"]) for row in found["slices"]] == [("dense", 2), ("noisy", 2)]
+    assert found["training"]["balance_weight"] == 0.2
     assert "after 2 steps" in capsys.readouterr().out
 
 
@@ -165,6 +176,13 @@ def test_paired_differences_and_busiest_experts():
     assert row["from_dense_se"] == pytest.approx(0, abs=1e-12)
     history = pd.DataFrame({"load_1_0": [0.5, 0.3], "load_1_1": [0.5, 0.7], "load_11_0": [0.9, 0.9], "loss": [1, 1]})
     assert mixtures.busiest(history) == pytest.approx([0.6, 0.9])
+
+
+def test_networks_are_compared_with_the_dense_one(monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["mixtures.py", "--networks", "one mixture", "dense"])
+    with pytest.raises(SystemExit):
+        mixtures.main()
+    assert "--networks: the first one must be dense" in capsys.readouterr().err
 
 
 def test_mixtures_need_a_text(monkeypatch, tmp_path):
