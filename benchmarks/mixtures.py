@@ -6,8 +6,8 @@ Batches have 250 tokens per expert and step.  The networks take turns in equal s
 each slice, segment by segment of the same validation text.  The shares of the parent's latency are CPU times of one
 core, measured in turn with random weights and after each slice with the trained ones.
 The text is results/data/<dataset>, which snakemake --cores 2 results/data/<dataset>/train.npy makes.
-Results go to benchmarks/results/<processor>-<experiment>-mixtures-<steps>-steps-<date>.json after every slice and, as
-tables, to standard output.
+Results go to benchmarks/results/<processor>-<experiment>-mixtures-balance-<weight>-<date>.json after every slice
+and, as tables, to standard output.
 """
 
 from __future__ import annotations
@@ -223,7 +223,7 @@ def run(options: argparse.Namespace, config: Experiment, work: Path) -> None:
         content["minutes"] = (time.monotonic() - began) / 60
         show(rows, shares, comparison)
         write_results(
-            options.results, device_name(CPU), content, f"-{options.experiment}-mixtures-{options.steps}-steps"
+            options.results, device_name(CPU), content, f"-{options.experiment}-mixtures-balance-{options.balance:g}"
         )
         sys.stdout.flush()
         turn, took = time.monotonic(), time.monotonic() - turn
