@@ -63,17 +63,17 @@ class Comparison:
     """The networks' training in turns, and what is found after each slice of it."""
 
     def __init__(self, config: Experiment, folder: Path, steps: int, scored: int, work: Path, names: Sequence[str]):
-        """folder: of the text.  scored: tokens of the validation text that networks are compared on.  names: of the
-        networks, ``dense`` first."""
-        self.train, valid = (np.load(folder / f"{name}.npy") for name in ("train", "valid"))
-        self.valid, self.config, self.work = valid[:scored], config, work
+        """folder: of the text.  scored: tokens of the validation and of the test text that networks are compared on.
+        names: of the networks, ``dense`` first."""
+        self.train, valid, test = (np.load(folder / f"{name}.npy") for name in ("train", "valid", "test"))
+        self.valid, self.test, self.config, self.work = valid[:scored], test[:scored], config, work
         self.vocab_size = int(max(self.train.max(), self.valid.max())) + 1
         batch = -(-TOKENS_PER_EXPERT * config.model.num_experts // config.distill.tgt_len)
         lengths = {"steps": steps, "eval_steps": steps, "checkpoint_steps": steps, "log_steps": 1}
         self.training = dataclasses.replace(config.distill, batch=batch, **lengths)
         self.architectures = {name: self._network(NETWORKS[name][0]) for name in names}
         self.parent_network = self._network(config.patterns.baseline)
-        self.parent_nll: np.ndarray | None = None
+        self.parent_nll: dict[str, np.ndarray] = {}
         self._students: dict[float, Students] = {}
         self._models: dict[str, LanguageModel] = {}
 
@@ -110,7 +110,7 @@ class Comparison:
         checkpoint = Checkpoint(self.work / "parent", "parent")
         texts = (self.train, self.valid[: VALID_BATCH * how.tgt_len])  # networks are compared by segment_nll
         parent, _, _ = retrain(self.parent_network, *texts, how, self.config.seed, CPU, DTYPE, checkpoint)
-        self._models["parent"], self.parent_nll = parent, self.segment_nll(parent)
+        self._models["parent"], self.parent_nll = parent, self.scores(parent)
         cache = self.work / "teacher.safetensors"
         write_cache(cache, parent, self.train, self.training, CPU, DTYPE)
         for noise in {NETWORKS[name][1] for name in self.architectures}:
@@ -127,21 +127,26 @@ class Comparison:
                 checkpoint = Checkpoint(self.work / name.replace(",", ""), name)
                 students = self._students[NETWORKS[name][1]]
                 self._models[name], history, _ = students.train(network, checkpoint, until=end)
-                scores[name] = self.segment_nll(self._models[name])
+                scores[name] = self.scores(self._models[name])
                 rows.append({"network": name, "step": end, "load": busiest(history[history["step"] > begin])})
             shares = self.latency_shares(trained=True)
             for row in rows:
-                row |= compared(scores[row["network"]], scores["dense"], self.parent_nll)
                 row["latency"] = shares[row["network"]]
+                for text, nll in scores[row["network"]].items():
+                    row[text] = compared(nll, scores["dense"][text], self.parent_nll[text])
             yield rows
 
+    def scores(self, model: LanguageModel) -> dict[str, np.ndarray]:
+        """What ``segment_nll`` says of both texts."""
+        return {"valid": self.segment_nll(model, self.valid), "test": self.segment_nll(model, self.test)}
+
     @torch.inference_mode()
-    def segment_nll(self, model: LanguageModel) -> np.ndarray:
-        """Nats per token of every segment of the validation text, in the same order for all networks."""
+    def segment_nll(self, model: LanguageModel, text: np.ndarray) -> np.ndarray:
+        """Nats per token of every segment of a text, in the same order for all networks."""
         how = self.training
         model.eval()
         found, memory = [], None
-        for inputs, targets, counted in EvalBatches(self.valid, VALID_BATCH, how.tgt_len, how.mem_len):
+        for inputs, targets, counted in EvalBatches(text, VALID_BATCH, how.tgt_len, how.mem_len):
             hidden, memory = model(inputs, memory, mem_len=how.mem_len, attention="cached")
             if counted and inputs.shape[1] == how.tgt_len:
                 found.append(model.nll(hidden, targets).mean(dim=1))
@@ -172,20 +177,15 @@ def show(rows: list[dict], untrained: dict[str, float], comparison: Comparison) 
         name, load = row["network"], row["load"]
         network = comparison.architectures[name]
         size = f"{network.params() / 1e6:.2f} / {network.active_params() / 1e6:.2f}"
-        error = f"{row['from_dense']:+.4f} ± {row['from_dense_se']:.4f}" if name != "dense" else ""
+        scores = []
+        for found in (row["valid"], row["test"]):
+            error = f"{found['from_dense']:+.4f} ± {found['from_dense_se']:.4f}" if name != "dense" else ""
+            scores += [f"{found['bpc']:.4f}", error]
         busy = " ".join(f"{share:.2f}" for share in load)
         shares = f"{untrained[name]:.3f}", f"{row['latency']:.3f}"
-        lines.append([name, network.pattern, *shares, size, f"{row['bpc']:.4f}", error, busy])
-    head = [
-        "",
-        "pattern",
-        "latency",
-        "trained",
-        "params / active (M)",
-        "valid bpc",
-        "over dense ± s.e.",
-        "busiest expert",
-    ]
+        lines.append([name, network.pattern, *shares, size, *scores, busy])
+    texts = [f"{column}{text}" for text in ("valid", "test") for column in ("bpc, ", "over dense ± s.e., ")]
+    head = ["", "pattern", "latency", "trained", "params / active (M)", *texts, "busiest expert"]
     table(f"after {rows[0]['step']} steps", head, lines)
 
 
@@ -214,7 +214,7 @@ def run(options: argparse.Namespace, config: Experiment, work: Path) -> None:
     comparison = Comparison(config, folder, options.steps, options.scored, work, options.networks)
     shares = comparison.latency_shares(trained=False)
     comparison.train_parent(options.parent_steps)
-    bpc = float(comparison.parent_nll.mean() / math.log(2))
+    bpc = float(comparison.parent_nll["valid"].mean() / math.log(2))
     parent = {"pattern": config.patterns.baseline, "steps": options.parent_steps, "bpc": bpc}
     print(f"parent {parent['pattern']} after {parent['steps']} steps: {bpc:.4f} bpc", flush=True)
     content = contents(options, comparison, shares, parent)

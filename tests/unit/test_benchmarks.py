@@ -130,7 +130,7 @@ def tiny_mixtures(monkeypatch, tmp_path):
     config = build(Experiment, merge(*map(read_yaml, (ROOT / "config/config.yaml", ROOT / "tests/workflow/tiny.yaml"))))
     random, folder = np.random.default_rng(0), tmp_path / config.data.dataset
     folder.mkdir()
-    for name in ("train", "valid"):
+    for name in ("train", "valid", "test"):
         np.save(folder / f"{name}.npy", random.integers(0, 20, 40_000, dtype=np.uint8))
     return config, folder
 
@@ -146,7 +146,9 @@ def test_networks_with_and_without_mixtures_take_turns(tiny_mixtures, tmp_path):
     assert [[row["step"] for row in rows] for rows in slices] == [[2] * 3, [4] * 3]
     assert [len(row["load"]) for row in slices[1]] == [0, 1, 1]
     assert all(row["latency"] > 0 for row in slices[1])
-    assert slices[1][0]["from_dense"] == 0 and slices[1][1]["bpc"] != slices[1][2]["bpc"]
+    dense, exact, noisy = slices[1]
+    assert dense["valid"]["from_dense"] == dense["test"]["from_dense"] == 0
+    assert len({row[text]["bpc"] for row in (exact, noisy) for text in ("valid", "test")}) == 4
 
 
 def test_results_are_written_after_each_slice_until_time_is_up(tiny_mixtures, tmp_path, capsys):
