@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+import argparse
 import json
+import math
+from pathlib import Path
 
+import numpy as np
+import pandas as pd
 import pytest
 import torch
 
-from benchmarks import cpu, gpu, ranking, waiting
+from benchmarks import cpu, gpu, mixture_latency, mixtures, ranking, waiting
 from benchmarks.experts import Sizes
+from planer.config import Experiment
+from planer.parsing import build, merge
+from planer.strict_yaml import read_yaml
+
+ROOT = Path(__file__).parents[2]
 
 
 def test_cpu_benchmark(monkeypatch, tmp_path, capsys):
@@ -99,3 +109,98 @@ def test_ways_of_waiting_are_compared_within_a_round(monkeypatch):
     ]
     assert [row["ratio"] for row in rows] == [1, 1, 3] * 2
     assert {row["n"] for row in rows} == {9} and rows[0]["max_ms"] == 30.0
+
+
+def test_latency_of_a_mixture_over_a_feed_forward_layer(monkeypatch, tmp_path, capsys):
+    arguments = ["--threads", "1", "--widths", "8", "--tokens", "16", "--rounds", "3", "--seconds", "0.01"]
+    monkeypatch.setattr("sys.argv", ["mixture_latency.py", *arguments, "--results", str(tmp_path)])
+    threads = torch.get_num_threads()
+    try:
+        mixture_latency.main()
+    finally:
+        torch.set_num_threads(threads)
+    (path,) = tmp_path.iterdir()
+    rows = json.loads(path.read_text())["rows"]
+    assert {"loop", "grouped_mm"} <= {row["kernel"] for row in rows}
+    assert all(row["ratio"] > 0 and row["n"] == row["dense_n"] == 3 for row in rows)
+    assert "at most 1.1 feed-forward layers: " in capsys.readouterr().out
+
+
+def test_where_a_mixture_is_as_fast(capsys):
+    rows = [{"d_model": 8, "tokens": n, "kernel": "loop", "ratio": ratio} for n, ratio in ((64, 2.0), (256, 1.1))]
+    mixture_latency.show(rows, (64, 256))
+    assert "layers: d_model 8, 256 tokens, loop: 1.10\n" in capsys.readouterr().out
+    mixture_latency.show(rows[:1], (64,))
+    assert capsys.readouterr().out.endswith("layers: nowhere\n")
+
+
+@pytest.fixture
+def tiny_mixtures(monkeypatch, tmp_path):
+    """The tiny experiment, three networks, and the folder of a random text."""
+    networks = {"dense": ("sf", 0.0), "all": ("s1m1", 0.0), "noisy": ("s1m1", 0.05)}
+    monkeypatch.setattr(mixtures, "NETWORKS", networks)
+    monkeypatch.setattr(mixtures, "TIMED_CALLS", 4)
+    config = build(Experiment, merge(*map(read_yaml, (ROOT / "config/config.yaml", ROOT / "tests/workflow/tiny.yaml"))))
+    random, folder = np.random.default_rng(0), tmp_path / config.data.dataset
+    folder.mkdir()
+    for name in ("train", "valid", "test"):
+        np.save(folder / f"{name}.npy", random.integers(0, 20, 40_000, dtype=np.uint8))
+    return config, folder
+
+
+def test_networks_with_and_without_mixtures_take_turns(tiny_mixtures, tmp_path):
+    config, folder = tiny_mixtures
+    comparison = mixtures.Comparison(config, folder, 4, 4_000, tmp_path, [*mixtures.NETWORKS])
+    assert comparison.training.batch * config.distill.tgt_len >= 250 * config.model.num_experts
+    shares = comparison.latency_shares(trained=False)
+    assert shares["parent"] == 1 and shares.keys() == {"parent", *mixtures.NETWORKS}
+    comparison.train_parent(2)
+    slices = list(comparison.slices([2, 4]))
+    assert [[row["step"] for row in rows] for rows in slices] == [[2] * 3, [4] * 3]
+    assert [len(row["load"]) for row in slices[1]] == [0, 1, 1]
+    assert all(row["latency"] > 0 for row in slices[1])
+    dense, exact, noisy = slices[1]
+    assert dense["valid"]["from_dense"] == dense["test"]["from_dense"] == 0
+    assert len({row[text]["bpc"] for row in (exact, noisy) for text in ("valid", "test")}) == 4
+
+
+def test_results_are_written_after_each_slice_until_time_is_up(tiny_mixtures, tmp_path, capsys):
+    config, folder = tiny_mixtures
+    sizes = {
+        "networks": ["dense", "noisy"],
+        "balance": 0.2,
+        "parent_steps": 2,
+        "steps": 4,
+        "slices": 2,
+        "scored": 4_000,
+        "minutes": 0.0,
+    }
+    options = argparse.Namespace(experiment="tiny", data=folder.parent, results=tmp_path / "found", **sizes)
+    mixtures.run(options, config, tmp_path)
+    (path,) = options.results.iterdir()
+    found = json.loads(path.read_text())
+    assert [(row["network"], row["step"]) for row in found["slices"]] == [("dense", 2), ("noisy", 2)]
+    assert found["training"]["balance_weight"] == 0.2
+    assert "after 2 steps" in capsys.readouterr().out
+
+
+def test_paired_differences_and_busiest_experts():
+    dense = np.array([1.0, 2.0, 3.0, 4.0])
+    row = mixtures.compared(dense + math.log(2), dense, dense - math.log(2))
+    assert [row["from_dense"], row["from_parent"], row["bpc"]] == pytest.approx([1, 2, 1 + 2.5 / math.log(2)])
+    assert row["from_dense_se"] == pytest.approx(0, abs=1e-12)
+    history = pd.DataFrame({"load_1_0": [0.5, 0.3], "load_1_1": [0.5, 0.7], "load_11_0": [0.9, 0.9], "loss": [1, 1]})
+    assert mixtures.busiest(history) == pytest.approx([0.6, 0.9])
+
+
+def test_networks_are_compared_with_the_dense_one(monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["mixtures.py", "--networks", "one mixture", "dense"])
+    with pytest.raises(SystemExit):
+        mixtures.main()
+    assert "--networks: the first one must be dense" in capsys.readouterr().err
+
+
+def test_mixtures_need_a_text(monkeypatch, tmp_path):
+    monkeypatch.setattr("sys.argv", ["mixtures.py", "--data", str(tmp_path)])
+    with pytest.raises(SystemExit, match="enwik8-mini/train.npy does not exist; run snakemake --cores 2 results/data"):
+        mixtures.main()
