@@ -30,8 +30,8 @@ from planer.config import Experiment, derive_seed  # noqa: E402
 from planer.latency.table import LatencyTable  # noqa: E402
 from planer.parsing import build, merge  # noqa: E402
 from planer.runtime import device_name, keep_freed_memory, resolve_device, resolve_dtype  # noqa: E402
+from planer.search.constraints import limits_of  # noqa: E402
 from planer.search.controls import random_network  # noqa: E402
-from planer.search.limits import limits_of  # noqa: E402
 from planer.search.replace_one import SupernetLoss  # noqa: E402
 from planer.search.supernet import load_supernet  # noqa: E402
 from planer.strict_yaml import read_yaml  # noqa: E402

@@ -26,9 +26,10 @@ import torch
 
 from planer.config import SampleConfig, derive_seed
 from planer.files import UserError
+from planer.search.constraints import Limit
 from planer.search.controls import random_network
 from planer.search.replace_one import PathLoss, replace_one_scores
-from planer.search.select import Limit, Selection, select
+from planer.search.solve import Selection, solve
 
 TRIES = 3
 """Networks looked at, per network wanted, before those that fit count as too rare."""
@@ -64,7 +65,7 @@ class Chooser:
         """
         slack = self.config.slack
         while slack < 1:
-            self.limits[0] = dataclasses.replace(limit, floor=(1 - slack) * limit.budget)
+            self.limits[0] = dataclasses.replace(limit, floor=math.ceil((1 - slack) * limit.budget))
             try:
                 return solve()
             except UserError:
@@ -143,7 +144,12 @@ class Chooser:
         return self._loss(choice.options) if self._loss else None
 
     def _solve(self, **distances) -> Selection:
-        return select(self.scores, self.options, self.limits, self.config.solver, **distances)
+        if self.config.solver == "argmax":
+            self.limits[0].require_reachable(len(self.scores))
+            best = [int(np.lexsort((self.limits[0].costs, -row))[0]) for row in self.scores]
+            score = float(self.scores[range(len(best)), best].sum())
+            return Selection(best, self.limits[0].of(best), score, "argmax", None)
+        return solve(self.scores, self.options, self.limits, **distances)
 
     def _best_near(
         self, incumbent: Selection, apart: tuple[Sequence[Sequence[int]], int] = ((), 0)

@@ -12,6 +12,7 @@ been lowered by too much.
 from __future__ import annotations
 
 import dataclasses
+import math
 import statistics
 from collections.abc import Callable, Iterable, Sequence
 from types import SimpleNamespace
@@ -24,7 +25,8 @@ from planer.config import derive_seed
 from planer.files import UserError
 from planer.latency.networks import random_model, timed_forward
 from planer.measure import by_round, measure_placed
-from planer.search.select import Limit, Selection
+from planer.search.constraints import Limit
+from planer.search.solve import Selection
 
 TOLERANCE = 0.02
 """A network may miss its target by this share before it is replaced."""
@@ -123,7 +125,7 @@ def correct(
         corrected = min(target, target * rounds[-1]["estimated"] / ratio)
         if on_target(ratio, target) or corrected == within.share or len(rounds) > corrections:
             break
-        within = dataclasses.replace(limit, budget=corrected * limit.baseline)
+        within = limit.at(corrected)
         try:
             choice = choose(choice, within)
         except UserError:  # the corrected budget is out of reach: what was measured is the best there is
@@ -141,7 +143,7 @@ def centred(limit: Limit, measured: Iterable[tuple[float, float]]) -> Limit:
     measured: latencies by the table and measured, over the baseline's, of at least one network.
     """
     bias = statistics.median(ratio / estimated for estimated, ratio in measured)
-    return dataclasses.replace(limit, budget=min(1.0, 1 / bias) * limit.budget)
+    return dataclasses.replace(limit, budget=math.floor(min(1.0, 1 / bias) * limit.budget))
 
 
 def round_of(choice: Selection, limit: Limit, measured: float) -> dict:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 
 from planer.files import UserError
-from planer.search.select import Limit
+from planer.search.constraints import Limit
 
 WINDOW = 0.02
 """A random control uses between this much less than its latency target and all of it."""
@@ -50,8 +50,8 @@ def random_network(limit: Limit, positions: int, seed: int) -> list[int]:
         if (1 - WINDOW) * limit.budget <= limit.of(chosen) <= limit.budget:
             return chosen
     raise UserError(
-        f"{limit.name} {limit.share:g}: found no network of {positions} blocks that costs {1 - WINDOW:.0%} to 100 % of "
-        f"{limit.budget:.4g} {limit.unit}; choose another {limit.name}"
+        f"{limit.name} {limit.share:.4g}: found no network of {positions} blocks that costs {1 - WINDOW:.0%} to 100 % "
+        f"of {limit.budget / limit.per_unit:.4g} {limit.unit}; choose another {limit.name}"
     )
 
 

@@ -28,8 +28,8 @@ from planer.latency.table import LatencyTable, identity
 from planer.model import initialise
 from planer.runtime import autocast, resolve_device, resolve_dtype, seed_everything
 from planer.search.arms import config_of, stop_share
+from planer.search.constraints import limits_of
 from planer.search.latency_loss import LatencyLoss
-from planer.search.select import Limit
 from planer.search.supernet import Supernet, build_supernet
 from planer.training.checkpoint import Checkpoint
 from planer.training.loop import Objective, Turn, fit
@@ -240,7 +240,7 @@ def search(
     attention = config.workload.attention
     option_ms = [table.lookup(name, attention) for name in config.design_space]
     stem_ms, baseline_ms = table.lookup("stem", attention), table.estimate(baseline, attention)
-    Limit("target", option_ms, stem_ms, target * baseline_ms, baseline_ms).require_reachable(len(baseline.blocks))
+    limits_of(config, baseline, table, target)[0].require_reachable(len(baseline.blocks))
     supernet = build_supernet(config, vocab_size)
     initialise(supernet, torch.Generator().manual_seed(derive_seed(seed, "initialisation")))
     nn.init.zeros_(supernet.alpha)

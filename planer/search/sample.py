@@ -14,10 +14,10 @@ from planer.latency.table import LatencyTable
 from planer.search.arms import config_of
 from planer.search.choose import Chooser
 from planer.search.closed_loop import Measurement, centred, correct, round_of, worth_a_trial
+from planer.search.constraints import Limit, limits_of, used
 from planer.search.controls import random_network, size_scores
-from planer.search.limits import limits_of, used
 from planer.search.replace_one import PathLoss
-from planer.search.select import Limit, Selection
+from planer.search.solve import Selection
 from planer.search.trials import Trial, best_by_trial
 from planer.variant import Variant
 

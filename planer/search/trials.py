@@ -22,7 +22,7 @@ import numpy as np
 import torch
 
 from planer.architecture import Architecture
-from planer.search.select import Selection
+from planer.search.solve import Selection
 from planer.training.checkpoint import Checkpoint
 from planer.training.retrain import LanguageModelling, retrain
 

@@ -10,7 +10,7 @@ from toy import VOCAB_SIZE, experiment
 from planer.config import SampleConfig
 from planer.files import UserError
 from planer.parsing import build
-from planer.search.select import Selection
+from planer.search.solve import Selection
 from planer.search.trials import HALF, WHOLE, Trials, best_by_trial
 from planer.training.checkpoint import Checkpoint
 from planer.training.retrain import LanguageModelling, retrain

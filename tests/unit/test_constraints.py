@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+from fractions import Fraction
 
 import pandas as pd
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from toy import VOCAB_SIZE, experiment, latency_table
 
 from planer.files import UserError
 from planer.latency.table import LatencyTable
-from planer.search.limits import limits_of, used
+from planer.search.constraints import PICOSECONDS, Limit, latency_limit, limits_of, used
 from planer.search.sample import sample_architecture
 from planer.variant import parse_variant
 
@@ -25,14 +28,14 @@ def test_costs_are_those_of_the_whole_network(path):
     limits = {limit.name: limit for limit in limits_of(CONFIG, BASELINE, latency_table(), 0.5, **ALL)}
     network = CONFIG.model.architecture(VOCAB_SIZE, tuple(CONFIG.model.option(CONFIG.design_space[i]) for i in path))
     work = CONFIG.workload
-    assert limits["target"].of(path) == latency_table().estimate(network, "cached")
+    assert limits["target"].of(path) / PICOSECONDS == pytest.approx(latency_table().estimate(network, "cached"))
     assert limits["params"].of(path) == network.params()
     assert limits["active_params"].of(path) == network.active_params()
     flops = network.flops(work.batch, work.tgt_len, work.mem_len, "cached")
-    assert limits["flops"].of(path) == pytest.approx(flops)
+    assert limits["flops"].of(path) == flops * work.batch * work.tgt_len
     remembered = sum(2 * block.width for block in network.blocks if block.kind == "attention")
     assert limits["memory"].of(path) == 4 * (network.params() + work.batch * work.mem_len * remembered)
-    assert {name: limit.share for name, limit in limits.items()} == pytest.approx(ALL | {"target": 0.5})
+    assert {name: limit.share for name, limit in limits.items()} == pytest.approx(ALL | {"target": 0.5}, abs=1e-4)
 
 
 def test_the_choice_keeps_every_limit():
@@ -89,3 +92,32 @@ def test_used_is_relative_to_the_baseline():
     limits = limits_of(CONFIG, BASELINE, latency_table(), 1.0, params=1.0)
     path = [CONFIG.design_space.index(block.name) for block in BASELINE.blocks]
     assert used(limits, path) == {"target": 1.0, "params": 1.0}
+
+
+SHARES = st.decimals("0.01", 2, places=3)
+
+
+@given(st.lists(st.floats(0, 20), min_size=2, max_size=6), st.floats(1e-3, 5), SHARES, st.randoms())
+def test_the_baseline_keeps_a_limit_of_one_and_no_budget_is_above_its_share(costs, fixed, share, random):
+    path = random.choices(range(len(costs)), k=40)
+    limit = latency_limit("target", 1.0, costs, fixed, [costs[option] for option in path])
+    assert limit.of(path) == limit.budget == limit.baseline
+    other = limit.at(float(share))
+    assert Fraction(other.budget) <= Fraction(share) * limit.baseline < other.budget + 1
+    assert other.share <= float(share)
+
+
+def test_a_target_out_of_reach_names_the_reachable_range():
+    limit = latency_limit("target", 0.1, [0.4575, 2.8275], 1.0, [2.825] * 4)
+    with pytest.raises(UserError) as error:
+        limit.require_reachable(4)
+    assert str(error.value) == (
+        "target 0.1 cannot be met: reachable range is 0.24 to 1.00 of the baseline's 12.3 ms; "
+        "choose a target in that range"
+    )
+    limit.at(0.24).require_reachable(4)
+
+
+def test_costs_are_whole_numbers():
+    with pytest.raises(ValueError, match="costs, budget and baseline of flops must be whole numbers"):
+        Limit("flops", [1, 2.5], 0, 1, 1, "FLOPs")

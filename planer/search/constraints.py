@@ -1,0 +1,159 @@
+"""What a chosen network may cost: its latency by the table, and whatever else the config limits.
+
+All costs add up over blocks, so each is one linear constraint of the integer program.  Limits are shares of what the
+baseline costs.  Costs are whole numbers: latencies are rounded to picoseconds here, once, and FLOPs count those of a
+whole forward pass.  Their sums are exact, so the baseline itself keeps a limit of 1, whatever its blocks cost.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from numbers import Integral
+from types import SimpleNamespace
+
+from planer.architecture import Architecture, Attention, BlockSpec
+from planer.config import batch_of_limit
+from planer.files import UserError
+from planer.latency.table import LatencyTable
+
+BYTES = 4
+"""Of a weight or a remembered number: fp32."""
+
+PICOSECONDS = 10**9
+"""Per ms.  Far below what can be measured, and an hour of them is still exact in a float."""
+
+
+@dataclass(frozen=True)
+class Limit:
+    """What a network may cost at most in one currency: fixed + the costs of its options <= budget.
+
+    Raises ValueError for costs that are no whole numbers.
+    """
+
+    name: str
+    """What messages call it: ``target`` for the latency, else ``params``, ``flops``, ..."""
+    costs: Sequence[int]
+    """Of each option [N], the same at every position."""
+    fixed: int
+    """What every network pays besides its blocks."""
+    budget: int
+    """For the whole network."""
+    baseline: int
+    """What the baseline costs; limits are given as shares of it."""
+    unit: str
+    """What messages count in."""
+    per_unit: int = 1
+    """How much of all these numbers is one such unit."""
+    floor: int | None = None
+    """What a network must cost at least, for a budget that is to be used."""
+
+    def __post_init__(self):
+        if not all(isinstance(cost, Integral) for cost in (*self.costs, self.fixed, self.budget, self.baseline)):
+            raise ValueError(f"costs, budget and baseline of {self.name} must be whole numbers")
+
+    def at(self, share: float) -> Limit:
+        """The limit at another share of the baseline's cost, as the decimal number that is written, rounded down."""
+        return dataclasses.replace(self, budget=math.floor(Fraction(str(share)) * self.baseline))
+
+    def of(self, chosen: Sequence[int]) -> int:
+        """Cost of a network."""
+        return self.fixed + sum(self.costs[option] for option in chosen)
+
+    def require_reachable(self, positions: int) -> None:
+        """Raise UserError, naming the reachable range, when no network of so many positions keeps the limit."""
+        if self.budget < self.fixed + positions * min(self.costs):
+            raise UserError(
+                f"{self.name} {self.share:.4g} cannot be met: reachable range is {self.range(positions)} of the "
+                f"baseline's {self.baseline / self.per_unit:.4g} {self.unit}; choose a {self.name} in that range"
+            )
+
+    @property
+    def share(self) -> float:
+        """The budget as a share of the baseline's cost."""
+        return self.budget / self.baseline
+
+    def range(self, positions: int) -> str:
+        """The reachable shares of the baseline's cost, for messages."""
+        low, high = (self.fixed + positions * pick(self.costs) for pick in (min, max))
+        lowest = math.ceil(100 * Fraction(low, self.baseline)) / 100  # rounded up, so that the number can be reached
+        return f"{lowest:.2f} to {high / self.baseline:.2f}"
+
+
+def latency_limit(name: str, share: float, costs: Sequence[float], fixed: float, baseline: Sequence[float]) -> Limit:
+    """A limit from latencies in ms: of each option, of what all networks pay, and of the baseline's blocks."""
+    whole, *blocks = (round(ms * PICOSECONDS) for ms in (fixed, *baseline))
+    total = whole + sum(blocks)
+    return Limit(name, [round(ms * PICOSECONDS) for ms in costs], whole, total, total, "ms", PICOSECONDS).at(share)
+
+
+def limits_of(
+    config: SimpleNamespace, baseline: Architecture, table: LatencyTable, target: float, **more: float
+) -> list[Limit]:
+    """The latency limit, called ``target``, and those of ``more``: params, active_params, flops, memory (shares).
+
+    latency_batch_<b> among ``more`` limits the latency at another batch size.  config has the sections model,
+    design_space and workload.  FLOPs are those of one forward pass of the workload; memory is weights and the memory of
+    its batch, in bytes.  Raises UserError when the table lacks an option or a batch size.
+    """
+    attention, blocks = config.workload.attention, [config.model.option(name) for name in config.design_space]
+
+    def latency(name: str, share: float, batch: int | None = None) -> Limit:
+        table.estimate(baseline, attention, batch)  # raises where the table was measured for other shapes
+        names = (config.design_space, [block.name for block in baseline.blocks])
+        costs, whole = ([table.lookup(block, attention, batch) for block in blocks] for blocks in names)
+        return latency_limit(name, share, costs, table.lookup("stem", attention, batch), whole)
+
+    work, empty = config.workload, config.model.architecture(baseline.vocab_size, ())
+    cost, tokens = _costs(config, baseline), work.batch * work.tgt_len
+    fixed = {
+        "params": empty.params(),
+        "active_params": empty.active_params(),
+        "flops": round(tokens * empty.flops(1, 1, 0, attention)),
+        "memory": BYTES * empty.params(),
+    }
+    units = {
+        "params": ("parameters", 1),
+        "active_params": ("parameters", 1),
+        "flops": ("FLOPs per token", tokens),
+        "memory": ("bytes", 1),
+    }
+    limits = [latency("target", target)]
+    for name, share in more.items():
+        if (batch := batch_of_limit(name)) is not None:
+            limits.append(latency(name, share, batch))
+            continue
+        whole = fixed[name] + sum(cost[name](block) for block in baseline.blocks)
+        limit = Limit(name, [cost[name](block) for block in blocks], fixed[name], whole, whole, *units[name])
+        limits.append(limit.at(share))
+    return limits
+
+
+def _costs(config: SimpleNamespace, baseline: Architecture) -> dict[str, Callable[[BlockSpec], int]]:
+    """What one block costs, by name; FLOPs are those of a forward pass of the workload."""
+    width, work = baseline.d_model, config.workload
+
+    def remembered(block: BlockSpec) -> int:
+        """Numbers per position that an inference keeps for a block: keys and values, or hidden states."""
+        if not isinstance(block, Attention):
+            return 0
+        return 2 * block.width if work.attention == "cached" else width
+
+    def flops(block: BlockSpec) -> int:
+        per_token = block.flops(width, work.batch, work.tgt_len, work.mem_len, work.attention)
+        return round(work.batch * work.tgt_len * per_token)
+
+    return {
+        "params": lambda block: block.params(width),
+        "active_params": lambda block: block.active_params(width),
+        "flops": flops,
+        "memory": lambda block: BYTES * (block.params(width) + work.batch * work.mem_len * remembered(block)),
+    }
+
+
+def used(limits: Sequence[Limit], options: Sequence[int]) -> dict[str, float]:
+    """What a network costs by every limit, as a share of the baseline's."""
+    return {limit.name: limit.of(options) / limit.baseline for limit in limits}
