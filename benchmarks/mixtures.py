@@ -27,6 +27,7 @@ sys.path.insert(0, str(ROOT))
 import numpy as np  # noqa: E402
 import pandas as pd  # noqa: E402
 import torch  # noqa: E402
+from planer.training.student import Students  # noqa: E402
 
 from benchmarks.output import RESULTS, table, write_results  # noqa: E402
 from planer.architecture import Architecture  # noqa: E402
@@ -39,7 +40,6 @@ from planer.runtime import device_name, keep_freed_memory  # noqa: E402
 from planer.strict_yaml import read_yaml  # noqa: E402
 from planer.training.checkpoint import Checkpoint  # noqa: E402
 from planer.training.retrain import retrain  # noqa: E402
-from planer.training.student import Students  # noqa: E402
 from planer.training.teacher import write_cache  # noqa: E402
 from planer.training.validate import VALID_BATCH  # noqa: E402
 
