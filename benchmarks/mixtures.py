@@ -27,7 +27,6 @@ sys.path.insert(0, str(ROOT))
 import numpy as np  # noqa: E402
 import pandas as pd  # noqa: E402
 import torch  # noqa: E402
-from planer.training.student import Students  # noqa: E402
 
 from benchmarks.output import RESULTS, table, write_results  # noqa: E402
 from planer.architecture import Architecture  # noqa: E402
@@ -39,7 +38,7 @@ from planer.parsing import build, merge  # noqa: E402
 from planer.runtime import device_name, keep_freed_memory  # noqa: E402
 from planer.strict_yaml import read_yaml  # noqa: E402
 from planer.training.checkpoint import Checkpoint  # noqa: E402
-from planer.training.retrain import retrain  # noqa: E402
+from planer.training.recipe import Recipe, Student  # noqa: E402
 from planer.training.teacher import write_cache  # noqa: E402
 from planer.training.validate import VALID_BATCH  # noqa: E402
 
@@ -74,7 +73,7 @@ class Comparison:
         self.architectures = {name: self._network(NETWORKS[name][0]) for name in names}
         self.parent_network = self._network(config.patterns.baseline)
         self.parent_nll: dict[str, np.ndarray] = {}
-        self._students: dict[float, Students] = {}
+        self._students: dict[float, Student] = {}
         self._models: dict[str, LanguageModel] = {}
 
     def _network(self, pattern: str) -> Architecture:
@@ -109,15 +108,13 @@ class Comparison:
         how = dataclasses.replace(self.config.retrain, **lengths)
         checkpoint = Checkpoint(self.work / "parent", "parent")
         texts = (self.train, self.valid[: VALID_BATCH * how.tgt_len])  # networks are compared by segment_nll
-        parent, _, _ = retrain(self.parent_network, *texts, how, self.config.seed, CPU, DTYPE, checkpoint)
+        parent, _, _ = Recipe(how, *texts, self.config.seed, CPU, DTYPE).train(self.parent_network, checkpoint)
         self._models["parent"], self.parent_nll = parent, self.scores(parent)
         cache = self.work / "teacher.safetensors"
         write_cache(cache, parent, self.train, self.training, CPU, DTYPE)
         for noise in {NETWORKS[name][1] for name in self.architectures}:
             how = dataclasses.replace(self.training, expert_noise=noise)
-            self._students[noise] = Students(
-                parent, how, *texts, seed=self.config.seed, device=CPU, dtype=DTYPE, cache=cache
-            )
+            self._students[noise] = Student(parent, how, *texts, self.config.seed, CPU, DTYPE, cache=cache)
 
     def slices(self, ends: list[int]) -> Iterator[list[dict]]:
         """After each slice a row per network, from the step at which the slice before it ended."""
