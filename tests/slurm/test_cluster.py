@@ -25,7 +25,7 @@ def test_the_tiny_baseline_runs_with_the_command_of_the_readme(cluster, checkout
     assert len(jobs) == 9
     assert {job["JobState"] for job in jobs} == {"COMPLETED"}
     exclusive = {job["Comment"].split("_wildcards")[0] for job in jobs if job["OverSubscribe"] == "NO"}
-    assert exclusive == {"rule_profile_blocks", "rule_sample_architecture", "rule_evaluate"}
+    assert exclusive == {"rule_profile_blocks", "rule_choose", "rule_evaluate"}
 
 
 def test_a_job_killed_for_its_memory_comes_back_with_more(cluster, checkout):

@@ -27,13 +27,13 @@ TOLERANCE = 0.01
 SELECTION = {
     "chosen_by": "solver",
     "source": "solver",
-    "solver": "milp",
     "scored_by": "replace_one",
     "status": "optimal",
     "gap": 0.0,
     "used": {"target": 0.5, "params": 1.25},
     "incumbents": [{"blocks": ["skip", "feed_forward"], "supernet_nll": 2.25}],
     "candidates": [],
+    "path": [],
 }
 
 

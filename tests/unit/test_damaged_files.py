@@ -50,7 +50,7 @@ def _report(folder: Path) -> Path:
 
 
 def _cost(folder: Path) -> Path:
-    stages = ("search", "retrain", "sparsify", "train_routers")
+    stages = ("search", "retrain", "distill", "sparsify", "train_routers")
     hours = dict.fromkeys((*stages, "total"), 0.5)
     write_json(folder / "cost.json", {"device": "here", "hours": hours, "tokens": dict.fromkeys(stages, 9)})
     return folder / "cost.json"

@@ -39,7 +39,6 @@ SELECTION = {
     "variant": "target_0.6",
     "chosen_by": "solver",
     "source": "solver",
-    "solver": "milp",
     "scored_by": "replace_one",
     "status": "optimal",
     "gap": 0.0,
@@ -66,6 +65,7 @@ SELECTION = {
     "estimated": 0.53,
 }
 CONTROL = {"chosen_by": "random", "source": "random", "target": 0.6, "used": {"target": 0.59}, "estimated": 0.59}
+CONTROL |= {"candidates": []}
 PATTERN = {"chosen_by": "pattern", "target": None, "estimated": 1.0}
 
 
@@ -172,7 +172,7 @@ def test_selection_names_the_blocks_of_the_incumbents(searched):
         {"blocks": ["attention_1", "feed_forward", "moe_top2", "skip"], "supernet_nll": 2.4},
         {"blocks": ["attention_1", "feed_forward", "moe_top2", "moe_top1"], "supernet_nll": 2.3},
     ]
-    same = ("chosen_by", "source", "solver", "scored_by", "status", "gap", "used", "candidates")
+    same = ("chosen_by", "source", "scored_by", "status", "gap", "used", "candidates")
     assert {name: selection[name] for name in same} == {name: SELECTION[name] for name in same}
 
 
@@ -199,8 +199,8 @@ def test_a_random_control_has_a_target_but_no_search(tmp_path, tokens):
     assert found["target"]["requested"] == 0.6 and found["target"]["rounds"] == []
     assert found["search"] is None
     assert found["selection"] == {
-        "chosen_by": "random", "source": "random", "solver": None, "scored_by": None, "status": None, "gap": None,
-        "used": {"target": 0.59}, "incumbents": [], "candidates": [],
+        "chosen_by": "random", "source": "random", "scored_by": None, "status": None, "gap": None,
+        "used": {"target": 0.59}, "incumbents": [], "candidates": [], "path": [],
     }  # fmt: skip
 
 

@@ -146,18 +146,18 @@ def test_a_random_winner_is_not_reported_as_the_solvers(evaluations, text):
     """The solver's score of a network that it did not find is no reason why it was chosen."""
     candidates = [
         {"pattern": pattern, "source": source, "status": status, "score": 0.1, "estimated": 0.5, "measured": 0.5}
-        | {"supernet_nll": 2.0, "trial_part": 1.0, "trial_nll": nll}
+        | {"supernet_nll": 2.0, "proxy_share": 1.0, "proxy_nll": nll}
         for pattern, source, status, nll in (
             ("s4iim1s2ifi", "solver", "optimal", 1.9),
             (evaluations[2]["architecture"]["pattern"], "random", None, 1.8),
         )
     ]
-    how = {"chosen_by": "proxy training", "source": "random", "solver": None, "status": None, "gap": None}
+    how = {"chosen_by": "proxy training", "source": "random", "status": None, "gap": None}
     evaluations[2]["selection"] = SELECTION | how | {"candidates": candidates}
     jsonschema.Draft202012Validator(SCHEMA).validate(evaluations[2])
     page = text(evaluations[:3])
     assert "random network, by proxy training of 2 candidates" in page
-    assert "milp" not in page and "target_0.5: proxy training of 2 candidates" in page
+    assert "solver on" not in page and "target_0.5: proxy training of 2 candidates" in page
 
 
 class Page(HTMLParser):

@@ -22,8 +22,9 @@ from .conftest import ROOT, Workspace
 TRAINED = ("architecture.yaml", "model.safetensors", "history.parquet", "metrics.json")
 OF_VARIANT = {
     "search": [f"search/{name}" for name in ("supernet.safetensors", "trajectory.parquet", "metrics.json")],
-    "sample_architecture": ["architecture.yaml", "sample/metrics.json"],
-    "warm_start": ["warm_start.safetensors"],
+    "pattern": ["architecture.yaml"],
+    "teacher": ["teacher/logits.safetensors", "teacher/metrics.json"],
+    "choose": ["architecture.yaml", "choice/training.safetensors", "choice/metrics.json"],
     "retrain": [f"retrain/{name}" for name in TRAINED],
     "sparsify": [f"sparsify/{name}" for name in TRAINED],
     "cluster_experts": [f"cluster/{name}" for name in (*TRAINED, "labels.parquet")],
@@ -39,17 +40,17 @@ OF_EXPERIMENT = {
     "repeatability": "repeatability.json",
     "pareto": "pareto.json",
 }
-VARIANTS = ("baseline", "target_0.5", "target_0.5-inherit", "target_0.75", "target_0.95", "shared_0.5", "shared_0.75")
+VARIANTS = ("baseline", "target_0.5", "target_0.75", "target_0.95", "shared_0.5", "shared_0.75")
 REPEATS = ("", "-seed1", "-seed2")
-ON_GPU = ("profile_blocks", "check_additivity", "search", "sample_architecture")
+ON_GPU = ("profile_blocks", "check_additivity", "search", "teacher", "choose")
 ON_GPU += ("retrain", "sparsify", "train_routers", "evaluate")
-ALONE = ("profile_blocks", "check_additivity", "sample_architecture", "evaluate")
-ONE_CPU = ("prepare_data", "warm_start", "compare", "repeatability", "pareto")
+ALONE = ("profile_blocks", "check_additivity", "choose", "evaluate")
+ONE_CPU = ("prepare_data", "pattern", "compare", "repeatability", "pareto")
 THREADS = 3
 
 
 def variant_of(rule: str) -> str:
-    return "target_0.5-inherit" if rule == "warm_start" else "target_0.5"
+    return {"pattern": "par", "teacher": "baseline"}.get(rule, "target_0.5")
 
 
 def target_of(experiment: str, rule: str) -> str:
@@ -73,7 +74,7 @@ def finish_all_but(workspace: Workspace, experiment: str, rule: str) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch()
         os.utime(path, (0, 0))
-    stages = dict.fromkeys(("search", "retrain", "sparsify", "train_routers"), 1)
+    stages = dict.fromkeys(("search", "retrain", "distill", "sparsify", "train_routers"), 1)
     cost = {"device": "any", "hours": dict.fromkeys((*stages, "total"), 0.0), "tokens": stages}
     if rule != "estimate_cost":
         (workspace.folder / f"results/{experiment}/cost.json").write_text(json.dumps(cost))
