@@ -50,7 +50,7 @@ THREADS = 3
 
 
 def variant_of(rule: str) -> str:
-    return {"pattern": "par", "teacher": "baseline"}.get(rule, "target_0.5")
+    return {"pattern": "par", "teacher": "baseline", "retrain": "baseline"}.get(rule, "target_0.5")
 
 
 def target_of(experiment: str, rule: str) -> str:
