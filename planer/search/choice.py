@@ -1,0 +1,54 @@
+"""The choice of a variant's network with everything that proposers and proxy training need."""
+
+from __future__ import annotations
+
+from functools import cache
+from types import SimpleNamespace
+
+from planer.architecture import Architecture
+from planer.latency.relative import relative_latency
+from planer.latency.table import LatencyTable
+from planer.model import LanguageModel
+from planer.search.halving import Losses
+from planer.search.network import chosen_network, kept_network, space_of
+from planer.search.proxy import ProxyTraining
+from planer.search.scorers.replace_one import SupernetLoss
+from planer.search.space import Candidate
+from planer.search.supernet import Supernet
+from planer.training.recipe import Recipe
+from planer.variant import Variant
+
+
+def choose_network(
+    config: SimpleNamespace,
+    variant: Variant,
+    vocab_size: int,
+    table: LatencyTable,
+    recipe: Recipe,
+    proxy: ProxyTraining,
+    *,
+    seed: int,
+    parent: LanguageModel | None = None,
+    supernet: Supernet | None = None,
+) -> tuple[Architecture, dict]:
+    """The network of a variant that is no pattern, and the notes that architecture.yaml keeps on it.
+
+    config: the sections of the job as methods.config_of gives them.  seed: of proposals and measurements.  parent: the
+    trained baseline, which keep_<q> is compared with.  supernet: where a proposer asks it.
+    Raises UserError when no network keeps the limits or the quality.
+    """
+    text, known, runtime = recipe.valid_tokens[: config.candidates.tokens], {}, (recipe.device, recipe.dtype)
+    if supernet is not None:
+        supernet = supernet.to(recipe.device)
+        known["alpha"] = supernet.alpha.detach()
+        known["supernet_loss"] = SupernetLoss(supernet, text, config.search, *runtime)
+    space = space_of(config, variant, vocab_size, table, seed, **known)
+    if not variant.scratch:
+        space.start_loss = cache(lambda options: proxy.untrained(space.network(options), text))
+    measurement = relative_latency(config, vocab_size, seed, *runtime) if config.candidates.corrections else None
+
+    def trained(candidate: Candidate, share: float) -> Losses:
+        return proxy(space.network(candidate.options), share)
+
+    found = (config, variant, space, table, measurement, trained)
+    return kept_network(*found, proxy.reference(parent)) if variant.method == "keep" else chosen_network(*found)
