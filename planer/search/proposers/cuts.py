@@ -13,8 +13,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from planer.architecture import Attention, BlockSpec, Skip
 from planer.search.space import Space
 
-Choose = Callable[[BlockSpec, int], BlockSpec]
-"""From a kept block of the baseline and its place among the kept ones of its kind to the block that replaces it."""
+Edit = Callable[[Sequence[BlockSpec], Sequence[int]], Sequence[BlockSpec | None]]
+"""From the baseline's blocks and the kept positions to the block of every position; None skips it."""
 
 SUBSETS = 12
 """Sets of kept pairs that are looked at per number of pairs; where there are more, evenly spread ones."""
@@ -81,7 +81,25 @@ def _attention(space: Space, most: int) -> list[int]:
     return options[::-1]
 
 
-def best_first(space: Space, networks: Iterable[tuple[int, ...]]) -> list[tuple[int, ...]]:
+def ranked_cuts(space: Space, edit: Edit) -> list[tuple[int, ...]]:
+    """Edited cuts within the limits: the best of every depth, from the most promising depth on, then all others alike.
+
+    Within a depth the loss before training decides.  It does not tell how many pairs are best: shallow cuts start
+    better than they end.  Half a pair more than the latency's share of the pairs is taken for the best depth, since
+    fewer heads pay for it; of two depths as far from it, the deeper.
+    """
+    depths: dict[int, list[tuple[int, ...]]] = {}
+    for kept in kept_pairs(space):
+        positions = [position for pair in kept for position in pair]
+        if options := filled(space, positions, edit(space.baseline.blocks, positions)):
+            depths.setdefault(len(kept), []).append(options)
+    expected = space.limits[0].share * len(pairs(space)) + 0.5
+    order = sorted(depths, key=lambda depth: (abs(depth - expected), -depth))
+    ranked = [_best_first(space, depths[depth]) for depth in order]
+    turns = itertools.chain.from_iterable(itertools.zip_longest(*ranked))
+    return [options for options in dict.fromkeys(turns) if options is not None]
+
+
+def _best_first(space: Space, networks: Iterable[tuple[int, ...]]) -> list[tuple[int, ...]]:
     """Networks by their loss before training, lowest first; in the given order where there is no such loss."""
-    networks = list(dict.fromkeys(networks))
-    return sorted(networks, key=space.start_loss) if space.start_loss else networks
+    return sorted(networks, key=space.start_loss) if space.start_loss else list(networks)

@@ -11,7 +11,7 @@ import itertools
 from collections.abc import Iterator, Sequence
 
 from planer.architecture import Attention, BlockSpec, FeedForward, MoE
-from planer.search.proposers.cuts import best_first, filled, kept_pairs
+from planer.search.proposers.cuts import ranked_cuts
 from planer.search.space import Candidate, Space
 
 
@@ -23,18 +23,11 @@ def propose(space: Space) -> Iterator[Candidate]:
     if mixture:
         edits += [lambda blocks, kept: _mixtures(blocks, kept, mixture, last=1)]
         edits += [lambda blocks, kept: _mixtures(blocks, kept, mixture, last=len(blocks))]
-    ranked = [best_first(space, _cuts(space, edit)) for edit in edits]
+    ranked = [ranked_cuts(space, edit) for edit in edits]
     turns = itertools.chain.from_iterable(itertools.zip_longest(*ranked))
     for options in dict.fromkeys(turns):  # the last feed-forward layer can be the only one
         if options is not None:
             yield Candidate(options, "edited")
-
-
-def _cuts(space: Space, edit) -> Iterator[tuple[int, ...]]:
-    for kept in kept_pairs(space):
-        positions = [position for pair in kept for position in pair]
-        if options := filled(space, positions, edit(space.baseline.blocks, positions)):
-            yield options
 
 
 def _early_attention(blocks: Sequence[BlockSpec], kept: Sequence[int]) -> list[BlockSpec | None]:
