@@ -1,10 +1,10 @@
 """From proposals to one network: candidates are measured, trained for a while, and halved until one is left.
 
-Measuring: a network is measured in turn with the baseline before it is trained.  One that is slower than its target is
-no candidate.  Where a proposer is left with too few candidates, the bias of what was measured lowers the budget, and it
-proposes again:
+Measuring: a network is measured in turn with the baseline before it is trained.  One that is more than 1 % slower than
+its target is no candidate.  Where a proposer is left with too few candidates, the bias of what was too slow lowers the
+budget, and it proposes again:
 
-    budget_{k+1} = min(target, target / median over measured networks of measured / estimated)   (over the baseline's)
+    budget_{k+1} = min(target, target / median over networks that were too slow of measured / estimated)
 
 By the table, too, a network never exceeds its target.  Where no network is fast enough, the fastest one is used.
 """
@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from itertools import islice
 
 from planer.files import UserError
-from planer.latency.relative import Measurement, too_slow
+from planer.latency.relative import Measurement
 from planer.search.constraints import Limit
 from planer.search.halving import Losses, halve
 from planer.search.proposers import PROPOSERS
@@ -25,6 +25,10 @@ from planer.search.space import Candidate, Space
 
 ATTEMPTS = 3
 """Networks measured per candidate wanted, of one proposer under one budget."""
+
+TOLERANCE = 0.01
+"""A candidate may be measured slower than its target by this share: half of what a trained network may be, since
+another measurement differs by as much."""
 
 Proxy = Callable[[Candidate, float], Losses]
 """From a candidate and the share of its training that it has had by then to its validation losses."""
@@ -63,7 +67,7 @@ class Measured:
         fits = space.allows(options)
         if fits and self.measurement is not None:
             self.ratios[options] = self.measurement(space.network(options))
-            fits = not too_slow(self.ratios[options], self.target.share)
+            fits = self.ratios[options] <= (1 + TOLERANCE) * self.target.share
             self.rounds.append(
                 {
                     "budget": space.limits[0].share,
@@ -76,9 +80,10 @@ class Measured:
         return fits
 
     def centred(self) -> Limit:
-        """The latency limit whose networks meet the target when they are as far off as those measured, in the
-        median."""
-        bias = statistics.median(ratio / self.estimated(options) for options, ratio in self.ratios.items())
+        """The latency limit whose networks meet the target when they are as far off as those that were too slow, in
+        the median."""
+        slow = [options for options in self.ratios if options in self.rejected] or self.ratios
+        bias = statistics.median(self.ratios[options] / self.estimated(options) for options in slow)
         return self.target.at(min(1.0, 1 / bias) * self.target.share)
 
 

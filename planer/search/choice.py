@@ -41,7 +41,8 @@ def choose_network(
     if supernet is not None:
         supernet = supernet.to(recipe.device)
         known["alpha"] = supernet.alpha.detach()
-        known["supernet_loss"] = SupernetLoss(supernet, text, config.search, *runtime)
+        loss = cache(SupernetLoss(supernet, text, config.search, *runtime))
+        known["supernet_loss"] = lambda path: loss(tuple(path))
     space = space_of(config, variant, vocab_size, table, seed, **known)
     if not variant.scratch:
         space.start_loss = cache(lambda options: proxy.untrained(space.network(options), text))

@@ -12,9 +12,8 @@ from toy import VOCAB_SIZE, experiment, latency_table
 
 from planer.config import derive_seed
 from planer.files import UserError
-from planer.latency.relative import TOLERANCE
 from planer.search import candidates
-from planer.search.candidates import Measured, choose, measured_candidates
+from planer.search.candidates import TOLERANCE, Measured, choose, measured_candidates
 from planer.search.methods import config_of
 from planer.search.network import chosen_network, space_of
 from planer.search.space import Candidate
