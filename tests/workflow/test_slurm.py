@@ -140,7 +140,7 @@ def test_every_attempt_of_a_rule_asks_for_exactly_what_it_needs(submissions, rul
     device = "cpu" if rule == "on-cpu" else "auto"
     experiment = build(Experiment, merge(*values, {"threads": THREADS, "device": device}))
     stage = "retrain" if rule == "on-cpu" else rule
-    needed = preparation("text8") if rule == "prepare_data" else request(stage, experiment, variant_of(rule))
+    needed = preparation("text8") if rule == "prepare_data" else request(stage, experiment, variant_of(stage))
     expected = {"-p": "main", "--export": "ALL", "--parsable": "", "--requeue": ""}
     expected["--cpus-per-task"] = "1" if rule in ONE_CPU else str(THREADS)
     expected |= {"--gpus": "1"} if rule in ON_GPU else {"--ntasks": "1"}
