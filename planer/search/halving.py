@@ -53,7 +53,7 @@ class Halving:
 
 
 def halve(count: int, rungs: Sequence[float], train: Train, latency: Sequence[float]) -> Halving:
-    """Successive halving of so many candidates.  latency: of each candidate, in any unit, for ties."""
+    """Successive halving.  count: candidates.  latency: of each candidate, in any unit, for ties."""
     running, notes = list(range(count)), [{} for _ in range(count)]
     for number, share in enumerate(rungs):
         losses = {candidate: train(candidate, share) for candidate in running}

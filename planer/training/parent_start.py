@@ -199,7 +199,7 @@ def _feed_forward(position: int, parent: Parent) -> FeedForward | None:
 
 
 def _widened(source: FeedForward, neurons: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """w1 [I, D], b1 [I], w2 [D, I] and b2 [D] of a layer with so many neurons that computes the same."""
+    """w1 [I, D], b1 [I], w2 [D, I] and b2 [D] of a layer with this number of neurons that computes the same."""
     chosen, share = _repeated(torch.arange(source.w1.out_features, device=source.w1.weight.device), neurons)
     return source.w1.weight[chosen], source.w1.bias[chosen], source.w2.weight[:, chosen] * share, source.w2.bias
 
