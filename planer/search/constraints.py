@@ -64,7 +64,7 @@ class Limit:
         return self.fixed + sum(self.costs[option] for option in chosen)
 
     def require_reachable(self, positions: int) -> None:
-        """Raise UserError, naming the reachable range, when no network with this number of positions keeps the limit."""
+        """Raise UserError, naming the reachable range, when no network of this length keeps the limit."""
         if self.budget < self.fixed + positions * min(self.costs):
             raise UserError(
                 f"{self.name} {self.share:.4g} cannot be met: reachable range is {self.range(positions)} of the "

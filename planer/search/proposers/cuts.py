@@ -70,8 +70,10 @@ def filled(space: Space, kept: Iterable[int], replaced: Sequence[BlockSpec | Non
 
 
 def _attention(space: Space, most: int) -> list[int]:
-    """Attention options of at most this number of heads, from the fewest on; none that takes as long as one with more heads,
-    as it can in a table measured on a busy machine."""
+    """Attention options of at most this number of heads, from the fewest on.
+
+    None that takes as long as one with more heads, which occurs in a table measured on a busy machine.
+    """
     options: list[int] = []
     heads = {i: spec.num_heads for i, spec in enumerate(space.specs) if isinstance(spec, Attention)}
     costs = space.limits[0].costs
