@@ -1,10 +1,10 @@
 """From proposals to one network: candidates are measured, trained for a while, and halved until one is left.
 
 Measuring: a network is measured in turn with the baseline before it is trained.  One that is more than 1 % slower than
-its target is no candidate.  Where a proposer is left with too few candidates, the bias of what was too slow lowers the
-budget, and it proposes again:
+its target is no candidate.  The bias of a proposer's networks that were too slow lowers its budget, and it proposes
+again, so that its best networks get fewer heads before worse ones are looked at:
 
-    budget_{k+1} = min(target, target / median over networks that were too slow of measured / estimated)
+    budget_{k+1} = min(target, target / median over its networks that were too slow of measured / estimated)
 
 By the table, too, a network never exceeds its target.  Where no network is fast enough, the fastest one is used.
 """
@@ -24,7 +24,7 @@ from planer.search.proposers import PROPOSERS
 from planer.search.space import Candidate, Space
 
 ATTEMPTS = 3
-"""Networks measured per candidate wanted, of one proposer under one budget."""
+"""Networks looked at per candidate wanted, of one proposer under one budget."""
 
 TOLERANCE = 0.01
 """A candidate may be measured slower than its target by this share: half of what a trained network may be, since
@@ -79,35 +79,26 @@ class Measured:
         (self.candidates if fits else self.rejected)[options] = candidate
         return fits
 
-    def centred(self) -> Limit:
-        """The latency limit whose networks meet the target when they are as far off as those that were too slow, in
-        the median."""
-        slow = [options for options in self.ratios if options in self.rejected] or self.ratios
-        bias = statistics.median(self.ratios[options] / self.estimated(options) for options in slow)
-        return self.target.at(min(1.0, 1 / bias) * self.target.share)
+    def corrected(self, source: str) -> Limit:
+        """The latency limit whose networks meet the target when they are as far off as this proposer's that were too
+        slow, in the median; the target where there are none."""
+        slow = [options for options, candidate in self.rejected.items() if candidate.source == source]
+        biases = [self.ratios[options] / self.estimated(options) for options in slow if options in self.ratios]
+        return self.target.at(self.target.share / max(1.0, statistics.median(biases))) if biases else self.target
 
 
 def measured_candidates(space: Space, measurement: Measurement | None) -> Measured:
     """Networks of all proposers that are fast enough, as many of each as the config wants where it finds them.
 
-    Lowers the latency limit of the space as measurements ask for.  Raises UserError when there is no network at all.
+    Raises UserError when there is no network at all.
     """
     found = Measured(space.limits[0], measurement)
-    missing = {name: count for name, count in space.config.proposers.items() if count}
-    for correction in range(space.config.corrections + 1):
-        for name, count in missing.items():
-            proposals = islice(PROPOSERS[name](space), ATTEMPTS * count)
-            for candidate in proposals:
-                missing[name] -= found.add(candidate, space)
-                if not missing[name]:
-                    break
-        missing = {name: count for name, count in missing.items() if count}
-        if not missing or not found.ratios or correction == space.config.corrections:
-            break
-        limit = found.centred()
-        if limit.budget >= space.limits[0].budget:
-            break
-        space.limits[0] = limit
+    for name, count in space.config.proposers.items():
+        for left in reversed(range(space.config.corrections + 1)):
+            if count:
+                space.limits[0] = found.corrected(name)
+                count -= _add_proposals(found, space, name, count, correct=left > 0)
+    space.limits[0] = found.target
     if not found.candidates and not found.rejected:
         names = ", ".join(name for name, count in space.config.proposers.items() if count)
         raise UserError(
@@ -115,6 +106,20 @@ def measured_candidates(space: Space, measurement: Measurement | None) -> Measur
             f"choose a larger {found.target.name}"
         )
     return found
+
+
+def _add_proposals(found: Measured, space: Space, name: str, count: int, correct: bool) -> int:
+    """Measure a proposer's networks under the present budget, and return how many are candidates.
+
+    correct: stop at the first one that is too slow, since the budget will be corrected.
+    """
+    added = 0
+    for candidate in islice(PROPOSERS[name](space), ATTEMPTS * count):
+        slow = len(found.rejected)
+        added += found.add(candidate, space)
+        if added == count or (correct and len(found.rejected) > slow and candidate.options in found.ratios):
+            break
+    return added
 
 
 def choose(space: Space, measurement: Measurement | None, proxy: Proxy) -> tuple[Candidate, dict]:
