@@ -50,6 +50,7 @@ def served(results):
     patch = pytest.MonkeyPatch()
     patch.setenv("_MLFLOW_SERVER_FILE_STORE", f"sqlite:///{results}/mlflow.db")
     patch.setenv("_MLFLOW_SERVER_ARTIFACT_ROOT", str(results / "mlartifacts"))
+    patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{results}/mlflow.db")  # MLflow sets it, too, and leaves it set
     from mlflow.server import app
 
     server = make_server("127.0.0.1", 0, app, threaded=True)

@@ -28,12 +28,13 @@ class Workspace:
         shutil.copy(Path(__file__).with_name("tiny.yaml"), self.experiment)
 
     def run(self, *arguments: str, **environment: str) -> subprocess.CompletedProcess:
-        """Run snakemake; both output streams come back as one text."""
+        """Run snakemake; both output streams come back as one text.  The store is the folder's own unless named."""
         command = [sys.executable, "-m", "snakemake", "--snakefile", ROOT / "Snakefile", "--directory", self.folder]
+        surroundings = {name: value for name, value in os.environ.items() if name != "MLFLOW_TRACKING_URI"}
         return subprocess.run(
             [*map(str, command), "--cores", "2", *arguments],
             cwd=ROOT,
-            env=os.environ | environment,
+            env=surroundings | environment,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
