@@ -1,4 +1,7 @@
-"""LAMB as the Transformer-XL baselines are trained with (NVIDIA's JITLamb; You et al., arXiv 1904.00962)."""
+"""LAMB as the Transformer-XL baselines are trained with (You et al., arXiv 1904.00962).
+
+The formula is that of ``lamb_kernel`` in NVIDIA's DeepLearningExamples, Transformer-XL/pytorch/lamb.py (JITLamb).
+"""
 
 from __future__ import annotations
 
@@ -9,8 +12,6 @@ from torch import Tensor
 
 MAX_WEIGHT_NORM = 10.0
 """Weight norms count at most this much (You et al., section 3, function phi)."""
-TRUST_EPS = 1e-6
-"""Added to the norm of the update direction; not the optimiser's own eps."""
 
 
 class Lamb(torch.optim.Optimizer):
@@ -20,7 +21,7 @@ class Lamb(torch.optim.Optimizer):
 
         m <- beta1 m + (1 - beta1) g        s <- beta2 s + (1 - beta2) g^2
         a  = m / (sqrt(s) + eps) + weight_decay w
-        t  = min(||w||, 10) / (||a|| + 1e-6), but 1 where ||w|| = 0
+        t  = min(||w||, 10) / (||a|| + eps), but 1 where ||w|| = 0 or ||a|| = 0
         w <- w - lr t a
 
     Everything gets weight decay and a trust ratio t, biases and LayerNorm included.  A parameter whose attribute
@@ -69,7 +70,7 @@ class Lamb(torch.optim.Optimizer):
 
         stacked = [getattr(param, "stacked", False) for param in params]
         weights, directions = _pieces(params, stacked), _pieces(directions, stacked)
-        trust = _trust_ratios(weights, directions)
+        trust = _trust_ratios(weights, directions, group["eps"])
         torch._foreach_addcmul_(weights, directions, trust.unbind(), -group["lr"])
 
 
@@ -78,9 +79,9 @@ def _pieces(tensors: list[Tensor], stacked: list[bool]) -> list[Tensor]:
     return [piece for tensor, rows in zip(tensors, stacked, strict=True) for piece in (tensor if rows else [tensor])]
 
 
-def _trust_ratios(weights: list[Tensor], directions: list[Tensor]) -> Tensor:
+def _trust_ratios(weights: list[Tensor], directions: list[Tensor], eps: float) -> Tensor:
     """One ratio t per piece [pieces], on the device."""
     weight_norms = torch.stack(torch._foreach_norm(weights))
     direction_norms = torch.stack(torch._foreach_norm(directions))
-    ratios = weight_norms.clamp(max=MAX_WEIGHT_NORM) / (direction_norms + TRUST_EPS)
-    return torch.where(weight_norms == 0, 1.0, ratios)
+    ratios = weight_norms.clamp(max=MAX_WEIGHT_NORM) / (direction_norms + eps)
+    return torch.where((weight_norms == 0) | (direction_norms == 0), 1.0, ratios)

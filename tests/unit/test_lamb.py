@@ -10,18 +10,18 @@ from planer.training.lamb import Lamb
 BETAS, EPS = (0.9, 0.999), 1e-6
 
 
-def reference_step(weight, grad, state, lr, weight_decay):
+def reference_step(weight, grad, state, lr, weight_decay, eps):
     """Transformer-XL's LAMB for one weight tensor, as written in the docstring of Lamb."""
     state["m"] = BETAS[0] * state.get("m", 0) + (1 - BETAS[0]) * grad
     state["s"] = BETAS[1] * state.get("s", 0) + (1 - BETAS[1]) * grad * grad
-    direction = state["m"] / (state["s"].sqrt() + EPS) + weight_decay * weight
+    direction = state["m"] / (state["s"].sqrt() + eps) + weight_decay * weight
     weight_norm, direction_norm = math.sqrt((weight**2).sum()), math.sqrt((direction**2).sum())
-    trust = min(weight_norm, 10.0) / (direction_norm + 1e-6) if weight_norm and direction_norm else 1.0
+    trust = min(weight_norm, 10.0) / (direction_norm + eps) if weight_norm and direction_norm else 1.0
     return weight - lr * trust * direction
 
 
-@pytest.mark.parametrize("weight_decay", [0.0, 0.1])
-def test_many_steps_match_the_closed_form(weight_decay):
+@pytest.mark.parametrize(("weight_decay", "eps"), [(0.0, EPS), (0.1, EPS), (0.0, 1e-2)])
+def test_many_steps_match_the_closed_form(weight_decay, eps):
     torch.manual_seed(0)
     start = [
         torch.randn(7, 5, dtype=torch.float64),  # norm below the clamp
@@ -30,13 +30,13 @@ def test_many_steps_match_the_closed_form(weight_decay):
         torch.randn((), dtype=torch.float64),
     ]
     params = [torch.nn.Parameter(tensor.clone()) for tensor in start]
-    optimizer = Lamb(params, lr=0.1, betas=BETAS, eps=EPS, weight_decay=weight_decay)
+    optimizer = Lamb(params, lr=0.1, betas=BETAS, eps=eps, weight_decay=weight_decay)
     states = [{} for _ in start]
     for step in range(20):
         optimizer.param_groups[0]["lr"] = lr = 0.1 / (1 + step)
         for i, param in enumerate(params):
             param.grad = torch.randn_like(param)
-            start[i] = reference_step(start[i], param.grad, states[i], lr, weight_decay)
+            start[i] = reference_step(start[i], param.grad, states[i], lr, weight_decay, eps)
         optimizer.step()
     for param, expected in zip(params, start, strict=True):
         torch.testing.assert_close(param.detach(), expected, rtol=1e-12, atol=1e-12)
