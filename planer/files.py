@@ -340,5 +340,6 @@ def read_tokens(path: str | Path) -> np.ndarray:
     if tokens.ndim != 1 or tokens.dtype.kind != "u" or not tokens.size:
         raise Damaged(path, f"holds {tokens.dtype} of shape {tokens.shape}, not token ids")
     if (largest := int(tokens.max())) >= manifest["vocab_size"]:
-        raise Damaged(path, f"holds the id {largest:,}, but the vocabulary has {manifest['vocab_size']:,} symbols")
+        place = f"the id {largest:,} at offset {int(tokens.argmax()):,}"
+        raise Damaged(path, f"holds {place}, but the vocabulary has {manifest['vocab_size']:,} symbols")
     return tokens

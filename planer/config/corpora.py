@@ -28,6 +28,8 @@ class Corpus:
     size: int = 0
     """Bytes of text (a byte corpus is the head of its file)."""
     drop_newlines: bool = False
+    strip_splits: bool = False
+    """Whether every split loses the white space at its ends."""
     tokens: tuple[int, int, int] | None = None
     """Train, valid and test tokens, for a corpus that may lie in files without a published checksum."""
 

@@ -1,14 +1,14 @@
 """From a corpus to token ids: train.npy, valid.npy, test.npy, vocab.json and manifest.json.
 
 Byte corpora are cut 90/5/5 by raw bytes; symbols get ids by descending frequency over the whole text, the first seen
-first among equals (the conversion of Transformer-XL), except in pysource, whose bytes are their own ids.  Word
+first among equals (the conversion of Transformer-XL), except in pysource, whose bytes are their own ids.  The splits
+of text8 lose the spaces at their ends, as in Transformer-XL's prep_text8.py.  Word
 corpora come in three files; every line ends in ``<eos>`` (id 0), and the other ids go by frequency in train alone.
 """
 
 from __future__ import annotations
 
 import hashlib
-import itertools
 import platform
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -17,9 +17,9 @@ from pathlib import Path
 
 import numpy as np
 
-from planer.config.corpora import lookup
+from planer.config.corpora import Corpus, lookup
 from planer.data.corpora import SPLITS, find, read
-from planer.files import UserError, file_sha256, replacing, write_json
+from planer.files import UserError, file_sha256, one_line, replacing, write_json
 
 EOS, UNKNOWN = "<eos>", "<unk>"
 
@@ -40,7 +40,7 @@ def prepare(name: str, folder: str | Path) -> dict:
         text = read(corpus, found)
         manifest |= {"sha256": hashlib.sha256(text).hexdigest(), "bytes": len(text)}
         vocabulary = list(range(256)) if name == "pysource" else byte_vocabulary(text, corpus.drop_newlines)
-        splits = encode_bytes(text, vocabulary)
+        splits = encode_bytes(text, vocabulary, corpus)
     else:
         print(f"{name}: tokenising {found.source} (about two minutes)", flush=True)
         manifest |= _digest(found.texts)
@@ -62,13 +62,26 @@ def byte_vocabulary(text: bytes, drop_newlines: bool) -> list[int]:
     return sorted(np.flatnonzero(counts).tolist(), key=lambda byte: (-counts[byte], text.find(byte)))
 
 
-def encode_bytes(text: bytes, vocabulary: list[int]) -> Iterator[np.ndarray]:
-    """Ids of the three splits: the first 90 % of text, then 5 % and 5 %.  Bytes outside the vocabulary are dropped."""
+def encode_bytes(text: bytes, vocabulary: list[int], corpus: Corpus) -> Iterator[np.ndarray]:
+    """Ids of the three splits: the first 90 % of text, then 5 % and 5 %.
+
+    Newlines and the white space at the ends of a split are left out where the corpus says so.
+    Raises UserError naming the first byte outside the vocabulary, its split and its offset there.
+    """
     ids, known = np.zeros(256, np.uint8), np.zeros(256, bool)
     ids[vocabulary], known[vocabulary] = np.arange(len(vocabulary)), True
-    content, part = np.frombuffer(text, np.uint8), len(text) // 20
-    for split in np.split(content, [len(text) - 2 * part, len(text) - part]):
-        yield ids[split[known[split]]]
+    start, part = 0, len(text) // 20
+    for split, end in zip(SPLITS, (len(text) - 2 * part, len(text) - part, len(text)), strict=True):
+        piece, start = text[start:end], end
+        piece = piece.strip() if corpus.strip_splits else piece
+        content = np.frombuffer(piece.replace(b"\n", b"") if corpus.drop_newlines else piece, np.uint8)
+        if not (inside := known[content]).all():
+            offset = int(inside.argmin())
+            raise UserError(
+                f"{corpus.name}: byte {content[offset]} ({chr(content[offset])!r}) at offset {offset:,} of {split} "
+                "is not in the vocabulary; remove it, or use the text that the vocabulary was made from"
+            )
+        yield ids[content]
 
 
 def word_vocabulary(train: Traversable) -> list[str]:
@@ -87,13 +100,22 @@ def word_vocabulary(train: Traversable) -> list[str]:
 def encode_words(text: Traversable, vocabulary: list[str]) -> np.ndarray:
     """Ids of a text's words, with ``<eos>`` after every line, blank ones included.
 
-    Words outside the vocabulary become ``<unk>``, an ordinary word of WikiText (whose own three files need no such
-    replacement).
+    Raises UserError naming the first word outside the vocabulary and its line: WikiText's own three files have none.
     """
     ids = {word: i for i, word in enumerate(vocabulary)}
-    unknown = ids[UNKNOWN]
-    words = itertools.chain.from_iterable([*words, EOS] for words in _lines(text))
-    return np.fromiter((ids.get(word, unknown) for word in words), np.min_scalar_type(len(vocabulary) - 1))
+
+    def encoded() -> Iterator[int]:
+        for line, words in enumerate(_lines(text), start=1):
+            try:
+                yield from [ids[word] for word in words]
+            except KeyError as error:
+                raise UserError(
+                    f"{text.name}: the word {one_line(error, 80)} in line {line:,} is not in the vocabulary of the "
+                    "training text; replace it by the published file"
+                ) from error
+            yield ids[EOS]
+
+    return np.fromiter(encoded(), np.min_scalar_type(len(vocabulary) - 1))
 
 
 def _lines(text: Traversable) -> Iterator[list[str]]:

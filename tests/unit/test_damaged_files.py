@@ -249,12 +249,23 @@ def test_weights_of_a_type_that_no_file_of_ours_has_are_refused(tmp_path):
 def test_an_array_that_fits_its_checksum_but_is_none_is_refused(tmp_path, content):
     path = _corpus(tmp_path)
     path.write_bytes(content)
-    manifest = read_json(tmp_path / "manifest.json")
-    write_json(
-        tmp_path / "manifest.json",
-        manifest | {"files_sha256": manifest["files_sha256"] | {path.name: file_sha256(path)}},
-    )
+    _register(path)
     with pytest.raises(UserError, match="is no readable array"):
+        read_tokens(path)
+
+
+def _register(path: Path, **changes) -> None:
+    """Write the checksum of a split, and other changes, into the manifest beside it."""
+    manifest = read_json(path.with_name("manifest.json"))
+    sums = manifest["files_sha256"] | {path.name: file_sha256(path)}
+    write_json(path.with_name("manifest.json"), manifest | {"files_sha256": sums} | changes)
+
+
+def test_an_id_outside_the_vocabulary_is_named_with_its_place(tmp_path):
+    path = _corpus(tmp_path)
+    np.save(path, np.array([3, 1, 7, 2], np.uint8))
+    _register(path, vocab_size=7)
+    with pytest.raises(UserError, match="valid.npy holds the id 7 at offset 2, but the vocabulary has 7 symbols"):
         read_tokens(path)
 
 

@@ -43,12 +43,29 @@ def test_bytes_come_back_split_by_raw_position(size, drop_newlines):
     part = size // 20
     raw = [text[: size - 2 * part], text[size - 2 * part : size - part], text[size - part :]]
     expected = [piece.replace(b"\n", b"") if drop_newlines else piece for piece in raw]
-    assert [decode(ids, vocabulary) for ids in encode_bytes(text, vocabulary)] == expected
+    corpus = CORPORA["enwik8" if drop_newlines else "enwik8-mini"]
+    assert [decode(ids, vocabulary) for ids in encode_bytes(text, vocabulary, corpus)] == expected
 
 
 def test_enwik8_split_sizes():
-    text = bytes(100_000_000)
-    assert [len(ids) for ids in encode_bytes(text, [0])] == [90_000_000, 5_000_000, 5_000_000]
+    splits = encode_bytes(bytes(100_000_000), [0], CORPORA["enwik8-mini"])
+    assert [len(ids) for ids in splits] == [90_000_000, 5_000_000, 5_000_000]
+
+
+def test_text8_splits_have_no_spaces_at_their_ends():
+    text = b" a" * 90 + b"a " * 10
+    parts = [text[:180], text[180:190], text[190:]]
+    vocabulary = byte_vocabulary(text, drop_newlines=False)
+    splits = [decode(ids, vocabulary) for ids in encode_bytes(text, vocabulary, CORPORA["text8"])]
+    assert splits == [part.strip() for part in parts]
+    untouched = [decode(ids, vocabulary) for ids in encode_bytes(text, vocabulary, CORPORA["enwik8-mini"])]
+    assert untouched == parts
+
+
+def test_a_byte_outside_the_vocabulary_is_named_with_its_place():
+    text = b"a" * 90 + b"ab#aa" + b"a#aaa"
+    with pytest.raises(UserError, match=r"text8: byte 35 \('#'\) at offset 2 of valid is not in the vocabulary"):
+        list(encode_bytes(text, [ord("a"), ord("b")], CORPORA["text8"]))
 
 
 def test_pysource(tmp_path):
@@ -100,9 +117,12 @@ def test_words_on_a_small_text(tmp_path):
     vocabulary = word_vocabulary(text)
     assert vocabulary == ["<eos>", "=", "the", "Title", "The", "<unk>", ",", "\u00e9t\u00e9"]
     other = tmp_path / "wiki.valid.tokens"
-    other.write_text("the new Title\n\nthe", encoding="utf-8")
+    other.write_text("the , Title\n\nthe", encoding="utf-8")
     assert encode_words(text, vocabulary).tolist() == [0, 1, 3, 1, 0, 0, 4, 2, 5, 2, 6, 7, 0]
-    assert encode_words(other, vocabulary).tolist() == [2, 5, 3, 0, 0, 2, 0]
+    assert encode_words(other, vocabulary).tolist() == [2, 6, 3, 0, 0, 2, 0]
+    other.write_text("the Title\nthe new Title", encoding="utf-8")
+    with pytest.raises(UserError, match="wiki.valid.tokens: the word 'new' in line 2 is not in the vocabulary"):
+        encode_words(other, vocabulary)
 
 
 def test_text_that_is_no_wikitext(tmp_path):
@@ -122,13 +142,15 @@ def words_of(path) -> list[str]:
 
 @pytest.fixture
 def wikitext(tmp_path, monkeypatch):
-    """WikiText-103 as it is unpacked, with the valid file in the place of train; counts to match."""
-    for split, source in zip(SPLITS, ("valid", "valid", "test"), strict=True):
-        shutil.copy(real(f"wikitext-103-{source}.tokens"), tmp_path / f"wiki.{split}.tokens")
+    """WikiText-103 as it is unpacked, with the valid and the test file in the place of train; counts to match."""
+    for split in ("valid", "test"):
+        shutil.copy(real(f"wikitext-103-{split}.tokens"), tmp_path / f"wiki.{split}.tokens")
+    train = b"".join((tmp_path / f"wiki.{split}.tokens").read_bytes() for split in ("valid", "test"))
+    (tmp_path / "wiki.train.tokens").write_bytes(train)
     monkeypatch.setenv("PLANER_DATA", str(tmp_path))
     corpus = CORPORA["wikitext-103"]
     vocab_size = len(set(words_of(tmp_path / "wiki.train.tokens")))
-    small = dataclasses.replace(corpus, vocab_size=vocab_size, tokens=(corpus.tokens[1], *corpus.tokens[1:]))
+    small = dataclasses.replace(corpus, vocab_size=vocab_size, tokens=(sum(corpus.tokens[1:]), *corpus.tokens[1:]))
     monkeypatch.setitem(CORPORA, "wikitext-103", small)
     return tmp_path
 
@@ -136,7 +158,7 @@ def wikitext(tmp_path, monkeypatch):
 def test_wikitext(wikitext):
     manifest = prepare("wikitext-103", wikitext / "out")
     splits, vocabulary, _ = load(wikitext / "out")
-    assert manifest["tokens"] == {"train": 217_646, "valid": 217_646, "test": 245_569}
+    assert manifest["tokens"] == {"train": 463_215, "valid": 217_646, "test": 245_569}
     assert splits[0].dtype == np.uint16
     words = words_of(wikitext / "wiki.train.tokens")
     assert [vocabulary[i] for i in splits[0]] == words
