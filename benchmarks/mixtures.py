@@ -33,7 +33,7 @@ from planer.architecture import Architecture  # noqa: E402
 from planer.config import Experiment  # noqa: E402
 from planer.data.stream import EvalBatches  # noqa: E402
 from planer.latency.networks import timed_forward  # noqa: E402
-from planer.model import LanguageModel  # noqa: E402
+from planer.models import LanguageModel  # noqa: E402
 from planer.parsing import build, merge  # noqa: E402
 from planer.runtime import device_name, keep_freed_memory  # noqa: E402
 from planer.strict_yaml import read_yaml  # noqa: E402

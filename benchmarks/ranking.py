@@ -28,7 +28,7 @@ import torch  # noqa: E402
 from scipy.stats import kendalltau  # noqa: E402
 
 from benchmarks.output import RESULTS, table, write_results  # noqa: E402
-from planer import model  # noqa: E402
+from planer import models  # noqa: E402
 from planer.config import Experiment, derive_seed  # noqa: E402
 from planer.latency.table import LatencyTable  # noqa: E402
 from planer.parsing import build, merge  # noqa: E402
@@ -59,7 +59,7 @@ def recipe_of(config: Experiment, results: Path, valid: np.ndarray) -> Student:
     device, cache = resolve_device(config.device), results / "baseline/teacher/logits.safetensors"
     train = np.load(results.parent / f"data/{config.data.dataset}/train.npy", mmap_mode="r")
     runtime = (derive_seed(config.seed, "retrain", 0), device, resolve_dtype(config.dtype, device))
-    parent = model.load(results / "baseline/retrain")
+    parent = models.load(results / "baseline/retrain")
     return Student(parent, config.distill, train, valid, *runtime, cache=cache if cache.exists() else None)
 
 

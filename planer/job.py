@@ -19,11 +19,11 @@ import numpy as np
 import torch
 from pandas import DataFrame
 
-from planer import model, progress, tracking
+from planer import models, progress, tracking
 from planer.config import sections
 from planer.failures import MISTAKE, STATUS
 from planer.files import Damaged, UserError, file_sha256, read_json, read_tokens, write_json, write_parquet
-from planer.model import LanguageModel
+from planer.models import LanguageModel
 from planer.runtime import device_name, keep_freed_memory, resolve_device, resolve_dtype
 from planer.training.checkpoint import Checkpoint
 
@@ -62,7 +62,7 @@ class Job:
     def write_training(self, network: LanguageModel, history: DataFrame, metrics: dict, checkpoint: Checkpoint) -> None:
         """Write what a training leaves, then delete its checkpoint."""
         outputs = self._snakemake.output
-        model.save(network, Path(outputs.model).parent)
+        models.save(network, Path(outputs.model).parent)
         write_parquet(outputs.history, history)
         write_json(outputs.metrics, metrics)
         checkpoint.delete()
@@ -70,7 +70,7 @@ class Job:
     def parent(self) -> LanguageModel | None:
         """The trained baseline among the inputs; None for networks that are trained from random weights."""
         path = self._snakemake.input.get("parent")
-        return model.load(Path(path).parent) if path else None
+        return models.load(Path(path).parent) if path else None
 
     def checkpoint(self) -> Checkpoint:
         """Where a training stage resumes from.  A checkpoint of other params or other input files does not count."""

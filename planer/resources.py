@@ -40,7 +40,7 @@ TRAINED_BYTES = 28
 READ_BYTES = 8
 """Memory of a parameter that is read from a file and not trained, while it is read."""
 LOGITS = 3 * 2**26
-"""Most logits at a time, with gradient and softmax (planer.model computes at most 2**26 at once)."""
+"""Most logits at a time, with gradient and softmax (planer.models computes at most 2**26 at once)."""
 POOL_BYTES = 6 * 2**30
 """Most that the stacks of a latency measurement take (planer.latency.networks)."""
 CPU_FLOPS = 1e10

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from planer.architecture import DynamicMoE, FeedForward
 from planer.config import ClusterConfig, derive_seed
-from planer.model import LanguageModel
+from planer.models import LanguageModel
 from planer.progress import progress
 
 

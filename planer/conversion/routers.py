@@ -26,7 +26,7 @@ from planer.blocks.dynamic_moe import DynamicMoE
 from planer.config import RouterConfig, derive_seed
 from planer.data.stream import EvalBatches
 from planer.kernels.routing import threshold
-from planer.model import LanguageModel
+from planer.models import LanguageModel
 from planer.runtime import autocast
 from planer.training.checkpoint import Checkpoint
 from planer.training.loop import fit

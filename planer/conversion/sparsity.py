@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from planer.architecture import FeedForward
 from planer.config import SparsifyConfig, derive_seed
-from planer.model import LanguageModel
+from planer.models import LanguageModel
 from planer.runtime import seed_everything
 from planer.training.checkpoint import Checkpoint
 from planer.training.distillation import Distillation

@@ -18,7 +18,7 @@ import torch
 
 from planer.architecture import DynamicMoE, FeedForward
 from planer.evaluation.quality import quality
-from planer.model import LanguageModel
+from planer.models import LanguageModel
 
 
 def thresholds(taus: Iterable[float]) -> list[float]:

@@ -26,7 +26,7 @@ from planer.files import UserError
 from planer.latency.networks import random_model, timed_forward
 from planer.latency.table import ATTENTIONS, LatencyTable, identity
 from planer.measure import by_round, measure_placed, summary
-from planer.model import LanguageModel, load
+from planer.models import LanguageModel, load
 from planer.runtime import resolve_dtype
 from planer.source import git_commit
 from planer.variant import Variant, parse_variant

@@ -15,7 +15,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from planer.config import WorkloadConfig
-from planer.model import LanguageModel
+from planer.models import LanguageModel
 
 TOLERANCE = 0.005
 """Counter and closed form may differ by this share."""

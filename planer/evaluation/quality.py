@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from planer.config import EvaluateConfig, TrainingConfig
-from planer.model import LanguageModel
+from planer.models import LanguageModel
 from planer.training.validate import mean_of, segment_nll
 
 UNITS = {"wikitext-103": "ppl"}

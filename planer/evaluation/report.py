@@ -119,7 +119,7 @@ def _files(evaluations: Sequence[dict]) -> dict:
         "folder": folder,
         "names": FILES,
         "python": f"""\
-from planer.model import load
+from planer.models import load
 network = load("{folder}/retrain")
 print(network.architecture.pattern, network.architecture.params())""",
         "tau": chosen["tau"] if chosen else 0.1,

@@ -24,7 +24,7 @@ from planer.config import WorkloadConfig
 from planer.latency.execution import check_execution, executable, prepared
 from planer.latency.gates import set_routing
 from planer.latency.table import ATTENTIONS
-from planer.model import LanguageModel, initialise
+from planer.models import LanguageModel, initialise
 
 POOL_BYTES = 6 * 2**30
 """Weights and memories that a pool may take.  PLANER's largest networks add 6 GiB while one of them runs: activations,

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 from planer.architecture import Architecture
 from planer.latency.relative import relative_latency
 from planer.latency.table import LatencyTable
-from planer.model import LanguageModel
+from planer.models import LanguageModel
 from planer.search.halving import Losses
 from planer.search.network import chosen_network, kept_network, space_of
 from planer.search.proxy import ProxyTraining

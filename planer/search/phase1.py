@@ -28,7 +28,7 @@ from planer.config import SearchConfig, derive_seed
 from planer.data.stream import StreamBatches
 from planer.files import UserError
 from planer.latency.table import LatencyTable, identity
-from planer.model import LanguageModel, initialise
+from planer.models import LanguageModel, initialise
 from planer.runtime import autocast, resolve_device, resolve_dtype, seed_everything
 from planer.search.constraints import limits_of
 from planer.search.latency_loss import LatencyLoss

@@ -7,7 +7,7 @@ import time
 import numpy as np
 
 from planer.architecture import Architecture
-from planer.model import LanguageModel
+from planer.models import LanguageModel
 from planer.search.halving import Losses
 from planer.training.checkpoint import Checkpoint
 from planer.training.recipe import Recipe

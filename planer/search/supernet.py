@@ -27,7 +27,7 @@ from planer.architecture import Architecture, BlockSpec, MoE, Skip
 from planer.blocks import build_block
 from planer.blocks.attention import Attention
 from planer.files import Damaged
-from planer.model import LanguageModel, require_fit
+from planer.models import LanguageModel, require_fit
 from planer.search.sharing import owners
 from planer.tensors import read_tensors, write_tensors
 from planer.training.checkpoint import storable

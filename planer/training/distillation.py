@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from planer.config import TrainingConfig
-from planer.model import LanguageModel
+from planer.models import LanguageModel
 from planer.training.retrain import LanguageModelling
 from planer.training.teacher import Teacher
 

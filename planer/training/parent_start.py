@@ -30,7 +30,7 @@ from planer.blocks.feed_forward import FeedForward
 from planer.blocks.moe import Experts, MoE
 from planer.config import TrainingConfig
 from planer.data.stream import StreamBatches
-from planer.model import LanguageModel
+from planer.models import LanguageModel
 
 
 class Parent:

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from planer.architecture import Architecture
 from planer.config import DistillConfig, RetrainConfig, derive_seed
-from planer.model import LanguageModel, initialise
+from planer.models import LanguageModel, initialise
 from planer.runtime import resolve_device, resolve_dtype, seed_everything
 from planer.training.checkpoint import Checkpoint
 from planer.training.distillation import Distillation

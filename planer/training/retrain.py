@@ -19,7 +19,7 @@ from torch import Tensor
 from planer.architecture import MoE
 from planer.config import TrainingConfig
 from planer.data.stream import StreamBatches
-from planer.model import LanguageModel
+from planer.models import LanguageModel
 from planer.runtime import autocast
 from planer.training.checkpoint import Checkpoint
 from planer.training.loop import MAIN, Objective, Turn, fit

@@ -18,7 +18,7 @@ from torch import Tensor
 from planer.config import TrainingConfig
 from planer.data.stream import StreamBatches
 from planer.files import Damaged
-from planer.model import LanguageModel
+from planer.models import LanguageModel
 from planer.progress import progress
 from planer.runtime import autocast
 from planer.tensors import read_tensors, write_tensors

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from planer.data.stream import EvalBatches
-from planer.model import LanguageModel
+from planer.models import LanguageModel
 from planer.progress import progress
 from planer.runtime import autocast
 

@@ -17,7 +17,7 @@ import yaml
 
 from planer.config import Experiment
 from planer.config.corpora import CORPORA
-from planer.model import LanguageModel
+from planer.models import LanguageModel
 from planer.parsing import build, merge
 from planer.runtime import keep_freed_memory
 from planer.search.latency_loss import LatencyLoss

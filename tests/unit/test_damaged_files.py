@@ -20,7 +20,7 @@ from made_up import evaluation
 from safetensors.torch import save_file
 from test_latency_table import table
 
-from planer import model
+from planer import models
 from planer.architecture import Architecture, DynamicMoE, FeedForward, MoE, load_selection
 from planer.data.prepare import prepare
 from planer.evaluation.training_figures import load_history
@@ -35,7 +35,7 @@ from planer.files import (
     write_yaml,
 )
 from planer.latency.table import LatencyTable
-from planer.model import LanguageModel, initialise
+from planer.models import LanguageModel, initialise
 from planer.tensors import read_tensors, write_tensors
 from tests.mutations import mutate
 
@@ -75,7 +75,7 @@ def _history(folder: Path) -> Path:
 def _weights(folder: Path) -> Path:
     network = LanguageModel(NETWORK)
     initialise(network, torch.Generator().manual_seed(0))
-    model.save(network, folder)
+    models.save(network, folder)
     return folder / "model.safetensors"
 
 
@@ -90,7 +90,7 @@ READERS: dict[str, tuple[Callable[[Path], Path], Callable[[Path], object]]] = {
     "architecture": (_architecture, lambda path: (Architecture.load(path), load_selection(path))),
     "table": (_table, lambda path: LatencyTable.load(path).rows.to_dict("records")),
     "history": (_history, lambda path: load_history(path).fillna(-1.0).to_dict("records")),
-    "weights": (_weights, lambda path: {n: t.tolist() for n, t in model.load(path.parent).state_dict().items()}),
+    "weights": (_weights, lambda path: {n: t.tolist() for n, t in models.load(path.parent).state_dict().items()}),
     "corpus": (_corpus, lambda path: read_tokens(path).tobytes()),
     "manifest": (lambda folder: _corpus(folder).with_name("manifest.json"), lambda path: read_json(path, "manifest")),
 }
@@ -200,7 +200,7 @@ def test_weights_that_are_not_finite_are_refused(tmp_path, value):
     tensors["blocks.0.sublayer.w1.weight"][3, 4] = value
     write_tensors(path, tensors)
     with pytest.raises(UserError, match="not finite, in blocks.0.sublayer.w1.weight"):
-        model.load(tmp_path)
+        models.load(tmp_path)
     assert read_tensors(path, finite=False)[0].keys() == tensors.keys()
 
 
@@ -280,4 +280,4 @@ def test_an_architecture_far_larger_than_its_weights_takes_no_memory(tmp_path):
     _weights(tmp_path)
     dataclasses.replace(NETWORK, vocab_size=2**24, d_model=2**12).save(tmp_path / "architecture.yaml")
     with pytest.raises(UserError, match=r"holds [\d,]+ weights, architecture.yaml beside it has 68,7"):
-        model.load(tmp_path)
+        models.load(tmp_path)

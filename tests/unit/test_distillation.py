@@ -11,9 +11,8 @@ import torch
 from kill import kill_at
 from test_retrain import ARCHITECTURE, CONFIG, TEXT, VALID, weights
 
-from planer import model as model_module
 from planer.architecture import Architecture, Attention, FeedForward
-from planer.model import LanguageModel, initialise
+from planer.models import LanguageModel, initialise, transformer
 from planer.training.checkpoint import Checkpoint
 from planer.training.distillation import Distillation
 from planer.training.parent_start import Parent, start_from_parent
@@ -100,7 +99,7 @@ def test_a_network_that_is_its_parent_has_nothing_to_learn():
 def test_chunks_of_logits_change_neither_loss_nor_gradients(monkeypatch):
     results = []
     for at_once in (2**26, 5 * 11):
-        monkeypatch.setattr(model_module, "LOGITS_AT_ONCE", at_once)
+        monkeypatch.setattr(transformer, "LOGITS_AT_ONCE", at_once)
         objective = distillation(still(), network(TEACHER), 0.5, 2.0)
         loss, _ = objective.loss(0)
         loss.backward()

@@ -19,7 +19,7 @@ from planer.evaluation.dynamic_k import (
 )
 from planer.evaluation.quality import quality
 from planer.kernels.routing import threshold
-from planer.model import LanguageModel, initialise
+from planer.models import LanguageModel, initialise
 
 LAYERS = (DynamicMoE(96, 8, 6), DynamicMoE(64, 16, 4))
 PROTOCOL = {"batch": 2, "tgt_len": 16, "mem_len": 16, "clamp_len": 0, "same_length": True}

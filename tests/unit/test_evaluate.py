@@ -21,7 +21,7 @@ from planer.evaluation.summary import summary_line
 from planer.files import UserError, write_json
 from planer.latency.networks import random_model
 from planer.latency.table import LatencyTable
-from planer.model import LanguageModel, save
+from planer.models import LanguageModel, save
 from planer.source import git_commit
 
 SCHEMA = json.loads((ROOT / "config/schemas/eval.schema.json").read_text())

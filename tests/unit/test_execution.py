@@ -114,13 +114,13 @@ def test_graphs_need_cuda(model):
 
 def test_both_attention_modes_keep_their_positions(model, monkeypatch):
     """Timed in turn on one model, as an evaluation does, neither undoes what the other prepared."""
-    import planer.model
+    import planer.models.transformer
 
     calls = [nll(model, "eager", attention) for attention in ("cached", "recompute")]
     for call in calls:
         call()
     made = []
-    monkeypatch.setattr(planer.model, "sinusoids", lambda *arguments: made.append(arguments))
+    monkeypatch.setattr(planer.models.transformer, "sinusoids", lambda *arguments: made.append(arguments))
     for call in calls * 2:
         call()
     assert not made

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from planer.architecture import Architecture, Attention, DynamicMoE, FeedForward, MoE, Skip
 from planer.config import ClusterConfig
 from planer.conversion.experts import cluster_neurons, scatter, split
-from planer.model import LanguageModel, initialise, load, save
+from planer.models import LanguageModel, initialise, load, save
 
 CONFIG = ClusterConfig(expert_size=4, restarts=2, max_iterations=20)
 BLOCKS = (Attention(2, 4), FeedForward(32), Skip(), MoE(8, 2, 1), FeedForward(16))

@@ -13,7 +13,7 @@ FLOORS = (
     "config",
     "kernels",
     "blocks",
-    "model",
+    "models",
     "data",
     "training",
     "latency",

@@ -102,7 +102,7 @@ def test_the_wheel_holds_every_file_of_the_library_and_works_elsewhere(tmp_path)
         assert {name for name in archive.namelist() if ".dist-info/" not in name} == files
         archive.extractall(elsewhere)
     code = (
-        "import torch, planer.model as m; from planer.architecture import Architecture, FeedForward;"
+        "import torch, planer.models as m; from planer.architecture import Architecture, FeedForward;"
         "from planer.kernels import choice, dynamic_ffn, expert_ffn; from planer.kernels.cpp import build;"
         "from planer.source import git_commit;"
         "assert build.SOURCES and list(choice.FOLDER.glob('*.json')) and git_commit() == 'unknown';"
@@ -114,4 +114,4 @@ def test_the_wheel_holds_every_file_of_the_library_and_works_elsewhere(tmp_path)
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=tmp_path, env=environment, check=True, capture_output=True, text=True
     )
-    assert done.stdout.strip() == str(elsewhere / "planer/model.py")
+    assert done.stdout.strip() == str(elsewhere / "planer/models/__init__.py")

@@ -10,7 +10,7 @@ import pytest
 import torch
 from toy import experiment
 
-import planer.model
+import planer.models.transformer
 from planer import measure as measure_module
 from planer.architecture import Attention, FeedForward, MoE, Skip
 from planer.latency import networks as networks_module
@@ -180,7 +180,7 @@ def test_positions_are_prepared_once_for_all_networks(monkeypatch):
     for call in calls:
         call()
     made = []
-    monkeypatch.setattr(planer.model, "sinusoids", lambda *arguments: made.append(arguments))
+    monkeypatch.setattr(planer.models.transformer, "sinusoids", lambda *arguments: made.append(arguments))
     for index in np.random.default_rng(0).permutation(len(calls)):
         calls[index]()
     assert not made

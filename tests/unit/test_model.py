@@ -11,10 +11,10 @@ import torch
 from safetensors.torch import load_file
 from torch.utils.flop_counter import FlopCounterMode
 
-from planer import model as module
 from planer.architecture import Architecture, Attention, DynamicMoE, FeedForward, MoE, Skip
 from planer.files import UserError
-from planer.model import LanguageModel, initialise, load, save
+from planer.models import LanguageModel, initialise, load, save
+from planer.models import transformer as module
 
 KINDS = (Attention(4, 4), Attention(1, 4), FeedForward(24), MoE(12, 4, 1), MoE(12, 4, 2), DynamicMoE(24, 6, 5), Skip())
 SMALL = Architecture(13, 16, KINDS, init_std=0.2)
@@ -110,6 +110,14 @@ class TestHead:
         nll = model.nll(hidden, targets)
         assert nll.dtype == torch.float32
         torch.testing.assert_close(nll, expected.float())
+
+    def test_log_probabilities_are_those_that_nll_scores_with(self):
+        model, targets = build().eval(), words(2, 5)
+        with torch.inference_mode():
+            hidden, _ = model(words(2, 5, seed=1), mem_len=4)
+            log_probs = model.log_probs(hidden)
+            torch.testing.assert_close(log_probs.exp().sum(-1), torch.ones(2, 5))
+            torch.testing.assert_close(-log_probs.gather(-1, targets[..., None])[..., 0], model.nll(hidden, targets))
 
     def test_chunks_change_neither_values_nor_gradients(self, monkeypatch):
         model, targets = build(), words(2, 5)

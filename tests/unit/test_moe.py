@@ -10,7 +10,7 @@ from planer.blocks import build_block
 from planer.blocks.moe import balance_loss
 from planer.kernels.dynamic_ffn import dynamic_ffn_reference
 from planer.kernels.gate import linear_fp32
-from planer.model import LanguageModel, initialise
+from planer.models import LanguageModel, initialise
 
 D = 8
 ARCHITECTURE = Architecture(11, D, (), dropout=0.0, init_std=0.5)

@@ -15,7 +15,7 @@ from toy import MS, VOCAB_SIZE, experiment, latency_table, latency_table_of_this
 
 from planer.config import SearchConfig
 from planer.files import UserError, write_json, write_parquet
-from planer.model import LanguageModel, initialise
+from planer.models import LanguageModel, initialise
 from planer.search.latency_loss import LatencyLoss
 from planer.search.phase1 import Phase1, search
 from planer.search.supernet import Supernet, save_supernet

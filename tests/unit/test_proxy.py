@@ -12,7 +12,7 @@ import torch
 from toy import VOCAB_SIZE, experiment
 
 from planer.files import UserError
-from planer.model import LanguageModel, initialise
+from planer.models import LanguageModel, initialise
 from planer.search.halving import halve
 from planer.search.proxy import ProxyTraining
 from planer.training.checkpoint import Checkpoint

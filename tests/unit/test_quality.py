@@ -10,7 +10,7 @@ import torch
 
 from planer.architecture import Architecture, Attention, FeedForward
 from planer.evaluation.quality import in_unit, quality, unit_of
-from planer.model import LanguageModel, initialise
+from planer.models import LanguageModel, initialise
 
 CPU = torch.device("cpu")
 MEM_LEN = 12

@@ -13,7 +13,7 @@ import torch
 from toy import MS, VOCAB_SIZE, experiment, latency_table
 
 from planer.data.stream import EvalBatches, StreamBatches
-from planer.model import LanguageModel, initialise
+from planer.models import LanguageModel, initialise
 from planer.search.network import space_of
 from planer.search.proposers import PROPOSERS
 from planer.search.scorers.replace_one import SupernetLoss, replace_one_scores

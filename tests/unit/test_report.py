@@ -23,7 +23,7 @@ from planer.evaluation.page import section
 from planer.evaluation.page import table as grid
 from planer.evaluation.report import FIGURES, render, write_report
 from planer.latency.table import LatencyTable
-from planer.model import LanguageModel, initialise, save
+from planer.models import LanguageModel, initialise, save
 
 ROOT = Path(__file__).parents[2]
 

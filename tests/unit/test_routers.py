@@ -16,7 +16,7 @@ from planer.config import ClusterConfig, OptimizerConfig, RouterConfig
 from planer.conversion import routers
 from planer.conversion.experts import split
 from planer.conversion.routers import RouterRegression, expert_norms, output_gram, train_routers
-from planer.model import LanguageModel, initialise
+from planer.models import LanguageModel, initialise
 from planer.training.checkpoint import Checkpoint
 
 CPU = torch.device("cpu")

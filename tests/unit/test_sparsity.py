@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from planer.architecture import Architecture, Attention, FeedForward, MoE
 from planer.config import OptimizerConfig, SparsifyConfig
 from planer.conversion.sparsity import Sparsification, TaughtSparsification, l1, ramp, sparsify, square_hoyer
-from planer.model import LanguageModel, initialise
+from planer.models import LanguageModel, initialise
 from planer.training.checkpoint import Checkpoint
 from planer.training.distillation import Distillation
 from planer.training.teacher import LiveTeacher

@@ -9,7 +9,7 @@ from torch import nn
 
 from planer.architecture import Architecture, Attention, FeedForward, MoE, Skip
 from planer.blocks import attention as blocks
-from planer.model import LanguageModel, initialise
+from planer.models import LanguageModel, initialise
 from planer.search.latency_loss import LatencyLoss
 from planer.search.supernet import Supernet, gumbel, save_supernet
 

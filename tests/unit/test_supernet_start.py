@@ -12,7 +12,7 @@ from toy import VOCAB_SIZE, experiment
 
 from planer.architecture import Architecture, Attention, BlockSpec, FeedForward, MoE, Skip
 from planer.blocks import build_block
-from planer.model import LanguageModel, initialise
+from planer.models import LanguageModel, initialise
 from planer.search.sharing import owners
 from planer.search.supernet import FirstHeads, Supernet
 from planer.search.supernet_start import start_supernet

@@ -12,7 +12,7 @@ from test_retrain import CONFIG
 from planer.architecture import Architecture, Attention, FeedForward, MoE
 from planer.data.stream import StreamBatches
 from planer.files import UserError
-from planer.model import LanguageModel, initialise
+from planer.models import LanguageModel, initialise
 from planer.tensors import write_tensors
 from planer.training.teacher import CachedTeacher, LiveTeacher, write_cache
 

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from planer import model
+from planer import models
 from planer.conversion.experts import split
 from planer.files import write_json, write_parquet
 from planer.job import stage
@@ -10,11 +10,11 @@ from planer.job import stage
 if __name__ == "__main__":
     with stage(snakemake) as job:
         network, labels, metrics = split(
-            model.load(Path(snakemake.input.model).parent),
+            models.load(Path(snakemake.input.model).parent),
             job.config.cluster_experts,
             snakemake.params.router_width,
             snakemake.params.seed,
         )
-        model.save(network, Path(snakemake.output.model).parent)
+        models.save(network, Path(snakemake.output.model).parent)
         write_parquet(snakemake.output.labels, labels)
         write_json(snakemake.output.metrics, metrics)

@@ -2,10 +2,10 @@
 
 from pathlib import Path
 
-from planer import model
+from planer import models
 from planer.conversion.routers import train_routers
 from planer.job import stage
 
 if __name__ == "__main__":
     with stage(snakemake) as job:
-        job.train(train_routers, model.load(Path(snakemake.input.model).parent), job.config.train_routers)
+        job.train(train_routers, models.load(Path(snakemake.input.model).parent), job.config.train_routers)

@@ -1,4 +1,4 @@
-"""The language model: tied embedding, blocks with memory, softmax head; saved as architecture.yaml + model.safetensors.
+"""The language model: tied embedding, blocks with memory, softmax head.
 
 Letters in shapes: B sequences, T tokens of a segment, M remembered positions, K = M + T, D model width, V vocabulary.
 """
@@ -6,8 +6,7 @@ Letters in shapes: B sequences, T tokens of a segment, M remembered positions, K
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
-from pathlib import Path
+from collections.abc import Callable, Iterable
 
 import torch
 import torch.nn.functional as F
@@ -17,11 +16,10 @@ from torch.utils.checkpoint import checkpoint
 from planer.architecture import Architecture
 from planer.blocks import build_block
 from planer.blocks.block import Segment
-from planer.blocks.dynamic_moe import DynamicMoE, Router
+from planer.blocks.dynamic_moe import DynamicMoE
 from planer.blocks.feed_forward import FeedForward
 from planer.blocks.moe import MoE
-from planer.files import Damaged
-from planer.tensors import read_tensors, write_tensors
+from planer.models.positions import sinusoids
 
 LOGITS_AT_ONCE = 2**26
 """Logits alive at a time in the head: 256 MiB in single precision."""
@@ -160,6 +158,10 @@ class LanguageModel(nn.Module):
         logits = F.linear(hidden, self.embedding.weight, self.output_bias)
         return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
+    def log_probs(self, hidden: Tensor) -> Tensor:
+        """[..., D] to log-probabilities of the next token [..., V], in at least single precision."""
+        return self.logits(hidden).log_softmax(-1)
+
     def _row_nll(self, rows: Tensor, words: Tensor) -> Tensor:
         return F.cross_entropy(self.logits(rows), words, reduction="none")
 
@@ -181,16 +183,6 @@ class LanguageModel(nn.Module):
         return [module for module in self.blocks.modules() if isinstance(module, FeedForward)]
 
 
-def sinusoids(distance: Tensor, d_model: int) -> Tensor:
-    """[sin(p f_m) | cos(p f_m)], f_m = 10000^(-2m/d_model): [K] distances to [K, D], in single precision.
-
-    Computed in float32 whatever the model's type: in bfloat16, 1,024 positions collapse to 513 values.
-    """
-    frequency = 10000.0 ** (-torch.arange(0, d_model, 2, device=distance.device, dtype=torch.float32) / d_model)
-    angle = distance.float()[:, None] * frequency
-    return torch.cat((angle.sin(), angle.cos()), dim=1)
-
-
 def _memory_len(memory: list) -> int:
     """Remembered positions in a memory list: hidden states [B, M, D] or keys and values [B, H, M, Dh]."""
     for entry in memory:
@@ -204,77 +196,3 @@ def _newest(memory: Tensor | None, x: Tensor, mem_len: int) -> Tensor:
     x = x.detach()
     seen = x if memory is None or x.shape[1] >= mem_len else torch.cat((memory, x), dim=1)
     return seen[:, max(seen.shape[1] - mem_len, 0) :]
-
-
-@torch.no_grad()
-def initialise(model: nn.Module, generator: torch.Generator) -> None:
-    """Draw the weights as Transformer-XL does: N(0, init_std), zero biases, LayerNorm weights N(1, init_std).
-
-    Routers of split layers get PyTorch's uniform bound instead, 1/sqrt(fan-in).  The same generator gives the same
-    weights on every device.
-    """
-    std = model.architecture.init_std
-
-    def draw(parameter: Tensor, mean: float = 0.0) -> None:
-        noise = torch.empty(parameter.shape, device=generator.device).normal_(mean, std, generator=generator)
-        parameter.copy_(noise)
-
-    for module in model.modules():
-        for name, parameter in module.named_parameters(recurse=False):
-            if isinstance(module, Router):
-                noise = torch.empty(parameter.shape, device=generator.device).uniform_(-1, 1, generator=generator)
-                parameter.copy_(noise / math.sqrt(parameter.shape[1]))
-            elif name in ("bias", "b1", "b2", "output_bias"):
-                parameter.zero_()
-            else:
-                draw(parameter, mean=1.0 if isinstance(module, nn.LayerNorm) else 0.0)
-
-
-def save(model: LanguageModel, folder: str | Path) -> None:
-    """Write architecture.yaml and model.safetensors into folder."""
-    folder = Path(folder)
-    write_tensors(folder / "model.safetensors", model.state_dict())
-    model.architecture.save(folder / "architecture.yaml")
-
-
-def load(folder: str | Path, device: str | torch.device = "cpu") -> LanguageModel:
-    """Read a model that ``save`` wrote, ready for inference.
-
-    Raises UserError when a file is missing, damaged or changed, when weights are not finite, or when they belong to
-    another architecture.
-    """
-    folder = Path(folder)
-    architecture, path = Architecture.load(folder / "architecture.yaml"), folder / "model.safetensors"
-    weights, _ = read_tensors(path)
-    stored = sum(tensor.numel() for tensor in weights.values())
-    if architecture.params() > 2 * stored:  # refused before memory is taken for weights that the file does not have
-        raise Damaged(path, f"holds {stored:,} weights, architecture.yaml beside it has {architecture.params():,}")
-    model = LanguageModel(architecture)
-    require_fit(path, weights, model.state_dict(), "architecture.yaml beside it")
-    if missing := sorted(model.state_dict().keys() - weights.keys()):
-        raise Damaged(path, f"does not fit architecture.yaml beside it: {missing[0]} is absent")
-    model.load_state_dict(weights)
-    return model.to(device).eval()
-
-
-def load_weights(path: str | Path, architecture: Architecture) -> dict[str, Tensor]:
-    """Weights that an architecture's training starts from, by their names there, on the CPU; some may be missing.
-
-    Raises UserError when the file is missing, damaged or changed, when weights are not finite, or when they belong to
-    another architecture.
-    """
-    weights, _ = read_tensors(path)
-    require_fit(path, weights, LanguageModel(architecture).state_dict(), "the architecture.yaml of its variant")
-    return weights
-
-
-def require_fit(path: str | Path, weights: Mapping[str, Tensor], expected: Mapping[str, Tensor], network: str) -> None:
-    """Raise UserError when the weights of a file have names, shapes or types that the network's do not have."""
-    for name in sorted(weights):
-        found, wanted = (_shape(tensors.get(name)) for tensors in (weights, expected))
-        if found != wanted:
-            raise Damaged(path, f"does not fit {network}: {name[:80]} is {found}, expected {wanted}")
-
-
-def _shape(tensor: Tensor | None) -> str:
-    return "absent" if tensor is None else f"{str(tensor.dtype).removeprefix('torch.')} {tuple(tensor.shape)}"

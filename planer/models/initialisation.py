@@ -1,0 +1,34 @@
+"""Random weights, as Transformer-XL draws them."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from planer.blocks.dynamic_moe import Router
+
+
+@torch.no_grad()
+def initialise(model: nn.Module, generator: torch.Generator) -> None:
+    """Draw the weights as Transformer-XL does: N(0, init_std), zero biases, LayerNorm weights N(1, init_std).
+
+    Routers of split layers get PyTorch's uniform bound instead, 1/sqrt(fan-in).  The same generator gives the same
+    weights on every device.
+    """
+    std = model.architecture.init_std
+
+    def draw(parameter: Tensor, mean: float = 0.0) -> None:
+        noise = torch.empty(parameter.shape, device=generator.device).normal_(mean, std, generator=generator)
+        parameter.copy_(noise)
+
+    for module in model.modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            if isinstance(module, Router):
+                noise = torch.empty(parameter.shape, device=generator.device).uniform_(-1, 1, generator=generator)
+                parameter.copy_(noise / math.sqrt(parameter.shape[1]))
+            elif name in ("bias", "b1", "b2", "output_bias"):
+                parameter.zero_()
+            else:
+                draw(parameter, mean=1.0 if isinstance(module, nn.LayerNorm) else 0.0)
