@@ -18,7 +18,7 @@ INSTALLED := $(VENV)/.installed
 # Snakemake and caches need a home folder; not every user has one, in containers for example.
 export HOME := $(shell test -w "$$HOME" && echo "$$HOME" || echo "$(CURDIR)/scratch/home")
 
-.PHONY: help venv demo test slurm gpu bench lint ui lock
+.PHONY: help venv demo test same slurm gpu bench lint ui lock
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-6s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -44,6 +44,9 @@ demo: $(INSTALLED)  ## search, train, convert and evaluate a network for half th
 
 test: $(INSTALLED)  ## run the tests (CORES=2)
 	OMP_NUM_THREADS=1 python -m pytest --numprocesses $(CORES) --dist worksteal
+
+same: $(INSTALLED)  ## check that a small experiment gives the same bits as before (one kind of processor; 4 minutes)
+	OMP_NUM_THREADS=1 PLANER_SAME_BITS=1 python -m pytest -q tests/workflow/test_same_results.py
 
 slurm: $(INSTALLED)  ## run the workflow on a two-node SLURM cluster on this machine (root; 5 to 10 minutes)
 	OMP_NUM_THREADS=1 python -m pytest -q tests/slurm

@@ -84,19 +84,26 @@ def workspace(tmp_path: Path) -> Workspace:
     return Workspace(tmp_path)
 
 
+def finish(folder: Path) -> Workspace:
+    """Run the tiny experiment to its comparison in a folder.  Its latency table is measured, then planted."""
+    workspace = Workspace(folder)
+    for target in ("results/tiny/latency_table.parquet", "results/tiny/comparison.parquet"):
+        result = workspace.run(target)
+        assert result.returncode == 0, result.stdout
+        if target.endswith("latency_table.parquet"):
+            plant_costs(folder / target)
+    return workspace
+
+
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Workspace:
     """A workspace in which the tiny experiment has run to its comparison.  Tests must leave its files alone.
 
-    Tests in several processes share it: the first that needs it runs it.  Its latency table is measured, then planted.
+    Tests in several processes share it: the first that needs it runs it.
     """
     base = tmp_path_factory.getbasetemp()
-    workspace = Workspace((base if worker_id == "master" else base.parent) / "finished")
-    with FileLock(workspace.folder.with_suffix(".lock")):
-        if not (workspace.folder / "results/tiny/comparison.parquet").exists():
-            for target in ("results/tiny/latency_table.parquet", "results/tiny/comparison.parquet"):
-                result = workspace.run(target)
-                assert result.returncode == 0, result.stdout
-                if target.endswith("latency_table.parquet"):
-                    plant_costs(workspace.folder / target)
-    return workspace
+    folder = (base if worker_id == "master" else base.parent) / "finished"
+    with FileLock(folder.with_suffix(".lock")):
+        if (folder / "results/tiny/comparison.parquet").exists():
+            return Workspace(folder)
+        return finish(folder)
