@@ -188,11 +188,14 @@ class MoE(BlockSpec):
 
 @dataclass(frozen=True)
 class DynamicMoE(BlockSpec):
-    """A dense feed-forward layer split into experts of expert_size neurons, with a norm-regressing router."""
+    """A dense feed-forward layer split into experts of expert_size neurons, with a norm-regressing router.
+
+    router_width 0: a layer that has no router yet.
+    """
 
     d_inner: Size
     expert_size: Size
-    router_width: Size
+    router_width: Annotated[int, Range(0, 2**24)] = 0
     kind: ClassVar[str] = "dynamic_moe"
 
     @property

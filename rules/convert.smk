@@ -56,7 +56,6 @@ rule cluster_experts:
         runtime=minutes("cluster_experts"),
     params:
         config=sections("threads", "cluster_experts"),
-        router_width=lambda wildcards: settings(wildcards.experiment)["train_routers"]["width"],
         seed=seed("cluster_experts"),
         code=code_hash("cluster_experts.py"),
     message:

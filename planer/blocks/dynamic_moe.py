@@ -45,7 +45,7 @@ class DynamicMoE(nn.Module):
         self.b1 = nn.Parameter(torch.zeros(spec.d_inner))
         self.w2 = nn.Parameter(torch.zeros(spec.d_inner, d_model))
         self.b2 = nn.Parameter(torch.zeros(d_model))
-        self.router = Router(d_model, spec.router_width, spec.num_experts)
+        self.router = Router(d_model, spec.router_width, spec.num_experts) if spec.router_width else None
         self.dropout = nn.Dropout(dropout)
         self.tau = 0.0
         self.executed: Tensor | None = None
@@ -59,6 +59,8 @@ class DynamicMoE(nn.Module):
             return self.dropout(F.linear(self.dropout(self.hidden(x)), self.w2.t(), self.b2))
         if self.training:
             raise ValueError(f"tau is {self.tau}: a threshold is for inference; call eval() or set tau to 0")
+        if self.router is None:
+            raise ValueError(f"tau is {self.tau}, but the layer has no router; train one or set tau to 0")
         tokens = x.flatten(0, -2)
         mask = threshold(self.router_scores(tokens), self.tau)
         self.executed = mask.count_nonzero()

@@ -71,13 +71,10 @@ def scatter(w1: Tensor, labels: np.ndarray) -> float:
     return float(within / total) if total else 0.0
 
 
-def split(
-    model: LanguageModel, config: ClusterConfig, router_width: int, seed: int
-) -> tuple[LanguageModel, pd.DataFrame, dict]:
+def split(model: LanguageModel, config: ClusterConfig, seed: int) -> tuple[LanguageModel, pd.DataFrame, dict]:
     """Put a DynamicMoE that computes the same function in the place of every feed-forward layer.
 
-    Inside an expert neurons keep their order.  Routers are zero until trained: their scores tie, and every threshold
-    runs all experts.
+    Inside an expert neurons keep their order.  The layers have no routers, and run all experts.
 
     Returns a new model, in eval mode and on the model's device; the labels (columns layer: position of the block,
     neuron, expert); and the metrics ``converted_layers`` and ``scatter_<block>``.  A network without feed-forward
@@ -93,7 +90,7 @@ def split(
 
     blocks = list(architecture.blocks)
     for position in positions:
-        blocks[position] = DynamicMoE(blocks[position].d_inner, config.expert_size, router_width)
+        blocks[position] = DynamicMoE(blocks[position].d_inner, config.expert_size)
     converted = LanguageModel(dataclasses.replace(architecture, blocks=tuple(blocks)))
     weights = model.state_dict()
     tables, metrics = [], {"converted_layers": len(positions)}
@@ -107,8 +104,6 @@ def split(
         weights[f"{prefix}b1"] = weights.pop(f"{prefix}w1.bias")[order]
         weights[f"{prefix}w2"] = weights.pop(f"{prefix}w2.weight").t()[order]
         weights[f"{prefix}b2"] = weights.pop(f"{prefix}w2.bias")
-        router = converted.blocks[position].sublayer.router.state_dict()
-        weights |= {f"{prefix}router.{name}": tensor for name, tensor in router.items()}
         tables.append(pd.DataFrame({"layer": position, "neuron": np.arange(len(labels)), "expert": labels}))
         metrics[f"scatter_{position}"] = scatter(w1, labels)
     converted.load_state_dict(weights)

@@ -13,6 +13,7 @@ Letters in shapes: N tokens, D model width, F neurons, n experts, s = F / n neur
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -202,9 +203,10 @@ def train_routers(
     checkpoint: Checkpoint,
     on_row: Callable[[dict], None] = lambda row: None,
 ) -> tuple[LanguageModel, pd.DataFrame, dict]:
-    """Train the routers of a model that ``split`` made, from fresh weights or from the checkpoint.
+    """Train routers for a model that ``split`` made, from fresh weights or from the checkpoint.
 
-    Returns the same model in eval mode, the history, and the metrics, on validation text:
+    Returns a network with the model's weights and routers, in eval mode, the history, and the metrics, on validation
+    text:
 
     - converted_layers, steps, tokens, seconds, tokens_per_second
     - valid_loss, r2, r2_<block>: squared error, and the share of each expert's variance over tokens that is predicted
@@ -218,6 +220,7 @@ def train_routers(
     if not model.dynamic_blocks():
         reason = f"{model.architecture.pattern} has no layer that was split into experts"
         return model, pd.DataFrame({"step": pd.Series(dtype="int64")}), {"converted_layers": 0, "reason": reason}
+    model = with_routers(model, config.width)
     initialise_routers(model, torch.Generator().manual_seed(derive_seed(seed, "train_routers", "initialisation")))
     objective = RouterRegression(model.to(device), train_tokens, valid_tokens, config, dtype=dtype)
     history = fit(
@@ -230,6 +233,17 @@ def train_routers(
     metrics = {"converted_layers": len(objective.positions), **assess(objective), **objective.speed}
     model.requires_grad_(True)
     return model, history, metrics
+
+
+def with_routers(model: LanguageModel, width: int) -> LanguageModel:
+    """The network with a router of this width, not yet initialised, in every split layer."""
+    blocks = tuple(
+        dataclasses.replace(spec, router_width=width) if isinstance(spec, architecture.DynamicMoE) else spec
+        for spec in model.architecture.blocks
+    )
+    routed = LanguageModel(dataclasses.replace(model.architecture, blocks=blocks))
+    routed.load_state_dict(routed.state_dict() | model.state_dict())
+    return routed.eval()
 
 
 @torch.no_grad()

@@ -14,7 +14,7 @@ from toy import MS, ROOT, experiment, latency_table_of_this_machine
 from planer.architecture import Architecture
 from planer.config import ClusterConfig
 from planer.conversion.experts import split
-from planer.conversion.routers import initialise_routers
+from planer.conversion.routers import initialise_routers, with_routers
 from planer.evaluation.dynamic_k import choose_threshold
 from planer.evaluation.evaluate import _search_cost, config_hash, evaluate
 from planer.evaluation.summary import summary_line
@@ -83,7 +83,8 @@ def table(vocab_size: int = VOCAB_SIZE) -> LatencyTable:
 def evaluated(folder, text, variant: str, architecture: Architecture, **overlay) -> dict:
     """Evaluate an untrained network whose stages changed nothing but to split its dense layers."""
     dense = random_model(architecture, CPU, torch.float32, seed=0)
-    converted, _, metrics = split(dense, ClusterConfig(expert_size=8, restarts=1, max_iterations=5), 8, seed=0)
+    converted, _, metrics = split(dense, ClusterConfig(expert_size=8, restarts=1, max_iterations=5), seed=0)
+    converted = with_routers(converted, 8)
     initialise_routers(converted, torch.Generator().manual_seed(0))
     networks: dict[str, LanguageModel] = {"retrained": dense, "sparsified": dense, "routed": converted}
     for name, network in networks.items():

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from planer.architecture import Architecture, Attention, DynamicMoE, FeedForward, MoE, Skip
 from planer.config import ClusterConfig
 from planer.conversion.experts import cluster_neurons, scatter, split
+from planer.conversion.routers import with_routers
 from planer.models import LanguageModel, initialise, load, save
 
 CONFIG = ClusterConfig(expert_size=4, restarts=2, max_iterations=20)
@@ -93,7 +94,7 @@ def test_size_must_divide_the_neurons():
     with pytest.raises(ValueError, match="expert_size is 5; it must divide the number of neurons, 12"):
         cluster_neurons(torch.randn(12, 3), 5, 0, 1, 10)
     with pytest.raises(ValueError, match="expert_size is 3"):
-        split(tiny(FeedForward(16)), ClusterConfig(3, 1, 5), 4, 0)
+        split(tiny(FeedForward(16)), ClusterConfig(3, 1, 5), 0)
 
 
 @pytest.mark.parametrize("norm", ["post", "pre"])
@@ -101,18 +102,16 @@ def test_size_must_divide_the_neurons():
 def test_split_network_computes_the_same(norm, size):
     model = tiny(*BLOCKS, norm=norm)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    converted, labels, metrics = split(model, ClusterConfig(size, 2, 20), router_width=6, seed=0)
-    assert converted.architecture.blocks[1] == DynamicMoE(32, size, 6)
-    assert converted.architecture.blocks[4] == DynamicMoE(16, size, 6)
+    converted, labels, metrics = split(model, ClusterConfig(size, 2, 20), seed=0)
+    assert converted.architecture.blocks[1] == DynamicMoE(32, size)
+    assert converted.architecture.blocks[4] == DynamicMoE(16, size)
     assert [block for i, block in enumerate(converted.architecture.blocks) if i not in (1, 4)] == [
         block for i, block in enumerate(BLOCKS) if i not in (1, 4)
     ]
     expected = logits(model)[0]
     torch.testing.assert_close(logits(converted)[0], expected, rtol=1e-5, atol=1e-5)
-    # Untrained routers give no expert preference: any threshold runs all.
-    everything, executed = logits(converted, tau=0.9)
-    torch.testing.assert_close(everything, expected, rtol=1e-5, atol=1e-5)
-    assert executed == [15 * 32 // size, 15 * 16 // size]
+    with pytest.raises(ValueError, match="tau is 0.9, but the layer has no router"):
+        logits(converted, tau=0.9)
     assert all(torch.equal(model.state_dict()[name], tensor) for name, tensor in before.items())
     assert metrics["converted_layers"] == 2
     assert not converted.training
@@ -121,7 +120,7 @@ def test_split_network_computes_the_same(norm, size):
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 1e-5)])
 def test_experts_and_one_bias_add_up_to_the_dense_layer(dtype, tolerance):
     model = tiny(FeedForward(32))
-    converted, labels, _ = split(model, CONFIG, 6, 0)
+    converted, labels, _ = split(model, CONFIG, 0)
     dense, block = model.to(dtype).blocks[0].sublayer, converted.to(dtype).blocks[0].sublayer
     x = torch.randn(7, 8, dtype=dtype, generator=torch.Generator().manual_seed(3))
     total = block.b2.clone()
@@ -136,7 +135,7 @@ def test_experts_and_one_bias_add_up_to_the_dense_layer(dtype, tolerance):
 
 
 def test_labels_are_a_table_of_all_layers_and_reproducible():
-    runs = [split(tiny(*BLOCKS), CONFIG, 6, seed)[1] for seed in (4, 4, 5)]
+    runs = [split(tiny(*BLOCKS), CONFIG, seed)[1] for seed in (4, 4, 5)]
     assert list(runs[0].columns) == ["layer", "neuron", "expert"]
     assert runs[0].dtypes.astype(str).tolist() == ["int64"] * 3
     assert runs[0].groupby("layer").size().to_dict() == {1: 32, 4: 16}
@@ -145,7 +144,7 @@ def test_labels_are_a_table_of_all_layers_and_reproducible():
 
 
 def test_higher_thresholds_execute_fewer_experts_whatever_the_routers_scale():
-    converted, _, _ = split(tiny(*BLOCKS), CONFIG, 6, 0)
+    converted = with_routers(split(tiny(*BLOCKS), CONFIG, 0)[0], 6)
     with torch.no_grad():
         for block in converted.dynamic_blocks():
             block.router.v1.normal_(generator=torch.Generator().manual_seed(6))
@@ -167,14 +166,14 @@ def test_higher_thresholds_execute_fewer_experts_whatever_the_routers_scale():
 
 
 def test_split_network_survives_saving(tmp_path):
-    converted, _, _ = split(tiny(*BLOCKS), CONFIG, 6, 0)
+    converted, _, _ = split(tiny(*BLOCKS), CONFIG, 0)
     save(converted, tmp_path)
     assert torch.equal(logits(load(tmp_path))[0], logits(converted)[0])
 
 
 def test_network_without_feed_forward_layers_passes_through():
     model = tiny(Attention(2, 4), MoE(8, 2, 1))
-    same, labels, metrics = split(model, CONFIG, 6, 0)
+    same, labels, metrics = split(model, CONFIG, 0)
     assert same is model
     assert labels.empty and list(labels.columns) == ["layer", "neuron", "expert"]
     assert metrics == {"converted_layers": 0, "reason": metrics["reason"]}

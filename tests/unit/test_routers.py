@@ -15,7 +15,7 @@ from planer.blocks import build_block
 from planer.config import ClusterConfig, OptimizerConfig, RouterConfig
 from planer.conversion import routers
 from planer.conversion.experts import split
-from planer.conversion.routers import RouterRegression, expert_norms, output_gram, train_routers
+from planer.conversion.routers import RouterRegression, expert_norms, output_gram, train_routers, with_routers
 from planer.models import LanguageModel, initialise
 from planer.training.checkpoint import Checkpoint
 
@@ -33,7 +33,7 @@ def converted(norm: str = "post") -> LanguageModel:
     blocks = (Attention(2, 4), FeedForward(32), Attention(2, 4), FeedForward(16))
     model = LanguageModel(Architecture(11, 8, blocks, norm=norm, init_std=0.5))
     initialise(model, torch.Generator().manual_seed(0))
-    return split(model, ClusterConfig(4, 1, 10), CONFIG.width, seed=0)[0]
+    return with_routers(split(model, ClusterConfig(4, 1, 10), seed=0)[0], CONFIG.width)
 
 
 def block(d_inner: int, size: int, dtype: torch.dtype = torch.float32) -> torch.nn.Module:

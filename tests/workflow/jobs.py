@@ -114,7 +114,6 @@ JOBS = {
         network(f"{BASELINE}/cluster")
         | {"labels": f"{BASELINE}/cluster/labels.parquet", "metrics": f"{BASELINE}/cluster/metrics.json"},
         "baseline",
-        {"router_width": 8},
     ),
     "routers": Job(
         "train_routers", CORPUS | network(f"{BASELINE}/cluster"), trained(f"{BASELINE}/routers"), "baseline"

@@ -50,6 +50,7 @@ def test_touching_every_file_repeats_nothing(copied):
             {"cluster_experts": {"expert_size": 4}},
             {"cluster_experts": 2, "train_routers": 2, "evaluate": 2, "compare": 1},
         ),
+        ({"train_routers": {"width": 12}}, {"train_routers": 2, "evaluate": 2, "compare": 1}),
         ({"sparsify": {"weight": 0.5}}, CONVERSION),
         ({"candidates": {"scores": "alpha"}}, STUDENT),
         # Where its activations are made sparse the baseline is its own teacher: weight and temperature matter alone.

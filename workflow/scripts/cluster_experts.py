@@ -10,10 +10,7 @@ from planer.job import stage
 if __name__ == "__main__":
     with stage(snakemake) as job:
         network, labels, metrics = split(
-            models.load(Path(snakemake.input.model).parent),
-            job.config.cluster_experts,
-            snakemake.params.router_width,
-            snakemake.params.seed,
+            models.load(Path(snakemake.input.model).parent), job.config.cluster_experts, snakemake.params.seed
         )
         models.save(network, Path(snakemake.output.model).parent)
         write_parquet(snakemake.output.labels, labels)
