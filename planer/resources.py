@@ -19,7 +19,8 @@ from dataclasses import dataclass
 
 from planer.architecture import BlockSpec, FeedForward
 from planer.config import Experiment, TrainingConfig
-from planer.config.corpora import CORPORA, Corpus
+from planer.config.corpora import Corpus
+from planer.config.text import corpus_of
 from planer.search.methods import candidates_config, needs_supernet, search_config
 from planer.search.sharing import owners
 from planer.variant import Variant, parse_variant
@@ -91,16 +92,15 @@ class _Need:
     seconds: float = 0
 
 
-def preparation(dataset: str) -> Request:
+def preparation(corpus: Corpus) -> Request:
     """Of preparing a corpus: text, numbers and masks of all tokens; half an hour for a download."""
-    corpus = CORPORA[dataset]
-    numbers = sum(corpus.tokens or ()) or corpus.size
+    numbers = max(sum(corpus.tokens or ()), corpus.size)
     return Request(_rounded(BASE_MB + MARGIN * 16 * numbers / MIB), 2 * START_MINUTES + math.ceil(numbers / 2e6))
 
 
 def request(stage: str, config: Experiment, variant: str = "baseline") -> Request:
     """Of one job.  stage: the rule.  variant: of what; stages of a whole experiment need none."""
-    job = _Job(config, CORPORA[config.data.dataset], parse_variant(variant))
+    job = _Job(config, corpus_of(config.data), parse_variant(variant))
     need = STAGES[stage](job) if stage in STAGES else _Need()
     gpu = config.device != "cpu" and stage not in ON_CPU
     memory = need.params * (STORED_BYTES if gpu else TRAINED_BYTES) + need.host_bytes

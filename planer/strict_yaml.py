@@ -8,7 +8,7 @@ and expands aliases without limit.  Here numbers are decimal, only ``true`` and 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import yaml
@@ -50,6 +50,28 @@ def read_yaml(path: str | Path) -> dict:
     if not isinstance(values, (dict, type(None))):
         raise UserError(f"{path} holds {show(values)}; it must hold keys and values, such as seed: 1111")
     return values or {}
+
+
+def read_experiment(name: str, files: Mapping[str, Path]) -> list[dict]:
+    """The keys and values of an experiment's file, after those of the experiment that it names under ``base``, if any.
+
+    files: of all experiments by name.  Raises UserError for an unknown name and for experiments that are each other's
+    base.
+    """
+    layers, seen = [], []
+    while name:
+        if not isinstance(name, str) or name not in files:
+            raise UserError(
+                f"unknown experiment {show(name)}; allowed: {', '.join(sorted(files))}; "
+                "a new one is a file config/experiments/<name>.yaml"
+            )
+        if name in seen:
+            raise UserError(f"{files[name]}: base: {show(name)} is based on itself; remove one base")
+        values = read_yaml(files[name])
+        seen.append(name)
+        name = values.pop("base", "")
+        layers.insert(0, values)
+    return layers
 
 
 def read_assignments(assignments: Iterable[str]) -> dict:

@@ -6,14 +6,17 @@ from pathlib import Path
 
 import planer
 from snakemake.logging import logger
-from planer.config import Experiment, derive_seed
+from planer.config import DataConfig, Experiment, derive_seed
+from planer.config.lengths import check_lengths
+from planer.config.model import OWN, one_source
+from planer.config.text import corpus_of
 from planer.environment import prepare_environment
 from planer.failures import FAILURES
 from planer.files import UserError, check_writable
 from planer.latency.cost import check_hours, load_cost, rescaled
-from planer.parsing import build, merge, show
+from planer.parsing import build, merge
 from planer.source import source_hash
-from planer.strict_yaml import read_assignments, read_yaml
+from planer.strict_yaml import read_assignments, read_experiment, read_yaml
 from planer.variant import FOLDER, PATTERNS, check_name, parse_variant
 
 ROOT = Path(workflow.basedir)
@@ -47,22 +50,24 @@ def experiment_files():
 def settings(experiment):
     """All keys of an experiment: defaults, then its file, then --configfile and --config; checked."""
     check_name("experiment", experiment)
-    files = experiment_files()
-    if experiment not in files:
-        raise UserError(
-            f"unknown experiment {show(experiment)}; allowed: {', '.join(sorted(files))}; "
-            "a new one is a file config/experiments/<name>.yaml"
-        )
+    own = read_experiment(experiment, experiment_files())
     # Snakemake reads --configfile and --config too, but as YAML that keeps the last of two equal keys and as text.
     given = workflow.config_settings
-    paths = [ROOT / "config/config.yaml", files[experiment], *given.configfiles]
-    values = merge(*map(read_yaml, paths), read_assignments(given.config_args))
+    layers = [read_yaml(ROOT / "config/config.yaml"), *own, *map(read_yaml, given.configfiles)]
+    values = merge(*map(one_source, [*layers, read_assignments(given.config_args)]))
     checked = build(Experiment, values)
+    check_lengths(checked, corpus_of(checked.data))
     estimate = Path(f"results/{experiment}/cost.json")
     if estimate.exists():  # steps may have been raised since
         earlier = load_cost(estimate)
         check_hours(rescaled(earlier, checked), earlier["device"], checked)
     return values
+
+
+@cache
+def data_of(experiment):
+    """Which text an experiment reads."""
+    return build(DataConfig, settings(experiment)["data"])
 
 
 def sections(*names):

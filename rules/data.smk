@@ -1,4 +1,4 @@
-# Corpora: found or downloaded, verified, split, numbered.
+# Texts: corpora found or downloaded and verified, or one's own; split and numbered.
 
 
 rule prepare_data:
@@ -16,12 +16,12 @@ rule prepare_data:
         "../envs/torch.yaml"
     threads: 1
     resources:
-        mem_mb=lambda wildcards, attempt: preparation(wildcards.dataset).memory_of(attempt),
-        runtime=lambda wildcards, attempt: preparation(wildcards.dataset).minutes_of(attempt),
+        mem_mb=lambda wildcards, attempt: preparation(prepared(wildcards)).memory_of(attempt),
+        runtime=lambda wildcards, attempt: preparation(prepared(wildcards)).minutes_of(attempt),
     params:
-        corpus=lambda wildcards: entry(wildcards.dataset),
+        corpus=source_of,
         code=code_hash("prepare_data.py"),
     message:
-        "data/{wildcards.dataset} prepare_data: finding, checking and numbering the corpus; log: {log}"
+        "data/{wildcards.dataset} prepare_data: finding, checking and numbering the text; log: {log}"
     script:
         "../workflow/scripts/prepare_data.py"

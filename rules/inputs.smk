@@ -2,7 +2,7 @@
 from types import SimpleNamespace
 
 from planer.config import CandidatesConfig, DistillConfig, ParetoConfig, RepeatabilityConfig, SearchConfig
-from planer.config.corpora import entry, lookup
+from planer.config.corpora import CORPORA, entry
 from planer.parsing import build
 from planer.search.methods import needs_supernet, search_config
 from planer.variant import name_of, parse_variant
@@ -12,14 +12,34 @@ def dataset_file(name):
     """Input function: a file of the experiment's prepared corpus."""
 
     def path(wildcards):
-        return f"results/data/{settings(wildcards.experiment)['data']['dataset']}/{name}"
+        return f"results/data/{data_of(wildcards.experiment).folder(wildcards.experiment)}/{name}"
 
     return path
 
 
 def vocab_size(wildcards):
     """Params: symbols of the experiment's corpus."""
-    return lookup(settings(wildcards.experiment)["data"]["dataset"]).vocab_size
+    return corpus_of(data_of(wildcards.experiment)).vocab_size
+
+
+def source_of(wildcards):
+    """Params: what prepared files depend on: the entry of a corpus, or one's own text and what is known of it."""
+    if wildcards.dataset in CORPORA:
+        return entry(wildcards.dataset)
+    data, corpus = data_of(wildcards.dataset.removesuffix(OWN)), prepared(wildcards)
+    return {
+        "text": data.text,
+        "tokenizer": data.tokenizer,
+        "sha256": corpus.sha256,
+        "vocab_size": corpus.vocab_size,
+    }
+
+
+def prepared(wildcards):
+    """The corpus that a folder in results/data holds."""
+    if wildcards.dataset in CORPORA:
+        return CORPORA[wildcards.dataset]
+    return corpus_of(data_of(wildcards.dataset.removesuffix(OWN)))
 
 
 def search_of(wildcards):

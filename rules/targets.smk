@@ -23,9 +23,11 @@ def check_targets():
     check_folders("results", "logs", "scratch")
     made = {x.name: [re.sub(r"\{(\w+),[^}]*\}", r"{\1}", str(file)) for file in x.output] for x in workflow.rules}
     for target in targets():
-        names = names_in(os.path.relpath(target or "."), CORPORA)
+        names = names_in(os.path.relpath(target or "."), [*CORPORA, *(f"{name}{OWN}" for name in experiment_files())])
         if "experiment" in names:
             settings(names["experiment"])
+        elif names.get("dataset", "").endswith(OWN) and not data_of(names["dataset"].removesuffix(OWN)).text:
+            raise UserError(f"target {target!r}: this experiment names no text of its own in data.text")
         check_made(target, names, made)
 
 

@@ -22,16 +22,23 @@ class Corpus:
     name: str
     vocab_size: int
     """Checked against the data on preparation."""
-    unit: Literal["byte", "word"]
+    unit: Literal["byte", "word", "subword"]
     files: tuple[str, ...] = ()
     """Names of PUBLISHED files that hold it, best first; the last one is downloaded when none is found."""
     size: int = 0
-    """Bytes of text (a byte corpus is the head of its file)."""
+    """Bytes of text (a named byte corpus is the head of its file)."""
     drop_newlines: bool = False
     strip_splits: bool = False
     """Whether every split loses the white space at its ends."""
     tokens: tuple[int, int, int] | None = None
-    """Train, valid and test tokens, for a corpus that may lie in files without a published checksum."""
+    """Train, valid and test tokens, where they are known."""
+    sha256: str = ""
+    """Of a user's own text and tokenizer."""
+
+    @property
+    def most_tokens(self) -> tuple[int, int, int]:
+        """At most the tokens of train, valid and test: exact, or one token a byte."""
+        return self.tokens or (self.size - 2 * (self.size // 20), self.size // 20, self.size // 20)
 
 
 @dataclass(frozen=True)

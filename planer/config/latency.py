@@ -24,6 +24,11 @@ class WorkloadConfig:
     execution: Literal["eager", "compiled", "graph"]
     """Kernel by kernel, blocks compiled by torch.compile, or replayed as a CUDA graph (CUDA only)."""
 
+    @property
+    def excerpt(self) -> int:
+        """Tokens of text that one timed sequence reads: memory, segment, and the last target."""
+        return self.mem_len + self.tgt_len + 1
+
 
 @dataclass(frozen=True)
 class ProfileConfig:

@@ -15,16 +15,47 @@ from planer.parsing import Items, Matching, show
 
 DesignSpace = Annotated[tuple[str, ...], Items(2, 100)]
 """Options that one searched position has."""
+OWN = "-text"
+"""Ends the folder's name of a prepared text of one's own; no corpus has such a name."""
 MAX_SCALE = 1_000
 """Largest s of feed_forward_x<s>."""
 
 
 @dataclass(frozen=True)
 class DataConfig:
-    """Which text."""
+    """Which text: a corpus by name, or files of one's own."""
 
-    dataset: Annotated[str, Matching("|".join(map(re.escape, CORPORA)), f"one of {', '.join(CORPORA)}")]
-    """Corpus; corpora.yaml lists sources, sizes and checksums."""
+    dataset: Annotated[str, Matching("|".join(["", *map(re.escape, CORPORA)]), f"one of {', '.join(CORPORA)}")]
+    """Corpus; corpora.yaml lists sources, sizes and checksums.  Empty for one's own text."""
+    text: str
+    """Path or glob of one's own text.  Empty for a corpus."""
+    tokenizer: str
+    """Of one's own text: bytes, words, a tokenizer.json, or a folder with one."""
+
+    def __post_init__(self) -> None:
+        if bool(self.dataset) == bool(self.text):
+            raise UserError(f"dataset: name a dataset or a text, {'not both' if self.text else 'one of them'}")
+        if self.dataset and self.tokenizer != "bytes":
+            raise UserError(f"tokenizer is for data.text; {self.dataset} has its own: leave it out")
+
+    def folder(self, experiment: str) -> str:
+        """The name of its prepared files' folder in results/data."""
+        return self.dataset or f"{experiment}{OWN}"
+
+
+def one_source(layer: dict) -> dict:
+    """The same configuration, whose text or dataset takes the place of the other one in layers before it.
+
+    Raises UserError when it names both.
+    """
+    data = layer.get("data")
+    named = [key for key in ("dataset", "text") if isinstance(data, dict) and data.get(key)]
+    if len(named) == 2:
+        raise UserError(f"config: data.text {show(data['text'])} and data.dataset {show(data['dataset'])}; keep one")
+    if not named:
+        return layer
+    other = {"dataset": ""} if named == ["text"] else {"text": "", "tokenizer": "bytes"}
+    return {**layer, "data": other | data}
 
 
 @dataclass(frozen=True)

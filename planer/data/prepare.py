@@ -18,10 +18,9 @@ from pathlib import Path
 import numpy as np
 
 from planer.config.corpora import Corpus, lookup
+from planer.config.text import EOS, UNKNOWN
 from planer.data.corpora import SPLITS, find, read
 from planer.files import UserError, file_sha256, one_line, replacing, write_json
-
-EOS, UNKNOWN = "<eos>", "<unk>"
 
 
 def prepare(name: str, folder: str | Path) -> dict:
@@ -51,7 +50,7 @@ def prepare(name: str, folder: str | Path) -> dict:
             f"{name}: found {len(vocabulary):,} symbols in {found.source}, expected {corpus.vocab_size:,}; "
             "replace it by the published file"
         )
-    return _write(Path(folder), manifest, vocabulary, splits, corpus.tokens)
+    return write_splits(Path(folder), manifest, vocabulary, splits, corpus.tokens)
 
 
 def byte_vocabulary(text: bytes, drop_newlines: bool) -> list[int]:
@@ -139,18 +138,24 @@ def _digest(texts: Iterable[Traversable]) -> dict:
     return {"sha256": sha256.hexdigest(), "bytes": size}
 
 
-def _write(
+def write_splits(
     folder: Path,
     manifest: dict,
-    vocabulary: list,
+    vocabulary: list | dict,
     splits: Iterable[np.ndarray],
     expected: tuple[int, ...] | None,
 ) -> dict:
-    """Write everything, the manifest last; raises UserError when a split has not as many tokens as expected."""
+    """Write everything, the manifest last.
+
+    vocabulary: symbols in id order, or a tokenizer.json; manifest says vocab_size then.
+    Raises UserError when a split is empty or has not as many tokens as expected.
+    """
     (folder / "manifest.json").unlink(missing_ok=True)
     counts, sha256 = {}, {}
     for split, ids in zip(SPLITS, splits, strict=True):
         counts[split] = len(ids)
+        if not len(ids):
+            raise UserError(f"{manifest['dataset']}: the {split} text of {manifest['source']} is empty; give more text")
         if expected and len(ids) != expected[SPLITS.index(split)]:
             raise UserError(
                 f"{manifest['dataset']}: {split} of {manifest['source']} has {len(ids):,} tokens, "
@@ -160,6 +165,7 @@ def _write(
             np.save(file, ids, allow_pickle=False)
         sha256 |= {f"{split}.npy": file_sha256(folder / f"{split}.npy")}
     write_json(folder / "vocab.json", vocabulary)
-    manifest = {**manifest, "tokens": counts, "vocab_size": len(vocabulary), "files_sha256": sha256}
+    vocab_size = manifest.get("vocab_size", len(vocabulary))
+    manifest = {**manifest, "tokens": counts, "vocab_size": vocab_size, "files_sha256": sha256}
     write_json(folder / "manifest.json", manifest)
     return manifest

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from planer.config.lengths import evaluation_tokens, training_tokens
 from planer.files import UserError
 
 
@@ -24,7 +25,7 @@ class StreamBatches:
     """
 
     def __init__(self, tokens: np.ndarray, batch: int, tgt_len: int) -> None:
-        self._streams = _split(tokens, batch, 2 * batch)
+        self._streams = _split(tokens, batch, training_tokens(batch))
         self.tgt_len = tgt_len
 
     @property
@@ -54,11 +55,7 @@ class EvalBatches:
 
     def __init__(self, tokens: np.ndarray, batch: int, tgt_len: int, mem_len: int) -> None:
         self.warmup_segments = -(-mem_len // tgt_len)
-        # A stream must not meet its own tokens while it warms up.  A single stream has no other to take its context
-        # from: its warm-up is its own end.
-        others = max(batch - 1, 1)
-        warmup_len = -(-self.warmup_segments * tgt_len // others)
-        self._streams = _split(tokens, batch, batch * max(2, warmup_len))
+        self._streams = _split(tokens, batch, evaluation_tokens(batch, tgt_len, mem_len))
         self.tgt_len = tgt_len
 
     @property

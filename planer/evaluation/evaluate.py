@@ -124,7 +124,7 @@ class _Run:
 
     @property
     def unit(self) -> str:
-        return unit_of(self.config.data.dataset)
+        return unit_of(self.config.data)
 
     @property
     def protocols(self) -> dict[str, dict]:
@@ -254,7 +254,7 @@ def _excerpts(text: np.ndarray, workload: WorkloadConfig) -> torch.Tensor:
 
     Raises UserError when the text is too short.
     """
-    length = workload.mem_len + workload.tgt_len + 1
+    length = workload.excerpt
     stride = len(text) // workload.batch
     if stride < length:
         raise UserError(

@@ -11,17 +11,16 @@ import math
 import numpy as np
 import torch
 
-from planer.config import EvaluateConfig, TrainingConfig
+from planer.config import DataConfig, EvaluateConfig, TrainingConfig
+from planer.config.corpora import CORPORA
 from planer.models import LanguageModel
 from planer.training.validate import mean_of, segment_nll
 
-UNITS = {"wikitext-103": "ppl"}
-"""What a dataset's quality is reported in, when it is not bits per character."""
 
-
-def unit_of(dataset: str) -> str:
-    """``bpc`` for text read byte by byte or letter by letter, ``ppl`` for words."""
-    return UNITS.get(dataset, "bpc")
+def unit_of(data: DataConfig) -> str:
+    """``bpc`` for text read byte by byte or letter by letter, ``ppl`` for words and subwords."""
+    by_bytes = CORPORA[data.dataset].unit == "byte" if data.dataset else data.tokenizer == "bytes"
+    return "bpc" if by_bytes else "ppl"
 
 
 def protocols(evaluate: EvaluateConfig, training: TrainingConfig) -> dict[str, dict]:

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from planer.architecture import Architecture, Attention, FeedForward
+from planer.config import DataConfig
 from planer.evaluation.quality import in_unit, quality, unit_of
 from planer.models import LanguageModel, initialise
 
@@ -77,5 +78,20 @@ def test_network_that_knows_nothing_scores_the_vocabulary(text):
 
 def test_units():
     found = {"nll": 2.0, "bpc": 2.9, "ppl": 7.4, "tokens": 5}
-    assert in_unit(found, unit_of("enwik8")) == {"nll": 2.0, "bpc": 2.9, "tokens": 5}
-    assert in_unit(found, unit_of("wikitext-103")) == {"nll": 2.0, "ppl": 7.4, "tokens": 5}
+    assert in_unit(found, "bpc") == {"nll": 2.0, "bpc": 2.9, "tokens": 5}
+    assert in_unit(found, "ppl") == {"nll": 2.0, "ppl": 7.4, "tokens": 5}
+
+
+@pytest.mark.parametrize(
+    ("dataset", "text", "tokenizer", "unit"),
+    [
+        ("enwik8", "", "bytes", "bpc"),
+        ("text8", "", "bytes", "bpc"),
+        ("wikitext-103", "", "bytes", "ppl"),
+        ("", "my.txt", "bytes", "bpc"),
+        ("", "my.txt", "words", "ppl"),
+        ("", "my.txt", "folder/tokenizer.json", "ppl"),
+    ],
+)
+def test_a_token_of_one_byte_is_counted_in_bits(dataset, text, tokenizer, unit):
+    assert unit_of(DataConfig(dataset, text, tokenizer)) == unit

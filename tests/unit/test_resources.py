@@ -11,6 +11,7 @@ import pytest
 from peak_memory import experiment
 
 from planer.config import Experiment
+from planer.config.text import corpus_of
 from planer.resources import STAGES, preparation, request
 
 ROOT = Path(__file__).parents[2]
@@ -39,7 +40,7 @@ def shipped(name: str, device: str) -> Experiment:
 def test_small_experiments_start_on_a_small_node(name, device):
     config = shipped(name, device)
     asked = [request(stage, config, variant).mem_mb for stage in (*STAGES, "compare") for variant in VARIANTS]
-    assert max(*asked, preparation(config.data.dataset).mem_mb) <= NODE_MB
+    assert max(*asked, preparation(corpus_of(config.data)).mem_mb) <= NODE_MB
 
 
 @pytest.mark.parametrize(

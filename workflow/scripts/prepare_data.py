@@ -1,10 +1,16 @@
-"""Find or download a corpus, verify it, split and number it."""
+"""Split and number a text: a corpus that is found or downloaded and verified, or one's own files."""
 
 from pathlib import Path
 
+from planer.config.corpora import CORPORA
+from planer.data.own_text import prepare_text
 from planer.data.prepare import prepare
 from planer.job import stage
 
 if __name__ == "__main__":
     with stage(snakemake):
-        prepare(snakemake.wildcards.dataset, Path(snakemake.output.train).parent)
+        name, folder = snakemake.wildcards.dataset, Path(snakemake.output.train).parent
+        if name in CORPORA:
+            prepare(name, folder)
+        else:
+            prepare_text(name, snakemake.params.corpus, folder)

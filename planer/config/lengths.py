@@ -1,0 +1,55 @@
+"""How much text the stages of an experiment need, checked before any of them starts."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from planer.files import UserError
+
+if TYPE_CHECKING:
+    from planer.config.corpora import Corpus
+    from planer.config.experiment import Experiment
+
+TRAININGS = ("search", "retrain", "distill", "sparsify", "train_routers")
+"""Sections whose stages read train."""
+
+
+def training_tokens(batch: int) -> int:
+    """Least tokens of a training text: one to predict in every stream."""
+    return 2 * batch
+
+
+def evaluation_tokens(batch: int, tgt_len: int, mem_len: int) -> int:
+    """Least tokens of a text that is scored in batch streams, each after the end of the one before it.
+
+    A stream must not meet its own tokens while it warms up.  A single stream has no other to take its context from:
+    its warm-up is its own end.
+    """
+    warmup_segments = -(-mem_len // tgt_len)
+    return batch * max(2, -(-warmup_segments * tgt_len // max(batch - 1, 1)))
+
+
+def check_lengths(config: Experiment, corpus: Corpus) -> None:
+    """Raise UserError when a split is shorter than a stage needs, or empty.
+
+    Subwords are counted when the text is prepared; here they count as one a byte.
+    """
+    how, work = config.evaluate, config.workload
+    scored = {
+        "evaluate": evaluation_tokens(how.batch, how.tgt_len, how.mem_len),
+        "evaluate.batch with the lengths of retrain": evaluation_tokens(
+            how.batch, config.retrain.tgt_len, config.retrain.mem_len
+        ),
+    }
+    needs = {
+        "train": {name: training_tokens(getattr(config, name).batch) for name in TRAININGS},
+        "valid": scored,
+        "test": scored | {"workload": work.batch * work.excerpt},
+    }
+    for (split, needed), tokens in zip(needs.items(), corpus.most_tokens, strict=True):
+        section = max(needed, key=needed.__getitem__)
+        if tokens < needed[section]:
+            raise UserError(
+                f"config: data: the {split} text has at most {tokens:,} tokens, {section} needs {needed[section]:,}; "
+                "lower batch, tgt_len or mem_len, or give more text"
+            )
