@@ -190,12 +190,13 @@ class MoE(BlockSpec):
 class DynamicMoE(BlockSpec):
     """A dense feed-forward layer split into experts of expert_size neurons, with a norm-regressing router.
 
-    router_width 0: a layer that has no router yet.
+    router_width 0: a layer that has no router yet.  tau: the threshold that the layer runs at; 0 runs all experts.
     """
 
     d_inner: Size
     expert_size: Size
     router_width: Annotated[int, Range(0, 2**24)] = 0
+    tau: Annotated[float, Range(0, 1)] = 0.0
     kind: ClassVar[str] = "dynamic_moe"
 
     @property

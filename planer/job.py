@@ -52,12 +52,23 @@ class Job:
         """A split of the prepared corpus, memory-mapped.  Raises UserError for a damaged one."""
         return read_tokens(self._snakemake.input[split])
 
-    def train(self, function: Callable, start, config) -> None:
-        """Call a training stage of the library on a model and write what it returns."""
-        checkpoint, device = self.checkpoint(), resolve_device(self.config.device)
-        texts, seed = (self.tokens("train"), self.tokens("valid")), self._snakemake.params.seed
-        runtime = (device, resolve_dtype(self.config.dtype, device))
-        self.write_training(*function(start, *texts, config, seed, *runtime, checkpoint, self.run.row), checkpoint)
+    def train(
+        self, function: Callable, start, config, finish: Callable[[LanguageModel], dict] = lambda network: {}
+    ) -> None:
+        """Call a training stage of the library on a model and write what it returns.
+
+        finish: called with the trained network before it is written; returns further metrics.
+        """
+        checkpoint, texts = self.checkpoint(), (self.tokens("train"), self.tokens("valid"))
+        network, history, metrics = function(
+            start, *texts, config, self._snakemake.params.seed, *self.runtime(), checkpoint, self.run.row
+        )
+        self.write_training(network, history, metrics | finish(network), checkpoint)
+
+    def runtime(self) -> tuple[torch.device, torch.dtype]:
+        """Device of the job, and dtype of its matrix products."""
+        device = resolve_device(self.config.device)
+        return device, resolve_dtype(self.config.dtype, device)
 
     def write_training(self, network: LanguageModel, history: DataFrame, metrics: dict, checkpoint: Checkpoint) -> None:
         """Write what a training leaves, then delete its checkpoint."""

@@ -70,6 +70,8 @@ rule train_routers:
         valid=dataset_file("valid.npy"),
         model="results/{experiment}/{variant}/cluster/model.safetensors",
         architecture="results/{experiment}/{variant}/cluster/architecture.yaml",
+        dense="results/{experiment}/{variant}/retrain/model.safetensors",
+        dense_architecture="results/{experiment}/{variant}/retrain/architecture.yaml",
     output:
         architecture="results/{experiment}/{variant}/routers/architecture.yaml",
         model="results/{experiment}/{variant}/routers/model.safetensors",
@@ -88,9 +90,10 @@ rule train_routers:
         runtime=minutes("train_routers"),
     params:
         config=sections("device", "threads", "dtype", "data", "train_routers"),
+        choice=threshold_choice,
         seed=seed("train_routers"),
         code=code_hash("train_routers.py"),
     message:
-        "{wildcards.experiment}/{wildcards.variant} train_routers: training the routers; log: {log}"
+        "{wildcards.experiment}/{wildcards.variant} train_routers: training the routers and choosing tau; log: {log}"
     script:
         "../workflow/scripts/train_routers.py"

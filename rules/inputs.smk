@@ -1,7 +1,15 @@
 # Input functions: which files a stage of a variant reads.
+from dataclasses import fields
 from types import SimpleNamespace
 
-from planer.config import CandidatesConfig, DistillConfig, ParetoConfig, RepeatabilityConfig, SearchConfig
+from planer.config import (
+    CandidatesConfig,
+    DistillConfig,
+    ParetoConfig,
+    RepeatabilityConfig,
+    SearchConfig,
+    ThresholdConfig,
+)
 from planer.config.corpora import CORPORA, entry
 from planer.parsing import build
 from planer.search.methods import needs_supernet, search_config
@@ -93,6 +101,12 @@ def teaching(wildcards):
         return {}
     distill = build(DistillConfig, settings(wildcards.experiment)["distill"])
     return {"weight": distill.weight, "temperature": distill.temperature} if distill.weight else {}
+
+
+def threshold_choice(wildcards):
+    """Params: what the choice of tau depends on in the section evaluate, and nothing else of it."""
+    section = settings(wildcards.experiment)["evaluate"]
+    return {field.name: section[field.name] for field in fields(ThresholdConfig)}
 
 
 def sparsification_parent(wildcards):

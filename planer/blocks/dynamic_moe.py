@@ -31,6 +31,7 @@ class Router(nn.Module):
 class DynamicMoE(nn.Module):
     """Experts whose predicted norm reaches the share ``tau`` of the token's largest run; 0 runs all, without router.
 
+    ``tau`` starts as the specification's.
     Neuron-major weights: expert c owns rows c*s to (c+1)*s - 1 of w1, b1 and w2, s = F / n.  After a forward pass
     ``executed`` holds the number of (token, expert) pairs run, as a tensor, and ``tokens`` the number of tokens.
     Raises ValueError when the expert size does not divide the number of neurons.
@@ -47,7 +48,7 @@ class DynamicMoE(nn.Module):
         self.b2 = nn.Parameter(torch.zeros(d_model))
         self.router = Router(d_model, spec.router_width, spec.num_experts) if spec.router_width else None
         self.dropout = nn.Dropout(dropout)
-        self.tau = 0.0
+        self.tau = spec.tau
         self.executed: Tensor | None = None
         self.tokens = 0
 

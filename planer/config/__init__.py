@@ -13,6 +13,7 @@ from planer.config.latency import ProfileConfig, WorkloadConfig
 from planer.config.model import ArmsConfig, DataConfig, ModelConfig, PatternsConfig
 from planer.config.search import LIMITS, CandidatesConfig, KeepConfig, SearchConfig, batch_of_limit
 from planer.config.seed import derive_seed
+from planer.config.thresholds import ThresholdConfig
 from planer.config.training import DistillConfig, OptimizerConfig, RetrainConfig, TrainingConfig
 
 __all__ = [
@@ -35,6 +36,7 @@ __all__ = [
     "RouterConfig",
     "SearchConfig",
     "SparsifyConfig",
+    "ThresholdConfig",
     "TrainingConfig",
     "WorkloadConfig",
     "batch_of_limit",

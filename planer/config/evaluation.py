@@ -5,30 +5,19 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated
 
-from planer.config.bounds import Batch, Length, Memory, PositiveShare, Rounds, Share, Target
+from planer.config.bounds import PositiveShare, Rounds, Target
+from planer.config.thresholds import ThresholdConfig
 from planer.files import UserError
 from planer.parsing import Items, Range
 from planer.variant import parse_variant, spelled
 
 
 @dataclass(frozen=True)
-class EvaluateConfig:
+class EvaluateConfig(ThresholdConfig):
     """Quality, latency and the dynamic-k sweep."""
 
-    batch: Batch
-    """Streams scored side by side."""
-    tgt_len: Length
-    """Tokens per call of the headline protocol; with same_length it does not change the result."""
-    mem_len: Memory
-    """Remembered positions of the headline protocol."""
-    clamp_len: Memory
-    """Distances beyond this are treated as this far; needed when mem_len exceeds what training saw. 0 is off."""
-    taus: Annotated[tuple[Annotated[float, Range(0, 1)], ...], Items(0, 100)]
-    """Dynamic-k thresholds; 0 (all experts) is always evaluated."""
     latency_rounds: Rounds
     """Interleaved repeats of each latency measurement."""
-    tolerance: Share
-    """Share of nll that a network or a dynamic-k threshold may lose and still keep the quality."""
 
 
 @dataclass(frozen=True)

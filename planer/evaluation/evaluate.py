@@ -18,8 +18,9 @@ import torch
 
 from planer.architecture import Architecture, DynamicMoE
 from planer.config import Experiment, WorkloadConfig, derive_seed
+from planer.conversion.thresholds import nll_name, threshold_of
 from planer.data.ngram import bigram_nll
-from planer.evaluation.dynamic_k import choose_threshold, sweep, timed_at
+from planer.evaluation.dynamic_k import compare_threshold, sweep, timed_at
 from planer.evaluation.flops import checked_flops
 from planer.evaluation.quality import from_nll, in_unit, protocols, quality, unit_of
 from planer.files import UserError
@@ -67,11 +68,11 @@ def evaluate(
 
     config: the sections dtype, data, model, workload, retrain and evaluate are read.
     retrained, sparsified, routed: folders of the dense network, of the same after sparsification, and of the converted
-    one with its routers.  baseline: its architecture, measured in turn with the variant under random weights, which
-    for a dense network take as long as trained ones.  baseline_evaluation: eval.json of the baseline, or None when
-    there is none yet, or when this is the baseline.  baseline_seconds: of its training.  selection: the notes of the
-    variant's architecture.yaml.  tokens: train, valid and test, 1-D.  stages: metrics of every stage by name, of which
-    ``seconds`` and ``reason`` are used.
+    one with its routers and its threshold.  baseline: its architecture, measured in turn with the variant under random
+    weights, which for a dense network take as long as trained ones.  baseline_evaluation: eval.json of the baseline, or
+    None when there is none yet, or when this is the baseline.  baseline_seconds: of its training.  selection: the notes
+    of the variant's architecture.yaml.  tokens: train, valid and test, 1-D.  stages: metrics of every stage by name, of
+    which ``seconds`` and ``reason`` are used, and of ``routers`` the validation nll at every threshold.
     Raises UserError when a network is damaged, the latency table belongs to another device or workload, or a split is
     too short.
     """
@@ -88,7 +89,7 @@ def evaluate(
     latency, baseline_latency = run.latency(dense, reference)
     networks = {"dense": dense, "sparsified": sparse}
     networks |= {} if is_baseline else {"baseline": reference}
-    rows, conversion = run.conversion(networks, converted, known["final"], flops["closed_form"])
+    rows, conversion = run.conversion(networks, converted, known["final"], flops["closed_form"], stages)
     seconds = {name: metrics["seconds"] for name, metrics in stages.items() if "seconds" in metrics}
     blocks = [{"kind": b.kind, "option": b.name, "symbol": b.symbol} for b in dense.architecture.blocks]
     return {
@@ -203,18 +204,24 @@ class _Run:
         }
 
     def conversion(
-        self, networks: Mapping[str, LanguageModel], converted: LanguageModel, known: Mapping, flops: float
+        self,
+        networks: Mapping[str, LanguageModel],
+        converted: LanguageModel,
+        known: Mapping,
+        flops: float,
+        stages: Mapping[str, Mapping],
     ) -> tuple[list[dict], dict]:
         """The dynamic-k sweep, and how it compares with whole networks.
 
         networks: dense, sparsified, and baseline unless the dense network is the baseline.  known, flops: quality by
-        the final protocol and FLOPs per token of the dense network.  Leaves all models in this run's dtype.
+        the final protocol and FLOPs per token of the dense network.  stages: see evaluate.  Leaves all models in this
+        run's dtype.
         """
         final = self.protocols["final"]
         before, _ = self.scores(networks["sparsified"], final, "sparsified")
-        splits = {split: self.tokens[split] for split in SCORED}
-        where = {"device": self.device, "dtype": self.dtype}
-        rows = list(sweep(converted, splits, self.config.evaluate.taus, flops, **final, **where))
+        chosen, where = threshold_of(converted), {"device": self.device, "dtype": self.dtype}
+        taus = (*self.config.evaluate.taus, chosen)
+        rows = list(sweep(converted, self.tokens["test"], taus, flops, **final, **where))
         attention = self.config.workload.attention
         split, whole = converted.to(self.dtype), {name: model.to(self.dtype) for name, model in networks.items()}
 
@@ -226,8 +233,17 @@ class _Run:
         found = self.in_turn(calls, "thresholds")
         specs = converted.architecture.blocks
         positions = [i for i, spec in enumerate(specs) if isinstance(spec, DynamicMoE)]
+
+        def valid(tau: float) -> dict:
+            """Measured by the routers stage, if there are routers."""
+            if not positions:
+                return before["valid"]
+            return in_unit(from_nll(stages["routers"][nll_name(tau)], known["valid"]["tokens"]), self.unit)
+
         rows = [
-            row | {split: in_unit(row[split], self.unit) for split in SCORED} | {"latency": found[str(row["tau"])]}
+            row
+            | {"valid": valid(row["tau"]), "test": in_unit(row["test"], self.unit)}
+            | {"latency": found[str(row["tau"])]}
             for row in rows
         ]
         return rows, {
@@ -240,7 +256,7 @@ class _Run:
             "sparsified": before,
             "sparsified_latency": found["sparsified"],
             "tau0_difference": rows[0]["test"]["nll"] - before["test"]["nll"],
-            "chosen": choose_threshold(rows, {**known, "latency": found["dense"]}, self.config.evaluate.tolerance),
+            "chosen": compare_threshold(rows, chosen, {**known, "latency": found["dense"]}),
         }
 
     def bigram(self, vocab_size: int) -> dict:

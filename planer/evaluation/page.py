@@ -166,7 +166,8 @@ holds for one command: a key that helps belongs into config/experiments/{{ exper
 <pre><code>{{ files.python }}</code></pre>
 <p class="note"><code>network(tokens, memory, mem_len=...)</code> reads token numbers [batch, length] and gives hidden
 states and the next memory; <code>network.logits(hidden)</code> gives the logits. The network in <code>routers</code>
-runs all experts until <code>planer.evaluation.dynamic_k.set_threshold(network, {{ files.tau }})</code> sets tau.</p>
+runs at tau = {{ files.tau }}, the threshold that its <code>architecture.yaml</code> stores; at 0 it runs all
+experts.</p>
 </section>
 <section>
 <h2>Networks</h2>

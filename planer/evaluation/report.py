@@ -119,10 +119,10 @@ def _files(evaluations: Sequence[dict]) -> dict:
         "folder": folder,
         "names": FILES,
         "python": f"""\
-from planer.models import load
-network = load("{folder}/retrain")
+import planer
+network = planer.load("{folder}/{"routers" if chosen else "retrain"}")
 print(network.architecture.pattern, network.architecture.params())""",
-        "tau": chosen["tau"] if chosen else 0.1,
+        "tau": chosen["tau"] if chosen else 0,
     }
 
 

@@ -22,7 +22,7 @@ def save(model: LanguageModel, folder: str | Path) -> None:
 
 
 def load(folder: str | Path, device: str | torch.device = "cpu") -> LanguageModel:
-    """Read a model that ``save`` wrote, ready for inference.
+    """Read a model that ``save`` wrote, ready for inference, at the threshold tau that architecture.yaml stores.
 
     Raises UserError when a file is missing, damaged or changed, when weights are not finite, or when they belong to
     another architecture.

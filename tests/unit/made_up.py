@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 
 from planer.architecture import Architecture, Attention, FeedForward, MoE, Skip
-from planer.evaluation.dynamic_k import choose_threshold
+from planer.conversion.thresholds import choose_threshold
+from planer.evaluation.dynamic_k import compare_threshold
 from planer.notation import from_notation
 
 SCHEMA = json.loads((Path(__file__).parents[2] / "config/schemas/eval.schema.json").read_text())
@@ -56,6 +57,12 @@ def segments(nll: float) -> dict:
 
 def spread(ms: float) -> dict:
     return {"median_ms": ms, "p10_ms": 0.96 * ms, "p90_ms": 1.07 * ms, "n": 20}
+
+
+def chosen(rows: list[dict], dense: dict, tolerance: float) -> dict | None:
+    """The threshold that the routers stage chooses, from rows of eval.json, and how it compares."""
+    scores = [{"tau": row["tau"], "nll": row["valid"]["nll"], "flops": row["converted_flops"]} for row in rows]
+    return compare_threshold(rows, choose_threshold(scores, dense["valid"]["nll"], tolerance), dense)
 
 
 def evaluation(variant: str, pattern: str, nll: float, share: float, target: float | None = None) -> dict:
@@ -149,7 +156,7 @@ def evaluation(variant: str, pattern: str, nll: float, share: float, target: flo
             "sparsified": {"valid": score(nll - 0.01), "test": score(nll + 0.01)},
             "sparsified_latency": spread(share * 10),
             "tau0_difference": 1.2e-8,
-            "chosen": choose_threshold(rows, dense, TOLERANCE),
+            "chosen": chosen(rows, dense, TOLERANCE),
         },
         "summary": {"dense": {"speed_up": 1 / share, "nll_ratio": nll / 1.6}, "converted": None},
         "reference": {"bigram": score(2.4)},

@@ -133,7 +133,13 @@ def test_yaml_round_trip(tmp_path):
     content = yaml.safe_load((tmp_path / "architecture.yaml").read_text())
     assert content["selection"] == {"solver": "milp", "score": -1.5}
     assert content["pattern"] == architecture.pattern
-    assert content["blocks"][-1] == {"kind": "dynamic_moe", "d_inner": 2048, "expert_size": 16, "router_width": 128}
+    assert content["blocks"][-1] == {
+        "kind": "dynamic_moe",
+        "d_inner": 2048,
+        "expert_size": 16,
+        "router_width": 128,
+        "tau": 0.0,
+    }
 
 
 def test_an_unknown_kind_of_block_is_named():

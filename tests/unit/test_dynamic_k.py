@@ -7,19 +7,22 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+import planer
 from planer.architecture import Architecture, Attention, DynamicMoE, FeedForward
-from planer.evaluation.dynamic_k import (
+from planer.config import ThresholdConfig
+from planer.conversion.thresholds import (
+    ThresholdChoice,
     choose_threshold,
     converted_flops,
-    dense_flops,
-    score,
+    nll_name,
     set_threshold,
-    sweep,
+    threshold_of,
     thresholds,
 )
+from planer.evaluation.dynamic_k import compare_threshold, dense_flops, score, sweep
 from planer.evaluation.quality import quality
 from planer.kernels.routing import threshold
-from planer.models import LanguageModel, initialise
+from planer.models import LanguageModel, initialise, save
 
 LAYERS = (DynamicMoE(96, 8, 6), DynamicMoE(64, 16, 4))
 PROTOCOL = {"batch": 2, "tgt_len": 16, "mem_len": 16, "clamp_len": 0, "same_length": True}
@@ -69,14 +72,13 @@ def test_flops_are_what_executing_only_the_chosen_experts_takes(model):
 
 
 def test_sweep(model, text):
-    rows = list(sweep(model, {"valid": text[:200], "test": text}, TAUS, 1e6, **PROTOCOL))
+    rows = list(sweep(model, text, TAUS, 1e6, **PROTOCOL))
     assert [row["tau"] for row in rows] == thresholds(TAUS)
     dense = dense_flops(LAYERS, 32)
     assert dense == 2 * 2 * 32 * (96 + 64)
 
     first = rows[0]
     assert first["test"] == quality(model, text, **PROTOCOL)
-    assert first["valid"] == quality(model, text[:200], **PROTOCOL)
     assert first["experts_per_layer"] == [12, 4]
     routers = 2 * 6 * (32 + 12) + 2 * 4 * (32 + 4)
     assert first["converted_flops"] == dense + routers
@@ -91,21 +93,16 @@ def test_sweep(model, text):
 def test_network_without_converted_layers_has_one_row(text):
     model = LanguageModel(Architecture(20, 32, (Attention(2, 16), FeedForward(48))))
     initialise(model, torch.Generator().manual_seed(0))
-    (row,) = sweep(model, {"valid": text, "test": text}, TAUS, 1e6, **PROTOCOL)
+    (row,) = sweep(model, text, TAUS, 1e6, **PROTOCOL)
     assert row["tau"] == 0 and row["converted_flops"] == 0 and row["network_flops"] == 1e6
     assert row["converted_flops_ratio"] is None and row["experts_per_token"] is None
     assert row["experts_per_layer"] == []
     assert row["test"] == quality(model, text, **PROTOCOL)
 
 
-def measured(nll: float, ms: float) -> dict:
-    """Quality and latency; the test split is 0.1 nats worse."""
-    return {"valid": {"nll": nll}, "test": {"nll": nll + 0.1}, "latency": {"median_ms": ms}}
-
-
-def swept(*nlls: float, ms: float = 8.0) -> list[dict]:
+def swept(*nlls: float) -> list[dict]:
     """Rows at tau 0, 0.1, 0.2, ...: FLOPs fall."""
-    return [{"tau": k / 10, "converted_flops": 100.0 - k} | measured(nll, ms) for k, nll in enumerate(nlls)]
+    return [{"tau": k / 10, "nll": nll, "flops": 100.0 - k} for k, nll in enumerate(nlls)]
 
 
 @pytest.mark.parametrize(
@@ -113,26 +110,58 @@ def swept(*nlls: float, ms: float = 8.0) -> list[dict]:
     [
         ((2.0, 2.01, 2.019, 2.3), 0.2),  # tau 0 is as good as the dense network
         ((1.9, 1.91, 1.95, 2.0), 0.1),  # tau 0 is better, so the others are compared with it
-        ((2.1, 2.11, 2.12, 2.3), None),  # sparsification alone lost 5 %
+        ((2.1, 2.11, 2.12, 2.3), 0.0),  # sparsification alone lost 5 %
         ((2.0, 2.3, 2.01, 2.4), 0.2),  # nll need not rise with tau
-        ((2.0, 2.021), None),
-        ((1.0,), None),  # tau 0 executes all experts: it is no choice
+        ((2.0, 2.021), 0.0),
+        ((1.0,), 0.0),
     ],
 )
 def test_the_chosen_threshold_is_the_cheapest_within_the_tolerance_of_the_better_reference(nlls, tau):
-    chosen = choose_threshold(swept(*nlls), measured(2.0, 10.0), 0.01)
-    assert (chosen and chosen["tau"]) == tau
+    assert choose_threshold(swept(*nlls), 2.0, 0.01) == tau
+
+
+@pytest.mark.parametrize("tolerance", [0.0, 1.0])
+def test_the_choice_is_made_on_validation_text_and_stored(model, text, tmp_path, tolerance):
+    lengths = {name: PROTOCOL[name] for name in ("batch", "tgt_len", "mem_len", "clamp_len")}
+    config = ThresholdConfig(taus=TAUS, tolerance=tolerance, **lengths)
+    metrics = ThresholdChoice(model, text, config, torch.device("cpu"), torch.float32)(model)
+    scored = {tau: quality_at(model, text, tau) for tau in thresholds(TAUS)}
+    assert {tau: metrics[nll_name(tau)] for tau in scored} == scored
+    assert metrics.keys() == {"tau", *map(nll_name, scored)}
+    tau = metrics["tau"]
+    assert tau == 0.7 if tolerance else scored[tau] <= scored[0.0]
+    save(model, tmp_path)
+    loaded = planer.load(tmp_path)
+    assert threshold_of(loaded) == tau and {block.tau for block in loaded.dynamic_blocks()} == {tau}
+
+
+def quality_at(model: LanguageModel, text: np.ndarray, tau: float) -> float:
+    return score(model, text, tau, **PROTOCOL)[0]["nll"]
+
+
+def test_a_score_leaves_the_network_at_its_threshold(model, text):
+    set_threshold(model, 0.3)
+    score(model, text, 0.7, **PROTOCOL)
+    assert {block.tau for block in model.dynamic_blocks()} == {0.3}
+
+
+def test_a_network_without_converted_layers_has_no_threshold(text):
+    model = LanguageModel(Architecture(20, 32, (FeedForward(48),)))
+    config = ThresholdConfig(taus=TAUS, tolerance=0.1, batch=2, tgt_len=16, mem_len=16, clamp_len=0)
+    assert ThresholdChoice(model, text, config, torch.device("cpu"), torch.float32)(model) == {}
+    assert threshold_of(model) == 0
 
 
 def test_the_choice_is_compared_with_the_dense_network_and_with_tau_0():
-    rows = swept(1.9, 1.905)
-    rows[1]["latency"]["median_ms"] = 12.5
-    chosen = choose_threshold(rows, measured(2.0, 10.0), 0.01)
-    assert chosen == {
+    rows = [
+        {"tau": 0.0, "test": {"nll": 2.0}, "latency": {"median_ms": 8.0}},
+        {"tau": 0.1, "test": {"nll": 2.005}, "latency": {"median_ms": 12.5}},
+    ]
+    dense = {"test": {"nll": 2.1}, "latency": {"median_ms": 10.0}}
+    assert compare_threshold(rows, 0.1, dense) == {
         "tau": 0.1,
         "nll_over_dense": pytest.approx(2.005 / 2.1),
         "nll_over_tau0": pytest.approx(2.005 / 2.0),
         "speed_up_over_dense": 0.8,
     }
-    rows[1]["test"]["nll"] = 9.0
-    assert choose_threshold(rows, measured(2.0, 10.0), 0.01)["tau"] == 0.1, "the test split has no say"
+    assert compare_threshold(rows, 0.0, dense) is None

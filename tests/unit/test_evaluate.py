@@ -9,13 +9,14 @@ import jsonschema
 import numpy as np
 import pytest
 import torch
+from made_up import chosen
 from toy import MS, ROOT, experiment, latency_table_of_this_machine
 
 from planer.architecture import Architecture
 from planer.config import ClusterConfig
 from planer.conversion.experts import split
 from planer.conversion.routers import initialise_routers, with_routers
-from planer.evaluation.dynamic_k import choose_threshold
+from planer.conversion.thresholds import ThresholdChoice
 from planer.evaluation.evaluate import _search_cost, config_hash, evaluate
 from planer.evaluation.summary import summary_line
 from planer.files import UserError, write_json
@@ -86,6 +87,7 @@ def evaluated(folder, text, variant: str, architecture: Architecture, **overlay)
     converted, _, metrics = split(dense, ClusterConfig(expert_size=8, restarts=1, max_iterations=5), seed=0)
     converted = with_routers(converted, 8)
     initialise_routers(converted, torch.Generator().manual_seed(0))
+    choice = ThresholdChoice(dense, text["valid"], CONFIG.evaluate, CPU, torch.float32)(converted)
     networks: dict[str, LanguageModel] = {"retrained": dense, "sparsified": dense, "routed": converted}
     for name, network in networks.items():
         save(network, folder / variant / name)
@@ -96,7 +98,7 @@ def evaluated(folder, text, variant: str, architecture: Architecture, **overlay)
         "selection": PATTERN,
         "table": table(),
         "tokens": text,
-        "stages": STAGES | {"cluster_experts": metrics},
+        "stages": STAGES | {"cluster_experts": metrics, "routers": choice},
         "seed": 7,
         "device": CPU,
     }
@@ -224,7 +226,7 @@ def test_conversion_and_sweep(searched):
     assert flops == sorted(flops, reverse=True) and flops[2] < flops[0]
     assert conversion["expert_size"] == [8] and conversion["dense_latency"]["n"] == rows[0]["latency"]["n"] == 3
     dense = searched["quality"]["final"] | {"latency": conversion["dense_latency"]}
-    assert conversion["chosen"] == choose_threshold(rows, dense, searched["tolerance"])
+    assert conversion["chosen"] == chosen(rows, dense, searched["tolerance"])
     assert searched["tolerance"] == CONFIG.evaluate.tolerance == 0.01
     routers = rows[0]["converted_flops"] - 4 * 32 * CONFIG.model.d_inner
     assert rows[0]["network_flops"] == searched["flops"]["closed_form"] + routers

@@ -259,9 +259,9 @@ def test_report_begins_with_the_verdicts_and_names_files(evaluations, text):
 def test_the_lines_that_load_a_network_run_as_printed(evaluations, additivity, tmp_path, monkeypatch, capsys):
     network = LanguageModel(Architecture(20, 32, (Attention(2, 16), FeedForward(48))))
     initialise(network, torch.Generator().manual_seed(0))
-    save(network, tmp_path / "results/demo/par/retrain")
+    save(network, tmp_path / "results/demo/par/routers")
     source = render(evaluations[:2], additivity, {})
-    (lines,) = re.findall(r"<pre><code>(from planer.*?)</code></pre>", source, re.DOTALL)
+    (lines,) = re.findall(r"<pre><code>(import planer.*?)</code></pre>", source, re.DOTALL)
     monkeypatch.chdir(tmp_path)
     exec(html.unescape(lines), {})
     assert lines.count("\n") == 2

@@ -5,9 +5,8 @@ from __future__ import annotations
 import math
 
 import pytest
-from made_up import evaluation, spread
+from made_up import chosen, evaluation, spread
 
-from planer.evaluation.dynamic_k import choose_threshold
 from planer.evaluation.verdict import rules, verdict
 from planer.variant import parse_variant
 
@@ -26,7 +25,7 @@ def swept(nlls: tuple[float, ...], ms: float = 4.0) -> dict:
     for number, (row, nll) in enumerate(zip(values["dynamic_k"], nlls, strict=True)):
         row |= {"tau": number / 10, "valid": row["valid"] | {"nll": nll}, "latency": spread(ms)}
     dense = values["quality"]["final"] | {"latency": values["conversion"]["dense_latency"]}
-    values["conversion"]["chosen"] = choose_threshold(values["dynamic_k"], dense, values["tolerance"])
+    values["conversion"]["chosen"] = chosen(values["dynamic_k"], dense, values["tolerance"])
     return values
 
 

@@ -66,6 +66,7 @@ COMPARED = {
 }
 SHARED = [f"{RESULTS}/shared_0.5", f"{RESULTS}/shared_0.6", f"{RESULTS}/target_0.7"]
 OWN = [TARGET, f"{RESULTS}/target_0.6"]
+CHOICE = {"batch": 16, "tgt_len": 512, "mem_len": 64, "clamp_len": 0, "taus": [0.0, 0.1, 0.5], "tolerance": 0.01}
 JOBS = {
     "cost": Job("estimate_cost", {"table": TABLE}, {"report": f"{RESULTS}/cost.json"}),
     "additivity": Job("check_additivity", {"table": TABLE}, {"report": f"{RESULTS}/additivity.json"}),
@@ -116,7 +117,11 @@ JOBS = {
         "baseline",
     ),
     "routers": Job(
-        "train_routers", CORPUS | network(f"{BASELINE}/cluster"), trained(f"{BASELINE}/routers"), "baseline"
+        "train_routers",
+        CORPUS | network(f"{BASELINE}/cluster") | network(f"{BASELINE}/retrain", ("dense", "dense_architecture")),
+        trained(f"{BASELINE}/routers"),
+        "baseline",
+        {"choice": CHOICE},
     ),
     "evaluate": Job(
         "evaluate",

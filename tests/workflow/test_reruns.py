@@ -45,7 +45,8 @@ def test_touching_every_file_repeats_nothing(copied):
     ("sections", "expected"),
     [
         ({"default_variants": ["baseline"]}, {"compare": 1}),
-        ({"evaluate": {"taus": [0.0, 0.2]}}, {"evaluate": 2, "compare": 1}),
+        ({"evaluate": {"latency_rounds": 6}}, {"evaluate": 2, "compare": 1}),
+        ({"evaluate": {"taus": [0.0, 0.2]}}, {"train_routers": 2, "evaluate": 2, "compare": 1}),
         (
             {"cluster_experts": {"expert_size": 4}},
             {"cluster_experts": 2, "train_routers": 2, "evaluate": 2, "compare": 1},

@@ -1,11 +1,17 @@
-"""Train the routers that predict how much each expert of a split layer contributes."""
+"""Train the routers that predict how much each expert of a split layer contributes, and choose the threshold tau."""
 
 from pathlib import Path
 
 from planer import models
+from planer.config import ThresholdConfig
 from planer.conversion.routers import train_routers
+from planer.conversion.thresholds import ThresholdChoice
 from planer.job import stage
+from planer.parsing import build
 
 if __name__ == "__main__":
     with stage(snakemake) as job:
-        job.train(train_routers, models.load(Path(snakemake.input.model).parent), job.config.train_routers)
+        split, dense = (models.load(Path(snakemake.input[name]).parent) for name in ("model", "dense"))
+        config = build(ThresholdConfig, snakemake.params.choice)
+        choice = ThresholdChoice(dense, job.tokens("valid"), config, *job.runtime())
+        job.train(train_routers, split, job.config.train_routers, choice)

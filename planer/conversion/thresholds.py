@@ -1,0 +1,147 @@
+"""The threshold tau of a converted network: its value, what it executes, and its choice on validation text.
+
+Letters in shapes: D model width, s neurons per expert.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from planer.architecture import DynamicMoE
+from planer.config import ThresholdConfig
+from planer.models import LanguageModel
+from planer.training.validate import mean_nll
+
+
+def thresholds(taus: Iterable[float]) -> list[float]:
+    """The thresholds of a sweep: rising, each once, and always 0."""
+    return sorted({0.0, *taus})
+
+
+def threshold_of(model: LanguageModel) -> float:
+    """The tau that architecture.yaml stores for the network; 0 for one without converted layers."""
+    return max((spec.tau for spec in model.architecture.blocks if isinstance(spec, DynamicMoE)), default=0.0)
+
+
+def set_threshold(model: LanguageModel, tau: float) -> None:
+    """Let all converted layers run at tau from now on.  What the network stores stays as it is."""
+    for block in model.dynamic_blocks():
+        block.tau = tau
+
+
+def store_threshold(model: LanguageModel, tau: float) -> None:
+    """Let all converted layers run at tau, now and whenever the network is loaded after it was saved."""
+    blocks = tuple(
+        dataclasses.replace(spec, tau=tau) if isinstance(spec, DynamicMoE) else spec
+        for spec in model.architecture.blocks
+    )
+    model.architecture = dataclasses.replace(model.architecture, blocks=blocks)
+    set_threshold(model, tau)
+
+
+@dataclass
+class Executed:
+    """Executed (token, expert) pairs of one layer; summed as tensors, so that a pass waits for no device."""
+
+    pairs: torch.Tensor | int = 0
+    tokens: int = 0
+
+    def add(self, block: torch.nn.Module, inputs: object, output: object) -> None:
+        """Forward hook of a converted layer."""
+        self.pairs = self.pairs + block.executed
+        self.tokens += block.tokens
+
+    def per_token(self) -> float:
+        """Experts that the layer executed per token."""
+        return float(self.pairs) / self.tokens
+
+
+@contextmanager
+def running_at(model: LanguageModel, tau: float) -> Iterator[list[Executed]]:
+    """Run the converted layers at tau inside the context; what each of them executes, counted while it lasts."""
+    blocks = model.dynamic_blocks()
+    before = [block.tau for block in blocks]
+    counts = [Executed() for _ in blocks]
+    hooks = [block.register_forward_hook(count.add) for block, count in zip(blocks, counts, strict=True)]
+    set_threshold(model, tau)
+    try:
+        yield counts
+    finally:
+        for block, value, hook in zip(blocks, before, hooks, strict=True):
+            block.tau = value
+            hook.remove()
+
+
+def converted_flops(layers: Sequence[DynamicMoE], experts_per_token: Sequence[float], d_model: int) -> float:
+    """FLOPs per token of converted layers that execute this many experts per token: their pairs and their routers.
+
+    A (token, expert) pair costs 2 x 2 x D x s, the two products of its s neurons.
+    """
+    return sum(
+        experts * 4 * d_model * layer.expert_size + 2 * layer.router_width * (d_model + layer.num_experts)
+        for layer, experts in zip(layers, experts_per_token, strict=True)
+    )
+
+
+def nll_name(tau: float) -> str:
+    """The metric that holds the validation nll at a threshold."""
+    return f"valid_nll_tau_{tau}"
+
+
+class ThresholdChoice:
+    """Chooses tau by the final protocol on validation text, for a network that was converted from a dense one.
+
+    Scores the dense network at once, so that a text that is too short is refused before the routers are trained.
+    """
+
+    def __init__(
+        self,
+        dense: LanguageModel,
+        tokens: np.ndarray,
+        config: ThresholdConfig,
+        device: torch.device,
+        dtype: torch.dtype,
+    ) -> None:
+        """dense: the network before sparsification.  tokens: validation text, [N].  dtype: of matrix products."""
+        self._tokens, self._config = tokens, config
+        self._options = {"same_length": True, "device": device, "dtype": dtype}
+        self._dense_nll = self._nll(dense.to(device), "dense network")
+
+    def __call__(self, model: LanguageModel) -> dict[str, float]:
+        """Store the chosen tau in a converted network; return it and the validation nll at every threshold.
+
+        A network without converted layers is left as it is.
+        """
+        if not model.dynamic_blocks():
+            return {}
+        layers = [spec for spec in model.architecture.blocks if isinstance(spec, DynamicMoE)]
+        rows = []
+        for tau in thresholds(self._config.taus):
+            with running_at(model, tau) as executed:
+                nll = self._nll(model, f"tau {tau:g}")
+            experts = [layer.per_token() for layer in executed]
+            rows.append({"tau": tau, "nll": nll, "flops": converted_flops(layers, experts, model.architecture.d_model)})
+        tau = choose_threshold(rows, self._dense_nll, self._config.tolerance)
+        store_threshold(model, tau)
+        return {"tau": tau, **{nll_name(row["tau"]): row["nll"] for row in rows}}
+
+    def _nll(self, model: LanguageModel, description: str) -> float:
+        lengths = (getattr(self._config, name) for name in ("batch", "tgt_len", "mem_len", "clamp_len"))
+        return mean_nll(model, self._tokens, *lengths, **self._options, description=f"choice of tau, {description}")[0]
+
+
+def choose_threshold(rows: Sequence[Mapping[str, float]], dense_nll: float, tolerance: float) -> float:
+    """The threshold with the fewest FLOPs that keeps the quality; 0, which executes all experts, when none does.
+
+    rows: tau, nll and flops, in rising order from tau = 0.  A threshold keeps the quality when its nll is at most
+    tolerance worse than that of the better of two: the dense network before sparsification, and tau = 0.
+    """
+    reference = min(dense_nll, rows[0]["nll"])
+    kept = [row for row in rows if row["tau"] > 0 and row["nll"] <= (1 + tolerance) * reference]
+    return min(kept, key=lambda row: row["flops"])["tau"] if kept else 0.0
