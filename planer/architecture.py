@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Annotated, ClassVar, Literal, get_type_hints
 
 from planer.files import Damaged, UserError, check_shape, one_line, read_yaml, write_yaml
+from planer.heads import HeadSpec, Softmax
 from planer.notation import MAX_BLOCKS
 from planer.parsing import Range, build, convert
 
@@ -240,6 +241,7 @@ class Architecture:
     moe_dropout: Share = 0.1
     attention_dropout: Share = 0.0
     init_std: Annotated[float, Range(0, 1_000_000, above=True)] = 0.02
+    head: HeadSpec = Softmax()
 
     @property
     def pattern(self) -> str:
@@ -247,7 +249,7 @@ class Architecture:
         return to_notation(self.blocks, self.d_model)
 
     def params(self) -> int:
-        """Trainable parameters: blocks, tied embedding, output bias, and the final LayerNorm of pre-norm."""
+        """Trainable parameters: blocks, embedding, head, and the final LayerNorm of pre-norm."""
         return self._shared_params() + sum(block.params(self.d_model) for block in self.blocks)
 
     def active_params(self) -> int:
@@ -255,17 +257,18 @@ class Architecture:
         return self._shared_params() + sum(block.active_params(self.d_model) for block in self.blocks)
 
     def flops(self, batch: int, tgt_len: int, mem_len: int, attention: str) -> float:
-        """Forward FLOPs per token, softmax head included."""
-        head = 2 * self.d_model * self.vocab_size
+        """Forward FLOPs per token, embedding and head included."""
+        head = self.head.flops(self.vocab_size, self.d_model)
         return head + sum(block.flops(self.d_model, batch, tgt_len, mem_len, attention) for block in self.blocks)
 
     def _shared_params(self) -> int:
         final_norm = 2 * self.d_model if self.norm == "pre" else 0
-        return self.vocab_size * (self.d_model + 1) + final_norm
+        return self.head.params(self.vocab_size, self.d_model) + final_norm
 
     def to_dict(self) -> dict:
         """Plain values for YAML and JSON."""
         shared = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "blocks"}
+        shared |= {"head": self.head.to_dict()}
         return shared | {"blocks": [{"kind": block.kind} | asdict(block) for block in self.blocks]}
 
     @classmethod
@@ -283,6 +286,7 @@ class Architecture:
         try:
             shared = {name: convert(hints[name], value, name) for name, value in shared.items()}
             architecture = cls(blocks=tuple(_block_from_dict(entry) for entry in entries), **shared)
+            architecture.head.check(architecture.vocab_size, architecture.d_model)
         except UserError as error:
             raise ValueError(str(error).removeprefix("config: ")) from error
         if architecture.d_model % 2:

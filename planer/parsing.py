@@ -72,12 +72,14 @@ def show(value: object) -> str:
 
 
 def merge(*layers: dict) -> dict:
-    """Deep-merge mappings; later layers win, lists are replaced whole."""
+    """Deep-merge mappings; later layers win.  Lists are replaced whole, and mappings by those of another ``kind``."""
     merged: dict = {}
     for layer in layers:
         for key, value in layer.items():
-            both = isinstance(value, dict) and isinstance(merged.get(key), dict)
-            merged[key] = merge(merged[key], value) if both else value
+            earlier = merged.get(key)
+            both = isinstance(value, dict) and isinstance(earlier, dict)
+            same = both and value.get("kind", earlier.get("kind")) == earlier.get("kind")
+            merged[key] = merge(earlier, value) if same else value
     return merged
 
 
@@ -118,6 +120,8 @@ def convert(hint, value, path: str):
         if converted not in limit:
             raise UserError(f"config: {path} is {show(value)}; it must {limit}")
         return converted
+    if reader := getattr(hint, "from_values", None):
+        return reader(value, path)
     if dataclasses.is_dataclass(hint):
         return build(hint, value, path)
     if origin is Literal:

@@ -147,7 +147,7 @@ class _Job:
         """Of a network with these blocks, embedding included; by default of the variant's network at most."""
         width = self.config.model.d_model
         counts = self.most(lambda spec: spec.params(width)) if blocks is None else sum(b.params(width) for b in blocks)
-        return self.corpus.vocab_size * (width + 1) + counts
+        return self.config.model.head.params(self.corpus.vocab_size, width) + counts
 
     def activations(self, spec: BlockSpec, shape) -> int:
         return spec.activations(self.config.model.d_model, shape.batch, shape.tgt_len, shape.mem_len)
@@ -163,7 +163,8 @@ class _Job:
         return self.logits_bytes(shape) + 4 * (block + 4 * memory * len(self.baseline))
 
     def logits_bytes(self, shape) -> int:
-        return 4 * min(3 * shape.batch * shape.tgt_len * self.corpus.vocab_size, LOGITS)
+        logits = self.config.model.head.logits_per_row(self.corpus.vocab_size)
+        return 4 * min(3 * shape.batch * shape.tgt_len * logits, LOGITS)
 
     def flops(self, shape, blocks: Iterable[BlockSpec] | None = None) -> float:
         """Forward FLOPs per token, head included; by default of a network as slow as the variant's at most: one with a
@@ -175,7 +176,7 @@ class _Job:
         if blocks is None and self.variant.target:
             blocks = self.baseline
         counts = self.most(count) if blocks is None else sum(map(count, blocks))
-        return 2 * self.config.model.d_model * self.corpus.vocab_size + counts
+        return self.config.model.head.flops(self.corpus.vocab_size, self.config.model.d_model) + counts
 
     @property
     def text_tokens(self) -> float:

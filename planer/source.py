@@ -11,7 +11,8 @@ What cannot change a result does not count:
 - what planer/config holds and checks: the values that a stage reads are among its params.  Its functions count;
 - packages that only re-export names: ``from planer.config import derive_seed`` reaches planer/config/seed.py alone.
 
-Imports that are computed at run time are not seen.
+Imports that are computed at run time are not seen, but for registries: a module that lists its folder's modules reaches
+them all.
 """
 
 from __future__ import annotations
@@ -33,6 +34,10 @@ DATA = (".cpp", ".json")
 last bits of results differ, and measured latencies by more."""
 
 
+LISTING = "iter_modules"
+"""Where a module's code calls this, it imports every module of its folder."""
+
+
 def source_hash(script: Path, root: Path) -> str:
     """Hash of a script's code and of all that it reaches in planer; root is the repository's folder."""
     digest = hashlib.sha256()
@@ -49,7 +54,9 @@ def reached_files(script: Path, root: Path) -> set[Path]:
         path = waiting.pop()
         if path not in reached and _part(path, root) not in CHANGES_NO_RESULT:
             reached.add(path)
-            waiting += [file for name in _module(path, root)[1] for file in _imported(*name, root)]
+            code, names = _module(path, root)
+            waiting += [file for name in names for file in _imported(*name, root)]
+            waiting += path.parent.glob("*.py") if LISTING in code else []
     folders = {path.parent for path in reached - {script}}
     return reached | {path for folder in folders for path in folder.iterdir() if path.suffix in DATA}
 

@@ -56,7 +56,9 @@ def settings(experiment):
     layers = [read_yaml(ROOT / "config/config.yaml"), *own, *map(read_yaml, given.configfiles)]
     values = merge(*map(one_source, [*layers, read_assignments(given.config_args)]))
     checked = build(Experiment, values)
-    check_lengths(checked, corpus_of(checked.data))
+    corpus = corpus_of(checked.data)
+    check_lengths(checked, corpus)
+    checked.model.head.check(corpus.vocab_size, checked.model.d_model)
     estimate = Path(f"results/{experiment}/cost.json")
     if estimate.exists():  # steps may have been raised since
         earlier = load_cost(estimate)

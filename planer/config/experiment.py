@@ -78,6 +78,14 @@ class Experiment:
         for name in self.candidates.limits:
             if (batch := batch_of_limit(name)) is not None and batch not in measured:
                 raise UserError(f"candidates.limits: {name} needs {batch} among profile_blocks.batches")
+        executions = {"workload.execution": (self.workload.execution,)}
+        executions |= {"profile_blocks.executions": self.profile_blocks.executions}
+        for name, modes in executions.items():
+            if "graph" in modes and self.model.head.waits_for_device:
+                raise UserError(
+                    f"{name}: graph cannot capture model.head {self.model.head.kind}, whose work depends on the words; "
+                    "use eager or compiled"
+                )
         size = self.cluster_experts.expert_size
         if self.model.d_inner % size:
             raise UserError(f"cluster_experts.expert_size: {size} must divide model.d_inner ({self.model.d_inner})")

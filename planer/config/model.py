@@ -10,6 +10,7 @@ from planer.architecture import Architecture, Attention, BlockSpec, FeedForward,
 from planer.config.bounds import Count, Positive, Share, Width
 from planer.config.corpora import CORPORA
 from planer.files import UserError
+from planer.heads import HeadSpec
 from planer.notation import from_notation
 from planer.parsing import Items, Matching, show
 
@@ -80,6 +81,8 @@ class ModelConfig:
     """Dropout on attention probabilities."""
     init_std: Positive
     """Standard deviation of the normal initialisation."""
+    head: HeadSpec
+    """What predicts the next symbol, tied with the embedding: a kind and its options (planer/heads)."""
 
     def __post_init__(self) -> None:
         if self.d_model % self.num_heads or self.d_model % 2:
@@ -133,10 +136,14 @@ class ModelConfig:
         return {"i": Skip(), "s": full, "f": FeedForward(self.d_inner), **heads, **wide, **experts}
 
     def architecture(self, vocab_size: int, blocks: tuple[BlockSpec, ...] | str) -> Architecture:
-        """A network of this backbone; blocks may be given in pattern notation."""
+        """A network of this backbone; blocks may be given in pattern notation.
+
+        Raises UserError when the head does not fit the vocabulary.
+        """
         if isinstance(blocks, str):
             blocks = from_notation(blocks, self.symbols())
-        shared = ("d_model", "norm", "dropout", "moe_dropout", "attention_dropout", "init_std")
+        self.head.check(vocab_size, self.d_model)
+        shared = ("d_model", "norm", "dropout", "moe_dropout", "attention_dropout", "init_std", "head")
         return Architecture(vocab_size=vocab_size, blocks=blocks, **{name: getattr(self, name) for name in shared})
 
 

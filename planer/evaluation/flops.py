@@ -23,20 +23,25 @@ TOLERANCE = 0.005
 
 @torch.no_grad()
 def count_flops(model: LanguageModel, workload: WorkloadConfig) -> float:
-    """FLOPs per token of one call with a full memory, head included, by torch's counter.
+    """FLOPs per token of one call with a full memory, embedding and head included, by torch's counter.
+
+    Where the work of the head depends on the word, each kind of word counts with its share of a text.
 
     The model must be in evaluation mode: cached attention projects the position table once, which is not part of a
     call.
     """
-    device = model.output_bias.device
+    device, architecture = next(model.parameters()).device, model.architecture
     tokens = torch.zeros(workload.batch, workload.tgt_len, dtype=torch.int64, device=device)
     memory = None
     for _ in range(1 + -(-workload.mem_len // workload.tgt_len)):
         _, memory = model(tokens, memory, mem_len=workload.mem_len, attention=workload.attention)
-    with FlopCounterMode(display=False) as counter:
-        hidden, _ = model(tokens, memory, mem_len=workload.mem_len, attention=workload.attention)
-        model.nll(hidden, tokens)
-    return counter.get_total_flops() / tokens.numel()
+    total = 0.0
+    for cluster in architecture.head.clusters(architecture.vocab_size):
+        with FlopCounterMode(display=False) as counter:
+            hidden, _ = model(tokens, memory, mem_len=workload.mem_len, attention=workload.attention)
+            model.nll(hidden, tokens + cluster.start)
+        total += cluster.share * counter.get_total_flops()
+    return total / tokens.numel()
 
 
 def checked_flops(model: LanguageModel, workload: WorkloadConfig) -> tuple[float, float]:

@@ -50,12 +50,12 @@ def timed_forward(
     check_execution(workload.execution, device)
     if isinstance(network, Architecture):
         model = random_model(network, device, dtype, seed)
-    elif (network.embedding.weight.dtype, network.embedding.weight.device) == (dtype, device):
+    elif (weight := next(network.parameters())).dtype == dtype and weight.device == device:
         model = network.eval() if network.training else network  # eval() would drop positions prepared for other calls
     else:
         model = copy.deepcopy(network).to(device, dtype).eval()
     if tokens is None:
-        tokens = random_tokens(model.architecture.vocab_size, workload, seed)
+        tokens = random_tokens(model.architecture, workload, seed)
     tokens = tokens.to(device)
     past, segment = tokens[:, : -workload.tgt_len - 1], tokens[:, -workload.tgt_len - 1 :]
     memory = filled_memory(model, past if past.shape[1] else segment[:, :-1], workload, attention)
@@ -95,7 +95,7 @@ class Pool:
         self.workload, self._device = workload, device
         self._model = random_model(dataclasses.replace(architecture, blocks=specs), device, dtype, seed)
         self._places = {spec: [place for place, other in enumerate(specs) if other == spec] for spec in copies}
-        self._tokens = random_tokens(architecture.vocab_size, workload, seed).to(device)
+        self._tokens = random_tokens(architecture, workload, seed).to(device)
         self._memory = {
             attention: filled_memory(self._model, self._tokens[:, :-1], workload, attention) for attention in attentions
         }
@@ -184,10 +184,19 @@ def random_model(architecture: Architecture, device: torch.device, dtype: torch.
     return model.to(device, dtype).eval()
 
 
-def random_tokens(vocab_size: int, workload: WorkloadConfig, seed: int) -> Tensor:
-    """[B, T + 1]: a segment and the token after it."""
+def random_tokens(architecture: Architecture, workload: WorkloadConfig, seed: int) -> Tensor:
+    """[B, T + 1]: a segment and the token after it.
+
+    Where the work of the head depends on the word, as many are of each kind as in a text.
+    """
     generator = torch.Generator().manual_seed(seed)
-    return torch.randint(vocab_size, (workload.batch, workload.tgt_len + 1), generator=generator)
+    shape, clusters = (workload.batch, workload.tgt_len + 1), architecture.head.clusters(architecture.vocab_size)
+    words = torch.stack([torch.randint(c.start, c.stop, shape, generator=generator) for c in clusters])
+    if len(clusters) == 1:
+        return words[0]
+    shares = torch.tensor([cluster.share for cluster in clusters])
+    chosen = torch.multinomial(shares, words[0].numel(), replacement=True, generator=generator)
+    return words.gather(0, chosen.view(1, *shape))[0]
 
 
 @torch.inference_mode()

@@ -125,6 +125,7 @@ class LatencyTable:
         measured.
         """
         shapes = {key: getattr(architecture, key) for key in ("vocab_size", "d_model", "norm")}
+        shapes |= {"head": architecture.head.label}
         for block in architecture.blocks:
             shapes |= (
                 {"d_inner": block.d_inner // getattr(block, "scale", 1)}
@@ -160,6 +161,7 @@ def identity(
         "execution": workload.execution,
         **{key: getattr(model, key) for key in shapes},
         "vocab_size": vocab_size,
+        "head": model.head.label,
     }
 
 

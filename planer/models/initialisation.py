@@ -9,17 +9,20 @@ from torch import Tensor, nn
 
 from planer.blocks.dynamic_moe import Router
 
+PROJECTION_STD = 0.01
+"""Whatever init_std is."""
+
 
 @torch.no_grad()
 def initialise(model: nn.Module, generator: torch.Generator) -> None:
     """Draw the weights as Transformer-XL does: N(0, init_std), zero biases, LayerNorm weights N(1, init_std).
 
-    Routers of split layers get PyTorch's uniform bound instead, 1/sqrt(fan-in).  The same generator gives the same
-    weights on every device.
+    Projections of an adaptive embedding are N(0, PROJECTION_STD).  Routers of split layers get PyTorch's uniform bound,
+    1/sqrt(fan-in).  The same generator gives the same weights on every device.
     """
     std = model.architecture.init_std
 
-    def draw(parameter: Tensor, mean: float = 0.0) -> None:
+    def draw(parameter: Tensor, mean: float = 0.0, std: float = std) -> None:
         noise = torch.empty(parameter.shape, device=generator.device).normal_(mean, std, generator=generator)
         parameter.copy_(noise)
 
@@ -28,7 +31,9 @@ def initialise(model: nn.Module, generator: torch.Generator) -> None:
             if isinstance(module, Router):
                 noise = torch.empty(parameter.shape, device=generator.device).uniform_(-1, 1, generator=generator)
                 parameter.copy_(noise / math.sqrt(parameter.shape[1]))
-            elif name in ("bias", "b1", "b2", "output_bias"):
+            elif name in ("bias", "b1", "b2", "cluster_bias"):
                 parameter.zero_()
+            elif name.startswith("projection"):
+                draw(parameter, std=PROJECTION_STD)
             else:
                 draw(parameter, mean=1.0 if isinstance(module, nn.LayerNorm) else 0.0)

@@ -1,17 +1,14 @@
-"""The language model: tied embedding, blocks with memory, softmax head.
+"""The language model: embedding, blocks with memory, head.
 
 Letters in shapes: B sequences, T tokens of a segment, M remembered positions, K = M + T, D model width, V vocabulary.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from planer.architecture import Architecture
 from planer.blocks import build_block
@@ -19,10 +16,9 @@ from planer.blocks.block import Segment
 from planer.blocks.dynamic_moe import DynamicMoE
 from planer.blocks.feed_forward import FeedForward
 from planer.blocks.moe import MoE
+from planer.models.embedding import build_embedding
+from planer.models.head import Head
 from planer.models.positions import sinusoids
-
-LOGITS_AT_ONCE = 2**26
-"""Logits alive at a time in the head: 256 MiB in single precision."""
 
 
 class LanguageModel(nn.Module):
@@ -35,8 +31,10 @@ class LanguageModel(nn.Module):
         """blocks: modules to use instead of the architecture's own, such as the super blocks of a search."""
         super().__init__()
         self.architecture = architecture
-        self.embedding = nn.Embedding(architecture.vocab_size, architecture.d_model)
-        self.output_bias = nn.Parameter(torch.zeros(architecture.vocab_size))
+        vocab_size, d_model, head = architecture.vocab_size, architecture.d_model, architecture.head
+        embedding = build_embedding(head.tables(vocab_size, d_model), d_model)
+        self.head = Head(head, embedding, vocab_size, d_model)
+        self.embedding = embedding
         if blocks is None:
             blocks = (build_block(spec, architecture) for spec in architecture.blocks)
         self.blocks = nn.ModuleList(blocks)
@@ -79,7 +77,7 @@ class LanguageModel(nn.Module):
 
     def embed(self, tokens: Tensor) -> Tensor:
         """[B, T] int64 to [B, T, D]: embeddings times sqrt(D), with dropout."""
-        return self.dropout(self.embedding(tokens) * math.sqrt(self.architecture.d_model))
+        return self.dropout(self.embedding(tokens))
 
     def run_blocks(
         self,
@@ -136,39 +134,20 @@ class LanguageModel(nn.Module):
 
     def nll(self, hidden: Tensor, targets: Tensor) -> Tensor:
         """Negative log-likelihood of targets [B, T], in nats per token: [B, T], single precision."""
-        return self.by_rows(self._row_nll, hidden.flatten(0, -2), targets.flatten()).view_as(targets)
-
-    def by_rows(self, score: Callable[..., Tensor], *rows: Tensor) -> Tensor:
-        """score(*rows), from rows [N, ...] to [..., N], for a score that makes logits of its rows.
-
-        Done in chunks, recomputed in the backward pass, so that no more than LOGITS_AT_ONCE logits exist at a time
-        whatever the vocabulary.
-        """
-        size = max(LOGITS_AT_ONCE // self.architecture.vocab_size, 1)
-        if rows[0].shape[0] <= size:
-            return score(*rows)
-        chunks = [
-            checkpoint(score, *chunk, use_reentrant=False, preserve_rng_state=False)
-            for chunk in zip(*(part.split(size) for part in rows), strict=True)
-        ]
-        return torch.cat(chunks, dim=-1)
+        return self.head.loss(hidden, targets)
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """[..., D] to [..., V], in at least single precision."""
-        logits = F.linear(hidden, self.embedding.weight, self.output_bias)
-        return logits.to(torch.promote_types(logits.dtype, torch.float32))
+        """[..., D] to [..., V], in at least single precision: their softmax is the distribution of the next token."""
+        return self.head.logits(hidden)
 
     def log_probs(self, hidden: Tensor) -> Tensor:
         """[..., D] to log-probabilities of the next token [..., V], in at least single precision."""
-        return self.logits(hidden).log_softmax(-1)
-
-    def _row_nll(self, rows: Tensor, words: Tensor) -> Tensor:
-        return F.cross_entropy(self.logits(rows), words, reduction="none")
+        return self.head.log_probs(hidden)
 
     def balance_loss(self) -> Tensor:
         """Mean load-balancing loss of the mixtures of experts that ran in the last training pass; 0 without any."""
         losses = [moe.balance for moe in self.moe_blocks() if moe.balance is not None]
-        return torch.stack(losses).mean() if losses else self.output_bias.new_zeros(())
+        return torch.stack(losses).mean() if losses else next(self.parameters()).new_zeros(())
 
     def moe_blocks(self) -> list[MoE]:
         """Mixture-of-experts sublayers, from the first block to the last."""

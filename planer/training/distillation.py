@@ -33,7 +33,7 @@ def distillation_rows(
         divergence = F.kl_div(student, target, reduction="none", log_target=True).sum(-1)
         return torch.stack((F.cross_entropy(logits, targets, reduction="none"), divergence))
 
-    return model.by_rows(score, hidden, taught, words)
+    return model.head.by_rows(model.architecture.vocab_size, score, hidden, taught, words)
 
 
 class Distillation(LanguageModelling):

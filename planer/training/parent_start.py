@@ -1,6 +1,6 @@
 """Weights taken from a trained network, the parent: a start for any block at any position.
 
-Embedding, output bias and final LayerNorm are the parent's.  Every block gets the LayerNorm that the parent has at the
+Embedding, head and final LayerNorm are the parent's.  Every block gets the LayerNorm that the parent has at the
 block's position, and its other weights from the parent's nearest block of the kind that it is made from; of two equally
 near blocks, from the earlier one.
 
@@ -103,8 +103,8 @@ def start_from_parent(
 
 @torch.no_grad()
 def copy_stem(model: LanguageModel, parent: Parent) -> None:
-    """Copy what surrounds the blocks: embedding, output bias and final LayerNorm."""
-    names = ("embedding.", "output_bias", "final_norm.")
+    """Copy what surrounds the blocks: embedding, head and final LayerNorm."""
+    names = ("embedding.", "head.", "final_norm.")
     stem = {name: tensor for name, tensor in parent.model.state_dict().items() if name.startswith(names)}
     model.load_state_dict(stem, strict=False)
 

@@ -71,7 +71,7 @@ class LiveTeacher:
     def restore(self, tensors: dict[str, Tensor]) -> None:
         """Inverse of state."""
         entries = [tensors.get(f"teacher.{i}") for i in range(len(self.model.blocks))]
-        device = self.model.output_bias.device
+        device = next(self.model.parameters()).device
         self._memory = [None if entry is None else entry.to(device) for entry in entries]
 
 

@@ -21,7 +21,7 @@ def workload(execution):
 @pytest.mark.parametrize("attention", ["cached", "recompute"])
 def test_a_graph_computes_what_the_kernels_do_one_by_one(attention):
     model = random_model(Architecture(204, 512, BLOCKS), CUDA, torch.bfloat16, seed=0)
-    tokens = random_tokens(204, workload("eager"), seed=1)
+    tokens = random_tokens(model.architecture, workload("eager"), seed=1)
     nll = {
         execution: timed_forward(model, workload(execution), CUDA, torch.bfloat16, attention, tokens)
         for execution in ("eager", "graph")

@@ -10,8 +10,10 @@ import pytest
 import yaml
 from toy import ROOT
 
+from planer.architecture import Attention, FeedForward
 from planer.config import Experiment, derive_seed, sections
 from planer.files import UserError
+from planer.heads import AdaptiveSoftmax
 from planer.parsing import build, merge
 
 DEFAULTS = yaml.safe_load((ROOT / "config/config.yaml").read_text())
@@ -22,16 +24,30 @@ SHIPPED = sorted((ROOT / "config/experiments").glob("*.yaml"))
 def test_every_shipped_experiment_builds(file):
     experiment = build(Experiment, merge(DEFAULTS, yaml.safe_load(file.read_text())))
     for pattern in dataclasses.asdict(experiment.patterns).values():
-        assert experiment.model.architecture(256, pattern).params() > 0
+        assert experiment.model.architecture(267_735, pattern).params() > 0
     lengths = {
-        len(experiment.model.architecture(256, p).blocks) for p in dataclasses.asdict(experiment.patterns).values()
+        len(experiment.model.architecture(267_735, p).blocks) for p in dataclasses.asdict(experiment.patterns).values()
     }
     assert len(lengths) == 1  # patterns of equal depth are compared
 
 
+def test_wikitext_103_has_an_adaptive_softmax():
+    """NVIDIA's wt103_base.yaml and wt103_large.yaml; the large one is PAR's."""
+    cutoffs, experiments = (19_997, 39_997, 199_997), {}
+    for name, div_val in {"wt103": 1, "wt103-large": 4}.items():
+        overlay = yaml.safe_load((ROOT / f"config/experiments/{name}.yaml").read_text())
+        experiments[name] = build(Experiment, merge(DEFAULTS, overlay))
+        assert experiments[name].model.head == AdaptiveSoftmax(cutoffs, div_val)
+    large = experiments["wt103-large"]
+    blocks = large.model.architecture(267_735, large.patterns.baseline).blocks
+    assert len(blocks) == 36 and blocks[:2] == (Attention(16, 64), FeedForward(4096))
+    assert (large.model.d_model, large.model.init_std, large.model.attention_dropout) == (1024, 0.005, 0.2)
+    assert (large.retrain.batch, large.retrain.tgt_len, large.retrain.steps) == (128, 384, 100_000)
+
+
 def test_the_papers_experiments_have_the_papers_settings():
     """PLANER, appendix: enwik8 and WikiText-103."""
-    assert {"demo", "enwik8-mini", "enwik8", "wt103"} <= {file.stem for file in SHIPPED}
+    assert {"demo", "enwik8-mini", "enwik8", "wt103", "wt103-large"} <= {file.stem for file in SHIPPED}
     expected = {
         "enwik8": (24, 64, 512, 512, 120_000, 0.004, 0.7, 0.3),
         "wt103": (32, 256, 192, 192, 40_000, 0.01, 0.6, 0.2),
@@ -40,7 +56,7 @@ def test_the_papers_experiments_have_the_papers_settings():
         overlay = yaml.safe_load((ROOT / f"config/experiments/{name}.yaml").read_text())
         experiment = build(Experiment, merge(DEFAULTS, overlay))
         model, search = experiment.model, experiment.search
-        assert len(model.architecture(256, experiment.patterns.baseline).blocks) == blocks
+        assert len(model.architecture(267_735, experiment.patterns.baseline).blocks) == blocks
         assert (model.d_model, model.num_heads, model.d_head, model.d_inner) == (512, 8, 64, 2048)
         assert (model.num_experts, model.dropout, model.moe_dropout, model.norm) == (8, 0.1, moe_dropout, "post")
         for training in (search, experiment.retrain):
@@ -64,7 +80,7 @@ def test_the_defaults_are_exactly_the_keys_there_are():
         hints = typing.get_type_hints(cls)
         assert sorted(values) == sorted(field.name for field in dataclasses.fields(cls))
         for name, value in values.items():
-            mapping = typing.get_origin(hints[name]) is dict
+            mapping = typing.get_origin(hints[name]) is dict or hasattr(hints[name], "from_values")
             assert (mapping or dataclasses.is_dataclass(hints[name])) == isinstance(value, dict), name
             if isinstance(value, dict) and not mapping:
                 compare(hints[name], value)

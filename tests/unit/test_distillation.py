@@ -12,7 +12,7 @@ from kill import kill_at
 from test_retrain import ARCHITECTURE, CONFIG, TEXT, VALID, weights
 
 from planer.architecture import Architecture, Attention, FeedForward
-from planer.models import LanguageModel, initialise, transformer
+from planer.models import LanguageModel, head, initialise
 from planer.training.checkpoint import Checkpoint
 from planer.training.distillation import Distillation
 from planer.training.parent_start import Parent, start_from_parent
@@ -68,8 +68,8 @@ def test_loss_is_the_closed_form_with_a_memory_for_both(weight, temperature):
         inputs, targets = objective.batches.batch_at(step)
         hidden, own = student(inputs, own, mem_len=CONFIG.mem_len)
         wanted, taught = teacher(inputs, taught, mem_len=CONFIG.mem_len)
-        z = hidden.double() @ student.embedding.weight.double().T + student.output_bias.double()
-        t = wanted.double() @ teacher.embedding.weight.double().T + teacher.output_bias.double()
+        z = hidden.double() @ student.embedding.weight.double().T + student.head.bias.double()
+        t = wanted.double() @ teacher.embedding.weight.double().T + teacher.head.bias.double()
         p, q = (t / temperature).softmax(-1), (z / temperature).softmax(-1)
         divergence = (p * (p / q).log()).sum(-1).mean()
         nll = -z.log_softmax(-1).gather(-1, targets[..., None]).mean()
@@ -99,7 +99,7 @@ def test_a_network_that_is_its_parent_has_nothing_to_learn():
 def test_chunks_of_logits_change_neither_loss_nor_gradients(monkeypatch):
     results = []
     for at_once in (2**26, 5 * 11):
-        monkeypatch.setattr(transformer, "LOGITS_AT_ONCE", at_once)
+        monkeypatch.setattr(head, "LOGITS_AT_ONCE", at_once)
         objective = distillation(still(), network(TEACHER), 0.5, 2.0)
         loss, _ = objective.loss(0)
         loss.backward()

@@ -29,7 +29,7 @@ def workload(execution: str):
 
 
 def nll(model, execution: str, attention: str = "cached", device: torch.device = CPU):
-    tokens = random_tokens(VOCABULARY, CONFIG.workload, seed=5)
+    tokens = random_tokens(CONFIG.model.architecture(VOCABULARY, ()), CONFIG.workload, seed=5)
     return timed_forward(model, workload(execution), device, torch.float32, attention, tokens)
 
 

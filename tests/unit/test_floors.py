@@ -9,6 +9,7 @@ import pytest
 
 PLANER = Path(__file__).parents[2] / "planer"
 FLOORS = (
+    "heads",
     "architecture",
     "config",
     "kernels",

@@ -153,7 +153,7 @@ def test_networks_of_a_pool_are_language_models_of_its_blocks(norm):
     whole = random_model(
         dataclasses.replace(architecture, blocks=(SELF, SELF, Skip(), DENSE, DENSE, MIXTURE)), CPU, torch.float32, 7
     )
-    tokens = networks_module.random_tokens(VOCABULARY, CONFIG.workload, 7)
+    tokens = networks_module.random_tokens(architecture, CONFIG.workload, 7)
     memory = filled_memory(whole, tokens[:, :-1], CONFIG.workload, "recompute")
     places = [3, 0, 2, 5, 1, 4]
     model = random_model(dataclasses.replace(architecture, blocks=order), CPU, torch.float32, 7)

@@ -14,7 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from planer.architecture import Architecture, Attention, DynamicMoE, FeedForward, MoE, Skip
 from planer.files import UserError
 from planer.models import LanguageModel, initialise, load, save
-from planer.models import transformer as module
+from planer.models import head as module
 
 KINDS = (Attention(4, 4), Attention(1, 4), FeedForward(24), MoE(12, 4, 1), MoE(12, 4, 2), DynamicMoE(24, 6, 5), Skip())
 SMALL = Architecture(13, 16, KINDS, init_std=0.2)
@@ -103,9 +103,9 @@ def test_embeddings_are_scaled_by_the_root_of_their_width():
 class TestHead:
     def test_nll_is_a_log_softmax_over_the_tied_embedding(self):
         model = build().eval()
-        torch.nn.init.normal_(model.output_bias)
+        torch.nn.init.normal_(model.head.bias)
         hidden, targets = torch.randn(2, 5, 16), words(2, 5)
-        logits = hidden.double() @ model.embedding.weight.double().T + model.output_bias.double()
+        logits = hidden.double() @ model.embedding.weight.double().T + model.head.bias.double()
         expected = -logits.log_softmax(-1).gather(-1, targets[..., None])[..., 0]
         nll = model.nll(hidden, targets)
         assert nll.dtype == torch.float32
@@ -127,7 +127,7 @@ class TestHead:
             monkeypatch.setattr(module, "LOGITS_AT_ONCE", at_once)
             hidden = hidden.detach().requires_grad_()
             nll = model.nll(hidden, targets)
-            results.append((nll, *torch.autograd.grad(nll.sum(), (hidden, model.embedding.weight, model.output_bias))))
+            results.append((nll, *torch.autograd.grad(nll.sum(), (hidden, model.embedding.weight, model.head.bias))))
             with torch.inference_mode():
                 torch.testing.assert_close(model.nll(hidden, targets), nll)
         for whole, chunked in zip(*results, strict=True):
@@ -203,7 +203,7 @@ class TestInitialisation:
         drawn = (model.embedding.weight, attention.qkv.weight, attention.u, moe.gate, moe.experts.w1, split.w2)
         for weight in drawn:
             assert weight.std().item() == pytest.approx(0.02, rel=0.25)
-        for bias in (model.output_bias, moe.experts.b1, moe.experts.b2, split.b1, split.b2, model.blocks[0].norm.bias):
+        for bias in (model.head.bias, moe.experts.b1, moe.experts.b2, split.b1, split.b2, model.blocks[0].norm.bias):
             assert not bias.any()
         norm = model.blocks[0].norm.weight
         assert norm.mean().item() == pytest.approx(1, abs=0.01) and 0.01 < norm.std().item() < 0.03

@@ -177,7 +177,7 @@ def test_norms_and_what_surrounds_the_blocks_are_the_parents():
             assert torch.equal(own, wanted), block
     own, wanted = model.state_dict(), parent.model.state_dict()
     surroundings = [name for name in own if not name.startswith("blocks.")]
-    assert {"embedding.weight", "output_bias"} <= set(surroundings)
+    assert {"embedding.weight", "head.bias"} <= set(surroundings)
     assert all(torch.equal(own[name], wanted[name]) for name in surroundings)
 
 

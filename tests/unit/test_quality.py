@@ -68,7 +68,7 @@ def test_train_protocol_does(text):
 
 def test_network_that_knows_nothing_scores_the_vocabulary(text):
     model = network()
-    for parameter in (model.embedding.weight, model.output_bias):
+    for parameter in (model.embedding.weight, model.head.bias):
         torch.nn.init.zeros_(parameter)
     found = quality(model, text, **FINAL, device=CPU)
     assert found["nll"] == pytest.approx(math.log(11))

@@ -50,7 +50,7 @@ def test_a_path_scores_what_the_network_of_its_blocks_scores(supernet):
     path = [2, 3, 0, 4]
     blocks = [block.options[i] for block, i in zip(supernet.blocks, path, strict=True)]
     network = LanguageModel(supernet.architecture, blocks).eval()
-    network.embedding, network.output_bias = supernet.embedding, supernet.output_bias
+    network.embedding, network.head = supernet.embedding, supernet.head
     total, count, memory = 0.0, 0, None
     batches = EvalBatches(text(), VALID_BATCH, CONFIG.search.tgt_len, CONFIG.search.mem_len)
     with torch.no_grad():

@@ -67,6 +67,13 @@ def test_edits(small, file):
     assert (source_hash(script, small) != before) == (file not in UNREACHED)
 
 
+def test_a_module_that_lists_its_folder_reaches_it(small):
+    script, registry = small / "workflow/scripts/train.py", small / "planer/settings/seeds.py"
+    assert small / "planer/settings/other.py" not in reached_files(script, small)
+    registry.write_text("import pkgutil\nnames = pkgutil.iter_modules(__path__)\ndef seed(): ...\n")
+    assert small / "planer/settings/other.py" in reached_files(script, small)
+
+
 def test_a_package_that_does_more_than_export_counts(small):
     script, package = small / "workflow/scripts/train.py", small / "planer/settings/__init__.py"
     before = source_hash(script, small)

@@ -39,7 +39,7 @@ def plain_network(supernet: Supernet, choices: list[int]) -> LanguageModel:
     """The network of the chosen options alone, with the supernet's weights."""
     blocks = [block.options[choice] for block, choice in zip(supernet.blocks, choices, strict=True)]
     network = LanguageModel(SHARED, blocks).train()
-    network.embedding, network.output_bias = supernet.embedding, supernet.output_bias
+    network.embedding, network.head = supernet.embedding, supernet.head
     return network
 
 

@@ -56,6 +56,6 @@ def latency_table() -> LatencyTable:
         for option, ms in MS.items()
         for factor in [2 if attention == "recompute" and option.startswith("attention") else 1]
     ]
-    toy = {"device": "Toy Device 3000", "vocab_size": VOCAB_SIZE, **shapes}
+    toy = {"device": "Toy Device 3000", "vocab_size": VOCAB_SIZE, "head": model.head.label, **shapes}
     toy |= {"batch": workload.batch, "execution": workload.execution}
     return LatencyTable(pd.DataFrame(rows), toy, notes={})
