@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from planer.kernels.expert_ffn import expert_ffn
-from planer.kernels.gate import route
+from planer.kernels.routing import route
 from planer.latency.gates import zipf_shares
 
 ROUTINGS = ("balanced", "zipf", "half", "one_hot")

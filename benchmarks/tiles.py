@@ -22,13 +22,13 @@ import torch.nn.functional as F  # noqa: E402
 
 from benchmarks.experts import Sizes, case  # noqa: E402
 from benchmarks.graphs import candidate, interleaved  # noqa: E402
-from planer.kernels.gate import route  # noqa: E402
+from planer.kernels.expert_ffn.triton.combine import combine  # noqa: E402
+from planer.kernels.expert_ffn.triton.grouped_gemm import grouped_gemm  # noqa: E402
+from planer.kernels.expert_ffn.triton.hidden_gradient import hidden_gradient  # noqa: E402
+from planer.kernels.expert_ffn.triton.weight_gradient import weight_gradient  # noqa: E402
+from planer.kernels.routing import route  # noqa: E402
 from planer.kernels.triton import tiles  # noqa: E402
-from planer.kernels.triton.combine import combine  # noqa: E402
-from planer.kernels.triton.grouped_gemm import grouped_gemm  # noqa: E402
-from planer.kernels.triton.hidden_gradient import hidden_gradient  # noqa: E402
 from planer.kernels.triton.tiles import Tile  # noqa: E402
-from planer.kernels.triton.weight_gradient import weight_gradient  # noqa: E402
 
 ROUNDS = 30
 

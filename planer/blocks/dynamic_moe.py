@@ -11,8 +11,7 @@ from torch import Tensor, nn
 
 from planer import architecture
 from planer.kernels.dynamic_ffn import dynamic_ffn
-from planer.kernels.gate import linear_fp32
-from planer.kernels.routing import threshold
+from planer.kernels.routing import linear_fp32, threshold
 
 
 class Router(nn.Module):

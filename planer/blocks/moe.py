@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from planer import architecture
 from planer.kernels.expert_ffn import expert_ffn
-from planer.kernels.gate import route
+from planer.kernels.routing import route
 
 
 class Experts(nn.Module):

@@ -1,9 +1,9 @@
 """Which backend ``auto`` is: the fastest in a table of measurements of the device at hand; nothing is timed in a run.
 
-A table is a file planer/kernels/tables/<device>.json, written by ``python -m planer.kernels.tune``.  Each of its rows
-gives, for one operation on one kind of input, backends from the fastest to the slowest; a call takes the row nearest
-to it in tokens, expert size and executed share.  The choice follows from the call alone, so that a run repeats bit by
-bit; between two tables results differ by rounding.
+A table is a file planer/kernels/<operation>/<device>.json, written by ``python -m planer.kernels.tune``.  Each of its
+rows gives, for one kind of input, backends from the fastest to the slowest; a call takes the row nearest to it in
+tokens, expert size and executed share.  The choice follows from the call alone, so that a run repeats bit by bit;
+between two tables results differ by rounding.
 """
 
 from __future__ import annotations
@@ -18,9 +18,8 @@ from pathlib import Path
 import torch
 
 from planer.files import Damaged, read_json
-from planer.kernels import tables
 
-FOLDER = Path(tables.__file__).parent
+FOLDER = Path(__file__).parent
 
 DEFAULTS = {
     ("expert_ffn", "cpu"): ("cpp", "loop"),
@@ -30,7 +29,7 @@ DEFAULTS = {
 }
 """Backends where no table has a row for such a call: right everywhere, and never far from the fastest."""
 
-KEYS = {"operation", "dtype", "mode", "tokens", "expert_size", "share", "backends"}
+KEYS = {"dtype", "mode", "tokens", "expert_size", "share", "backends"}
 """What every row of a table has."""
 
 MIN_SHARE = 2**-12
@@ -55,9 +54,8 @@ def order(
     all (token, expert) pairs, or None where it is not known without making a GPU wait.
     """
     name = device_class(device)
-    row = nearest(
-        _rows(table_path(name)), operation, str(dtype).removeprefix("torch."), mode, tokens, expert_size, share
-    )
+    rows = _rows(table_path(operation, name))
+    row = nearest(rows, str(dtype).removeprefix("torch."), mode, tokens, expert_size, share)
     result = tuple(row["backends"]) if row else DEFAULTS[operation, device.type]
     executed = "" if share is None else f", {share:.3g} of the experts"
     call = f"{operation}, {mode}, {tokens} tokens, experts of {expert_size}{executed}, {dtype}, {name}"
@@ -66,9 +64,9 @@ def order(
 
 
 def nearest(
-    rows: Iterable[dict], operation: str, dtype: str, mode: str, tokens: int, expert_size: int, share: float | None
+    rows: Iterable[dict], dtype: str, mode: str, tokens: int, expert_size: int, share: float | None
 ) -> dict | None:
-    """The row of this operation, dtype and mode whose sizes are least apart, in powers of two; None without any."""
+    """The row of this dtype and mode whose sizes are least apart, in powers of two; None without any."""
 
     def distance(row: dict) -> float:
         sizes = [(tokens, row["tokens"]), (expert_size, row["expert_size"])]
@@ -76,7 +74,7 @@ def nearest(
             sizes.append((max(share, MIN_SHARE), row["share"]))
         return sum(abs(math.log2(max(ours, MIN_SHARE) / theirs)) for ours, theirs in sizes)
 
-    same = (row for row in rows if (row["operation"], row["dtype"], row["mode"]) == (operation, dtype, mode))
+    same = (row for row in rows if (row["dtype"], row["mode"]) == (dtype, mode))
     return min(same, key=distance, default=None)
 
 
@@ -92,9 +90,9 @@ def device_class(device: torch.device) -> str:
     return f"CPU {torch.backends.cpu.get_cpu_capability()}"
 
 
-def table_path(name: str) -> Path:
-    """Where the table of a class of devices is."""
-    return FOLDER / f"{re.sub(r'[^a-z0-9]+', '-', name.lower())}.json"
+def table_path(operation: str, name: str) -> Path:
+    """Where the table of an operation for a class of devices is."""
+    return FOLDER / operation / f"{re.sub(r'[^a-z0-9]+', '-', name.lower())}.json"
 
 
 @cache

@@ -1,4 +1,4 @@
-"""Measure which backend is the fastest and write the table that ``auto`` reads: python -m planer.kernels.tune
+"""Measure which backend is the fastest and write the tables that ``auto`` reads: python -m planer.kernels.tune
 
 Backends are timed in turn, round after round, so that other work on the machine slows all of them alike.  A table is
 part of the code: stages whose code reaches the kernels run again after it has changed, so tune before the experiments.
@@ -114,7 +114,8 @@ def tuned(case: Case, device: torch.device, rounds: int, seconds: float) -> dict
         ms = by_round(measure(calls, rounds, 1, 0, seconds, device)).median().to_dict()
     fastest = min(ms.values())
     order = sorted(ms, key=lambda name: (max(ms[name] / fastest, 1 + TIE), PREFERRED.index(name)))
-    row = {**vars(case), "backends": order, "ms": [float(f"{ms[name]:.4g}") for name in order]}
+    kind = {key: value for key, value in vars(case).items() if key != "operation"}
+    row = {**kind, "backends": order, "ms": [float(f"{ms[name]:.4g}") for name in order]}
     return {**row, "share": None} if device.type == "cuda" and case.operation == "dynamic_ffn" else row
 
 
@@ -130,7 +131,7 @@ def main(arguments: list[str] | None = None) -> None:
         "python -m planer.kernels.tune", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:<number> (default: auto)")
-    parser.add_argument("--output", type=Path, help="the table (default: the one that auto reads for this device)")
+    parser.add_argument("--output", type=Path, help="folder of the tables (default: the one that auto reads)")
     parser.add_argument("--threads", type=int, help="threads on a CPU (default: as many as PyTorch takes)")
     parser.add_argument("--rounds", type=int, default=9, help="calls of every backend (default: 9)")
     parser.add_argument("--seconds", type=float, default=2.0, help="most seconds a row beyond 3 rounds (default: 2)")
@@ -142,13 +143,17 @@ def main(arguments: list[str] | None = None) -> None:
     if options.threads:
         torch.set_num_threads(options.threads)
     name = choice.device_class(device)
-    path = options.output or choice.table_path(name)
-    rows = [tuned(case, device, options.rounds, options.seconds) for case in progress(cases(device), f"tuning {name}")]
+    tables: dict[str, list[dict]] = {}
+    for case in progress(cases(device), f"tuning {name}"):
+        tables.setdefault(case.operation, []).append(tuned(case, device, options.rounds, options.seconds))
     head = {"device": name, "measured": True, "measured_on": device_name(device), "torch": torch.__version__}
     if device.type == "cpu":
         head["threads"] = torch.get_num_threads()
-    write_table(path, head, rows)
-    print(path)
+    for operation, rows in tables.items():
+        path = choice.table_path(operation, name)
+        path = options.output / path.relative_to(choice.FOLDER) if options.output else path
+        write_table(path, head, rows)
+        print(path)
 
 
 def _draw(shape: tuple[int, ...], device: torch.device, dtype: torch.dtype, generator: torch.Generator) -> Tensor:

@@ -11,9 +11,7 @@ import torch
 pytest.importorskip("triton")
 
 from planer.kernels.expert_ffn import expert_ffn  # noqa: E402
-from planer.kernels.gate import linear_fp32, route  # noqa: E402
-from planer.kernels.plan import plan, plan_reference  # noqa: E402
-from planer.kernels.routing import top_k  # noqa: E402
+from planer.kernels.routing import linear_fp32, plan, plan_reference, route, top_k  # noqa: E402
 from tests.kernels.checks import EXPERTS, Layer, check, results, rounded  # noqa: E402
 from tests.unit.numerics import normalised_error  # noqa: E402
 

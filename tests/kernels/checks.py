@@ -10,9 +10,9 @@ from unittest import mock
 import torch
 
 from planer.kernels.dynamic_ffn import dynamic_ffn_reference
+from planer.kernels.dynamic_ffn.triton import layer as dynamic_kernels
 from planer.kernels.expert_ffn import expert_ffn, expert_ffn_reference
 from planer.kernels.routing import Pairs, top_k
-from planer.kernels.triton import dynamic_ffn as dynamic_kernels
 from tests.unit.numerics import normalised_error
 
 TOLERANCE = {torch.float32: 1e-6, torch.float16: 2e-3, torch.bfloat16: 8e-3}

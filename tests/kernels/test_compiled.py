@@ -24,7 +24,10 @@ triton = pytest.importorskip("triton")
 from triton.backends.compiler import GPUTarget  # noqa: E402
 from triton.compiler import ASTSource  # noqa: E402
 
-from planer.kernels.triton import dynamic_ffn, expert_ffn, gate, plan, tiles  # noqa: E402
+from planer.kernels.dynamic_ffn.triton import layer as dynamic_ffn  # noqa: E402
+from planer.kernels.expert_ffn.triton import layer as expert_ffn  # noqa: E402
+from planer.kernels.routing.triton import gate, plan  # noqa: E402
+from planer.kernels.triton import tiles  # noqa: E402
 
 SHARED_MEMORY = 232_448
 """Bytes that a block may have on Hopper."""

@@ -8,16 +8,14 @@ import logging
 import pytest
 import torch
 
-from planer.kernels import choice
-from planer.kernels.backends import dynamic
-from planer.kernels.expert_ffn import BACKENDS as EXPERT_BACKENDS
+from planer.kernels import choice, dynamic_ffn, expert_ffn
 
 CPU = torch.device("cpu")
 
 
-def row(tokens, expert_size, share, backend, operation="dynamic_ffn", dtype="float32", mode="inference"):
+def row(tokens, expert_size, share, backend, dtype="float32", mode="inference"):
     sizes = {"tokens": tokens, "expert_size": expert_size, "share": share}
-    return {"operation": operation, "dtype": dtype, "mode": mode, **sizes, "backends": [backend]}
+    return {"dtype": dtype, "mode": mode, **sizes, "backends": [backend]}
 
 
 ROWS = [
@@ -27,7 +25,6 @@ ROWS = [
     row(1024, 128, 0.05, "loop"),
     row(1024, 128, 0.05, "other", dtype="bfloat16"),
     row(1024, 128, 0.05, "other", mode="training"),
-    row(1024, 128, 0.05, "other", operation="expert_ffn"),
 ]
 
 
@@ -47,15 +44,15 @@ ROWS = [
     ],
 )
 def test_the_nearest_row_in_powers_of_two(tokens, size, share, expected):
-    assert choice.nearest(ROWS, "dynamic_ffn", "float32", "inference", tokens, size, share)["backends"] == [expected]
+    assert choice.nearest(ROWS, "float32", "inference", tokens, size, share)["backends"] == [expected]
 
 
 def test_an_unknown_share_does_not_count():
-    assert choice.nearest(ROWS, "dynamic_ffn", "float32", "inference", 900, 100, None)["backends"] == ["loop"]
+    assert choice.nearest(ROWS, "float32", "inference", 900, 100, None)["backends"] == ["loop"]
 
 
 def test_no_row_of_the_kind():
-    assert choice.nearest(ROWS, "dynamic_ffn", "float64", "inference", 1, 1, 0.1) is None
+    assert choice.nearest(ROWS, "float64", "inference", 1, 1, 0.1) is None
 
 
 @pytest.fixture
@@ -74,7 +71,8 @@ def order(share=0.05):
 
 
 def test_the_table_of_the_device_is_read(folder, monkeypatch):
-    (folder / "my-new-cpu-2.json").write_text(json.dumps({"rows": ROWS}))
+    (folder / "dynamic_ffn").mkdir()
+    (folder / "dynamic_ffn/my-new-cpu-2.json").write_text(json.dumps({"rows": ROWS}))
     monkeypatch.setattr(choice, "device_class", lambda device: "My (new) CPU-2")
     assert order() == ("loop",)
 
@@ -99,17 +97,20 @@ def test_buckets_are_few_and_near():
     assert choice.bucket(1.0) == 1.0 and choice.bucket(0.0) == choice.MIN_SHARE
 
 
-@pytest.mark.parametrize("path", sorted(choice.FOLDER.glob("*.json")), ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "path", sorted(choice.FOLDER.glob("*/*.json")), ids=lambda path: f"{path.parent.name}/{path.stem}"
+)
 def test_shipped_tables_are_sound(path):
-    table = json.loads(path.read_text())
-    assert choice.table_path(table["device"]).name == path.name
+    table, operation = json.loads(path.read_text()), path.parent.name
+    assert choice.table_path(operation, table["device"]) == path
+    known = {"expert_ffn": expert_ffn, "dynamic_ffn": dynamic_ffn}[operation].BACKENDS
     assert isinstance(table["measured"], bool)
     for entry in table["rows"]:
-        known = EXPERT_BACKENDS if entry["operation"] == "expert_ffn" else vars(dynamic)
         assert entry["backends"] and all(backend in known for backend in entry["backends"])
         assert entry["tokens"] > 0 and entry["expert_size"] > 0 and (entry["share"] is None or 0 < entry["share"] <= 1)
         assert hasattr(torch, entry["dtype"]) and entry["mode"] in ("inference", "training")
 
 
 def test_tables_are_shipped_for_a_cpu_and_a_gpu():
-    assert {"cpu-avx512", "nvidia-h200"} <= {path.stem for path in choice.FOLDER.glob("*.json")}
+    for operation in ("expert_ffn", "dynamic_ffn"):
+        assert {"cpu-avx512", "nvidia-h200"} <= {path.stem for path in (choice.FOLDER / operation).glob("*.json")}

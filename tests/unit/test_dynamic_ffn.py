@@ -7,10 +7,10 @@ import torch
 from numerics import normalised_error
 from torch.utils.flop_counter import FlopCounterMode
 
-from planer.kernels import dynamic_ffn as module
-from planer.kernels.backends import dynamic
 from planer.kernels.cpp import build
+from planer.kernels.dynamic_ffn import backends as dynamic
 from planer.kernels.dynamic_ffn import dynamic_ffn, dynamic_ffn_reference
+from planer.kernels.dynamic_ffn import function as module
 
 CPP = pytest.param("cpp", marks=pytest.mark.skipif("not available()", reason="needs a C++ compiler"))
 BACKENDS = ["masked_dense", "loop", "rows", CPP]

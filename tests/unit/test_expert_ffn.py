@@ -11,9 +11,9 @@ import torch
 from numerics import normalised_error
 from torch.utils.flop_counter import FlopCounterMode
 
-from planer.kernels.backends import experts
 from planer.kernels.cpp import build
 from planer.kernels.expert_ffn import expert_ffn, expert_ffn_reference
+from planer.kernels.expert_ffn import products as experts
 from planer.kernels.routing import Pairs, top_k
 
 BACKENDS = [
@@ -150,7 +150,7 @@ def test_dropout_multiplies_hidden_neurons(backend, activation, monkeypatch):
     keep = (draw(30, NEURONS) > 0) / 0.5
     act = torch.relu if activation == "relu" else torch.nn.functional.gelu
     expected = (act(x @ w1[0].T + b1[0]) * keep) @ w2[0].T + b2[0]
-    monkeypatch.setattr("planer.kernels.expert_ffn.F.dropout", lambda ones, p: keep.to(ones.dtype) * ones)
+    monkeypatch.setattr("planer.kernels.expert_ffn.function.F.dropout", lambda ones, p: keep.to(ones.dtype) * ones)
     pairs = Pairs(torch.arange(30), torch.zeros(30, dtype=torch.int64), torch.ones(30), 30, 1, 1)
     leaves = [v.float().detach().requires_grad_() for v in (x, w1, b1, w2, b2)]
     y = expert_ffn(*leaves, pairs, 0.5, True, activation, backend)

@@ -9,7 +9,7 @@ from planer.architecture import Architecture, Attention, DynamicMoE, FeedForward
 from planer.blocks import build_block
 from planer.blocks.moe import balance_loss
 from planer.kernels.dynamic_ffn import dynamic_ffn_reference
-from planer.kernels.gate import linear_fp32
+from planer.kernels.routing import linear_fp32
 from planer.models import LanguageModel, initialise
 
 D = 8

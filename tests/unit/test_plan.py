@@ -6,8 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from planer.kernels.plan import plan
-from planer.kernels.routing import Pairs, top_k
+from planer.kernels.routing import Pairs, plan, top_k
 
 EXPERTS = 5
 

@@ -158,7 +158,7 @@ def test_an_edit_that_changes_no_result_repeats_nothing(changed, file, old, new)
     ("file", "old", "new", "expected"),
     [
         ("planer/blocks/attention.py", "import torch", "import torch as t, torch", NETWORKS),
-        ("planer/kernels/tables/cpu-avx512.json", "{", "{ ", NETWORKS),
+        ("planer/kernels/expert_ffn/cpu-avx512.json", "{", "{ ", NETWORKS),
         (
             "planer/training/parent_start.py",
             "import torch",

@@ -21,24 +21,22 @@ SMALL = [
 
 def test_the_written_table_is_read(tmp_path, monkeypatch):
     monkeypatch.setattr(tune, "cases", lambda device: SMALL)
-    path = tmp_path / "table.json"
     threads = torch.get_num_threads()
     try:
-        tune.main(["--device", "cpu", "--rounds", "3", "--threads", "1", "--output", str(path)])
+        tune.main(["--device", "cpu", "--rounds", "3", "--threads", "1", "--output", str(tmp_path)])
     finally:
         torch.set_num_threads(threads)
-    table = json.loads(path.read_text())
-    assert table["device"] == choice.device_class(CPU) and table["measured"] and table["threads"] == 1
-    assert len(table["rows"]) == len(SMALL)
-    for case, row in zip(SMALL, table["rows"], strict=True):
-        assert (
-            choice.nearest(
-                table["rows"], case.operation, case.dtype, case.mode, case.tokens, case.expert_size, case.share
-            )
-            == row
-        )
-        assert len(row["backends"]) == len(row["ms"]) >= 2
-    assert "rows" in table["rows"][2]["backends"], "a few tokens may be computed one by one"
+    for operation, own in (("expert_ffn", SMALL[:2]), ("dynamic_ffn", SMALL[2:])):
+        (path,) = (tmp_path / operation).iterdir()
+        assert path.name == choice.table_path(operation, choice.device_class(CPU)).name
+        table = json.loads(path.read_text())
+        assert table["device"] == choice.device_class(CPU) and table["measured"] and table["threads"] == 1
+        assert len(table["rows"]) == len(own)
+        for case, row in zip(own, table["rows"], strict=True):
+            kind = case.dtype, case.mode, case.tokens, case.expert_size, case.share
+            assert row.keys() >= choice.KEYS and choice.nearest(table["rows"], *kind) == row
+            assert len(row["backends"]) == len(row["ms"]) >= 2
+    assert "rows" in table["rows"][0]["backends"], "a few tokens may be computed one by one"
 
 
 @pytest.mark.parametrize(

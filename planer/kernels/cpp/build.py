@@ -22,7 +22,7 @@ from filelock import FileLock
 
 from planer.files import UserError, replacing
 
-SOURCES = sorted(Path(__file__).parent.glob("*.cpp"))
+SOURCES = sorted(Path(__file__).parents[1].glob("*/*.cpp"))
 OPTIONS = ("-O3", "-march=native", "-std=c++20", "-fopenmp", "-fPIC", "-shared", "-w")
 
 log = logging.getLogger(__name__)

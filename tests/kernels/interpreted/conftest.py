@@ -7,7 +7,9 @@ import pytest
 import triton.language as tl
 from triton.runtime import interpreter
 
-from planer.kernels.triton import combine, plan, tiles
+from planer.kernels.expert_ffn.triton import combine
+from planer.kernels.routing.triton import plan
+from planer.kernels.triton import tiles
 
 
 @pytest.fixture(autouse=True)

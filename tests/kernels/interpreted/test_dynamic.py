@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from planer.kernels.dynamic_ffn import dynamic_ffn
-from planer.kernels.triton import dynamic_ffn as module
+from planer.kernels.dynamic_ffn.triton import layer as module
 from planer.kernels.triton.tiles import Tile
 from tests.kernels.checks import DYNAMIC, TOLERANCE, Dynamic, dynamic_error
 

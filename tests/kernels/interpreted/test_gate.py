@@ -7,10 +7,8 @@ import math
 import pytest
 import torch
 
-from planer.kernels.gate import linear_fp32
-from planer.kernels.plan import plan_reference
-from planer.kernels.routing import top_k
-from planer.kernels.triton import gate as module
+from planer.kernels.routing import linear_fp32, plan_reference, top_k
+from planer.kernels.routing.triton import gate as module
 from planer.kernels.triton.tiles import Tile
 from tests.kernels.checks import poisoned
 

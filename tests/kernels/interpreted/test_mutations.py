@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from planer.kernels.triton import expert_ffn as kernels
+from planer.kernels.expert_ffn.triton import layer as kernels
 from tests.kernels import checks
 from tests.kernels.checks import TOLERANCE, Dynamic, Layer, dynamic_error, errors
 
@@ -39,9 +39,9 @@ DYNAMIC = {
 }  # fmt: skip
 
 
-def mutant(name, old, new, folder):
-    """The module planer.kernels.triton.<name> with every ``old`` replaced; Triton reads the source from a file."""
-    source = Path(importlib.util.find_spec(f"planer.kernels.triton.{name}").origin).read_text()
+def mutant(operation, name, old, new, folder):
+    """The module planer.kernels.<operation>.triton.<name> with every ``old`` replaced; Triton reads it from a file."""
+    source = Path(importlib.util.find_spec(f"planer.kernels.{operation}.triton.{name}").origin).read_text()
     assert old in source
     path = folder / f"{name}.py"
     path.write_text(source.replace(old, new))
@@ -53,11 +53,11 @@ def mutant(name, old, new, folder):
 
 @pytest.mark.parametrize(("name", "old", "new"), EXPERTS.values(), ids=EXPERTS.keys())
 def test_wrong_experts_are_found(name, old, new, tmp_path, monkeypatch):
-    monkeypatch.setattr(kernels, name, getattr(mutant(name, old, new, tmp_path), name))
+    monkeypatch.setattr(kernels, name, getattr(mutant("expert_ffn", name, old, new, tmp_path), name))
     assert max(errors(Layer(tokens=20), torch.float32).values()) > 100 * TOLERANCE[torch.float32]
 
 
 @pytest.mark.parametrize(("old", "new"), DYNAMIC.values(), ids=DYNAMIC.keys())
 def test_wrong_dynamic_experts_are_found(old, new, tmp_path, monkeypatch):
-    monkeypatch.setattr(checks, "dynamic_kernels", mutant("dynamic_ffn", old, new, tmp_path))
+    monkeypatch.setattr(checks, "dynamic_kernels", mutant("dynamic_ffn", "layer", old, new, tmp_path))
     assert dynamic_error(Dynamic(), torch.float32) > 100 * TOLERANCE[torch.float32]

@@ -5,9 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from planer.kernels.plan import plan_reference
-from planer.kernels.routing import Pairs
-from planer.kernels.triton.plan import plan
+from planer.kernels.routing import Pairs, plan_reference
+from planer.kernels.routing.triton.plan import plan
 from tests.kernels.checks import Layer, poisoned
 
 

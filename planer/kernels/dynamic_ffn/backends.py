@@ -45,12 +45,12 @@ def rows(x: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor, mask: Tensor
 
 
 def cpp(x: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor, mask: Tensor) -> Tensor:
-    """planer/kernels/cpp/dynamic.cpp."""
+    """planer/kernels/dynamic_ffn/dynamic.cpp."""
     return torch.ops.planer_cpp.dynamic_ffn(x, w1, b1, w2, b2, mask)
 
 
 def triton(x: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor, mask: Tensor) -> Tensor:
-    """planer/kernels/triton/dynamic_ffn.py."""
-    from planer.kernels.triton import dynamic_ffn as kernels
+    """planer/kernels/dynamic_ffn/triton/layer.py."""
+    from planer.kernels.dynamic_ffn.triton import layer as kernels
 
     return kernels.forward(x, w1, b1, w2, b2, mask)

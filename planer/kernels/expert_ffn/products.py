@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from planer.kernels.plan import Plan
+from planer.kernels.routing import Plan
 
 Gradients = tuple[Tensor | None, ...]
 """Of x, w1, b1, w2, b2 and gate; None where not needed."""

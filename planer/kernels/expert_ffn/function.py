@@ -23,10 +23,10 @@ from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 from planer.kernels import choice
-from planer.kernels.backends.compiled import Cpp, Triton
-from planer.kernels.backends.experts import GroupedMM, Layer, Loop
-from planer.kernels.plan import Plan, plan
-from planer.kernels.routing import Pairs
+from planer.kernels.expert_ffn.compiled import Cpp, Triton
+from planer.kernels.expert_ffn.products import GroupedMM, Layer, Loop
+from planer.kernels.expert_ffn.reference import expert_ffn_reference
+from planer.kernels.routing import Pairs, Plan, plan
 from planer.kernels.shapes import check_shapes
 
 BACKENDS = ("reference", "loop", "grouped_mm", "cpp", "triton")
@@ -219,22 +219,3 @@ def _backward_flops(grad, hidden, x, w1, b1, w2, b2, gate, order, *rest, **_) ->
     need_x, need_w1, need_b1, need_w2, _, need_gate = rest[-1]
     products = (need_x or need_w1 or need_b1 or need_gate) + need_x + need_w1 + need_w2
     return 2 * products * order[0] * w1[1] * w1[2]
-
-
-def expert_ffn_reference(
-    x: Tensor,
-    w1: Tensor,
-    b1: Tensor | None,
-    w2: Tensor,
-    b2: Tensor | None,
-    pairs: Pairs,
-    activation: str = "relu",
-) -> Tensor:
-    """The definition, one pair at a time: the oracle of the tests, in the precision of its arguments."""
-    act = F.relu if activation == "relu" else F.gelu
-    total = [torch.zeros_like(row) for row in x]
-    for p, (t, e) in enumerate(zip(pairs.token.tolist(), pairs.expert.tolist(), strict=True)):
-        hidden = act(w1[e] @ x[t] if b1 is None else w1[e] @ x[t] + b1[e])
-        y = w2[e] @ hidden if b2 is None else w2[e] @ hidden + b2[e]
-        total[t] = total[t] + (y if pairs.gate is None else pairs.gate[p] * y)
-    return torch.stack(total) if total else torch.zeros_like(x)

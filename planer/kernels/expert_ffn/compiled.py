@@ -1,4 +1,4 @@
-"""Experts by compiled kernels, C++ on a CPU and Triton on CUDA.  What is saved is as in ``experts``."""
+"""Experts by compiled kernels, C++ on a CPU and Triton on CUDA.  What is saved is as in ``products``."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ import torch
 from torch import Tensor
 
 from planer.kernels import triton
-from planer.kernels.backends.experts import Gradients, Layer
 from planer.kernels.cpp import build
+from planer.kernels.expert_ffn.products import Gradients, Layer
 
 
 class Cpp:
-    """planer/kernels/cpp/experts.cpp."""
+    """planer/kernels/expert_ffn/experts.cpp."""
 
     def __init__(self, layer: Layer):
         self._layer = layer
@@ -36,10 +36,10 @@ class Cpp:
 
 
 class Triton:
-    """planer/kernels/triton/expert_ffn.py."""
+    """planer/kernels/expert_ffn/triton/layer.py."""
 
     def __init__(self, layer: Layer):
-        from planer.kernels.triton import expert_ffn as kernels
+        from planer.kernels.expert_ffn.triton import layer as kernels
 
         self._kernels, self._layer = kernels, layer
 

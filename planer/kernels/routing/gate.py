@@ -11,8 +11,8 @@ from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 from planer.kernels import triton
-from planer.kernels.plan import Plan, plan
-from planer.kernels.routing import Pairs, top_k
+from planer.kernels.routing.pairs import Pairs, top_k
+from planer.kernels.routing.plan import Plan, plan
 
 MOST_EXPERTS = 128
 """Of the fused gate, which has a row of logits in registers."""
@@ -43,7 +43,7 @@ def _fused(x: Tensor, weight: Tensor, k: int) -> bool:
 def _route_on_gpu(
     x: Tensor, weight: Tensor, k: int
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    from planer.kernels.triton.gate import gate
+    from planer.kernels.routing.triton.gate import gate
 
     return gate(x, weight, k)
 

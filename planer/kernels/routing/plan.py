@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from planer.kernels import triton
-from planer.kernels.routing import Pairs
+from planer.kernels.routing.pairs import Pairs
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ def plan_reference(pairs: Pairs) -> Plan:
 def _plan_on_gpu(
     expert: Tensor, token: Tensor, num_tokens: int, num_experts: int, per_token: int | None
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    from planer.kernels.triton.plan import plan as launch
+    from planer.kernels.routing.triton.plan import plan as launch
 
     *grouped, token_offsets = launch(expert.contiguous(), token.contiguous(), num_experts, per_token)
     return *grouped, _offsets(token, num_tokens) if token_offsets is None else token_offsets

@@ -10,10 +10,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from planer.kernels.triton.combine import combine
-from planer.kernels.triton.grouped_gemm import grouped_gemm
-from planer.kernels.triton.hidden_gradient import hidden_gradient
-from planer.kernels.triton.weight_gradient import weight_gradient
+from planer.kernels.expert_ffn.triton.combine import combine
+from planer.kernels.expert_ffn.triton.grouped_gemm import grouped_gemm
+from planer.kernels.expert_ffn.triton.hidden_gradient import hidden_gradient
+from planer.kernels.expert_ffn.triton.weight_gradient import weight_gradient
 
 
 def forward(

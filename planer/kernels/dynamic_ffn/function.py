@@ -21,8 +21,9 @@ from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 from planer.kernels import choice, triton
-from planer.kernels.backends import dynamic
 from planer.kernels.cpp import build
+from planer.kernels.dynamic_ffn import backends
+from planer.kernels.dynamic_ffn.reference import dynamic_ffn_reference
 from planer.kernels.shapes import check_shapes
 
 BACKENDS = ("reference", "masked_dense", "loop", "rows", "cpp", "triton")
@@ -83,7 +84,7 @@ def _run(x: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor, mask: Tensor
         backend = _best(x, w1, mask)
     elif reason := unsupported(backend, x.device, x.dtype, x.shape[1]):
         raise ValueError(f"dynamic_ffn: backend {backend} {reason}")
-    return getattr(dynamic, backend)(x, w1, b1, w2, b2, mask)
+    return getattr(backends, backend)(x, w1, b1, w2, b2, mask)
 
 
 @torch.library.register_fake("planer::dynamic_ffn", lib=_library)
@@ -125,16 +126,3 @@ def unsupported(backend: str, device: torch.device, dtype: torch.dtype, d_model:
 def _flops(x, w1, b1, w2, b2, mask, *_, **__) -> int:
     """Two products of every chosen neuron, whatever the backend computes beyond."""
     return 4 * x.shape[1] * (w1.shape[0] // mask.shape[1]) * int(mask.count_nonzero())
-
-
-def dynamic_ffn_reference(x: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor, mask: Tensor) -> Tensor:
-    """The definition, one token and expert at a time: the oracle of the tests, in the precision of its arguments."""
-    size = w1.shape[0] // mask.shape[1]
-    total = []
-    for row, chosen in zip(x, mask.tolist(), strict=True):
-        y = b2
-        for c in [c for c, executed in enumerate(chosen) if executed]:
-            neurons = slice(c * size, (c + 1) * size)
-            y = y + torch.relu(w1[neurons] @ row + b1[neurons]) @ w2[neurons]
-        total.append(y)
-    return torch.stack(total) if total else torch.zeros_like(x)

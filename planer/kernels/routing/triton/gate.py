@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from planer.kernels.triton.plan import place
+from planer.kernels.routing.triton.plan import place
 from planer.kernels.triton.product import product
 from planer.kernels.triton.tiles import GATE, interpreted
 
