@@ -113,7 +113,7 @@ def dynamic_experts(session: Session) -> Iterator[None]:
         v = w2.t().contiguous()
         calls = {"dense": lambda x=x, w1=w1, b1=b1, v=v, b2=b2: F.linear(F.linear(x, w1, b1).relu_(), v, b2)}
         for name in ("masked_dense", "loop", "rows", "cpp"):
-            if unsupported(name, CPU, torch.float32, d) is None and (name != "rows" or tokens <= 8):
+            if unsupported(name, CPU, torch.float32, d, n * size) is None and (name != "rows" or tokens <= 8):
                 calls[name] = partial(dynamic_ffn, x, w1, b1, w2, b2, mask, name)
         calls["auto"] = partial(dynamic_ffn, x, w1, b1, w2, b2, mask)
         calls = {name: torch.inference_mode()(repeated(call, 50 if tokens <= 8 else 1)) for name, call in calls.items()}

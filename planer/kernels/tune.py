@@ -79,7 +79,7 @@ class Case:
         mask = (best < max(1, round(self.share * experts))).to(device)
         for name in ("masked_dense", "loop", "rows", "cpp", "triton"):
             slow = name == "rows" and self.tokens > SMALL_TOKENS or name == "loop" and device.type == "cuda"
-            if not slow and dynamic_ffn.unsupported(name, device, dtype, d_model) is None:
+            if not slow and dynamic_ffn.unsupported(name, device, dtype, d_model, neurons) is None:
                 yield name, lambda name=name: dynamic_ffn.dynamic_ffn(*values, mask, name)
 
 

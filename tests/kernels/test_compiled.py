@@ -147,9 +147,9 @@ def layer(kind, tokens, k, activation="relu", gated=True, dropout=False) -> list
         return launches(call)
 
 
-def dynamic(kind, tokens) -> list[Launch]:
+def dynamic(kind, tokens, width=D) -> list[Launch]:
     dtype, tf32 = KINDS[kind]
-    shapes = (tokens, D), (INNER, D), (INNER,), (INNER, D), (D,)
+    shapes = (tokens, width), (INNER, width), (INNER,), (INNER, width), (width,)
     arguments = [*(meta(*s, dtype=dtype) for s in shapes), meta(tokens, INNER // 16, dtype=torch.bool)]
     with tf32_is(tf32):
         return launches(lambda: dynamic_ffn.forward(*arguments))
@@ -165,6 +165,7 @@ def everything() -> list[Launch]:
         for tokens in (12_288, 4_096, 512):
             found += layer(kind, tokens, 1, dropout=True)
         found += dynamic(kind, 12_288) + dynamic(kind, 64)
+        found += dynamic(kind, 512, 768) + dynamic(kind, 512, 8_192)
     for dtype in (torch.bfloat16, torch.float32):
         x, weight = meta(12_288, D, dtype=dtype), meta(EXPERTS, D, dtype=dtype)
         for k in (1, 2):
@@ -230,10 +231,12 @@ def test_every_shipped_tile_is_launched():
         c = dict(launch.constants)
         return tiles.Tile(c[m], c[n], c[k], launch.warps, launch.stages)
 
-    products = {tile(launch, "BM", "BN", "BK") for launch in LAUNCHES if "BN" in dict(launch.constants)}
+    products = {tile(launch, "BM", "BN", "BK") for launch in LAUNCHES if {"BN", "BK"} <= dict(launch.constants).keys()}
     assert {t for table in tiles.GROUPED.values() for _, t in table} == products
     pieces = {tile(launch, "BM", "PIECE", "BK") for launch in LAUNCHES if launch.name == "_dynamic_ffn"}
     assert set(tiles.DYNAMIC.values()) == pieces
+    wide = {tile(launch, "BM", "PIECE", "BK") for launch in LAUNCHES if launch.name == "_wide_hidden"}
+    assert set(tiles.WIDE.values()) == wide
 
 
 def test_a_spill_is_found():

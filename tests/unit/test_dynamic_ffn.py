@@ -181,7 +181,9 @@ def test_a_mask_of_numbers_is_refused(backend):
 
 
 def test_triton_is_left_out_where_rows_are_too_wide_for_it():
-    assert "at most 512, which is 513" in module.unsupported("triton", torch.device("cuda"), torch.float32, 513)
+    kind = "triton", torch.device("cuda"), torch.float32
+    assert "at most 8,192, which is 8,193" in module.unsupported(*kind, 8_193, 16)
+    assert "at most 131,072 neurons, which are 131,073" in module.unsupported(*kind, 16, 131_073)
 
 
 @pytest.mark.parametrize("backend", ["auto", *BACKENDS])

@@ -27,6 +27,10 @@ from planer.kernels.dynamic_ffn.reference import dynamic_ffn_reference
 from planer.kernels.shapes import check_shapes
 
 BACKENDS = ("reference", "masked_dense", "loop", "rows", "cpp", "triton")
+WIDEST = 8_192
+"""Widest rows of the backend triton."""
+MOST_NEURONS = 131_072
+"""Of the backend triton, which has the pieces of a hidden layer side by side."""
 
 
 def dynamic_ffn(
@@ -82,7 +86,7 @@ _library.define(
 def _run(x: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor, mask: Tensor, backend: str) -> Tensor:
     if backend == "auto":
         backend = _best(x, w1, mask)
-    elif reason := unsupported(backend, x.device, x.dtype, x.shape[1]):
+    elif reason := unsupported(backend, x.device, x.dtype, x.shape[1], w1.shape[0]):
         raise ValueError(f"dynamic_ffn: backend {backend} {reason}")
     return getattr(backends, backend)(x, w1, b1, w2, b2, mask)
 
@@ -105,15 +109,20 @@ def _best(x: Tensor, w1: Tensor, mask: Tensor) -> str:
     share = None
     if not x.is_cuda:  # there, the count would have to be waited for
         share = choice.bucket(mask.count_nonzero().item() / max(1, mask.numel()))
-    order = choice.order("dynamic_ffn", x.device, x.dtype, "inference", tokens, w1.shape[0] // experts, share)
-    return next(name for name in (*order, "masked_dense") if unsupported(name, x.device, x.dtype, x.shape[1]) is None)
+    neurons, width = w1.shape
+    order = choice.order("dynamic_ffn", x.device, x.dtype, "inference", tokens, neurons // experts, share)
+    return next(
+        name for name in (*order, "masked_dense") if unsupported(name, x.device, x.dtype, width, neurons) is None
+    )
 
 
-def unsupported(backend: str, device: torch.device, dtype: torch.dtype, d_model: int) -> str | None:
+def unsupported(backend: str, device: torch.device, dtype: torch.dtype, d_model: int, neurons: int) -> str | None:
     """Why a backend cannot run on such arguments, or None."""
     if backend == "triton":
-        if d_model > triton.MAX_WIDTH:
-            return f"needs a width of at most {triton.MAX_WIDTH}, which is {d_model}"
+        if d_model > WIDEST:
+            return f"needs a width of at most {WIDEST:,}, which is {d_model:,}"
+        if neurons > MOST_NEURONS:
+            return f"needs at most {MOST_NEURONS:,} neurons, which are {neurons:,}"
         return triton.unsupported(device, dtype)
     if backend == "cpp":
         if device.type != "cpu" or dtype != torch.float32:

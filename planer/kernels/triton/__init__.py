@@ -10,9 +10,6 @@ import torch
 AVAILABLE = find_spec("triton") is not None
 """Whether Triton is installed."""
 
-MAX_WIDTH = 512
-"""Widest rows of dynamic_ffn: a block of tokens and its sums stay on chip."""
-
 DTYPES = torch.float32, torch.float16, torch.bfloat16
 
 

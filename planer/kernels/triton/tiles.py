@@ -68,6 +68,14 @@ DYNAMIC = {
 }
 
 
+# The same for rows too wide to be kept on chip; n is also the part of the hidden layer taken at a time.
+WIDE = {
+    "half": Tile(64, 64, 64, 4, 3),
+    "tf32": Tile(64, 64, 32, 4, 3),
+    "ieee": Tile(32, 32, 16, 4, 3),
+}
+
+
 GATE = Tile(32, 16, 128, 4, 3)
 """Tokens (m) of a program of the gate, and the part of their rows (k) taken at a time."""
 

@@ -19,8 +19,9 @@ def small_tiles(monkeypatch):
     def use(tile: tiles.Tile) -> None:
         for key in tiles.GROUPED:
             monkeypatch.setitem(tiles.GROUPED, key, ((0, tile),))
-        for key in tiles.DYNAMIC:
-            monkeypatch.setitem(tiles.DYNAMIC, key, tile)
+        for table in (tiles.DYNAMIC, tiles.WIDE):
+            for key in table:
+                monkeypatch.setitem(table, key, tile)
 
     use(tiles.Tile(16, 32, 32, 4, 2))
     monkeypatch.setattr(plan, "ELEMENTS", 128)

@@ -5,8 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 
+from planer.kernels import choice
 from planer.kernels.dynamic_ffn import dynamic_ffn
+from planer.kernels.dynamic_ffn.function import _best
 from planer.kernels.dynamic_ffn.triton import layer as module
+from planer.kernels.dynamic_ffn.triton import wide
 from planer.kernels.triton.tiles import Tile
 from tests.kernels.checks import DYNAMIC, TOLERANCE, Dynamic, dynamic_error
 
@@ -70,7 +73,28 @@ def test_a_token_does_not_notice_the_pieces_of_its_neighbours(monkeypatch):
     assert run(layer, mask)[20].equal(run(layer)[20])
 
 
-def test_a_row_too_wide():
-    x, w, b, mask = torch.ones(2, 513), torch.ones(4, 513), torch.ones(4), torch.ones(2, 2, dtype=torch.bool)
-    with pytest.raises(ValueError, match="backend triton needs a width of at most 512, which is 513"):
+@pytest.fixture
+def two_passes(monkeypatch):
+    """Every width is too wide for one pass, and takes more than one program."""
+    monkeypatch.setattr(module, "ON_CHIP", 0)
+    monkeypatch.setattr(wide, "COLUMNS", 16)
+
+
+@pytest.mark.parametrize("name", ["size 6", "one expert", "odd width", "one token", "none", "few"])
+def test_wide_rows(name, two_passes):
+    assert dynamic_error(DYNAMIC[name], torch.float32) <= TOLERANCE[torch.float32]
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_wide_rows_in_half_precision(dtype, two_passes):
+    assert dynamic_error(Dynamic(d_model=37), dtype) <= TOLERANCE[dtype]
+
+
+def test_a_row_too_wide_falls_back(monkeypatch):
+    """To the next backend of the table, or to masked_dense, which takes every size."""
+    x, w, b, mask = torch.ones(2, 8_193), torch.ones(4, 8_193), torch.ones(4), torch.ones(2, 2, dtype=torch.bool)
+    with pytest.raises(ValueError, match="backend triton needs a width of at most 8,192, which is 8,193"):
         dynamic_ffn(x, w, b, w, x[0], mask, backend="triton")
+    monkeypatch.setattr(choice, "order", lambda *_: ("triton",))
+    assert _best(x, w, mask) == "masked_dense" and _best(x[:, 1:], w[:, 1:], mask) == "triton"
+    assert torch.equal(dynamic_ffn(x, w, b, w, x[0], mask), dynamic_ffn(x, w, b, w, x[0], mask, "masked_dense"))

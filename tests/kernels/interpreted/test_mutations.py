@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from planer.kernels.dynamic_ffn.triton import layer
 from planer.kernels.expert_ffn.triton import layer as kernels
 from tests.kernels import checks
 from tests.kernels.checks import TOLERANCE, Dynamic, Layer, dynamic_error, errors
@@ -32,10 +33,12 @@ EXPERTS = {
 }  # fmt: skip
 
 DYNAMIC = {
-    "without the last piece": ("tl.load(counts + block), SPLIT", "tl.load(counts + block) - 1, SPLIT"),
-    "the experts of other tokens": ("tl.where(chosen != 0,", "tl.where(neuron[None, :] >= 0,"),
-    "only pieces that all tokens execute": ("tl.max(chosen.to", "tl.min(chosen.to"),
-    "without the bias": ("total += tl.load(b2", "0 * tl.load(b2"),
+    "without the last piece": ("layer", "tl.load(counts + block), SPLIT", "tl.load(counts + block) - 1, SPLIT"),
+    "the experts of other tokens": ("layer", "tl.where(chosen != 0,", "tl.where(neuron[None, :] >= 0,"),
+    "without the bias": ("layer", "total += tl.load(b2", "0 * tl.load(b2"),
+    "only pieces that all tokens execute": ("pieces", "tl.max(chosen.to", "tl.min(chosen.to"),
+    "wide, without the last piece": ("wide", "load(counts + block))", "load(counts + block) - 1)"),
+    "wide, the experts of other tokens": ("wide", "tl.where(chosen != 0,", "tl.where(neuron[None, :] >= 0,"),
 }  # fmt: skip
 
 
@@ -57,7 +60,14 @@ def test_wrong_experts_are_found(name, old, new, tmp_path, monkeypatch):
     assert max(errors(Layer(tokens=20), torch.float32).values()) > 100 * TOLERANCE[torch.float32]
 
 
-@pytest.mark.parametrize(("old", "new"), DYNAMIC.values(), ids=DYNAMIC.keys())
-def test_wrong_dynamic_experts_are_found(old, new, tmp_path, monkeypatch):
-    monkeypatch.setattr(checks, "dynamic_kernels", mutant("dynamic_ffn", "layer", old, new, tmp_path))
+@pytest.mark.parametrize(("name", "old", "new"), DYNAMIC.values(), ids=DYNAMIC.keys())
+def test_wrong_dynamic_experts_are_found(name, old, new, tmp_path, monkeypatch):
+    wrong = mutant("dynamic_ffn", name, old, new, tmp_path)
+    if name == "layer":
+        monkeypatch.setattr(checks, "dynamic_kernels", wrong)
+    elif name == "pieces":
+        monkeypatch.setattr(layer, "active_pieces", wrong.active_pieces)
+    else:
+        monkeypatch.setattr(layer, "ON_CHIP", 0)
+        monkeypatch.setattr(layer, "wide", wrong)
     assert dynamic_error(Dynamic(), torch.float32) > 100 * TOLERANCE[torch.float32]

@@ -1,9 +1,9 @@
 """A dense feed-forward layer of which each token executes its own experts, in one pass over blocks of tokens.
 
 A block keeps its tokens and their sums on chip and goes through those pieces of the hidden layer that at least one of
-its tokens executes; neurons that a token does not execute are set to zero.  A piece is a number of neurons, not of
-experts, so experts of any size fill it.  No neuron of another piece is read or computed, nothing but the result is
-written, and nothing is added atomically.
+its tokens executes; neurons that a token does not execute are set to zero.  No neuron of another piece is read or
+computed, nothing but the result is written, and nothing is added atomically.  Rows wider than ON_CHIP take two passes:
+``wide``.
 
 Letters in shapes: N tokens, D model width, F neurons, n experts, s = F / n neurons per expert, B blocks of tokens,
 C pieces of the hidden layer.
@@ -16,33 +16,16 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from planer.kernels.dynamic_ffn.triton import wide
+from planer.kernels.dynamic_ffn.triton.pieces import active_pieces
 from planer.kernels.triton.tiles import arithmetic, dynamic_tile, interpreted
 
+ON_CHIP = 512
+"""Widest rows that a block of tokens and its sums can keep on chip."""
 MULTIPROCESSORS = 132
 """Of an H200: so many blocks keep it busy; fewer are split."""
 SPLITS = 4
 """Programs that may share a block's pieces."""
-
-
-@triton.jit(do_not_specialize=["N"])
-def _active_pieces(
-    mask, pieces, counts, N, n, F, C,
-    S: tl.constexpr, PIECE: tl.constexpr, EXPERTS: tl.constexpr, CP: tl.constexpr, BM: tl.constexpr,
-):  # fmt: skip
-    """For a block: the pieces that one of its tokens executes, in order, and how many."""
-    token = tl.program_id(0) * BM + tl.arange(0, BM)
-    c = tl.arange(0, CP)
-    first = c * PIECE // S
-    last = (tl.minimum((c + 1) * PIECE, F) - 1) // S
-    active = tl.zeros((CP,), tl.int32)
-    for i in range(0, EXPERTS):
-        expert = first + i
-        inside = (token < N)[:, None] & ((c < C) & (expert <= last))[None, :]
-        chosen = tl.load(mask + token.to(tl.int64)[:, None] * n + expert[None, :], mask=inside, other=0)
-        active = tl.maximum(active, tl.max(chosen.to(tl.int32), axis=0))
-    place = tl.cumsum(active, axis=0) - active
-    tl.store(pieces + tl.program_id(0).to(tl.int64) * C + place, c, mask=active > 0)
-    tl.store(counts + tl.program_id(0), tl.sum(active, axis=0))
 
 
 @triton.jit(do_not_specialize=["N"])
@@ -122,33 +105,29 @@ def _sum_parts(parts, out, size, SPLIT: tl.constexpr, B: tl.constexpr):
 def forward(x: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor, mask: Tensor) -> Tensor:
     """y[t] = b2 + sum over the neurons j of the experts that token t executes of w2[j] relu(w1[j] . x[t] + b1[j]).
 
-    x: [N, D], D at most MAX_WIDTH; w1: [F, D]; b1: [F]; w2: [F, D]; b2: [D]; mask: [N, n] bool.  Returns [N, D].
+    x: [N, D], w1: [F, D]; b1: [F]; w2: [F, D]; b2: [D]; mask: [N, n] bool.  Returns [N, D].
     float32, float16 or bfloat16, x and weights alike.  For inference: it has no gradient.
     """
     num_tokens, d_model = x.shape
-    num_neurons, num_experts = w1.shape[0], mask.shape[1]
-    size = num_neurons // num_experts
+    num_neurons = w1.shape[0]
     y = torch.empty_like(x)
     if not num_tokens:
         return y
+    chosen = mask.view(torch.uint8)
+    if d_model > ON_CHIP:
+        return wide.forward(x, w1, b1, w2, b2, chosen, y)
     kind = arithmetic(x.dtype)
     padded = max(triton.next_power_of_2(d_model), 16)
     tile = dynamic_tile(kind).fitted(k=d_model)
-    blocks, count = triton.cdiv(num_tokens, tile.m), triton.cdiv(num_neurons, tile.n)
+    blocks = triton.cdiv(num_tokens, tile.m)
     split = min(triton.cdiv(MULTIPROCESSORS, blocks), SPLITS)
-    pieces = x.new_empty(blocks, count, dtype=torch.int32)
-    counts = x.new_empty(blocks, dtype=torch.int32)
     out = y if split == 1 else x.new_empty(split, num_tokens, d_model, dtype=torch.float32)
-    chosen = mask.view(torch.uint8)
     with torch.cuda.device_of(x):
-        _active_pieces[blocks,](
-            chosen, pieces, counts, num_tokens, num_experts, num_neurons, count,
-            S=size, PIECE=tile.n, EXPERTS=(tile.n - 2) // size + 2, CP=triton.next_power_of_2(count), BM=tile.m,
-            num_warps=8,
-        )  # fmt: skip
+        pieces, counts = active_pieces(chosen, num_neurons, tile)
         _dynamic_ffn[blocks * split,](
             x, w1, b1, w2, b2, chosen, pieces, counts, out, num_tokens,
-            D=d_model, DP=padded, F=num_neurons, S=size, SPLIT=split, PRECISION="tf32" if kind == "tf32" else "ieee",
+            D=d_model, DP=padded, F=num_neurons, S=num_neurons // mask.shape[1], SPLIT=split,
+            PRECISION="tf32" if kind == "tf32" else "ieee",
             UPCAST=interpreted() and x.dtype == torch.bfloat16, BM=tile.m, PIECE=tile.n,
             BK=padded if tile.k >= d_model else tile.k, num_warps=tile.warps, num_stages=tile.stages,
         )  # fmt: skip
