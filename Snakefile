@@ -12,6 +12,7 @@ include: "rules/search.smk"
 include: "rules/train.smk"
 include: "rules/convert.smk"
 include: "rules/evaluate.smk"
+include: "rules/export.smk"
 include: "rules/report.smk"
 
 

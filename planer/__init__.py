@@ -1,6 +1,8 @@
 """Transformers that use less compute: searched with measured latencies, trained, and split into small experts.
 
-``planer.load(folder)`` reads a network: planer.models.load.
+import planer
+network = planer.load("results/demo/target_0.5/routers")
+print(network.generate("def main(", tokens=200, temperature=0.8, seed=1))
 """
 
 from __future__ import annotations
@@ -9,7 +11,7 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from planer.models import load
+    from planer.models.network import load
 
 __all__ = ["load"]
 
@@ -17,5 +19,5 @@ __all__ = ["load"]
 def __getattr__(name: str) -> object:
     """Import what users call when they first do: the workflow imports planer and must not load PyTorch."""
     if name == "load":
-        return importlib.import_module("planer.models").load
+        return importlib.import_module("planer.models.network").load
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -329,7 +329,8 @@ STAGES = {
     "cluster_experts": _cluster_experts,
     "train_routers": lambda job: _training(job, job.config.train_routers),
     "evaluate": _evaluate,
+    "export": lambda job: _Need(params=job.params()),
 }
 """Stages that need more than every job, by rule."""
-ON_CPU = ("estimate_cost", "pattern", "cluster_experts", "compare", "repeatability", "pareto")
+ON_CPU = ("estimate_cost", "pattern", "cluster_experts", "export", "compare", "repeatability", "pareto")
 """Stages that run on the CPU whatever the experiment's device."""

@@ -25,7 +25,7 @@ from functools import cache
 from itertools import accumulate
 from pathlib import Path
 
-CHANGES_NO_RESULT = ("job", "parsing", "progress", "source", "tracking")
+CHANGES_NO_RESULT = ("__init__", "job", "parsing", "progress", "source", "tracking")
 """Modules of planer whose edits repeat nothing."""
 VALUES = "config"
 """The package whose fields and checks repeat nothing."""

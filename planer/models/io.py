@@ -21,9 +21,12 @@ def save(model: LanguageModel, folder: str | Path) -> None:
     model.architecture.save(folder / "architecture.yaml")
 
 
-def load(folder: str | Path, device: str | torch.device = "cpu") -> LanguageModel:
+def load(
+    folder: str | Path, device: str | torch.device = "cpu", kind: type[LanguageModel] = LanguageModel
+) -> LanguageModel:
     """Read a model that ``save`` wrote, ready for inference, at the threshold tau that architecture.yaml stores.
 
+    kind: the class to make.
     Raises UserError when a file is missing, damaged or changed, when weights are not finite, or when they belong to
     another architecture.
     """
@@ -33,7 +36,7 @@ def load(folder: str | Path, device: str | torch.device = "cpu") -> LanguageMode
     stored = sum(tensor.numel() for tensor in weights.values())
     if architecture.params() > 2 * stored:  # refused before memory is taken for weights that the file does not have
         raise Damaged(path, f"holds {stored:,} weights, architecture.yaml beside it has {architecture.params():,}")
-    model = LanguageModel(architecture)
+    model = kind(architecture)
     require_fit(path, weights, model.state_dict(), "architecture.yaml beside it")
     if missing := sorted(model.state_dict().keys() - weights.keys()):
         raise Damaged(path, f"does not fit architecture.yaml beside it: {missing[0]} is absent")

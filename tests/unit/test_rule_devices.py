@@ -69,7 +69,7 @@ def resolves_device(script: Path) -> bool:
             if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
                 file, _ = names_of(path).get(node.value.id, (None, None))
                 name = node.attr
-                if node.value.id == "job":  # of ``with stage(snakemake) as job``
+                if node.value.id == ("self" if path.name == "job.py" else "job"):  # ``with stage(snakemake) as job``
                     file, name = ROOT / "planer/job.py", f"Job.{node.attr}"
             if file and name and (file, name) not in seen:
                 seen.add((file, name))

@@ -1,0 +1,91 @@
+"""python -m planer: generate text with a trained network, show what it is, export it as a Hugging Face folder."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from typing import NoReturn
+
+from planer.files import UserError
+
+
+class Parser(argparse.ArgumentParser):
+    """Says what is wrong in one line."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"planer: {message}; see {self.prog} --help\n")
+
+
+def parser() -> Parser:
+    """The command line.  PyTorch is imported by the commands, after their arguments have been read."""
+    top = Parser(prog="python -m planer", description=__doc__.partition(": ")[2])
+    commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    def add(name: str, run, text: str) -> Parser:
+        command = commands.add_parser(name, help=text, description=text)
+        command.add_argument("folder", metavar="FOLDER", help="a trained network: results/.../retrain or an export")
+        command.add_argument("--vocab", metavar="PATH", help="vocab.json of its text, where it cannot be found")
+        command.set_defaults(run=run)
+        return command
+
+    command = add("generate", generate, "continue a prompt")
+    command.add_argument("prompt", metavar="PROMPT", help="text; its words or bytes must be in the vocabulary")
+    command.add_argument("--tokens", type=int, default=128, help="tokens that follow the prompt (128)")
+    command.add_argument("--temperature", type=float, default=0.0, help="0, the default: the most probable token")
+    command.add_argument("--top-k", type=int, default=0, help="sample from this many tokens; 0: from all")
+    command.add_argument("--seed", type=int, default=0, help="of the random choices (0)")
+    command.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:<number>")
+    add("info", info, "show what a network is")
+    command = add("export", export, "write a Hugging Face folder")
+    command.add_argument("out", metavar="OUT", help="a new or empty folder")
+    return top
+
+
+def generate(options: argparse.Namespace) -> None:
+    """Write the prompt and what follows it, as it comes."""
+    import planer
+    from planer.models.generate import Sampling
+
+    names = ("tokens", "temperature", "top_k", "seed")
+    sampling = {name: getattr(options, name) for name in names}
+    Sampling.of(**sampling)  # before the network is read
+    network = planer.load(options.folder, options.device, options.vocab)
+    ids = network.encode(options.prompt)
+    print(options.prompt, end="", flush=True)
+    if network.surroundings.vocabulary.kind == "words":
+        print(" ", end="")
+    for piece in network.surroundings.vocabulary.pieces(network.stream(ids, **sampling)):
+        print(piece, end="", flush=True)
+    print()
+
+
+def info(options: argparse.Namespace) -> None:
+    """Print one fact a line."""
+    from planer.models.describe import describe
+
+    for name, value in describe(options.folder, options.vocab):
+        print(f"{name + ':':<12}{value}")
+
+
+def export(options: argparse.Namespace) -> None:
+    """Write the folder and say how to load it."""
+    from planer.models.export import export_network
+
+    export_network(options.folder, options.out, options.vocab)
+    print(f"wrote {options.out}; its README.md says how to load it")
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run a command.  A user's mistake ends it with one line and status 1."""
+    options = parser().parse_args(arguments)
+    try:
+        options.run(options)
+    except UserError as error:
+        sys.exit(f"planer: {' '.join(str(error).split())}")
+    except (BrokenPipeError, KeyboardInterrupt):  # the reader has enough
+        sys.stderr.close()
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,80 @@
+"""Text from a network, token by token.
+
+A network is read as it is evaluated: every token sees itself and the mem_len tokens before it (``same_length``), and
+distances beyond clamp_len count as it.  Keys and values of the memory are kept, so that each new token is one call.
+
+Letters in shapes: V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, fields
+from typing import Annotated
+
+import torch
+from torch import Tensor
+
+from planer.files import UserError
+from planer.models.transformer import LanguageModel
+from planer.parsing import Range, build, show
+
+SEGMENT = 512
+"""Tokens of a prompt that are read in one call; the result hardly depends on it."""
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How many tokens are written, and how each is chosen."""
+
+    tokens: Annotated[int, Range(1, 1_000_000)] = 128
+    """Tokens that follow the prompt."""
+    temperature: Annotated[float, Range(0, 1_000)] = 0.0
+    """Divides the logits; 0 takes the most probable token every time."""
+    top_k: Annotated[int, Range(0, 2**31)] = 0
+    """Sample from this many of the most probable tokens; 0: from all."""
+    seed: Annotated[int, Range(0, 2**63 - 1)] = 0
+    """Of the random choices."""
+
+    @classmethod
+    def of(cls, **options: float) -> Sampling:
+        """With the defaults for what is not given.  Raises UserError for an unknown option and numbers out of range."""
+        try:
+            return build(cls, {field.name: field.default for field in fields(cls)} | options)
+        except UserError as error:
+            raise UserError(str(error).removeprefix("config: ")) from error
+
+    def choose(self, log_probs: Tensor, generator: torch.Generator) -> int:
+        """The next token from log-probabilities [V].  Samples on the CPU: a seed gives the same choices everywhere."""
+        if self.temperature == 0:
+            return int(log_probs.argmax())
+        scores = log_probs.float().cpu() / self.temperature
+        kept = scores.topk(min(self.top_k or len(scores), len(scores)))
+        return int(kept.indices[torch.multinomial(kept.values.softmax(-1), 1, generator=generator)])
+
+
+@torch.inference_mode()
+def generate(
+    model: LanguageModel, prompt: Sequence[int], sampling: Sampling, *, mem_len: int, clamp_len: int = 0
+) -> Iterator[int]:
+    """Yield the tokens that follow a prompt.
+
+    prompt: ids.  mem_len: tokens that a token sees before itself.  clamp_len: 0 switches it off.
+    Raises UserError when the prompt is empty or holds an id outside the vocabulary, ValueError when the model is in
+    training.
+    """
+    size = model.architecture.vocab_size
+    if not prompt:
+        raise UserError("the prompt is empty; give at least one token")
+    if wrong := [token for token in prompt if not 0 <= token < size]:
+        raise UserError(f"the prompt holds the id {show(wrong[0])}; allowed: 0 to {size - 1:,}")
+    generator = torch.Generator().manual_seed(sampling.seed)
+    device = next(model.parameters()).device
+    reading = {"mem_len": mem_len, "clamp_len": clamp_len, "same_length": True, "attention": "cached"}
+    waiting, memory = torch.tensor([list(prompt)], device=device), None
+    for _ in range(sampling.tokens):
+        for segment in waiting.split(SEGMENT, dim=1):
+            hidden, memory = model(segment, memory, **reading)
+        token = sampling.choose(model.log_probs(hidden[0, -1]), generator)
+        yield token
+        waiting = torch.tensor([[token]], device=device)

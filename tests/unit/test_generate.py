@@ -1,0 +1,123 @@
+"""Generation with a memory of keys and values gives what a loop without any memory gives, token for token."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from planer.architecture import Architecture, Attention, DynamicMoE, FeedForward, MoE, Skip
+from planer.files import UserError
+from planer.models import LanguageModel, initialise
+from planer.models.generate import SEGMENT, Sampling, generate
+
+BLOCKS = (Attention(2, 8), FeedForward(32), Skip(), MoE(32, 4, 2), Attention(1, 8), DynamicMoE(32, 8, 4))
+PROMPT = [3, 1, 4, 1, 5, 9, 2, 6]
+
+
+def network(blocks=BLOCKS, norm="post") -> LanguageModel:
+    """Random weights whose greedy text is not one token again and again: small embeddings, large blocks."""
+    model = LanguageModel(Architecture(23, 16, blocks, norm=norm, init_std=2.0))
+    initialise(model, torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        model.embedding.weight *= 0.15
+    return model.double().eval()
+
+
+def written(model, prompt=PROMPT, mem_len=64, clamp_len=0, **options) -> list[int]:
+    return list(generate(model, prompt, Sampling.of(**options), mem_len=mem_len, clamp_len=clamp_len))
+
+
+@torch.no_grad()
+def without_memory(model, prompt, tokens, mem_len, clamp_len, sampling) -> list[int]:
+    """Reads the whole text anew for each token, under the mask of the evaluation."""
+    generator, ids = torch.Generator().manual_seed(sampling.seed), list(prompt)
+    for _ in range(tokens):
+        hidden, _ = model(torch.tensor([ids]), mem_len=mem_len, clamp_len=clamp_len, same_length=True)
+        ids.append(sampling.choose(model.log_probs(hidden[0, -1]), generator))
+    return ids[len(prompt) :]
+
+
+@pytest.mark.parametrize("options", [{}, {"temperature": 0.7, "seed": 5}, {"temperature": 1.5, "top_k": 3, "seed": 1}])
+@pytest.mark.parametrize("clamp_len", [0, 4])
+@pytest.mark.parametrize("mem_len", [0, 3, 12, 100], ids="mem_len {}".format)
+@pytest.mark.parametrize("norm", ["post", "pre"])
+def test_a_memory_changes_nothing(norm, mem_len, clamp_len, options):
+    """Shorter than the prompt, shorter than the text, and longer."""
+    model, sampling = network(norm=norm), Sampling.of(**options)
+    expected = without_memory(model, PROMPT, 24, mem_len, clamp_len, sampling)
+    assert written(model, PROMPT, mem_len, clamp_len, tokens=24, **options) == expected
+
+
+@pytest.mark.parametrize("norm", ["post", "pre"])
+def test_texts_depend_on_the_memory(norm):
+    """Otherwise the test before this one would say little."""
+    model = network(norm=norm)
+    assert len({tuple(written(model, mem_len=mem_len, tokens=24)) for mem_len in (0, 3, 12, 100)}) == 4
+
+
+def test_a_long_prompt_is_read_in_segments():
+    model = network()
+    prompt = torch.randint(23, (2 * SEGMENT + 5,), generator=torch.Generator().manual_seed(1)).tolist()
+    assert written(model, prompt, 20, tokens=3) == without_memory(model, prompt, 3, 20, 0, Sampling())
+
+
+def test_a_threshold_is_kept():
+    """A network that runs some of its experts writes another text."""
+    model = network()
+    before = written(model, tokens=40)
+    model.dynamic_blocks()[0].tau = 0.9
+    assert written(model, tokens=40) != before
+    assert written(model, tokens=8) == without_memory(model, PROMPT, 8, 64, 0, Sampling())
+
+
+def test_seeds_and_options_choose_the_text():
+    model = network()
+    texts = {(t, s): tuple(written(model, tokens=40, temperature=t, seed=s)) for t in (0.0, 1.0) for s in (0, 1)}
+    assert texts[0.0, 0] == texts[0.0, 1]
+    assert len(set(texts.values())) == 3
+    assert written(model, tokens=40, temperature=1.0, top_k=1, seed=7) == list(texts[0.0, 0])
+    assert tuple(written(model, tokens=40, temperature=1.0, seed=1)) == texts[1.0, 1]
+
+
+def test_samples_follow_the_probabilities():
+    log_probs = torch.tensor([0.5, 0.3, 0.2]).log()
+    for options, expected in (
+        ({}, [0.5, 0.3, 0.2]),
+        ({"top_k": 2}, [0.625, 0.375, 0.0]),
+        ({"top_k": 99}, [0.5, 0.3, 0.2]),
+    ):
+        sampling, generator = Sampling.of(temperature=1.0, **options), torch.Generator().manual_seed(0)
+        counts = torch.bincount(torch.tensor([sampling.choose(log_probs, generator) for _ in range(1000)]), minlength=3)
+        assert counts / 1000 == pytest.approx(expected, abs=0.05)
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        ({"tokens": 0}, "tokens is 0; it must be from 1 to 1,000,000"),
+        ({"tokens": 2.5}, "tokens is 2.5; it must be a whole number"),
+        ({"temperature": -1}, "temperature is -1; it must be from 0 to 1,000"),
+        ({"temperature": float("nan")}, "temperature is nan; it must be a finite number"),
+        ({"top_k": -1}, "top_k is -1; it must be from 0"),
+        ({"seed": -1}, "seed is -1; it must be from 0"),
+        ({"top_p": 1}, "unknown key top_p; did you mean top_k?"),
+    ],
+)
+def test_numbers_out_of_range(options, reason):
+    with pytest.raises(UserError) as error:
+        Sampling.of(**options)
+    assert str(error.value).startswith(reason)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "reason"),
+    [([], "the prompt is empty"), ([1, 23], "holds the id 23; allowed: 0 to 22"), ([-1], "holds the id -1; allowed")],
+)
+def test_prompts_without_a_meaning(prompt, reason):
+    with pytest.raises(UserError, match=reason):
+        written(network(), prompt)
+
+
+def test_a_network_in_training_writes_nothing():
+    with pytest.raises(ValueError, match="call eval"):
+        written(network().train())

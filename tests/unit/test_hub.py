@@ -1,0 +1,86 @@
+"""Exported networks in transformers: the same logits and the same text."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import planer
+from planer.architecture import Architecture, Attention, DynamicMoE, FeedForward, MoE, Skip
+from planer.files import write_json
+from planer.models import LanguageModel, initialise, save
+from planer.models.export import export_network
+
+transformers = pytest.importorskip("transformers", reason="the package transformers is not installed")
+BLOCKS = (Attention(2, 8), FeedForward(32), MoE(32, 4, 2), Skip(), DynamicMoE(32, 8, 4), Attention(1, 8))
+READING = {"mem_len": 512, "same_length": True, "attention": "cached"}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """An exported network of every kind of block, pre-norm, so that the final norm is there."""
+    home = tmp_path_factory.mktemp("hub")
+    model = LanguageModel(Architecture(256, 16, BLOCKS, norm="pre", init_std=0.5))
+    initialise(model, torch.Generator().manual_seed(0))
+    save(model, home / "network")
+    write_json(home / "network/vocab.json", list(range(256)))
+    export_network(home / "network", home / "hf")
+    return home / "hf"
+
+
+@pytest.fixture(scope="module")
+def loaded(folder):
+    import planer.models.hub  # noqa: F401  (registers the classes)
+
+    return transformers.AutoModelForCausalLM.from_pretrained(folder)
+
+
+@pytest.fixture
+def prompt(folder):
+    return transformers.AutoTokenizer.from_pretrained(folder)("the caf\u00e9", return_tensors="pt").input_ids
+
+
+def test_logits_are_the_same_bits(folder, loaded, prompt):
+    network = planer.load(folder)
+    with torch.no_grad():
+        expected = network.logits(network(prompt, **READING)[0])
+        assert torch.equal(loaded(prompt).logits, expected)
+        first = loaded(prompt[:, :3])
+        rest = loaded(prompt[:, 3:], cache=first.cache).logits
+    assert torch.allclose(torch.cat((first.logits, rest), 1), expected, atol=1e-5)
+
+
+def test_text_is_the_same(folder, loaded, prompt):
+    written = loaded.generate(prompt, max_new_tokens=20, do_sample=False)[0].tolist()
+    assert written == planer.load(folder).generate(prompt[0].tolist(), tokens=20)
+    unread = loaded.generate(prompt, max_new_tokens=20, do_sample=False, use_cache=False)[0].tolist()
+    assert written == unread
+
+
+def test_a_network_that_transformers_saved_is_the_same(loaded, prompt, tmp_path):
+    loaded.save_pretrained(tmp_path)
+    assert not [path for path in tmp_path.iterdir() if path.suffix in (".bin", ".pt", ".pkl")]
+    again = transformers.AutoModelForCausalLM.from_pretrained(tmp_path)
+    with torch.no_grad():
+        assert torch.equal(again(prompt).logits, loaded(prompt).logits)
+    options = {"max_new_tokens": 20, "do_sample": False}
+    assert torch.equal(again.generate(prompt, **options), loaded.generate(prompt, **options))
+
+
+def test_the_tokenizer_reads_bytes(folder, prompt):
+    assert prompt[0].tolist() == list("the caf\u00e9".encode())
+    assert transformers.AutoTokenizer.from_pretrained(folder).decode(prompt[0]) == "the caf\u00e9"
+
+
+def test_labels_give_the_loss_of_the_network(folder, loaded, prompt):
+    network = planer.load(folder)
+    with torch.no_grad():
+        expected = network.nll(network(prompt[:, :-1], **READING)[0], prompt[:, 1:]).mean()
+        assert loaded(prompt, labels=prompt).loss == pytest.approx(expected.item(), rel=1e-5)
+
+
+def test_padding_is_refused(loaded, prompt):
+    mask = torch.ones_like(prompt)
+    mask[0, 0] = 0
+    with pytest.raises(ValueError, match="take no padding"):
+        loaded(prompt, attention_mask=mask)

@@ -1,0 +1,99 @@
+"""Text to ids and back, and the same by a tokenizer.json."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from planer.files import UserError, write_json
+from planer.models.vocabulary import Vocabulary, read_vocabulary
+
+BYTES = Vocabulary(list(range(256)))
+LETTERS = Vocabulary(list(b" etaonihsrd"))
+WORDS = Vocabulary(["<eos>", "<unk>", "the", "cat", "sat", "\u00e9t\u00e9"])
+SUBWORDS = {  # two bytes of an e with an accent, and one merge
+    "version": "1.0",
+    "added_tokens": [],
+    "pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True},
+    "decoder": {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True},
+    "model": {"type": "BPE", "vocab": {"a": 0, "b": 1, "ab": 2, "\u00c3": 3, "\u00a9": 4}, "merges": [["a", "b"]]},
+}
+
+
+@pytest.fixture
+def tokenizers():
+    return pytest.importorskip("tokenizers", reason="the package tokenizers is not installed")
+
+
+@pytest.mark.parametrize(
+    ("vocabulary", "text", "ids"),
+    [
+        (BYTES, "a\u00e9\n", [97, 0xC3, 0xA9, 10]),
+        (LETTERS, "the sea", [2, 7, 1, 0, 8, 1, 3]),
+        (WORDS, "the cat\n\u00e9t\u00e9", [2, 3, 0, 5]),
+    ],
+)
+def test_text_becomes_ids_and_comes_back(vocabulary, text, ids):
+    assert vocabulary.encode(text) == ids
+    assert vocabulary.decode(ids).strip() == text.replace("\n", " \n" if vocabulary is WORDS else "\n").strip()
+
+
+def test_subwords_come_back(tokenizers):
+    vocabulary = Vocabulary(SUBWORDS)
+    assert vocabulary.kind == "subwords" and vocabulary.size == 5
+    assert vocabulary.encode("ab\u00e9a") == [2, 3, 4, 0]
+    assert list(vocabulary.pieces([2, 3, 4, 0])) == ["ab", "", "\u00e9", "a"]
+    assert vocabulary.decode([2, 3]) == "ab\ufffd"
+
+
+def test_bytes_come_as_soon_as_they_are_a_character():
+    assert list(BYTES.pieces([97, 0xC3, 0xA9, 0xFF])) == ["a", "", "\u00e9", "\ufffd", ""]
+    assert list(BYTES.pieces([0xC3])) == ["", "\ufffd"]
+
+
+@pytest.mark.parametrize(
+    ("vocabulary", "prompt", "reason"),
+    [
+        (BYTES, "", "the prompt '' holds no token"),
+        (WORDS, " ", "the prompt ' ' holds no token"),
+        (LETTERS, "that\n", r"the prompt's byte 0xa ('\n') is not in the vocabulary of vocab.json; leave it out"),
+        (WORDS, "the dog", "the prompt's word 'dog' is not in the vocabulary of vocab.json; write <unk> for it"),
+    ],
+)
+def test_prompts_that_cannot_be_read(vocabulary, prompt, reason):
+    with pytest.raises(UserError) as error:
+        vocabulary.encode(prompt)
+    assert str(error.value).startswith(reason)
+
+
+@pytest.mark.parametrize("symbols", [BYTES.symbols, LETTERS.symbols, WORDS.symbols, SUBWORDS])
+def test_a_file_of_symbols_or_a_tokenizer(symbols, tmp_path):
+    write_json(tmp_path / "vocab.json", symbols)
+    assert read_vocabulary(tmp_path / "vocab.json").symbols == symbols
+
+
+@pytest.mark.parametrize("text", ["", "[", "[]", "3", "[1, 1]", "[256]", '["a", 1]', '["a", "a"]', "[true]", "[null]"])
+def test_a_file_that_is_neither(text, tmp_path):
+    (tmp_path / "vocab.json").write_text(text)
+    with pytest.raises(UserError, match="vocab.json"):
+        read_vocabulary(tmp_path / "vocab.json")
+
+
+@pytest.mark.parametrize(
+    ("vocabulary", "text"),
+    [
+        (BYTES, "a\u00e9\n \x00z~"),
+        (LETTERS, "the sea"),
+        (WORDS, "the cat\n\u00e9t\u00e9"),
+        (Vocabulary(SUBWORDS), "ab\u00e9"),
+    ],
+    ids=["bytes", "letters", "words", "subwords"],
+)
+def test_transformers_reads_text_alike(tokenizers, vocabulary, text):
+    tokenizer = tokenizers.Tokenizer.from_str(json.dumps(vocabulary.hugging_face()))
+    ids = vocabulary.encode(text)
+    assert tokenizer.encode(text).ids == ids
+    assert tokenizer.get_vocab_size() == vocabulary.size
+    if vocabulary is not WORDS:
+        assert tokenizer.decode(ids, skip_special_tokens=False) == text

@@ -1,0 +1,11 @@
+"""Write a converted network as a Hugging Face folder."""
+
+from pathlib import Path
+
+from planer.job import stage
+from planer.models.export import export_network
+
+if __name__ == "__main__":
+    with stage(snakemake):
+        files = snakemake.input
+        export_network(Path(files.model).parent, snakemake.output.folder, files.vocab)  # it finds eval.json
