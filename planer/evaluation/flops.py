@@ -11,6 +11,8 @@ threshold really executes in converted layers, ``dynamic_k`` counts from the rou
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -38,8 +40,8 @@ def count_flops(model: LanguageModel, workload: WorkloadConfig) -> float:
     total = 0.0
     for cluster in architecture.head.clusters(architecture.vocab_size):
         with FlopCounterMode(display=False) as counter:
-            hidden, _ = model(tokens, memory, mem_len=workload.mem_len, attention=workload.attention)
-            model.nll(hidden, tokens + cluster.start)
+            score = partial(model.nll, targets=tokens + cluster.start)
+            model(tokens, memory, mem_len=workload.mem_len, attention=workload.attention, score=score)
         total += cluster.share * counter.get_total_flops()
     return total / tokens.numel()
 

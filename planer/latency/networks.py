@@ -14,6 +14,7 @@ import copy
 import dataclasses
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -63,8 +64,8 @@ def timed_forward(
 
     @torch.inference_mode()
     def forward() -> Tensor:
-        hidden, _ = timed(segment[:, :-1], memory, mem_len=workload.mem_len, attention=attention)
-        return timed.nll(hidden, segment[:, 1:])
+        score = partial(timed.nll, targets=segment[:, 1:])
+        return timed(segment[:, :-1], memory, mem_len=workload.mem_len, attention=attention, score=score)[0]
 
     return prepared(forward, workload.execution, device, model.dynamic_blocks())
 
@@ -123,8 +124,8 @@ class Pool:
         @torch.inference_mode()
         def forward() -> Tensor:
             model.blocks = modules
-            hidden, _ = model(segment[:, :-1], memory, mem_len=self.workload.mem_len, attention=attention)
-            return model.nll(hidden, segment[:, 1:]) if head else hidden
+            score = partial(model.nll, targets=segment[:, 1:]) if head else None
+            return model(segment[:, :-1], memory, mem_len=self.workload.mem_len, attention=attention, score=score)[0]
 
         return prepared(forward, self.workload.execution, self._device)
 

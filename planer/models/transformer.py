@@ -5,7 +5,7 @@ Letters in shapes: B sequences, T tokens of a segment, M remembered positions, K
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor, nn
@@ -55,6 +55,7 @@ class LanguageModel(nn.Module):
         same_length: bool = False,
         clamp_len: int = 0,
         attention: str = "recompute",
+        score: Callable[[Tensor], Tensor] | None = None,
     ) -> tuple[Tensor, list]:
         """Read one segment.
 
@@ -62,8 +63,10 @@ class LanguageModel(nn.Module):
         mem_len: positions to remember.  same_length: every query sees exactly mem_len + 1 keys.
         clamp_len: distances beyond it count as it; 0 switches this off.
         attention: ``recompute`` remembers block inputs, ``cached`` keys and values (the same, for inference only).
-        Returns the hidden states [B, T, D] that ``nll`` scores, and the memory: one entry per block, None where the
-        block uses none.
+        score: what to make of the hidden states [B, T, D], such as their loss (``nll``).  Computed in here, it is part
+        of the forward pass for whatever wraps the network.
+        Returns the score, or without one the hidden states, and the memory: one entry per block, None where the block
+        uses none.
         """
         hidden, memory = self.run_blocks(
             self.embed(tokens),
@@ -73,7 +76,8 @@ class LanguageModel(nn.Module):
             clamp_len=clamp_len,
             attention=attention,
         )
-        return self.dropout(self.final_norm(hidden)), memory
+        hidden = self.dropout(self.final_norm(hidden))
+        return hidden if score is None else score(hidden), memory
 
     def embed(self, tokens: Tensor) -> Tensor:
         """[B, T] int64 to [B, T, D]: embeddings times sqrt(D), with dropout."""

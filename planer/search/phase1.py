@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 from types import SimpleNamespace
 
 import numpy as np
@@ -36,7 +37,7 @@ from planer.search.methods import config_of, stop_share
 from planer.search.supernet import Supernet, build_supernet
 from planer.search.supernet_start import start_supernet
 from planer.training.checkpoint import Checkpoint
-from planer.training.distillation import distillation_rows
+from planer.training.distillation import taught_score
 from planer.training.loop import Objective, Turn, fit
 from planer.training.optimizer import make_optimizer
 from planer.training.parent_start import Parent
@@ -142,8 +143,9 @@ class Phase1(Objective):
             metrics = {"latency_loss": ratio.detach(), "beta": beta, "beta_on": (beta > 0).float()}
         tokens, targets = (part.to(self.device, non_blocking=True) for part in self.batches.batch_at(segment))
         with autocast(self.device, self.dtype):
-            hidden, self.memory[turn] = self.model(tokens, self.memory[turn], mem_len=self.config.mem_len)
-            loss, losses = self._prediction_loss(step, tokens, hidden, targets)
+            score = self._score(step, tokens, targets)
+            scores, self.memory[turn] = self.model(tokens, self.memory[turn], mem_len=self.config.mem_len, score=score)
+            loss, losses = self._prediction_loss(scores)
         if turn == "weights":
             self.expert_tokens = self.expert_tokens + self.model.expert_loads()
         self.tokens += targets.numel()
@@ -153,16 +155,20 @@ class Phase1(Objective):
             self.sums[name] = (total + value.double(), count + 1)
         return loss + penalty, metrics
 
-    def _prediction_loss(
-        self, step: int, tokens: Tensor, hidden: Tensor, targets: Tensor
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        """The loss without the latency term, and its parts: ``ce`` and, with a teacher, ``kl``, in nats per token."""
-        teacher, weight = self.teachers.get(self.turn(step)), self.config.distill
+    def _score(self, step: int, tokens: Tensor, targets: Tensor) -> Callable[[Tensor], Tensor]:
+        """What the forward pass makes of the hidden states."""
+        teacher = self.teachers.get(self.turn(step))
         if teacher is None:
-            cross_entropy = self.model.nll(hidden, targets).mean()
+            return partial(self.model.nll, targets=targets)
+        return taught_score(self.model, teacher, 1.0, step, tokens, targets)
+
+    def _prediction_loss(self, scores: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss without the latency term, and its parts: ``ce`` and, with a teacher, ``kl``, in nats per token."""
+        weight = self.config.distill
+        if not self.teachers:
+            cross_entropy = scores.mean()
             return cross_entropy, {"ce": cross_entropy}
-        rows = (hidden.flatten(0, -2), teacher.rows(step, tokens), targets.flatten())
-        cross_entropy, divergence = distillation_rows(self.model, teacher, 1.0, *rows).mean(dim=1)
+        cross_entropy, divergence = scores.mean(dim=1)
         return (1 - weight) * cross_entropy + weight * divergence, {"ce": cross_entropy, "kl": divergence}
 
     def _choices(self, epoch: int) -> Tensor:

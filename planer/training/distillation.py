@@ -8,6 +8,8 @@ rows, D model width, V vocabulary.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -36,6 +38,18 @@ def distillation_rows(
     return model.head.by_rows(model.architecture.vocab_size, score, hidden, taught, words)
 
 
+def taught_score(
+    model: LanguageModel, teacher: Teacher, temperature: float, step: int, inputs: Tensor, targets: Tensor
+) -> Callable[[Tensor], Tensor]:
+    """What the forward pass of a step makes of the hidden states [B, T, D] of inputs [B, T]: ``distillation_rows``."""
+
+    def score(hidden: Tensor) -> Tensor:
+        rows = (hidden.flatten(0, -2), teacher.rows(step, inputs), targets.flatten())
+        return distillation_rows(model, teacher, temperature, *rows)
+
+    return score
+
+
 class Distillation(LanguageModelling):
     """Language modelling whose targets are partly a teacher's.
 
@@ -58,12 +72,13 @@ class Distillation(LanguageModelling):
         super().__init__(model, train_tokens, valid_tokens, config, **options)
         self.teacher, self.weight, self.temperature = teacher, weight, temperature
 
-    def prediction_loss(
-        self, step: int, inputs: Tensor, hidden: Tensor, targets: Tensor
-    ) -> tuple[Tensor, dict[str, Tensor | float]]:
+    def score(self, step: int, inputs: Tensor, targets: Tensor) -> Callable[[Tensor], Tensor]:
+        """Cross-entropy of the text and divergence from the teacher."""
+        return taught_score(self.model, self.teacher, self.temperature, step, inputs, targets)
+
+    def prediction_loss(self, scores: Tensor) -> tuple[Tensor, dict[str, Tensor | float]]:
         """Cross-entropy of the text and divergence from the teacher, weighted."""
-        rows = (hidden.flatten(0, -2), self.teacher.rows(step, inputs), targets.flatten())
-        nll, divergence = distillation_rows(self.model, self.teacher, self.temperature, *rows).mean(dim=1)
+        nll, divergence = scores.mean(dim=1)
         loss = (1 - self.weight) * nll + self.weight * self.temperature**2 * divergence
         return loss, {"nll": nll, "divergence": divergence}
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -70,8 +71,10 @@ class LanguageModelling(Objective):
         """Cross-entropy of one segment, the balance of its experts, and the stage's own term."""
         inputs, targets = (tokens.to(self.device, non_blocking=True) for tokens in self.batches.batch_at(step))
         with autocast(self.device, self.dtype):
-            hidden, self.memory = self.model(inputs, self.memory, mem_len=self.config.mem_len)
-            loss, metrics = self.prediction_loss(step, inputs, hidden, targets)
+            scores, self.memory = self.model(
+                inputs, self.memory, mem_len=self.config.mem_len, score=self.score(step, inputs, targets)
+            )
+            loss, metrics = self.prediction_loss(scores)
         self.tokens += targets.numel()
         if self._moe_positions:
             balance = self.model.balance_loss()
@@ -82,11 +85,13 @@ class LanguageModelling(Objective):
         extra, extra_metrics = self.extra_loss(step)
         return loss + extra, metrics | extra_metrics
 
-    def prediction_loss(
-        self, step: int, inputs: Tensor, hidden: Tensor, targets: Tensor
-    ) -> tuple[Tensor, dict[str, Tensor | float]]:
-        """What predicting targets [B, T] from hidden [B, T, D] costs, with its metrics: the cross-entropy."""
-        nll = self.model.nll(hidden, targets).mean()
+    def score(self, step: int, inputs: Tensor, targets: Tensor) -> Callable[[Tensor], Tensor]:
+        """What the forward pass makes of the hidden states [B, T, D]: the negative log-likelihood of targets [B, T]."""
+        return partial(self.model.nll, targets=targets)
+
+    def prediction_loss(self, scores: Tensor) -> tuple[Tensor, dict[str, Tensor | float]]:
+        """The loss of what ``score`` gave, with its metrics: the cross-entropy."""
+        nll = scores.mean()
         return nll, {"nll": nll}
 
     def extra_loss(self, step: int) -> tuple[Tensor | float, dict[str, Tensor | float]]:

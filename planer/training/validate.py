@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -56,16 +58,17 @@ def segment_nll(
     try:
         for inputs, targets, counted in progress(batches, description) if description else batches:
             with autocast(device, dtype):
-                hidden, memory = model(
+                nll, memory = model(
                     inputs.to(device),
                     memory,
                     mem_len=mem_len,
                     same_length=same_length,
                     clamp_len=clamp_len,
                     attention=attention,
+                    score=partial(model.nll, targets=targets.to(device)) if counted else None,
                 )
-                if counted:
-                    scored.append(model.nll(hidden, targets.to(device)))
+            if counted:
+                scored.append(nll)
     finally:
         model.train(was_training)
     in_order = torch.cat(scored, dim=1).flatten().cpu().double()
