@@ -162,6 +162,7 @@ def prepared_calls(threads: int) -> dict[str, Callable[[], object]]:
     from planer.parsing import build, merge
     from planer.runtime import keep_freed_memory, reproducible
     from planer.training.retrain import LanguageModelling
+    from planer.training.terms import Balance, CrossEntropy
 
     files = (ROOT / "config/config.yaml", ROOT / "config/experiments/demo.yaml")
     config = build(Experiment, merge(*(yaml.safe_load(file.read_text()) for file in files)))
@@ -171,7 +172,8 @@ def prepared_calls(threads: int) -> dict[str, Callable[[], object]]:
     network = config.model.architecture(256, PATTERN)
     tokens = np.random.default_rng(0).integers(256, size=100_000, dtype=np.uint8)
     model = random_model(network, cpu, precise, 0)
-    training = LanguageModelling(model, tokens, tokens, config.retrain, balance_weight=0.01, eval_steps=10**9)
+    terms = (CrossEntropy(model), [Balance(model, 0.01)])
+    training = LanguageModelling(model, tokens, tokens, config.retrain, *terms, eval_steps=10**9)
     optimizer = training.turns["weights"].optimizer
 
     def train() -> None:

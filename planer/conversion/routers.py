@@ -32,6 +32,7 @@ from planer.runtime import autocast
 from planer.training.checkpoint import Checkpoint
 from planer.training.loop import fit
 from planer.training.retrain import LanguageModelling
+from planer.training.terms import CrossEntropy
 from planer.training.validate import VALID_BATCH
 
 ASSESSED_TOKENS = 20_000
@@ -66,8 +67,6 @@ class RouterRegression(LanguageModelling):
     The history has ``loss`` and ``loss_<block>``, the mean squared error of each layer; blocks count all positions.
     """
 
-    name = "train_routers"
-
     def __init__(
         self,
         model: LanguageModel,
@@ -82,9 +81,9 @@ class RouterRegression(LanguageModelling):
         for block in model.dynamic_blocks():
             block.router.requires_grad_(True)
             block.tau = 0.0
-        super().__init__(
-            model, train_tokens, valid_tokens, config, balance_weight=0.0, eval_steps=config.steps, dtype=dtype
-        )
+        texts = (train_tokens, valid_tokens)
+        prediction, told = CrossEntropy(model), {"eval_steps": config.steps, "dtype": dtype, "name": "train_routers"}
+        super().__init__(model, *texts, config, prediction, **told)
         model.eval()
         specs = model.architecture.blocks
         self.positions = [i for i, spec in enumerate(specs) if isinstance(spec, architecture.DynamicMoE)]

@@ -23,9 +23,9 @@ from planer.config import SparsifyConfig, derive_seed
 from planer.models import LanguageModel
 from planer.runtime import seed_everything
 from planer.training.checkpoint import Checkpoint
-from planer.training.distillation import Distillation
+from planer.training.distillation import MakePrediction
 from planer.training.retrain import LanguageModelling, train
-from planer.training.teacher import LiveTeacher
+from planer.training.terms import Balance, Batch, CrossEntropy, Metrics, Term
 
 EPSILON = 1e-15
 """Keeps a token without any activation at penalty 0 with gradient 0, in single precision (in half it is no number)."""
@@ -64,73 +64,51 @@ def ramp(kind: str, t: int, T: int) -> float:
     raise ValueError(f"ramp is {kind!r}; allowed: none, linear, linear_warmup")
 
 
-class Sparsification(LanguageModelling):
-    """Language modelling with a penalty on the activations of the feed-forward layers.
+class SparsityPenalty(Term):
+    """A penalty on the activations of the feed-forward layers.
 
-    The history also gets ``penalty`` (mean over tokens and layers, before weighting), ``alpha``, and
-    ``sparsity_<block>``: the share of activations that are exactly zero; blocks count all positions of the network.
-    After a validation ``sparsity`` holds the same shares over the text validated, by block.
+    The history gets ``penalty`` (mean over tokens and layers, before weighting), ``alpha``, and ``sparsity_<block>``:
+    the share of activations that are exactly zero; blocks count all positions of the network.  After a validation
+    ``sparsity`` holds the same shares over the text validated, by block.
     """
 
-    name = "sparsify"
-
-    def __init__(
-        self,
-        model: LanguageModel,
-        train_tokens: np.ndarray,
-        valid_tokens: np.ndarray,
-        config: SparsifyConfig,
-        **options,
-    ) -> None:
-        """The arguments are those of LanguageModelling, without what config says."""
-        told = {"balance_weight": config.balance_weight, "eval_steps": config.steps}
-        super().__init__(model, train_tokens, valid_tokens, config, **told, **options)
+    def __init__(self, model: LanguageModel, config: SparsifyConfig):
+        self.config = config
         self.sparsity: dict[int, float] = {}
         self._positions = [i for i, spec in enumerate(model.architecture.blocks) if isinstance(spec, FeedForward)]
         self._relus = [block.activation for block in model.feed_forward_blocks()]
         self._activations: list[Tensor] = []
 
-    def loss(self, step: int) -> tuple[Tensor, dict[str, Tensor | float]]:
-        """Prediction, balance and penalty of one segment."""
+    @contextmanager
+    def during_step(self) -> Iterator[None]:
+        """Keeps the activations [B, T, F] of the forward pass."""
         self._activations = []
         with _on_output(self._relus, lambda layer, a: self._activations.append(a)):
-            return super().loss(step)
+            yield
+        self._activations = []
 
-    def extra_loss(self, step: int) -> tuple[Tensor, dict[str, Tensor | float]]:
-        """The weighted penalty of the activations [B, T, F] that this step's forward pass left."""
+    def __call__(self, output: Tensor, batch: Batch, step: int) -> tuple[Tensor, Metrics]:
+        """See Term."""
         measure = PENALTIES[self.config.penalty]
-        alpha = self.config.weight * ramp(self.config.ramp, step + 1, self.total_steps)
+        alpha = self.config.weight * ramp(self.config.ramp, step + 1, self.config.steps)
         penalty = torch.stack([measure(a).mean() for a in self._activations]).mean()
-        metrics: dict[str, Tensor | float] = {"penalty": penalty, "alpha": alpha}
+        metrics: Metrics = {"penalty": penalty, "alpha": alpha}
         for position, a in zip(self._positions, self._activations, strict=True):
             metrics[f"sparsity_{position}"] = (a == 0).float().mean()
-        self._activations = []
         return alpha * penalty, metrics
 
-    def validate(self, tokens: np.ndarray, description: str = "") -> float:
-        """Nats per token; sets ``sparsity``."""
-        zeros = [torch.zeros((), dtype=torch.int64, device=self.device) for _ in self._relus]
-        counts = [0] * len(self._relus)
+    @contextmanager
+    def during_validation(self) -> Iterator[None]:
+        """Sets ``sparsity``."""
+        zeros, counts = [0] * len(self._relus), [0] * len(self._relus)
 
         def count(layer: int, a: Tensor) -> None:
-            zeros[layer] += (a == 0).sum()
+            zeros[layer] = zeros[layer] + (a == 0).sum()
             counts[layer] += a.numel()
 
         with _on_output(self._relus, count):
-            nll = super().validate(tokens, description)
+            yield
         self.sparsity = {p: int(z) / n for p, z, n in zip(self._positions, zeros, counts, strict=True)}
-        return nll
-
-
-class TaughtSparsification(Sparsification, Distillation):
-    """Sparsification with a teacher beside the text."""
-
-    def __init__(self, model: LanguageModel, *texts_and_config, parent: LanguageModel, **options) -> None:
-        """parent: the teacher, another model than the one that is trained.  options: weight and temperature of
-        Distillation, and those of Sparsification."""
-        config: SparsifyConfig = texts_and_config[-1]
-        teacher = LiveTeacher(parent.to(next(model.parameters()).device), config.mem_len)
-        super().__init__(model, *texts_and_config, teacher=teacher, **options)
 
 
 @contextmanager
@@ -157,11 +135,11 @@ def sparsify(
     dtype: torch.dtype,
     checkpoint: Checkpoint,
     on_row: Callable[[dict], None] = lambda row: None,
-    objective: Callable[..., Sparsification] = Sparsification,
+    prediction: MakePrediction = CrossEntropy,
 ) -> tuple[LanguageModel, pd.DataFrame, dict]:
     """Fine-tune the model, or continue from the checkpoint.
 
-    objective: makes the Objective; with a teacher a partial TaughtSparsification.
+    prediction: what the network learns from beside the penalty; with a teacher ``taught_by``.
     Returns the same model in eval mode, the history, and the metrics of retraining's ``train`` with
     ``converted_layers``, ``valid_nll_before``, and the exact sparsity on the validation text: ``sparsity`` and
     ``sparsity_before`` (means over layers), ``sparsity_<block>``.  A network without feed-forward layers comes back
@@ -171,15 +149,26 @@ def sparsify(
         reason = f"{model.architecture.pattern} has no feed-forward layer whose activations could be made sparse"
         return model, pd.DataFrame({"step": pd.Series(dtype="int64")}), {"converted_layers": 0, "reason": reason}
     seed_everything(derive_seed(seed, "sparsify", "dropout"))
-    training = objective(model.to(device), train_tokens, valid_tokens, config, dtype=dtype)
+    penalty, learned = SparsityPenalty(model.to(device), config), prediction(model)
+    training = LanguageModelling(
+        model,
+        train_tokens,
+        valid_tokens,
+        config,
+        learned,
+        [Balance(model, config.balance_weight), penalty],
+        eval_steps=config.steps,
+        dtype=dtype,
+        name="sparsify",
+    )
     nll_before = training.validate(valid_tokens)
-    before = training.sparsity
+    before = penalty.sparsity
     history, metrics = train(training, checkpoint, on_row)
     metrics |= {
         "converted_layers": len(before),
         "valid_nll_before": nll_before,
         "sparsity_before": float(np.mean(list(before.values()))),
-        "sparsity": float(np.mean(list(training.sparsity.values()))),
-        **{f"sparsity_{position}": share for position, share in training.sparsity.items()},
+        "sparsity": float(np.mean(list(penalty.sparsity.values()))),
+        **{f"sparsity_{position}": share for position, share in penalty.sparsity.items()},
     }
     return model, history, metrics

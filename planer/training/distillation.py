@@ -10,15 +10,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from planer.config import TrainingConfig
 from planer.models import LanguageModel
-from planer.training.retrain import LanguageModelling
-from planer.training.teacher import Teacher
+from planer.training.teacher import LiveTeacher, Teacher
+from planer.training.terms import Batch, Metrics, Prediction
+
+MakePrediction = Callable[[LanguageModel], Prediction]
+"""From the model that will be trained, on its device, to what it learns from."""
 
 
 def distillation_rows(
@@ -50,44 +51,40 @@ def taught_score(
     return score
 
 
-class Distillation(LanguageModelling):
-    """Language modelling whose targets are partly a teacher's.
+class Distillation(Prediction):
+    """Cross-entropy of the text and divergence from a teacher, weighted.
 
     The history gets ``divergence``, the KL term in nats per token, beside the ``nll`` of the text.
     """
 
-    def __init__(
-        self,
-        model: LanguageModel,
-        train_tokens: np.ndarray,
-        valid_tokens: np.ndarray,
-        config: TrainingConfig,
-        *,
-        teacher: Teacher,
-        weight: float,
-        temperature: float,
-        **options,
-    ) -> None:
-        """weight, temperature: w and T of the loss.  The other arguments are those of LanguageModelling."""
-        super().__init__(model, train_tokens, valid_tokens, config, **options)
-        self.teacher, self.weight, self.temperature = teacher, weight, temperature
+    def __init__(self, model: LanguageModel, teacher: Teacher, weight: float, temperature: float):
+        """weight, temperature: w and T of the loss."""
+        self.model, self.teacher, self.weight, self.temperature = model, teacher, weight, temperature
 
-    def score(self, step: int, inputs: Tensor, targets: Tensor) -> Callable[[Tensor], Tensor]:
-        """Cross-entropy of the text and divergence from the teacher."""
-        return taught_score(self.model, self.teacher, self.temperature, step, inputs, targets)
+    def score(self, batch: Batch, step: int) -> Callable[[Tensor], Tensor]:
+        """See Prediction."""
+        return taught_score(self.model, self.teacher, self.temperature, step, *batch)
 
-    def prediction_loss(self, scores: Tensor) -> tuple[Tensor, dict[str, Tensor | float]]:
-        """Cross-entropy of the text and divergence from the teacher, weighted."""
-        nll, divergence = scores.mean(dim=1)
+    def __call__(self, output: Tensor, batch: Batch, step: int) -> tuple[Tensor, Metrics]:
+        """See Term."""
+        nll, divergence = output.mean(dim=1)
         loss = (1 - self.weight) * nll + self.weight * self.temperature**2 * divergence
         return loss, {"nll": nll, "divergence": divergence}
 
-    def state(self) -> tuple[dict[str, Tensor], dict]:
-        """The student's memory and what the teacher remembers."""
-        tensors, values = super().state()
-        return tensors | self.teacher.state(), values
+    def state(self) -> dict[str, Tensor]:
+        """What the teacher remembers."""
+        return self.teacher.state()
 
-    def restore(self, tensors: dict[str, Tensor], values: dict) -> None:
+    def restore(self, tensors: dict[str, Tensor]) -> None:
         """Inverse of state."""
-        super().restore(tensors, values)
         self.teacher.restore(tensors)
+
+
+def taught_by(parent: LanguageModel, mem_len: int, weight: float, temperature: float) -> MakePrediction:
+    """Distillation from a network that runs beside the student, on the student's device."""
+
+    def make(model: LanguageModel) -> Distillation:
+        teacher = LiveTeacher(parent.to(next(model.parameters()).device), mem_len)
+        return Distillation(model, teacher, weight, temperature)
+
+    return make

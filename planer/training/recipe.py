@@ -10,7 +10,6 @@ network.  A recipe trains one network after the other with the same text, seed a
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -28,6 +27,7 @@ from planer.training.distillation import Distillation
 from planer.training.parent_start import Parent, start_from_parent
 from planer.training.retrain import LanguageModelling, train
 from planer.training.teacher import CachedTeacher, LiveTeacher, Teacher
+from planer.training.terms import Balance, CrossEntropy, Prediction
 from planer.training.validate import VALID_BATCH, segment_nll
 
 OnRow = Callable[[dict], None]
@@ -55,9 +55,9 @@ class Recipe:
         initialise(model, torch.Generator().manual_seed(derive_seed(self.seed, "retrain", "initialisation")))
         return model.to(self.device)
 
-    def objective(self) -> Callable[..., LanguageModelling]:
-        """What makes the Objective of one training."""
-        return LanguageModelling
+    def prediction(self, model: LanguageModel) -> Prediction:
+        """What a model learns from."""
+        return CrossEntropy(model)
 
     def train(
         self,
@@ -74,12 +74,13 @@ class Recipe:
         """
         model = self.start(network)
         seed_everything(derive_seed(self.seed, "retrain", "dropout"))
-        training = self.objective()(
+        training = LanguageModelling(
             model,
             self.train_tokens,
             self.valid_tokens,
             self.config,
-            balance_weight=self.config.balance_weight,
+            self.prediction(model),
+            [Balance(model, self.config.balance_weight)],
             eval_steps=self.config.eval_steps,
             dtype=self.dtype,
         )
@@ -116,12 +117,12 @@ class Student(Recipe):
         start_from_parent(model, self.parent, self.config.expert_noise, noise)
         return model
 
-    def objective(self) -> Callable[..., LanguageModelling]:
+    def prediction(self, model: LanguageModel) -> Prediction:
         """See Recipe."""
         if not self.taught:
-            return LanguageModelling
+            return CrossEntropy(model)
         teacher = self._cache or LiveTeacher(self.parent.model, self.config.mem_len)
-        return partial(Distillation, teacher=teacher, weight=self.config.weight, temperature=self.config.temperature)
+        return Distillation(model, teacher, self.config.weight, self.config.temperature)
 
 
 def recipe_of(

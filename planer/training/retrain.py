@@ -2,22 +2,21 @@
 
     Loss = CE + balance_weight * mean over mixtures of experts of  E * sum_e f_e p_e      (Switch, arXiv 2101.03961)
 
-It starts from random weights, or from those of a trained network (parent_start.py).  Fine-tuning stages subclass
-LanguageModelling and add a term.
+It starts from random weights, or from those of a trained network (parent_start.py).  Fine-tuning stages bring other
+terms (terms.py).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from functools import partial
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 
 import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor
 
-from planer.architecture import MoE
 from planer.config import TrainingConfig
 from planer.data.stream import StreamBatches
 from planer.models import LanguageModel
@@ -25,6 +24,7 @@ from planer.runtime import autocast
 from planer.training.checkpoint import Checkpoint
 from planer.training.loop import MAIN, Objective, Turn, fit
 from planer.training.optimizer import make_optimizer
+from planer.training.terms import Batch, Prediction, Term
 from planer.training.validate import VALID_BATCH, mean_nll
 
 VALID_TOKENS = 100_000
@@ -34,12 +34,9 @@ VALID_TOKENS = 100_000
 class LanguageModelling(Objective):
     """Next-token prediction over one continuous text, with memory carried from step to step and from epoch to epoch.
 
-    The history gets ``nll`` (cross-entropy alone, nats per token), ``balance`` and ``load_<block>_<expert>`` (share of
-    the assignments; blocks count all positions of the network) for networks with mixtures of experts, and every
-    eval_steps and at the end ``valid_nll`` over the first VALID_TOKENS of the validation text.
+    The history gets the metrics of the terms, and every eval_steps and at the end ``valid_nll`` over the first
+    VALID_TOKENS of the validation text.
     """
-
-    name = "retrain"
 
     def __init__(
         self,
@@ -47,17 +44,21 @@ class LanguageModelling(Objective):
         train_tokens: np.ndarray,
         valid_tokens: np.ndarray,
         config: TrainingConfig,
+        prediction: Prediction,
+        terms: Sequence[Term] = (),
         *,
-        balance_weight: float,
         eval_steps: int,
         dtype: torch.dtype = torch.float32,
+        name: str = "retrain",
     ) -> None:
-        """model: on its device already.  train_tokens, valid_tokens: 1-D.  dtype: of matrix products."""
+        """model: on its device already.  train_tokens, valid_tokens: 1-D.  prediction, terms: what the loss is the sum
+        of, in this order.  dtype: of matrix products.  name: what progress calls the stage."""
+        self.name = name
         self.model = model.train()
         self.device = next(model.parameters()).device
         self.dtype = dtype
         self.config = config
-        self.balance_weight = balance_weight
+        self.prediction, self.terms = prediction, (prediction, *terms)
         self.eval_steps = eval_steps
         self.batches = StreamBatches(train_tokens, config.batch, config.tgt_len)
         self.valid_tokens = valid_tokens
@@ -65,38 +66,23 @@ class LanguageModelling(Objective):
         self.total_steps = config.steps
         optimizer = make_optimizer(model.parameters(), config.optimizer)
         self.turns = {MAIN: Turn(optimizer, config.optimizer, config.steps)}
-        self._moe_positions = [i for i, spec in enumerate(model.architecture.blocks) if isinstance(spec, MoE)]
 
     def loss(self, step: int) -> tuple[Tensor, dict[str, Tensor | float]]:
-        """Cross-entropy of one segment, the balance of its experts, and the stage's own term."""
+        """The terms of one segment."""
         inputs, targets = (tokens.to(self.device, non_blocking=True) for tokens in self.batches.batch_at(step))
-        with autocast(self.device, self.dtype):
-            scores, self.memory = self.model(
-                inputs, self.memory, mem_len=self.config.mem_len, score=self.score(step, inputs, targets)
-            )
-            loss, metrics = self.prediction_loss(scores)
-        self.tokens += targets.numel()
-        if self._moe_positions:
-            balance = self.model.balance_loss()
-            loss = loss + self.balance_weight * balance
-            metrics["balance"] = balance
-            for position, moe in zip(self._moe_positions, self.model.moe_blocks(), strict=True):
-                metrics[f"load_{position}"] = moe.load / moe.load.sum()
-        extra, extra_metrics = self.extra_loss(step)
-        return loss + extra, metrics | extra_metrics
-
-    def score(self, step: int, inputs: Tensor, targets: Tensor) -> Callable[[Tensor], Tensor]:
-        """What the forward pass makes of the hidden states [B, T, D]: the negative log-likelihood of targets [B, T]."""
-        return partial(self.model.nll, targets=targets)
-
-    def prediction_loss(self, scores: Tensor) -> tuple[Tensor, dict[str, Tensor | float]]:
-        """The loss of what ``score`` gave, with its metrics: the cross-entropy."""
-        nll = scores.mean()
-        return nll, {"nll": nll}
-
-    def extra_loss(self, step: int) -> tuple[Tensor | float, dict[str, Tensor | float]]:
-        """A term that a subclass adds to the loss, with its metrics; called after the forward pass of the step."""
-        return 0.0, {}
+        batch, mem_len = Batch(inputs, targets), self.config.mem_len
+        with ExitStack() as stack:
+            for term in self.terms:
+                stack.enter_context(term.during_step())
+            with autocast(self.device, self.dtype):
+                score = self.prediction.score(batch, step)
+                output, self.memory = self.model(inputs, self.memory, mem_len=mem_len, score=score)
+                loss, metrics = self.prediction(output, batch, step)
+            self.tokens += targets.numel()
+            for term in self.terms[1:]:
+                more, its_metrics = term(output, batch, step)
+                loss, metrics = loss + more, metrics | its_metrics
+        return loss, metrics
 
     def end_of_step(self, step: int) -> dict[str, float] | None:
         """Validate when it is time."""
@@ -108,16 +94,24 @@ class LanguageModelling(Objective):
         """Nats per token with the segment and memory lengths of training (E-train)."""
         lengths = (self.config.tgt_len, self.config.mem_len)
         options = {"device": self.device, "dtype": self.dtype, "description": description}
-        return mean_nll(self.model, tokens, VALID_BATCH, *lengths, **options)[0]
+        with ExitStack() as stack:
+            for term in self.terms:
+                stack.enter_context(term.during_validation())
+            return mean_nll(self.model, tokens, VALID_BATCH, *lengths, **options)[0]
 
     def state(self) -> tuple[dict[str, Tensor], dict]:
-        """The memory; the place in the text follows from the step."""
-        return {f"memory.{i}": entry for i, entry in enumerate(self.memory or []) if entry is not None}, {}
+        """The memory and what the terms keep; the place in the text follows from the step."""
+        tensors = {f"memory.{i}": entry for i, entry in enumerate(self.memory or []) if entry is not None}
+        for term in self.terms:
+            tensors |= term.state()
+        return tensors, {}
 
     def restore(self, tensors: dict[str, Tensor], values: dict) -> None:
         """Inverse of state."""
         entries = [tensors.get(f"memory.{i}") for i in range(len(self.model.blocks))]
         self.memory = [None if entry is None else entry.to(self.device) for entry in entries]
+        for term in self.terms:
+            term.restore(tensors)
 
 
 def train(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from functools import partial
 
 import pandas as pd
 import pytest
@@ -14,10 +13,11 @@ from test_retrain import ARCHITECTURE, CONFIG, TEXT, VALID, weights
 from planer.architecture import Architecture, Attention, FeedForward
 from planer.models import LanguageModel, head, initialise
 from planer.training.checkpoint import Checkpoint
-from planer.training.distillation import Distillation
+from planer.training.distillation import taught_by
 from planer.training.parent_start import Parent, start_from_parent
 from planer.training.recipe import Recipe
-from planer.training.teacher import LiveTeacher
+from planer.training.retrain import LanguageModelling
+from planer.training.terms import Balance
 
 CPU = torch.device("cpu")
 TEACHER = Architecture(11, 24, (Attention(3, 8), FeedForward(48), Attention(1, 8)), dropout=0.5, init_std=0.3)
@@ -44,8 +44,8 @@ class Taught(Recipe):
         self.teacher = network(TEACHER)
         self.told = {"weight": weight, "temperature": temperature}
 
-    def objective(self):
-        return partial(Distillation, teacher=LiveTeacher(self.teacher, self.config.mem_len), **self.told)
+    def prediction(self, model):
+        return taught_by(self.teacher, self.config.mem_len, **self.told)(model)
 
 
 def still(seed: int = 0) -> LanguageModel:
@@ -53,9 +53,11 @@ def still(seed: int = 0) -> LanguageModel:
     return network(dataclasses.replace(ARCHITECTURE, dropout=0.0, moe_dropout=0.0, init_std=0.3), seed)
 
 
-def distillation(student: LanguageModel, teacher: LanguageModel, weight: float, temperature: float) -> Distillation:
-    options = {"balance_weight": 0.01, "eval_steps": 100, "weight": weight, "temperature": temperature}
-    return Distillation(student, TEXT, VALID, CONFIG, teacher=LiveTeacher(teacher, CONFIG.mem_len), **options)
+def distillation(
+    student: LanguageModel, teacher: LanguageModel, weight: float, temperature: float, balance: float = 0.01
+) -> LanguageModelling:
+    prediction = taught_by(teacher, CONFIG.mem_len, weight, temperature)(student)
+    return LanguageModelling(student, TEXT, VALID, CONFIG, prediction, [Balance(student, balance)], eval_steps=100)
 
 
 @pytest.mark.parametrize(("weight", "temperature"), [(0.5, 1.0), (0.3, 2.5), (1.0, 0.5)])
@@ -85,8 +87,7 @@ def test_a_network_that_is_its_parent_has_nothing_to_learn():
     parent = still()
     student = still(seed=1)
     start_from_parent(student, Parent(parent, TEXT, CONFIG))
-    objective = distillation(student, parent, 1.0, 2.0)
-    objective.balance_weight = 0.0
+    objective = distillation(student, parent, 1.0, 2.0, balance=0.0)
     for step in range(3):
         loss, metrics = objective.loss(step)
         loss.backward()

@@ -18,6 +18,7 @@ from planer.training.lamb import Lamb
 from planer.training.recipe import Recipe
 from planer.training.retrain import LanguageModelling, train
 from planer.training.schedule import learning_rate
+from planer.training.terms import Balance, CrossEntropy, Term
 from planer.training.validate import SEGMENT_TOKENS, SEGMENTS, mean_nll, segment_nll
 
 CPU = torch.device("cpu")
@@ -99,7 +100,7 @@ def test_memory_passes_the_end_of_an_epoch(tmp_path):
     model = Watched(ARCHITECTURE)
     initialise(model, torch.Generator().manual_seed(0))
     config = changed(steps=12, eval_steps=100)
-    objective = LanguageModelling(model, TEXT[: 4 * 30], VALID, config, balance_weight=0.0, eval_steps=100)
+    objective = LanguageModelling(model, TEXT[: 4 * 30], VALID, config, CrossEntropy(model), eval_steps=100)
     train(objective, Checkpoint(tmp_path, "x"))
     assert seen == [(8, None), (8, 8), (8, 12), (5, 12)] + [(8, 12), (8, 12), (8, 12), (5, 12)] * 2
     assert objective.tokens == 4 * 29 * 3
@@ -141,18 +142,18 @@ def test_it_learns_a_rule(tmp_path, name, lr):
     assert metrics["valid_nll"] < 0.1 * math.log(11)  # a guess costs log(11)
 
 
-def test_a_subclass_adds_its_own_term(result, tmp_path):
-    class Shrinking(LanguageModelling):
-        name = "shrink"
-
-        def extra_loss(self, step):
-            size = self.model.embedding.weight.square().sum()
+def test_a_term_adds_to_the_loss_and_to_the_history(result, tmp_path):
+    class Shrinking(Term):
+        def __call__(self, output, batch, step):
+            assert output.shape == batch.targets.shape
+            size = model.embedding.weight.square().sum()
             return 10.0 * size, {"size": size}
 
     model = LanguageModel(ARCHITECTURE)
     model.load_state_dict(result[0].state_dict())
     before = model.embedding.weight.norm().item()
-    objective = Shrinking(model, TEXT, VALID, CONFIG, balance_weight=0.01, eval_steps=CONFIG.steps)
+    terms = (CrossEntropy(model), [Balance(model, 0.01), Shrinking()])
+    objective = LanguageModelling(model, TEXT, VALID, CONFIG, *terms, eval_steps=CONFIG.steps, name="shrink")
     history, metrics = train(objective, Checkpoint(tmp_path, "x"))
     assert model.embedding.weight.norm().item() < 0.8 * before
     logged = history.dropna(subset="loss")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import dataclasses
 import math
-from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -16,11 +15,12 @@ from hypothesis import strategies as st
 
 from planer.architecture import Architecture, Attention, FeedForward, MoE
 from planer.config import OptimizerConfig, SparsifyConfig
-from planer.conversion.sparsity import Sparsification, TaughtSparsification, l1, ramp, sparsify, square_hoyer
+from planer.conversion.sparsity import SparsityPenalty, l1, ramp, sparsify, square_hoyer
 from planer.models import LanguageModel, initialise
 from planer.training.checkpoint import Checkpoint
-from planer.training.distillation import Distillation
-from planer.training.teacher import LiveTeacher
+from planer.training.distillation import taught_by
+from planer.training.retrain import LanguageModelling
+from planer.training.terms import Balance, CrossEntropy
 
 CPU = torch.device("cpu")
 ADAMW = OptimizerConfig(
@@ -56,9 +56,15 @@ def text(length: int) -> np.ndarray:
     return (np.cumsum(steps) % 11).astype(np.uint8)
 
 
-def run(model: LanguageModel, folder, on_row=lambda row: None, objective=Sparsification, **changes):
+def objective_of(model: LanguageModel, config=CONFIG, prediction=CrossEntropy, **options) -> LanguageModelling:
+    """What ``sparsify`` trains with."""
+    terms = (prediction(model), [Balance(model, config.balance_weight), SparsityPenalty(model, config)])
+    return LanguageModelling(model, text(2000), text(500), config, *terms, eval_steps=config.steps, **options)
+
+
+def run(model: LanguageModel, folder, on_row=lambda row: None, prediction=CrossEntropy, **changes):
     config = dataclasses.replace(CONFIG, **changes)
-    how = (3, CPU, torch.float32, Checkpoint(folder, "test"), on_row, objective)
+    how = (3, CPU, torch.float32, Checkpoint(folder, "test"), on_row, prediction)
     return sparsify(model, text(2000), text(500), config, *how)
 
 
@@ -121,7 +127,7 @@ def test_ramp_endpoints_and_middle():
 def test_loss_is_cross_entropy_plus_the_mean_penalty_of_tokens_and_layers(name, penalty):
     model = tiny(FeedForward(24), FeedForward(16), dropout=0.0)
     config = dataclasses.replace(CONFIG, penalty=name, weight=0.25)
-    objective = Sparsification(model, text(2000), text(500), config)
+    objective = objective_of(model, config)
     loss, metrics = objective.loss(step=2)
 
     tokens, targets = objective.batches.batch_at(2)
@@ -140,22 +146,21 @@ def test_loss_is_cross_entropy_plus_the_mean_penalty_of_tokens_and_layers(name, 
     assert metrics["alpha"] == pytest.approx(alpha)
 
 
-def taught_by(parent: LanguageModel, weight: float = 0.5, temperature: float = 2.0):
-    return partial(TaughtSparsification, parent=parent, weight=weight, temperature=temperature)
+def by_teacher(parent: LanguageModel, weight: float = 0.5, temperature: float = 2.0):
+    return taught_by(parent, CONFIG.mem_len, weight, temperature)
 
 
 def test_with_a_teacher_the_penalty_comes_on_top_of_the_distillation_loss():
     """Also of a network that is its own teacher: the teacher does not change with it."""
     blocks = (Attention(2, 4), FeedForward(24), MoE(8, 2, 1))
     parent, told = tiny(*blocks, dropout=0.0), {"weight": 0.3, "temperature": 2.0}
-    objective = taught_by(parent, **told)(tiny(*blocks, dropout=0.0), text(2000), text(500), CONFIG)
+    objective = objective_of(tiny(*blocks, dropout=0.0), prediction=by_teacher(parent, **told))
     with torch.no_grad():
         for parameter in objective.model.parameters():
             parameter *= 0.9
-    reference = Distillation(
-        copy.deepcopy(objective.model), text(2000), text(500), CONFIG, balance_weight=0.01, eval_steps=100,
-        teacher=LiveTeacher(tiny(*blocks, dropout=0.0), CONFIG.mem_len), **told,
-    )  # fmt: skip
+    model = copy.deepcopy(objective.model)
+    terms = (by_teacher(tiny(*blocks, dropout=0.0), **told)(model), [Balance(model, 0.01)])
+    reference = LanguageModelling(model, text(2000), text(500), CONFIG, *terms, eval_steps=100)
     for step in range(3):
         loss, metrics = objective.loss(step)
         expected, other = reference.loss(step)
@@ -169,7 +174,7 @@ def test_an_interrupted_run_with_a_teacher_ends_with_the_same_weights(tmp_path):
     blocks = (Attention(2, 4), FeedForward(16))
 
     def start(folder, on_row=lambda row: None):
-        return run(tiny(*blocks), folder, on_row, objective=taught_by(tiny(*blocks)))
+        return run(tiny(*blocks), folder, on_row, prediction=by_teacher(tiny(*blocks)))
 
     def interrupt(row):
         if row["step"] == 8:
@@ -187,8 +192,8 @@ def test_an_interrupted_run_with_a_teacher_ends_with_the_same_weights(tmp_path):
 def test_a_teacher_keeps_the_network_closer_to_itself(tmp_path):
     blocks = (Attention(2, 4), FeedForward(32))
     inputs, drifts = torch.from_numpy(text(200).astype(np.int64))[None], []
-    for objective in (Sparsification, taught_by(tiny(*blocks), weight=1.0, temperature=1.0)):
-        model, _, _ = run(tiny(*blocks), tmp_path / str(len(drifts)), objective=objective, steps=40)
+    for prediction in (CrossEntropy, by_teacher(tiny(*blocks), weight=1.0, temperature=1.0)):
+        model, _, _ = run(tiny(*blocks), tmp_path / str(len(drifts)), prediction=prediction, steps=40)
         with torch.no_grad():
             own, wanted = (one.logits(one(inputs, mem_len=0)[0]).log_softmax(-1) for one in (model, tiny(*blocks)))
         drifts.append((wanted.exp() * (wanted - own)).sum(-1).mean().item())
@@ -198,7 +203,7 @@ def test_a_teacher_keeps_the_network_closer_to_itself(tmp_path):
 def test_penalty_under_bfloat16_matches_single_precision():
     losses = []
     for dtype in (torch.float32, torch.bfloat16):
-        objective = Sparsification(tiny(FeedForward(24), dropout=0.0), text(2000), text(500), CONFIG, dtype=dtype)
+        objective = objective_of(tiny(FeedForward(24), dropout=0.0), dtype=dtype)
         _, metrics = objective.loss(step=0)
         assert metrics["penalty"].dtype == torch.float32
         losses.append(metrics["penalty"].item())

@@ -4,12 +4,13 @@ from functools import partial
 from pathlib import Path
 
 from planer import models
-from planer.conversion.sparsity import Sparsification, TaughtSparsification, sparsify
+from planer.conversion.sparsity import sparsify
 from planer.job import stage
+from planer.training.distillation import taught_by
+from planer.training.terms import CrossEntropy
 
 if __name__ == "__main__":
     with stage(snakemake) as job:
-        network, parent, objective = models.load(Path(snakemake.input.model).parent), job.parent(), Sparsification
-        if parent:
-            objective = partial(TaughtSparsification, parent=parent, **snakemake.params.teaching)
-        job.train(partial(sparsify, objective=objective), network, job.config.sparsify)
+        network, parent, how = models.load(Path(snakemake.input.model).parent), job.parent(), job.config.sparsify
+        prediction = taught_by(parent, how.mem_len, **snakemake.params.teaching) if parent else CrossEntropy
+        job.train(partial(sparsify, prediction=prediction), network, how)
