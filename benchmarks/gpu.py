@@ -25,11 +25,17 @@ import torch.nn.functional as F  # noqa: E402
 from benchmarks.experts import ROUTINGS, Sizes, case, forward_backward, providers  # noqa: E402
 from benchmarks.graphs import Candidate, candidate, interleaved  # noqa: E402
 from benchmarks.output import RESULTS, table, write_results  # noqa: E402
-from planer.architecture import Architecture, Attention, FeedForward, MoE, Skip  # noqa: E402
 from planer.config import WorkloadConfig  # noqa: E402
 from planer.kernels.dynamic_ffn import dynamic_ffn  # noqa: E402
 from planer.latency.networks import Pool, timed_forward  # noqa: E402
-from planer.notation import from_notation  # noqa: E402
+from planer.specs import (  # noqa: E402
+    Architecture,
+    Attention,
+    FeedForward,
+    MoE,
+    Skip,
+    from_notation,  # noqa: E402
+)
 
 LIMITS = {(4_096, 1): 1.6, (12_288, 1): 1.25, (32_768, 1): 1.15, (4_096, 2): 2.6, (12_288, 2): 2.25, (32_768, 2): 2.15}
 """Forward time of a mixture over that of a dense layer, by tokens and experts per token: what an H200 should reach."""

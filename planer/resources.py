@@ -17,12 +17,12 @@ import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
-from planer.architecture import BlockSpec, FeedForward
 from planer.config import Experiment, TrainingConfig
 from planer.config.corpora import Corpus
 from planer.config.text import corpus_of
 from planer.search.methods import candidates_config, needs_supernet, search_config
 from planer.search.sharing import owners
+from planer.specs import BlockSpec
 from planer.variant import Variant, parse_variant
 
 MIB = 2**20
@@ -294,7 +294,7 @@ def _cluster_experts(job: _Job) -> _Need:
     more than fit into the baseline's FLOPs."""
     how, shape = job.config.cluster_experts, job.config.workload
     seconds = pairs = 0.0
-    for spec in {spec for spec in (*job.space, *job.baseline) if isinstance(spec, FeedForward)}:
+    for spec in {spec for spec in (*job.space, *job.baseline) if spec.splits}:
         layers = min(len(job.baseline), job.flops(shape, job.baseline) // job.flops(shape, [spec]))
         pairs = max(pairs, spec.d_inner**2 / how.expert_size)
         seconds = max(seconds, layers * spec.d_inner**2 / how.expert_size * FLOW_SECONDS)

@@ -11,8 +11,7 @@ What cannot change a result does not count:
 - what planer/config holds and checks: the values that a stage reads are among its params.  Its functions count;
 - packages that only re-export names: ``from planer.config import derive_seed`` reaches planer/config/seed.py alone.
 
-Imports that are computed at run time are not seen, but for registries: a module that lists its folder's modules reaches
-them all.
+Imports that are computed at run time are not seen, but for registries (REGISTRIES).
 """
 
 from __future__ import annotations
@@ -25,8 +24,12 @@ from functools import cache
 from itertools import accumulate
 from pathlib import Path
 
+from planer.plugins import plugin_folders
+
 CHANGES_NO_RESULT = ("__init__", "job", "parsing", "progress", "source", "tracking")
 """Modules of planer whose edits repeat nothing."""
+REGISTRIES = ("planer/blocks", "planer/heads", "planer/specs")
+"""Folders whose modules are found by their files: who reaches one of them reaches all, a user's own blocks too."""
 VALUES = "config"
 """The package whose fields and checks repeat nothing."""
 DATA = (".cpp", ".json")
@@ -34,16 +37,13 @@ DATA = (".cpp", ".json")
 last bits of results differ, and measured latencies by more."""
 
 
-LISTING = "iter_modules"
-"""Where a module's code calls this, it imports every module of its folder."""
-
-
 def source_hash(script: Path, root: Path) -> str:
     """Hash of a script's code and of all that it reaches in planer; root is the repository's folder."""
     digest = hashlib.sha256()
     for path in sorted(reached_files(script, root)):
         content = path.read_bytes() if path.suffix in DATA else _module(path, root)[0].encode()
-        digest.update(path.relative_to(root).as_posix().encode() + b"\0" + content)
+        name = path.relative_to(root).as_posix() if path.is_relative_to(root) else f"{path.parent.name}/{path.name}"
+        digest.update(name.encode() + b"\0" + content)
     return digest.hexdigest()[:12]
 
 
@@ -54,16 +54,24 @@ def reached_files(script: Path, root: Path) -> set[Path]:
         path = waiting.pop()
         if path not in reached and _part(path, root) not in CHANGES_NO_RESULT:
             reached.add(path)
-            code, names = _module(path, root)
-            waiting += [file for name in names for file in _imported(*name, root)]
-            waiting += path.parent.glob("*.py") if LISTING in code else []
+            waiting += [file for name in _module(path, root)[1] for file in _imported(*name, root)]
+            waiting += _registered_beside(path, root)
     folders = {path.parent for path in reached - {script}}
     return reached | {path for folder in folders for path in folder.iterdir() if path.suffix in DATA}
 
 
+def _registered_beside(path: Path, root: Path) -> list[Path]:
+    """All modules of the registry that a file belongs to; none for other files."""
+    if not path.is_relative_to(root) or path.parent.relative_to(root).as_posix() not in REGISTRIES:
+        return []
+    return [
+        file for where in (path.parent, *map(Path, plugin_folders(path.parent.name))) for file in where.glob("*.py")
+    ]
+
+
 def _part(path: Path, root: Path) -> str:
     """The module or package directly under planer that a file belongs to; nothing for a script."""
-    parts = path.relative_to(root).parts
+    parts = path.relative_to(root).parts if path.is_relative_to(root) else (path.parent.name,)
     return parts[1].removesuffix(".py") if parts[0] == "planer" else ""
 
 

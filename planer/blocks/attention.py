@@ -16,14 +16,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from planer import architecture
-from planer.blocks.block import Segment
+from planer import specs
+from planer.blocks.block import AttentionBlock, Segment
 
 
 class Attention(nn.Module):
     """Heads of a fixed width: fewer heads make a proportionally cheaper layer."""
 
-    def __init__(self, spec: architecture.Attention, d_model: int, dropout: float, attention_dropout: float):
+    def __init__(self, spec: specs.Attention, d_model: int, dropout: float, attention_dropout: float):
         super().__init__()
         self.num_heads, self.d_head, self.width = spec.num_heads, spec.d_head, spec.width
         self.qkv = nn.Linear(d_model, 3 * self.width, bias=False)
@@ -85,6 +85,12 @@ class Attention(nn.Module):
         if segment.attention == "cached" and not keys.requires_grad:
             self._position_keys = (table, version, keys)
         return keys
+
+
+def build(spec: specs.Attention, shared: specs.Architecture) -> AttentionBlock:
+    """The block that a specification describes."""
+    layer = Attention(spec, shared.d_model, shared.dropout, shared.attention_dropout)
+    return AttentionBlock(layer, shared.d_model, shared.norm)
 
 
 def relative_shift(raw: Tensor) -> Tensor:

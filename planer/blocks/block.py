@@ -70,13 +70,3 @@ class AttentionBlock(Block):
             memory = self.norm(memory)
         y, state = self.sublayer(self.norm(x), segment, memory)
         return x + y, state
-
-
-class SkipBlock(nn.Module):
-    """The bare identity: no residual sum and no LayerNorm."""
-
-    uses_memory = False
-
-    def forward(self, x: Tensor, segment: Segment, memory=None) -> tuple[Tensor, None]:
-        """Returns x itself."""
-        return x, None

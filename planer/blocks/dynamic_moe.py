@@ -9,7 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from planer import architecture
+from planer import specs
+from planer.blocks.block import Block
 from planer.kernels.dynamic_ffn import dynamic_ffn
 from planer.kernels.routing import linear_fp32, threshold
 
@@ -36,7 +37,7 @@ class DynamicMoE(nn.Module):
     Raises ValueError when the expert size does not divide the number of neurons.
     """
 
-    def __init__(self, spec: architecture.DynamicMoE, d_model: int, dropout: float):
+    def __init__(self, spec: specs.DynamicMoE, d_model: int, dropout: float):
         super().__init__()
         if spec.expert_size < 1 or spec.d_inner % spec.expert_size:
             raise ValueError(f"expert_size is {spec.expert_size}; it must divide the number of neurons, {spec.d_inner}")
@@ -73,3 +74,8 @@ class DynamicMoE(nn.Module):
     def router_scores(self, x: Tensor) -> Tensor:
         """Predicted norm of every expert's output: [..., D] to [..., n]."""
         return self.router(x)
+
+
+def build(spec: specs.DynamicMoE, shared: specs.Architecture) -> Block:
+    """The block that a specification describes."""
+    return Block(DynamicMoE(spec, shared.d_model, shared.dropout), shared.d_model, shared.norm)

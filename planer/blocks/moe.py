@@ -8,7 +8,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from planer import architecture
+from planer import specs
+from planer.blocks.block import Block
 from planer.kernels.expert_ffn import expert_ffn
 from planer.kernels.routing import route
 
@@ -40,7 +41,7 @@ class MoE(nn.Module):
     balance: Tensor | None = None
     load: Tensor | None = None
 
-    def __init__(self, spec: architecture.MoE, d_model: int, dropout: float, experts: Experts | None = None):
+    def __init__(self, spec: specs.MoE, d_model: int, dropout: float, experts: Experts | None = None):
         super().__init__()
         self.top_k = spec.top_k
         self.gate = nn.Parameter(torch.zeros(spec.num_experts, d_model))
@@ -56,6 +57,11 @@ class MoE(nn.Module):
         e = self.experts
         y = expert_ffn(tokens, e.w1, e.b1, e.w2, e.b2, pairs, self.dropout.p, self.training, grouped=grouped)
         return self.dropout(y).view_as(x)
+
+
+def build(spec: specs.MoE, shared: specs.Architecture) -> Block:
+    """The block that a specification describes."""
+    return Block(MoE(spec, shared.d_model, shared.moe_dropout), shared.d_model, shared.norm)
 
 
 def balance_loss(load: Tensor, probabilities: Tensor) -> Tensor:

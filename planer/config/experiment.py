@@ -14,8 +14,8 @@ from planer.config.model import ArmsConfig, DataConfig, DesignSpace, ModelConfig
 from planer.config.search import CandidatesConfig, KeepConfig, SearchConfig, batch_of_limit
 from planer.config.training import DistillConfig, RetrainConfig
 from planer.files import UserError
-from planer.notation import from_notation
 from planer.parsing import Items, Matching, Range, convert
+from planer.specs import from_notation
 from planer.variant import parse_variant
 
 

@@ -6,20 +6,17 @@ import re
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from planer.architecture import Architecture, Attention, BlockSpec, FeedForward, MoE, Skip
 from planer.config.bounds import Count, Positive, Share, Width
 from planer.config.corpora import CORPORA
 from planer.files import UserError
 from planer.heads import HeadSpec
-from planer.notation import from_notation
 from planer.parsing import Items, Matching, show
+from planer.specs import Architecture, BlockSpec, from_notation, kinds
 
 DesignSpace = Annotated[tuple[str, ...], Items(2, 100)]
 """Options that one searched position has."""
 OWN = "-text"
 """Ends the folder's name of a prepared text of one's own; no corpus has such a name."""
-MAX_SCALE = 1_000
-"""Largest s of feed_forward_x<s>."""
 
 
 @dataclass(frozen=True)
@@ -98,42 +95,26 @@ class ModelConfig:
 
         key is the config key that names it, for messages.
         """
-        block = self._block(name, key)
+        try:
+            block = next(filter(None, (kind.parse(name, self) for kind in kinds().values())), None)
+        except ValueError as error:
+            raise UserError(f"{key}: {error}") from error
+        if block is None:
+            allowed = ", ".join(spelling for kind in kinds().values() for spelling in kind.options)
+            raise UserError(f"{key}: unknown option {show(name)}; allowed: {allowed}")
         if block.name != name:
             raise UserError(f"{key}: {show(name)} is not how this option is spelled; write it {block.name}")
         return block
 
-    def _block(self, name: str, key: str) -> BlockSpec:
-        """Like option, for every spelling of the number."""
-        if name in ("skip", "feed_forward"):
-            return Skip() if name == "skip" else FeedForward(self.d_inner)
-        match = re.fullmatch(r"(attention_|feed_forward_x|moe_top)(\d{1,9})", name)
-        if not match:
-            raise UserError(
-                f"{key}: unknown option {show(name)}; allowed: skip, attention_<heads>, feed_forward, "
-                "feed_forward_x<2 or more>, moe_top<k>"
-            )
-        stem, number = match[1], int(match[2])
-        if stem == "feed_forward_x":
-            if not 2 <= number <= MAX_SCALE:
-                raise UserError(f"{key}: {show(name)} is {number} times as wide; allowed: 2 to {MAX_SCALE:,}")
-            return FeedForward(self.d_inner * number, number)
-        if stem == "attention_":
-            if not 1 <= number <= self.num_heads:
-                raise UserError(f"{key}: {show(name)} asks for {number} heads; allowed: 1 to {self.num_heads}")
-            return Attention(number, self.d_head)
-        if not 1 <= number <= self.num_experts:
-            allowed = f"more than num_experts allows; allowed: 1 to {self.num_experts}"
-            raise UserError(f"{key}: {show(name)} has top_k {number}, {allowed}")
-        return MoE(self.d_inner, self.num_experts, number)
-
     def symbols(self) -> dict[str, BlockSpec]:
-        """Pattern symbols and the blocks they stand for."""
-        heads = {f"s{h}": Attention(h, self.d_head) for h in range(1, self.num_heads + 1)}
-        experts = {f"m{k}": MoE(self.d_inner, self.num_experts, k) for k in range(1, self.num_experts + 1)}
-        wide = {f"f{x}": FeedForward(self.d_inner * x, x) for x in range(2, self.num_experts + 1)}
-        full = Attention(self.num_heads, self.d_head)
-        return {"i": Skip(), "s": full, "f": FeedForward(self.d_inner), **heads, **wide, **experts}
+        """Pattern symbols and the blocks they stand for.  Raises UserError when two kinds have the same symbol."""
+        found: dict[str, BlockSpec] = {}
+        for kind in kinds().values():
+            symbols = kind.symbols(self)
+            if taken := found.keys() & symbols.keys():
+                raise UserError(f"the block {kind.kind} has the symbol {min(taken)} of another block; change it")
+            found |= symbols
+        return found
 
     def architecture(self, vocab_size: int, blocks: tuple[BlockSpec, ...] | str) -> Architecture:
         """A network of this backbone; blocks may be given in pattern notation.

@@ -18,10 +18,10 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from planer.architecture import DynamicMoE, FeedForward
 from planer.config import ClusterConfig, derive_seed
 from planer.models import LanguageModel
 from planer.progress import progress
+from planer.specs import DynamicMoE
 
 
 def cluster_neurons(w1: Tensor, expert_size: int, seed: int, restarts: int, max_iterations: int) -> np.ndarray:
@@ -82,7 +82,7 @@ def split(model: LanguageModel, config: ClusterConfig, seed: int) -> tuple[Langu
     Raises ValueError when expert_size does not divide the neurons of a layer.
     """
     architecture = model.architecture
-    positions = [i for i, spec in enumerate(architecture.blocks) if isinstance(spec, FeedForward)]
+    positions = [i for i, spec in enumerate(architecture.blocks) if spec.splits]
     if not positions:
         empty = pd.DataFrame({name: pd.Series(dtype="int64") for name in ("layer", "neuron", "expert")})
         reason = f"{architecture.pattern} has no feed-forward layer that could be split into experts"

@@ -22,7 +22,6 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from planer import architecture
 from planer.blocks.dynamic_moe import DynamicMoE
 from planer.config import RouterConfig, derive_seed
 from planer.data.stream import EvalBatches
@@ -86,7 +85,7 @@ class RouterRegression(LanguageModelling):
         super().__init__(model, *texts, config, prediction, **told)
         model.eval()
         specs = model.architecture.blocks
-        self.positions = [i for i, spec in enumerate(specs) if isinstance(spec, architecture.DynamicMoE)]
+        self.positions = [i for i, spec in enumerate(specs) if spec.dynamic]
         self._blocks = model.dynamic_blocks()
         self._grams = [output_gram(block) for block in self._blocks]
 
@@ -237,8 +236,7 @@ def train_routers(
 def with_routers(model: LanguageModel, width: int) -> LanguageModel:
     """The network with a router of this width, not yet initialised, in every split layer."""
     blocks = tuple(
-        dataclasses.replace(spec, router_width=width) if isinstance(spec, architecture.DynamicMoE) else spec
-        for spec in model.architecture.blocks
+        dataclasses.replace(spec, router_width=width) if spec.dynamic else spec for spec in model.architecture.blocks
     )
     routed = LanguageModel(dataclasses.replace(model.architecture, blocks=blocks))
     routed.load_state_dict(routed.state_dict() | model.state_dict())

@@ -18,7 +18,6 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from planer.architecture import FeedForward
 from planer.config import SparsifyConfig, derive_seed
 from planer.models import LanguageModel
 from planer.runtime import seed_everything
@@ -75,7 +74,7 @@ class SparsityPenalty(Term):
     def __init__(self, model: LanguageModel, config: SparsifyConfig):
         self.config = config
         self.sparsity: dict[int, float] = {}
-        self._positions = [i for i, spec in enumerate(model.architecture.blocks) if isinstance(spec, FeedForward)]
+        self._positions = [i for i, spec in enumerate(model.architecture.blocks) if spec.splits]
         self._relus = [block.activation for block in model.feed_forward_blocks()]
         self._activations: list[Tensor] = []
 

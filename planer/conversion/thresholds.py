@@ -13,9 +13,9 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from planer.architecture import DynamicMoE
 from planer.config import ThresholdConfig
 from planer.models import LanguageModel
+from planer.specs import DynamicMoE
 from planer.training.validate import mean_nll
 
 

@@ -25,24 +25,8 @@ INK, MUTED, GRID, SURFACE = "#1b2530", "#5c6875", "#dfe4e9", "#ffffff"
 THEME = {INK: "var(--ink)", MUTED: "var(--muted)", GRID: "var(--grid)", SURFACE: "var(--surface)"}
 """Colours that a page replaces by its own, so that a figure reads well on light and on dark ground."""
 
-KIND_COLOURS = {
-    "skip": GRID,
-    "attention": "#0072b2",
-    "feed_forward": "#e69f00",
-    "moe": "#009e73",
-    "dynamic_moe": "#cc79a7",
-    "stem": "#8b97a3",
-}
-KIND_TEXT = {"feed_forward": "#231a05", "dynamic_moe": "#231a05", "skip": INK}
-"""Text that stands out on a kind's colour, where white does not."""
-KIND_NAMES = {
-    "skip": "skip",
-    "attention": "attention",
-    "feed_forward": "feed-forward",
-    "moe": "mixture of experts",
-    "dynamic_moe": "converted layer",
-    "stem": "embedding and head",
-}
+STEM_COLOUR = "#8b97a3"
+"""Of embedding and head, in figures of blocks."""
 BLUE, ORANGE = "#0072b2", "#d55e00"
 SERIES_COLOURS = (BLUE, ORANGE, "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8b97a3")
 SERIES_MARKERS = ("o", "s", "^", "D", "v", "P", "X")
@@ -223,11 +207,6 @@ def _anchor(offset: tuple[float, float], box: Bbox, scale: float) -> tuple[float
 def option_number(option: str) -> int:
     """4 of attention_4, 2 of moe_top2, 0 of feed_forward."""
     return int("".join(character for character in option if character.isdecimal()) or 0)
-
-
-def option_kind(option: str) -> str:
-    """attention of attention_4, moe of moe_top2."""
-    return next(kind for kind in KIND_COLOURS if option.startswith(kind))
 
 
 def workload_text(row) -> str:

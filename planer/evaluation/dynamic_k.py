@@ -10,10 +10,10 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 
-from planer.architecture import DynamicMoE, FeedForward
 from planer.conversion.thresholds import converted_flops, running_at, set_threshold, thresholds
 from planer.evaluation.quality import quality
 from planer.models import LanguageModel
+from planer.specs import DynamicMoE, FeedForward
 
 
 def score(
@@ -43,7 +43,7 @@ def sweep(
     has the row tau = 0 only.
     """
     d_model = model.architecture.d_model
-    layers = [block for block in model.architecture.blocks if isinstance(block, DynamicMoE)]
+    layers = [block for block in model.architecture.blocks if block.dynamic]
     dense = dense_flops(layers, d_model)
     for tau in thresholds(taus) if layers else [0.0]:
         result, experts = score(model, test, tau, **protocol, description=f"tau {tau:g}")

@@ -16,7 +16,6 @@ from types import SimpleNamespace
 import numpy as np
 import torch
 
-from planer.architecture import Architecture, DynamicMoE
 from planer.config import Experiment, WorkloadConfig, derive_seed
 from planer.conversion.thresholds import nll_name, threshold_of
 from planer.data.ngram import bigram_nll
@@ -30,6 +29,7 @@ from planer.measure import by_round, measure_placed, summary
 from planer.models import LanguageModel, load
 from planer.runtime import resolve_dtype
 from planer.source import git_commit
+from planer.specs import Architecture
 from planer.variant import Variant, parse_variant
 
 SCORED = ("valid", "test")
@@ -232,7 +232,7 @@ class _Run:
 
         found = self.in_turn(calls, "thresholds")
         specs = converted.architecture.blocks
-        positions = [i for i, spec in enumerate(specs) if isinstance(spec, DynamicMoE)]
+        positions = [i for i, spec in enumerate(specs) if spec.dynamic]
 
         def valid(tau: float) -> dict:
             """Measured by the routers stage, if there are routers."""

@@ -14,9 +14,6 @@ from planer.evaluation.comparison import chosen_row, headline, pick
 from planer.evaluation.drawing import (
     GRID,
     INK,
-    KIND_COLOURS,
-    KIND_NAMES,
-    KIND_TEXT,
     MUTED,
     SURFACE,
     label_points,
@@ -28,6 +25,7 @@ from planer.evaluation.drawing import (
 )
 from planer.evaluation.latency_figures import block_latencies, routings
 from planer.latency.table import LatencyTable
+from planer.specs import kinds
 from planer.variant import parse_variant
 
 UNITS = {"bpc": "bits per character", "ppl": "perplexity"}
@@ -110,17 +108,17 @@ def architectures(evaluations: Sequence[dict]) -> Figure | None:
     if not networks:
         return None
     figure, (axes,) = new_figure(0.75 + 0.42 * len(networks))
-    heads = max(
-        (option_number(b["option"]) for _, blocks in networks for b in blocks if b["kind"] == "attention"), default=1
-    )
+    numbers = (option_number(b["option"]) for _, blocks in networks for b in blocks if kinds()[b["kind"]].remembers)
+    heads = max(numbers, default=1)
     for row, (_, blocks) in enumerate(networks):
         for position, block in enumerate(blocks):
-            share = option_number(block["option"]) / heads if block["kind"] == "attention" else 1
+            kind = kinds()[block["kind"]]
+            number = option_number(block["option"]) if kind.remembers else 0
+            share = number / heads if number else 1
             height = 0.44 + 0.36 * share
-            axes.add_patch(_block(position, row, height, block["kind"]))
-            text = "" if block["kind"] == "skip" else block["symbol"]
-            colour = KIND_TEXT.get(block["kind"], "#ffffff")
-            axes.text(position, row, text, ha="center", va="center", fontsize=7.5, color=colour)
+            axes.add_patch(_block(position, row, height, kind.colour))
+            text = "" if kind.identity else block["symbol"]
+            axes.text(position, row, text, ha="center", va="center", fontsize=7.5, color=kind.text_colour)
     width = max(len(blocks) for _, blocks in networks)
     axes.set(xlim=(-0.6, width - 0.4), ylim=(len(networks) - 0.4, -0.6))
     axes.set_yticks(range(len(networks)), [variant for variant, _ in networks])
@@ -129,8 +127,9 @@ def architectures(evaluations: Sequence[dict]) -> Figure | None:
     axes.grid(False)
     for spine in axes.spines.values():
         spine.set_visible(False)
-    kinds = [kind for kind in KIND_COLOURS if any(b["kind"] == kind for _, blocks in networks for b in blocks)]
-    figure.legend(handles=_kind_handles(kinds), loc="outside upper left", ncols=len(kinds), handlelength=1)
+    shown = {block["kind"] for _, blocks in networks for block in blocks}
+    handles = [Patch(facecolor=spec.colour, label=spec.label) for kind, spec in kinds().items() if kind in shown]
+    figure.legend(handles=handles, loc="outside upper left", ncols=len(handles), handlelength=1)
     return figure
 
 
@@ -241,20 +240,16 @@ def _limit_quality(axes: Axes, converted: Sequence[dict], unit: str) -> None:
         axes.annotate(text, (1, 1), (-2, -4), fontsize=7.5, color=MUTED, **place)
 
 
-def _block(position: int, row: int, height: float, kind: str) -> FancyBboxPatch:
+def _block(position: int, row: int, height: float, colour: str) -> FancyBboxPatch:
     return FancyBboxPatch(
         (position - 0.44, row - height / 2), 0.88, height,
-        boxstyle="round,pad=0,rounding_size=0.1", facecolor=KIND_COLOURS[kind], linewidth=0,
+        boxstyle="round,pad=0,rounding_size=0.1", facecolor=colour, linewidth=0,
     )  # fmt: skip
 
 
 def _family_handles(families: Sequence[str]) -> list[Line2D]:
     looks = [(name, marker, colour) for name, (marker, colour) in FAMILIES.items() if name in families]
     return [Line2D([], [], marker=marker, color=colour, linestyle="", label=name) for name, marker, colour in looks]
-
-
-def _kind_handles(kinds: Sequence[str]) -> list[Patch]:
-    return [Patch(facecolor=KIND_COLOURS[kind], label=KIND_NAMES[kind]) for kind in kinds]
 
 
 def _family(evaluation: dict) -> str:

@@ -9,17 +9,16 @@ from matplotlib.patches import Patch
 
 from planer.evaluation.drawing import (
     INK,
-    KIND_COLOURS,
-    KIND_NAMES,
     MUTED,
+    STEM_COLOUR,
     SURFACE,
     new_figure,
-    option_kind,
     option_number,
     workload_text,
 )
 from planer.latency.gates import ROUTINGS
 from planer.latency.table import LatencyTable
+from planer.specs import kind_of, kinds
 
 LOADS = {"balanced": "balanced", "skewed": "as a trained gate", "one": "all to the same experts"}
 """What the figures call the routings of planer/latency/gates.py."""
@@ -28,7 +27,7 @@ LOADS = {"balanced": "balanced", "skewed": "as a trained gate", "one": "all to t
 def block_latencies(table: LatencyTable) -> Figure | None:
     """Cost of each option by the latency table, cached beside recomputed attention, with p10 to p90."""
     rows = table.headline_rows
-    rows = rows[rows["option"] != "skip"]
+    rows = rows[rows["median_ms"] > 0]
     options = list(dict.fromkeys(sorted(rows["option"], key=_option_order)))
     modes = [mode for mode in ("cached", "recompute") if mode in set(rows["attention"])]
     if not options:
@@ -44,7 +43,7 @@ def block_latencies(table: LatencyTable) -> Figure | None:
             cost = per_option.loc[option]
             place = position + (index - (len(modes) - 1) / 2) * thickness
             look = {"hatch": "////", "alpha": 0.55} if mode == "recompute" else {}
-            colour = KIND_COLOURS[option_kind(option)]
+            colour = STEM_COLOUR if option == "stem" else kind_of(option).colour
             axes.barh(place, cost["median_ms"], 0.88 * thickness, color=colour, edgecolor=SURFACE, linewidth=0, **look)
             axes.plot([cost["p10_ms"], cost["p90_ms"]], [place, place], color=INK, linewidth=1.1)
             end = max(cost["median_ms"], cost["p90_ms"], 0)
@@ -71,12 +70,13 @@ def routings(table: LatencyTable) -> Figure | None:
         return None
     figure, (axes,) = new_figure(0.9 + 0.75 * len(options))
     thickness = 0.8 / len(ROUTINGS)
-    looks = {routing: {"color": KIND_COLOURS["moe"], "alpha": 1 - 0.3 * i} for i, routing in enumerate(ROUTINGS)}
+    shades = {routing: {"alpha": 1 - 0.3 * i} for i, routing in enumerate(ROUTINGS)}
     for place, option in enumerate(options):
+        colour = kind_of(option).colour
         for index, routing in enumerate(ROUTINGS):
             cost = rows[(rows["option"] == option) & (rows["routing"] == routing)].iloc[0]
             height = place + (index - (len(ROUTINGS) - 1) / 2) * thickness
-            axes.barh(height, cost["median_ms"], 0.88 * thickness, linewidth=0, **looks[routing])
+            axes.barh(height, cost["median_ms"], 0.88 * thickness, linewidth=0, color=colour, **shades[routing])
             axes.plot([cost["p10_ms"], cost["p90_ms"]], [height, height], color=INK, linewidth=1.1)
             end = max(cost["median_ms"], cost["p90_ms"])
             text = f"{cost['median_ms']:#.3g}"
@@ -90,20 +90,17 @@ def routings(table: LatencyTable) -> Figure | None:
     axes.grid(axis="y", visible=False)
     axes.tick_params(axis="y", length=0)
     axes.set_xlabel(f"latency of one block in ms, p10 to p90 ({workload_text(rows.iloc[0])})")
-    handles = [Patch(label=LOADS[routing], **looks[routing]) for routing in ROUTINGS]
+    colour = kind_of(options[0]).colour
+    handles = [Patch(label=LOADS[routing], color=colour, **shades[routing]) for routing in ROUTINGS]
     figure.legend(handles=handles, loc="outside upper left", ncols=len(ROUTINGS), handlelength=1.4)
     return figure
 
 
 def _option_order(option: str) -> tuple[int, int]:
-    order = ("attention", "feed_forward", "moe", "dynamic_moe", "stem")
-    return order.index(option_kind(option)), option_number(option)
+    """Embedding and head last."""
+    kind = len(kinds()) if option == "stem" else list(kinds()).index(kind_of(option).kind)
+    return kind, option_number(option)
 
 
 def _option_label(option: str) -> str:
-    number, kind = option_number(option), option_kind(option)
-    if kind == "attention":
-        return f"attention, {number} head{'s' if number > 1 else ''}"
-    if kind == "feed_forward" and number:
-        return f"feed-forward, {number} times as wide"
-    return f"{KIND_NAMES[kind]}, top {number}" if kind == "moe" else KIND_NAMES[kind]
+    return "embedding and head" if option == "stem" else kind_of(option).option_label(option_number(option))

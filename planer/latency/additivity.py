@@ -18,12 +18,12 @@ from types import SimpleNamespace
 import numpy as np
 import pandas as pd
 
-from planer.architecture import Architecture, BlockSpec
 from planer.config import derive_seed
 from planer.latency.networks import Pool, affordable_copies
 from planer.latency.table import LatencyTable, identity
 from planer.measure import MIN_ROUNDS, by_round, measure, summary
 from planer.runtime import resolve_device, resolve_dtype
+from planer.specs import Architecture, BlockSpec
 
 IDLE_BAR = {"pearson_r": 0.99, "mape": 0.03, "max_ape": 0.08}
 """What an idle device should reach: r at least, errors at most.  The config may set another bar."""

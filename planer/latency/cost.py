@@ -12,9 +12,9 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
-from planer.architecture import BlockSpec
 from planer.config import TrainingConfig
 from planer.files import Damaged, UserError, read_json
+from planer.specs import BlockSpec
 
 if TYPE_CHECKING:  # every parse of the Snakefile comes here, and the table needs PyTorch
     from planer.latency.table import LatencyTable

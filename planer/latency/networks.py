@@ -19,13 +19,13 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from planer.architecture import Architecture, Attention, BlockSpec
 from planer.blocks.moe import MoE
 from planer.config import WorkloadConfig
 from planer.latency.execution import check_execution, executable, prepared
 from planer.latency.gates import set_routing
 from planer.latency.table import ATTENTIONS
 from planer.models import LanguageModel, initialise
+from planer.specs import Architecture, BlockSpec
 
 POOL_BYTES = 6 * 2**30
 """Weights and memories that a pool may take.  PLANER's largest networks add 6 GiB while one of them runs: activations,
@@ -171,10 +171,8 @@ def affordable_copies(
     """Copies of every block that fit into POOL_BYTES with their memories; at least 1."""
     numbers = 0
     for spec in specs:
-        numbers += spec.params(architecture.d_model)
-        if isinstance(spec, Attention):
-            widths = {"cached": 2 * spec.width, "recompute": architecture.d_model}
-            numbers += sum(workload.batch * workload.mem_len * widths[attention] for attention in attentions)
+        remembered = sum(spec.remembered(architecture.d_model, attention) for attention in attentions)
+        numbers += spec.params(architecture.d_model) + workload.batch * workload.mem_len * remembered
     return max(1, POOL_BYTES // (max(numbers, 1) * dtype.itemsize))
 
 

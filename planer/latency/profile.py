@@ -20,7 +20,6 @@ from typing import NamedTuple
 import pandas as pd
 import torch
 
-from planer.architecture import Attention, BlockSpec, FeedForward, MoE, Skip
 from planer.config import WorkloadConfig, derive_seed
 from planer.files import UserError
 from planer.latency.execution import check_execution
@@ -28,8 +27,8 @@ from planer.latency.gates import ROUTINGS
 from planer.latency.networks import Pool, affordable_copies
 from planer.latency.table import ATTENTIONS, LatencyTable, identity
 from planer.measure import MIN_ROUNDS, by_round, measure, summary
-from planer.notation import from_notation
 from planer.runtime import resolve_device, resolve_dtype
+from planer.specs import Attention, BlockSpec, FeedForward, Skip, from_notation
 
 ATTEMPTS = 6
 """Measurements of an option whose cost comes out negative, each of twice the rounds of the one before."""
@@ -101,7 +100,7 @@ def measured_options(config: SimpleNamespace) -> tuple[BlockSpec, ...]:
     for pattern in (patterns.baseline, patterns.sandwich, patterns.par):
         blocks += from_notation(pattern, model.symbols())
     blocks += [Attention(model.num_heads, model.d_head), FeedForward(model.d_inner)]
-    return tuple(block for block in dict.fromkeys(blocks) if not isinstance(block, Skip))
+    return tuple(block for block in dict.fromkeys(blocks) if not block.identity)
 
 
 class _Stack(NamedTuple):
@@ -117,7 +116,7 @@ class _Stack(NamedTuple):
 
     def serves(self, attention: str) -> bool:
         """Whether its times hold for an attention mode; blocks that do not attend are measured once for both."""
-        return self.attention == attention or not isinstance(self.spec, Attention)
+        return self.attention == attention or not self.spec.remembers
 
 
 class _Profiler:
@@ -142,8 +141,8 @@ class _Profiler:
         self.stacks = [
             _Stack(spec, attention, routing)
             for spec in specs
-            for attention in (ATTENTIONS if isinstance(spec, Attention) else ATTENTIONS[:1])
-            for routing in (ROUTINGS if isinstance(spec, MoE) else ROUTINGS[:1])
+            for attention in (ATTENTIONS if spec.remembers else ATTENTIONS[:1])
+            for routing in (ROUTINGS if spec.routes else ROUTINGS[:1])
         ]
         architecture = config.model.architecture(vocab_size, ())
         affordable = affordable_copies(architecture, specs, workload, dtype) // 2

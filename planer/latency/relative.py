@@ -12,10 +12,10 @@ from types import SimpleNamespace
 import torch
 from scipy.stats import quantile_test
 
-from planer.architecture import Architecture
 from planer.config import derive_seed
 from planer.latency.networks import random_model, timed_forward
 from planer.measure import by_round, measure_placed
+from planer.specs import Architecture
 
 TOLERANCE = 0.02
 """A measured latency may be above its target by this share."""

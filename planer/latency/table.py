@@ -18,11 +18,11 @@ from pathlib import Path
 import pandas as pd
 import torch
 
-from planer.architecture import Architecture, FeedForward, MoE
 from planer.config import ModelConfig, WorkloadConfig
 from planer.files import Damaged, UserError, parse_json, read_parquet, remake, write_parquet
 from planer.latency.gates import ROUTINGS
 from planer.runtime import device_name
+from planer.specs import Architecture
 
 ATTENTIONS = ("cached", "recompute")
 """Attention modes of an inference: keys and values of the memory kept, or recomputed from hidden states."""
@@ -127,12 +127,7 @@ class LatencyTable:
         shapes = {key: getattr(architecture, key) for key in ("vocab_size", "d_model", "norm")}
         shapes |= {"head": architecture.head.label}
         for block in architecture.blocks:
-            shapes |= (
-                {"d_inner": block.d_inner // getattr(block, "scale", 1)}
-                if isinstance(block, (FeedForward, MoE))
-                else {}
-            )
-            shapes |= {"num_experts": block.num_experts} if isinstance(block, MoE) else {}
+            shapes |= block.shapes()
         for key, value in shapes.items():
             if self.identity[key] != value:
                 raise UserError(

@@ -15,9 +15,9 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationMixin, PreTrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
-from planer.architecture import Architecture
 from planer.models.export import MODEL_TYPE
 from planer.models.transformer import LanguageModel
+from planer.specs import Architecture
 
 
 class PlanerConfig(PreTrainedConfig):

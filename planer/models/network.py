@@ -10,7 +10,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from planer.architecture import Architecture
 from planer.files import UserError, read_json
 from planer.models import io
 from planer.models.generate import Sampling, generate
@@ -18,6 +17,7 @@ from planer.models.transformer import LanguageModel
 from planer.models.vocabulary import Vocabulary, read_vocabulary
 from planer.parsing import show
 from planer.runtime import resolve_device
+from planer.specs import Architecture
 
 MEM_LEN = 512
 """Memory of a network that was not evaluated."""

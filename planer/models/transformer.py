@@ -10,8 +10,6 @@ from collections.abc import Callable, Iterable
 import torch
 from torch import Tensor, nn
 
-from planer.architecture import Architecture
-from planer.blocks import build_block
 from planer.blocks.block import Segment
 from planer.blocks.dynamic_moe import DynamicMoE
 from planer.blocks.feed_forward import FeedForward
@@ -19,6 +17,7 @@ from planer.blocks.moe import MoE
 from planer.models.embedding import build_embedding
 from planer.models.head import Head
 from planer.models.positions import sinusoids
+from planer.specs import Architecture
 
 
 class LanguageModel(nn.Module):
@@ -36,7 +35,7 @@ class LanguageModel(nn.Module):
         self.head = Head(head, embedding, vocab_size, d_model)
         self.embedding = embedding
         if blocks is None:
-            blocks = (build_block(spec, architecture) for spec in architecture.blocks)
+            blocks = (spec.build(architecture) for spec in architecture.blocks)
         self.blocks = nn.ModuleList(blocks)
         self.final_norm = nn.LayerNorm(architecture.d_model) if architecture.norm == "pre" else nn.Identity()
         self.dropout = nn.Dropout(architecture.dropout)

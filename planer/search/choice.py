@@ -5,7 +5,6 @@ from __future__ import annotations
 from functools import cache
 from types import SimpleNamespace
 
-from planer.architecture import Architecture
 from planer.latency.relative import relative_latency
 from planer.latency.table import LatencyTable
 from planer.models import LanguageModel
@@ -15,6 +14,7 @@ from planer.search.proxy import ProxyTraining
 from planer.search.scorers.replace_one import SupernetLoss
 from planer.search.space import Candidate
 from planer.search.supernet import Supernet
+from planer.specs import Architecture
 from planer.training.recipe import Recipe
 from planer.variant import Variant
 

@@ -15,10 +15,10 @@ from fractions import Fraction
 from numbers import Integral
 from types import SimpleNamespace
 
-from planer.architecture import Architecture, Attention, BlockSpec
 from planer.config import batch_of_limit
 from planer.files import UserError
 from planer.latency.table import LatencyTable
+from planer.specs import Architecture, BlockSpec
 
 BYTES = 4
 """Of a weight or a remembered number: fp32."""
@@ -136,11 +136,9 @@ def _costs(config: SimpleNamespace, baseline: Architecture) -> dict[str, Callabl
     """What one block costs, by name; FLOPs are those of a forward pass of the workload."""
     width, work = baseline.d_model, config.workload
 
-    def remembered(block: BlockSpec) -> int:
-        """Numbers per position that an inference keeps for a block: keys and values, or hidden states."""
-        if not isinstance(block, Attention):
-            return 0
-        return 2 * block.width if work.attention == "cached" else width
+    def memory(block: BlockSpec) -> int:
+        remembered = work.batch * work.mem_len * block.remembered(width, work.attention)
+        return BYTES * (block.params(width) + remembered)
 
     def flops(block: BlockSpec) -> int:
         per_token = block.flops(width, work.batch, work.tgt_len, work.mem_len, work.attention)
@@ -150,7 +148,7 @@ def _costs(config: SimpleNamespace, baseline: Architecture) -> dict[str, Callabl
         "params": lambda block: block.params(width),
         "active_params": lambda block: block.active_params(width),
         "flops": flops,
-        "memory": lambda block: BYTES * (block.params(width) + work.batch * work.mem_len * remembered(block)),
+        "memory": memory,
     }
 
 

@@ -7,7 +7,6 @@ from types import SimpleNamespace
 
 import torch
 
-from planer.architecture import Architecture
 from planer.config import derive_seed
 from planer.files import UserError
 from planer.latency.relative import Measurement
@@ -18,6 +17,7 @@ from planer.search.halving import Losses
 from planer.search.keep import keep, refusal
 from planer.search.pattern import noted
 from planer.search.space import Candidate, PathLoss, Space
+from planer.specs import Architecture
 from planer.variant import Variant
 
 

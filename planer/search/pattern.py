@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from types import SimpleNamespace
 
-from planer.architecture import Architecture
 from planer.latency.table import LatencyTable
+from planer.specs import Architecture
 from planer.variant import Variant
 
 

@@ -24,7 +24,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from planer.architecture import Skip
 from planer.config import SearchConfig, derive_seed
 from planer.data.stream import StreamBatches
 from planer.files import UserError
@@ -190,7 +189,7 @@ class Phase1(Objective):
         probability = alpha.softmax(-1)
         options = alpha.shape[1]
         before = torch.tensor(self.trajectory[-1]["alpha"]) if self.trajectory else torch.zeros(alpha.shape)
-        skips = [number for number, spec in enumerate(self.model.specs) if isinstance(spec, Skip)]
+        skips = [number for number, spec in enumerate(self.model.specs) if spec.identity]
         row = {
             "epoch": epoch,
             "temperature": self.temperature(epoch),

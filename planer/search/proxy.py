@@ -6,9 +6,9 @@ import time
 
 import numpy as np
 
-from planer.architecture import Architecture
 from planer.models import LanguageModel
 from planer.search.halving import Losses
+from planer.specs import Architecture
 from planer.training.checkpoint import Checkpoint
 from planer.training.recipe import Recipe
 from planer.training.retrain import VALID_TOKENS

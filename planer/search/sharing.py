@@ -9,18 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from planer.architecture import Attention, BlockSpec, MoE
-
-SHARED: dict[str, tuple[type[BlockSpec], ...]] = {"all": (Attention, MoE), "heads": (Attention,), "none": ()}
-"""Kinds of blocks that share weights, by ``search.weight_sharing``."""
+from planer.specs import BlockSpec
 
 
 def owners(options: Sequence[BlockSpec], weight_sharing: str) -> list[int]:
-    """For every option the number of the option whose weights it uses: its own, or that of the attention with the most
-    heads and of the mixture with the largest top_k."""
+    """For every option the number of the option whose weights it uses: its own, or that of the largest of its kind."""
     found = list(range(len(options)))
-    for kind in SHARED[weight_sharing]:
-        same = [number for number, spec in enumerate(options) if isinstance(spec, kind)]
-        for number in same:
-            found[number] = max(same, key=lambda i: options[i].num_heads if kind is Attention else options[i].top_k)
+    for number, spec in enumerate(options):
+        if weight_sharing in spec.shared_under:
+            same = [other for other, option in enumerate(options) if option.kind == spec.kind]
+            found[number] = max(same, key=lambda other: options[other].size)
     return found

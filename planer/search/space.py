@@ -11,9 +11,9 @@ from dataclasses import dataclass, field
 
 import torch
 
-from planer.architecture import Architecture, BlockSpec
 from planer.config import CandidatesConfig
 from planer.search.constraints import Limit
+from planer.specs import Architecture, BlockSpec
 
 PathLoss = Callable[[Sequence[int]], float]
 """From a network, one option per position, to its loss in nats per token; the same network gives the same number."""

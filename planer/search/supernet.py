@@ -22,13 +22,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from planer import architecture
-from planer.architecture import Architecture, BlockSpec, MoE, Skip
-from planer.blocks import build_block
+from planer import specs
 from planer.blocks.attention import Attention
 from planer.files import Damaged
 from planer.models import LanguageModel, require_fit
 from planer.search.sharing import owners
+from planer.specs import Architecture, BlockSpec, MoE
 from planer.tensors import read_tensors, write_tensors
 from planer.training.checkpoint import storable
 
@@ -36,7 +35,7 @@ from planer.training.checkpoint import storable
 class FirstHeads(Attention):
     """Attention with the first heads of a wider layer and no weights of its own."""
 
-    def __init__(self, spec: architecture.Attention, wide: Attention):
+    def __init__(self, spec: specs.Attention, wide: Attention):
         nn.Module.__init__(self)
         self.num_heads, self.d_head, self.width = spec.num_heads, spec.d_head, spec.width
         self.wide = wide
@@ -85,7 +84,7 @@ class SuperBlock(nn.Module):
 
     def __init__(self, options: tuple[BlockSpec, ...], shared: Architecture, weight_sharing: str):
         super().__init__()
-        self.options = nn.ModuleList(build_block(spec, shared) for spec in options)
+        self.options = nn.ModuleList(spec.build(shared) for spec in options)
         self.owners = owners(options, weight_sharing)
         """For every option the number of the option whose weights it uses."""
         for own, owner, spec in zip(self.options, self.owners, options, strict=True):
@@ -124,7 +123,7 @@ class Supernet(LanguageModel):
         self.kinds = _kinds(options)
         """Numbers of the options by the kind of their block: skip, attention, feed-forward, mixture of experts."""
         # Skip has nothing to train, and where it is drawn often, networks are shallow.
-        self.cycle = [kind for kind in self.kinds for _ in range(1 if isinstance(options[kind[0]], Skip) else 2)]
+        self.cycle = [kind for kind in self.kinds for _ in range(1 if options[kind[0]].identity else 2)]
         """Kinds of one cycle of fair samples: each twice, skip once."""
         self.alpha = nn.Parameter(torch.zeros(positions, len(options)))
 
@@ -169,10 +168,10 @@ class Supernet(LanguageModel):
 
     def expert_loads(self) -> Tensor:
         """Tokens that every expert received in the last hard pass [P, E]; 0 where no mixture of experts was chosen."""
-        num_experts = max((spec.num_experts for spec in self.specs if isinstance(spec, MoE)), default=0)
+        num_experts = max((spec.num_experts for spec in self.specs if spec.routes), default=0)
         loads = torch.zeros(len(self.blocks), num_experts, dtype=torch.int64, device=self.alpha.device)
         for row, block in zip(loads, self.blocks, strict=True):
-            if isinstance(self.specs[block.choice], MoE):
+            if self.specs[block.choice].routes:
                 row += block.options[block.choice].sublayer.load
         return loads
 
@@ -187,9 +186,9 @@ class Supernet(LanguageModel):
 
 def _kinds(options: tuple[BlockSpec, ...]) -> list[list[int]]:
     """Numbers of the options by the kind of their block, in the order of the first of each."""
-    kinds: dict[type, list[int]] = {}
+    kinds: dict[str, list[int]] = {}
     for number, spec in enumerate(options):
-        kinds.setdefault(type(spec), []).append(number)
+        kinds.setdefault(spec.kind, []).append(number)
     return list(kinds.values())
 
 

@@ -18,10 +18,10 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from planer.architecture import Architecture
 from planer.config import DistillConfig, RetrainConfig, derive_seed
 from planer.models import LanguageModel, initialise
 from planer.runtime import resolve_device, resolve_dtype, seed_everything
+from planer.specs import Architecture
 from planer.training.checkpoint import Checkpoint
 from planer.training.distillation import Distillation
 from planer.training.parent_start import Parent, start_from_parent

@@ -15,7 +15,6 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from planer.architecture import MoE
 from planer.models import LanguageModel
 
 Metrics = dict[str, Tensor | float]
@@ -84,7 +83,7 @@ class Balance(Term):
 
     def __init__(self, model: LanguageModel, weight: float):
         self.model, self.weight = model, weight
-        self._positions = [i for i, spec in enumerate(model.architecture.blocks) if isinstance(spec, MoE)]
+        self._positions = [i for i, spec in enumerate(model.architecture.blocks) if spec.routes]
 
     def __call__(self, output: Tensor, batch: Batch, step: int) -> tuple[Tensor | float, Metrics]:
         """See Term."""

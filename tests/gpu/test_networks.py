@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from planer.architecture import Architecture, Attention, DynamicMoE, FeedForward, MoE
 from planer.config import WorkloadConfig
 from planer.latency.networks import random_model, random_tokens, timed_forward
+from planer.specs import Architecture, Attention, DynamicMoE, FeedForward, MoE
 
 CUDA = torch.device("cuda")
 ATTENTION, DENSE = Attention(8, 64), FeedForward(2048)

@@ -8,10 +8,9 @@ from pathlib import Path
 
 import numpy as np
 
-from planer.architecture import Architecture, Attention, FeedForward, MoE, Skip
 from planer.conversion.thresholds import choose_threshold
 from planer.evaluation.dynamic_k import compare_threshold
-from planer.notation import from_notation
+from planer.specs import Architecture, Attention, FeedForward, MoE, Skip, from_notation
 
 SCHEMA = json.loads((Path(__file__).parents[2] / "config/schemas/eval.schema.json").read_text())
 OPTIONS = {

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from toy import experiment
 
-from planer.architecture import (
+from planer.specs import (
     Architecture,
     Attention,
     BlockSpec,
@@ -16,9 +16,9 @@ from planer.architecture import (
     FeedForward,
     MoE,
     Skip,
+    from_notation,
     to_notation,
 )
-from planer.notation import from_notation
 
 FULL = Attention(8, 64)
 SYMBOLS: dict[str, BlockSpec] = {

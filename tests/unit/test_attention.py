@@ -10,10 +10,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from planer.architecture import Architecture, Attention
 from planer.blocks.attention import relative_shift
 from planer.models import LanguageModel, initialise
 from planer.models.positions import sinusoids
+from planer.specs import Architecture, Attention
 
 D_MODEL = 12
 SHAPES = [(5, 0, 8), (5, 3, 8), (5, 5, 5), (7, 3, 3), (1, 0, 4), (1, 4, 4)]

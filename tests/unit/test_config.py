@@ -10,11 +10,11 @@ import pytest
 import yaml
 from toy import ROOT
 
-from planer.architecture import Attention, FeedForward
 from planer.config import Experiment, derive_seed, sections
 from planer.files import UserError
 from planer.heads import AdaptiveSoftmax
 from planer.parsing import build, merge
+from planer.specs import Attention, FeedForward
 
 DEFAULTS = yaml.safe_load((ROOT / "config/config.yaml").read_text())
 SHIPPED = sorted((ROOT / "config/experiments").glob("*.yaml"))

@@ -21,7 +21,6 @@ from safetensors.torch import save_file
 from test_latency_table import table
 
 from planer import models
-from planer.architecture import Architecture, DynamicMoE, FeedForward, MoE, load_selection
 from planer.data.prepare import prepare
 from planer.evaluation.training_figures import load_history
 from planer.files import (
@@ -36,6 +35,7 @@ from planer.files import (
 )
 from planer.latency.table import LatencyTable
 from planer.models import LanguageModel, initialise
+from planer.specs import Architecture, DynamicMoE, FeedForward, MoE, load_selection
 from planer.tensors import read_tensors, write_tensors
 from tests.mutations import mutate
 

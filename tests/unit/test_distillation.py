@@ -10,8 +10,8 @@ import torch
 from kill import kill_at
 from test_retrain import ARCHITECTURE, CONFIG, TEXT, VALID, weights
 
-from planer.architecture import Architecture, Attention, FeedForward
 from planer.models import LanguageModel, head, initialise
+from planer.specs import Architecture, Attention, FeedForward
 from planer.training.checkpoint import Checkpoint
 from planer.training.distillation import taught_by
 from planer.training.parent_start import Parent, start_from_parent

@@ -8,7 +8,6 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 import planer
-from planer.architecture import Architecture, Attention, DynamicMoE, FeedForward
 from planer.config import ThresholdConfig
 from planer.conversion.thresholds import (
     ThresholdChoice,
@@ -23,6 +22,7 @@ from planer.evaluation.dynamic_k import compare_threshold, dense_flops, score, s
 from planer.evaluation.quality import quality
 from planer.kernels.routing import threshold
 from planer.models import LanguageModel, initialise, save
+from planer.specs import Architecture, Attention, DynamicMoE, FeedForward
 
 LAYERS = (DynamicMoE(96, 8, 6), DynamicMoE(64, 16, 4))
 PROTOCOL = {"batch": 2, "tgt_len": 16, "mem_len": 16, "clamp_len": 0, "same_length": True}

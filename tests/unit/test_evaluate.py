@@ -12,7 +12,6 @@ import torch
 from made_up import chosen
 from toy import MS, ROOT, experiment, latency_table_of_this_machine
 
-from planer.architecture import Architecture
 from planer.config import ClusterConfig
 from planer.conversion.experts import split
 from planer.conversion.routers import initialise_routers, with_routers
@@ -24,6 +23,7 @@ from planer.latency.networks import random_model
 from planer.latency.table import LatencyTable
 from planer.models import LanguageModel, save
 from planer.source import git_commit
+from planer.specs import Architecture
 
 SCHEMA = json.loads((ROOT / "config/schemas/eval.schema.json").read_text())
 CPU = torch.device("cpu")

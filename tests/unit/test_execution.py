@@ -11,11 +11,11 @@ import torch._inductor.config
 from torch._dynamo.utils import counters
 from toy import experiment
 
-from planer.architecture import Attention, DynamicMoE, FeedForward, MoE, Skip
 from planer.files import UserError
 from planer.latency import execution as execution_module
 from planer.latency.execution import check_execution, executable, prepared
 from planer.latency.networks import Pool, random_model, random_tokens, timed_forward
+from planer.specs import Attention, DynamicMoE, FeedForward, MoE, Skip
 
 CPU = torch.device("cpu")
 CONFIG = experiment()

@@ -8,11 +8,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from planer.architecture import Architecture, Attention, DynamicMoE, FeedForward, MoE, Skip
 from planer.config import ClusterConfig
 from planer.conversion.experts import cluster_neurons, scatter, split
 from planer.conversion.routers import with_routers
 from planer.models import LanguageModel, initialise, load, save
+from planer.specs import Architecture, Attention, DynamicMoE, FeedForward, MoE, Skip
 
 CONFIG = ClusterConfig(expert_size=4, restarts=2, max_iterations=20)
 BLOCKS = (Attention(2, 4), FeedForward(32), Skip(), MoE(8, 2, 1), FeedForward(16))

@@ -10,7 +10,7 @@ import pytest
 PLANER = Path(__file__).parents[2] / "planer"
 FLOORS = (
     "heads",
-    "architecture",
+    "specs",
     "config",
     "kernels",
     "blocks",
@@ -28,9 +28,9 @@ TOOLS = (
     "files",
     "environment",
     "measure",
-    "notation",
     "paired",
     "parsing",
+    "plugins",
     "progress",
     "runtime",
     "source",

@@ -7,10 +7,10 @@ import dataclasses
 import pytest
 import torch
 
-from planer.architecture import Architecture, Attention, FeedForward, MoE, Skip
 from planer.config import WorkloadConfig
 from planer.evaluation.flops import checked_flops, count_flops
 from planer.models import LanguageModel, initialise
+from planer.specs import Architecture, Attention, FeedForward, MoE, Skip
 
 EVERYTHING = (Attention(4, 16), FeedForward(128), Skip(), Attention(1, 16), MoE(128, 4, 1), MoE(128, 4, 2))
 

@@ -6,10 +6,10 @@ import pytest
 import torch
 from toy import experiment
 
-from planer.architecture import MoE as Spec
 from planer.blocks.moe import MoE
 from planer.latency.gates import ROUTINGS, set_routing, zipf_shares
 from planer.latency.networks import Pool
+from planer.specs import MoE as Spec
 
 WIDTH, TOKENS = 64, 20_000
 

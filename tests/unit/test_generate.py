@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-from planer.architecture import Architecture, Attention, DynamicMoE, FeedForward, MoE, Skip
 from planer.files import UserError
 from planer.models import LanguageModel, initialise
 from planer.models.generate import SEGMENT, Sampling, generate
+from planer.specs import Architecture, Attention, DynamicMoE, FeedForward, MoE, Skip
 
 BLOCKS = (Attention(2, 8), FeedForward(32), Skip(), MoE(32, 4, 2), Attention(1, 8), DynamicMoE(32, 8, 4))
 PROMPT = [3, 1, 4, 1, 5, 9, 2, 6]

@@ -16,7 +16,6 @@ import torch
 from toy import experiment
 
 import planer.heads
-from planer.architecture import Architecture, Attention, FeedForward
 from planer.config import WorkloadConfig
 from planer.evaluation.flops import checked_flops
 from planer.evaluation.quality import from_nll
@@ -26,6 +25,7 @@ from planer.heads.head import heads
 from planer.latency.networks import random_tokens
 from planer.models import LanguageModel, head, initialise, load, save
 from planer.parsing import merge
+from planer.specs import Architecture, Attention, FeedForward
 from planer.training.checkpoint import Checkpoint
 from planer.training.recipe import Recipe, Student
 from planer.training.teacher import write_cache

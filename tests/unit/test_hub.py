@@ -6,10 +6,10 @@ import pytest
 import torch
 
 import planer
-from planer.architecture import Architecture, Attention, DynamicMoE, FeedForward, MoE, Skip
 from planer.files import write_json
 from planer.models import LanguageModel, initialise, save
 from planer.models.export import export_network
+from planer.specs import Architecture, Attention, DynamicMoE, FeedForward, MoE, Skip
 
 transformers = pytest.importorskip("transformers", reason="the package transformers is not installed")
 BLOCKS = (Attention(2, 8), FeedForward(32), MoE(32, 4, 2), Skip(), DynamicMoE(32, 8, 4), Attention(1, 8))

@@ -103,7 +103,7 @@ def test_the_wheel_holds_every_file_of_the_library_and_works_elsewhere(tmp_path)
         archive.extractall(elsewhere)
     code = (
         "import sys, planer; assert 'torch' not in sys.modules;"
-        "import torch, planer.models as m; from planer.architecture import Architecture, FeedForward;"
+        "import torch, planer.models as m; from planer.specs import Architecture, FeedForward;"
         "from planer.kernels import choice, dynamic_ffn, expert_ffn; from planer.kernels.cpp import build;"
         "from planer.source import git_commit;"
         "assert build.SOURCES and list(choice.FOLDER.glob('*/*.json')) and git_commit() == 'unknown';"

@@ -12,13 +12,13 @@ import pytest
 import torch
 from toy import experiment
 
-from planer.architecture import Attention, DynamicMoE, FeedForward, MoE
 from planer.files import UserError, write_parquet
 from planer.latency import networks as networks_module
 from planer.latency import profile as profile_module
 from planer.latency.gates import ROUTINGS
 from planer.latency.profile import measured_options, profile_blocks
 from planer.latency.table import COLUMNS, LatencyTable, identity
+from planer.specs import Attention, DynamicMoE, FeedForward, MoE
 
 CPU = torch.device("cpu")
 CONFIG = experiment(profile_blocks={"warmup": 1, "max_seconds": 20.0})

@@ -12,10 +12,10 @@ from toy import experiment
 
 import planer.models.transformer
 from planer import measure as measure_module
-from planer.architecture import Attention, FeedForward, MoE, Skip
 from planer.latency import networks as networks_module
 from planer.latency.networks import Pool, affordable_copies, filled_memory, random_model, timed_forward
 from planer.measure import MIN_ROUNDS, by_round, measure, measure_placed, summary
+from planer.specs import Attention, FeedForward, MoE, Skip
 
 CPU = torch.device("cpu")
 CONFIG = experiment()

@@ -11,10 +11,10 @@ import torch
 from safetensors.torch import load_file
 from torch.utils.flop_counter import FlopCounterMode
 
-from planer.architecture import Architecture, Attention, DynamicMoE, FeedForward, MoE, Skip
 from planer.files import UserError
 from planer.models import LanguageModel, initialise, load, save
 from planer.models import head as module
+from planer.specs import Architecture, Attention, DynamicMoE, FeedForward, MoE, Skip
 
 KINDS = (Attention(4, 4), Attention(1, 4), FeedForward(24), MoE(12, 4, 1), MoE(12, 4, 2), DynamicMoE(24, 6, 5), Skip())
 SMALL = Architecture(13, 16, KINDS, init_std=0.2)

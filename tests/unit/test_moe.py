@@ -5,19 +5,18 @@ from __future__ import annotations
 import pytest
 import torch
 
-from planer.architecture import Architecture, Attention, DynamicMoE, FeedForward, MoE
-from planer.blocks import build_block
 from planer.blocks.moe import balance_loss
 from planer.kernels.dynamic_ffn import dynamic_ffn_reference
 from planer.kernels.routing import linear_fp32
 from planer.models import LanguageModel, initialise
+from planer.specs import Architecture, Attention, DynamicMoE, FeedForward, MoE
 
 D = 8
 ARCHITECTURE = Architecture(11, D, (), dropout=0.0, init_std=0.5)
 
 
 def sublayer(spec, seed=0):
-    model = LanguageModel(ARCHITECTURE, [build_block(spec, ARCHITECTURE)])
+    model = LanguageModel(ARCHITECTURE, [spec.build(ARCHITECTURE)])
     initialise(model, torch.Generator().manual_seed(seed))
     return model.double().eval().blocks[0].sublayer
 
@@ -123,8 +122,9 @@ class TestMoE:
         torch.testing.assert_close(before_output[0], torch.full((5, D), 0.25), msg="gate times b2: no neuron survives")
 
     def test_shared_experts_are_counted_once_and_trained_by_both(self):
-        first = build_block(MoE(6, 4, 1), ARCHITECTURE)
-        second = build_block(MoE(6, 4, 2), ARCHITECTURE, experts=first.sublayer.experts)
+        first = MoE(6, 4, 1).build(ARCHITECTURE)
+        second = MoE(6, 4, 2).build(ARCHITECTURE)
+        second.sublayer.experts = first.sublayer.experts
         model = LanguageModel(ARCHITECTURE, [first, second])
         assert model.blocks[0].sublayer.experts is model.blocks[1].sublayer.experts
         own = MoE(6, 4, 1).params(D) + MoE(6, 4, 2).params(D)
@@ -179,7 +179,7 @@ class TestDynamicMoE:
     @pytest.mark.parametrize("size", [0, 5, 48])
     def test_experts_that_do_not_divide_the_neurons_are_refused(self, size):
         with pytest.raises(ValueError, match=f"expert_size is {size}; it must divide the number of neurons, 24"):
-            build_block(DynamicMoE(d_inner=24, expert_size=size, router_width=5), ARCHITECTURE)
+            DynamicMoE(d_inner=24, expert_size=size, router_width=5).build(ARCHITECTURE)
 
     def test_a_router_that_gives_no_numbers_runs_all_experts(self):
         dense, split = self.layers()

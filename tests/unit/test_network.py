@@ -12,10 +12,10 @@ from toy import ROOT
 
 import planer
 from planer.__main__ import main
-from planer.architecture import Architecture, Attention, FeedForward
 from planer.files import UserError, write_json
 from planer.models import LanguageModel, initialise, save
 from planer.models.network import MEM_LEN
+from planer.specs import Architecture, Attention, FeedForward
 
 ARCHITECTURE = Architecture(256, 16, (Attention(2, 8), FeedForward(32), Attention(1, 8)), init_std=0.3)
 MANIFEST = {"dataset": "my-text", "tokens": dict.fromkeys(("train", "valid", "test"), 9), "vocab_size": 256}

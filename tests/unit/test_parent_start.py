@@ -10,9 +10,9 @@ import torch
 import torch.nn.functional as F
 from test_retrain import CONFIG
 
-from planer.architecture import Architecture, Attention, FeedForward, MoE, Skip
 from planer.data.stream import StreamBatches
 from planer.models import LanguageModel
+from planer.specs import Architecture, Attention, FeedForward, MoE, Skip
 from planer.training.parent_start import Parent, start_block, start_from_parent
 
 TEXT = np.random.default_rng(0).integers(11, size=900, dtype=np.uint8)

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 import torch
 
-from planer.architecture import Architecture, Attention, FeedForward
 from planer.config import DataConfig
 from planer.evaluation.quality import in_unit, quality, unit_of
 from planer.models import LanguageModel, initialise
+from planer.specs import Architecture, Attention, FeedForward
 
 CPU = torch.device("cpu")
 MEM_LEN = 12

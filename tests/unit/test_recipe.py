@@ -9,10 +9,10 @@ import pytest
 import torch
 from test_retrain import CONFIG, TEXT, VALID, weights
 
-from planer.architecture import Architecture, Attention, FeedForward, MoE
 from planer.config import DistillConfig
 from planer.files import UserError
 from planer.models import LanguageModel, initialise
+from planer.specs import Architecture, Attention, FeedForward, MoE
 from planer.training.checkpoint import Checkpoint
 from planer.training.parent_start import Parent, start_from_parent
 from planer.training.recipe import Recipe, Student

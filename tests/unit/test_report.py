@@ -16,7 +16,6 @@ import pytest
 import torch
 from made_up import NINE, SCHEMA, SELECTION, VARIANTS, evaluation, spread
 
-from planer.architecture import Architecture, Attention, FeedForward
 from planer.evaluation.comparison import chosen_row, compare
 from planer.evaluation.figures import draw
 from planer.evaluation.page import section
@@ -24,6 +23,7 @@ from planer.evaluation.page import table as grid
 from planer.evaluation.report import FIGURES, render, write_report
 from planer.latency.table import LatencyTable
 from planer.models import LanguageModel, initialise, save
+from planer.specs import Architecture, Attention, FeedForward
 
 ROOT = Path(__file__).parents[2]
 

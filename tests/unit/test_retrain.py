@@ -9,10 +9,10 @@ import pytest
 import torch
 from kill import kill_at
 
-from planer.architecture import Architecture, Attention, FeedForward, MoE
 from planer.config import OptimizerConfig, RetrainConfig, derive_seed
 from planer.data.stream import StreamBatches
 from planer.models import LanguageModel, initialise
+from planer.specs import Architecture, Attention, FeedForward, MoE
 from planer.training.checkpoint import Checkpoint
 from planer.training.lamb import Lamb
 from planer.training.recipe import Recipe

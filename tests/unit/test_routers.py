@@ -10,13 +10,12 @@ import pandas as pd
 import pytest
 import torch
 
-from planer.architecture import Architecture, Attention, DynamicMoE, FeedForward
-from planer.blocks import build_block
 from planer.config import ClusterConfig, OptimizerConfig, RouterConfig
 from planer.conversion import routers
 from planer.conversion.experts import split
 from planer.conversion.routers import RouterRegression, expert_norms, output_gram, train_routers, with_routers
 from planer.models import LanguageModel, initialise
+from planer.specs import Architecture, Attention, DynamicMoE, FeedForward
 from planer.training.checkpoint import Checkpoint
 
 CPU = torch.device("cpu")
@@ -39,7 +38,7 @@ def converted(norm: str = "post") -> LanguageModel:
 def block(d_inner: int, size: int, dtype: torch.dtype = torch.float32) -> torch.nn.Module:
     """A split layer with random weights."""
     spec = DynamicMoE(d_inner, size, 4)
-    layer = build_block(spec, Architecture(11, 10, (spec,))).sublayer.to(dtype)
+    layer = spec.build(Architecture(11, 10, (spec,))).sublayer.to(dtype)
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for parameter in layer.parameters():

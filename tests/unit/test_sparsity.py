@@ -13,10 +13,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from planer.architecture import Architecture, Attention, FeedForward, MoE
 from planer.config import OptimizerConfig, SparsifyConfig
 from planer.conversion.sparsity import SparsityPenalty, l1, ramp, sparsify, square_hoyer
 from planer.models import LanguageModel, initialise
+from planer.specs import Architecture, Attention, FeedForward, MoE
 from planer.training.checkpoint import Checkpoint
 from planer.training.distillation import taught_by
 from planer.training.retrain import LanguageModelling

@@ -7,11 +7,11 @@ import torch
 from safetensors.torch import load_model
 from torch import nn
 
-from planer.architecture import Architecture, Attention, FeedForward, MoE, Skip
 from planer.blocks import attention as blocks
 from planer.models import LanguageModel, initialise
 from planer.search.latency_loss import LatencyLoss
 from planer.search.supernet import Supernet, gumbel, save_supernet
+from planer.specs import Architecture, Attention, FeedForward, MoE, Skip
 
 OPTIONS = (Skip(), Attention(1, 8), Attention(2, 8), FeedForward(24), MoE(24, 3, 1), MoE(24, 3, 2))
 SKIP, ATTENTION, FEED_FORWARD, TOP1, TOP2 = 0, 2, 3, 4, 5

@@ -10,12 +10,11 @@ import pytest
 import torch
 from toy import VOCAB_SIZE, experiment
 
-from planer.architecture import Architecture, Attention, BlockSpec, FeedForward, MoE, Skip
-from planer.blocks import build_block
 from planer.models import LanguageModel, initialise
 from planer.search.sharing import owners
 from planer.search.supernet import FirstHeads, Supernet
 from planer.search.supernet_start import start_supernet
+from planer.specs import Architecture, Attention, BlockSpec, FeedForward, MoE, Skip
 from planer.training.parent_start import Parent, start_block
 
 SHAPE = experiment().search
@@ -91,7 +90,7 @@ def test_every_option_with_weights_of_its_own_is_a_block_started_there():
     supernet = started("none", parent)
     for position, block in enumerate(supernet.blocks):
         for spec, option in zip(OPTIONS, block.options, strict=True):
-            alone = build_block(spec, supernet.architecture)
+            alone = spec.build(supernet.architecture)
             if isinstance(spec, MoE):  # the router is random
                 alone.sublayer.gate.data.copy_(option.sublayer.gate)
             start_block(alone, position, parent)
@@ -106,7 +105,7 @@ def test_fewer_heads_are_the_most_important_ones(sharing):
     supernet = started(sharing, parent)
     for position, block in enumerate(supernet.blocks):
         for number in (ONE, TWO):
-            narrow, alone = block.options[number], build_block(OPTIONS[number], supernet.architecture)
+            narrow, alone = block.options[number], OPTIONS[number].build(supernet.architecture)
             assert isinstance(narrow.sublayer, FirstHeads)
             start_block(alone, position, parent, by_importance=True)
             weights = narrow.sublayer.weights()

@@ -9,10 +9,10 @@ import pytest
 import torch
 from test_retrain import CONFIG
 
-from planer.architecture import Architecture, Attention, FeedForward, MoE
 from planer.data.stream import StreamBatches
 from planer.files import UserError
 from planer.models import LanguageModel, initialise
+from planer.specs import Architecture, Attention, FeedForward, MoE
 from planer.tensors import write_tensors
 from planer.training.teacher import CachedTeacher, LiveTeacher, write_cache
 

@@ -2,7 +2,6 @@
 
 from pathlib import Path
 
-from planer.architecture import Architecture, load_selection
 from planer.evaluation.evaluate import evaluate
 from planer.evaluation.summary import summary_line
 from planer.files import read_json, write_json
@@ -10,6 +9,7 @@ from planer.job import stage
 from planer.latency.table import LatencyTable
 from planer.progress import tell
 from planer.runtime import resolve_device
+from planer.specs import Architecture, load_selection
 
 if __name__ == "__main__":
     with stage(snakemake) as job:

@@ -1,7 +1,7 @@
 """Train a variant's network to the end, from its start or from where its proxy training has left it."""
 
-from planer.architecture import Architecture
 from planer.job import stage
+from planer.specs import Architecture
 from planer.training.recipe import recipe_of
 from planer.variant import parse_variant
 

@@ -10,8 +10,8 @@ import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
-from planer.architecture import Attention, BlockSpec, Skip
 from planer.search.space import Space
+from planer.specs import BlockSpec
 
 Edit = Callable[[Sequence[BlockSpec], Sequence[int]], Sequence[BlockSpec | None]]
 """From the baseline's blocks and the kept positions to the block of every position; None skips it."""
@@ -25,7 +25,7 @@ def pairs(space: Space) -> list[tuple[int, ...]]:
 
     Blocks before the first attention belong to the first run.
     """
-    starts = [i for i, block in enumerate(space.baseline.blocks) if isinstance(block, Attention)] or [0]
+    starts = [i for i, block in enumerate(space.baseline.blocks) if block.remembers] or [0]
     starts[0] = 0
     ends = [*starts[1:], space.positions]
     return [tuple(range(start, end)) for start, end in zip(starts, ends, strict=True)]
@@ -49,13 +49,13 @@ def filled(space: Space, kept: Iterable[int], replaced: Sequence[BlockSpec | Non
     replaced: the block of every position [P], the baseline's own or another; None skips it.
     """
     numbers = {spec: i for i, spec in enumerate(space.specs)}
-    skip = next((i for i, spec in enumerate(space.specs) if isinstance(spec, Skip)), None)
+    skip = next((i for i, spec in enumerate(space.specs) if spec.identity), None)
     kept, options, levels = set(kept), [], {}
     for position, spec in enumerate(replaced):
         if position not in kept or spec is None:
             options.append(skip)
-        elif isinstance(spec, Attention):
-            levels[position] = _attention(space, spec.num_heads)
+        elif spec.remembers:
+            levels[position] = _sizes(space, spec)
             options.append(levels[position][0] if levels[position] else None)
         else:
             options.append(numbers.get(spec))
@@ -69,16 +69,16 @@ def filled(space: Space, kept: Iterable[int], replaced: Sequence[BlockSpec | Non
     return tuple(options)
 
 
-def _attention(space: Space, most: int) -> list[int]:
-    """Attention options of at most this number of heads, from the fewest on.
+def _sizes(space: Space, most: BlockSpec) -> list[int]:
+    """Options of the same kind with at most as many heads, from the fewest on.
 
     None that takes as long as one with more heads, which occurs in a table measured on a busy machine.
     """
     options: list[int] = []
-    heads = {i: spec.num_heads for i, spec in enumerate(space.specs) if isinstance(spec, Attention)}
+    heads = {i: spec.size for i, spec in enumerate(space.specs) if spec.kind == most.kind}
     costs = space.limits[0].costs
     for option in sorted(heads, key=heads.get, reverse=True):
-        if heads[option] <= most and (not options or costs[option] < costs[options[-1]]):
+        if heads[option] <= most.size and (not options or costs[option] < costs[options[-1]]):
             options.append(option)
     return options[::-1]
 

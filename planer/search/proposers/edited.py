@@ -10,15 +10,15 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator, Sequence
 
-from planer.architecture import Attention, BlockSpec, FeedForward, MoE
 from planer.search.proposers.cuts import ranked_cuts
 from planer.search.space import Candidate, Space
+from planer.specs import BlockSpec
 
 
 def propose(space: Space) -> Iterator[Candidate]:
     """In turn: attention dropped late, the last feed-forward layer a mixture, all of them mixtures; the best cut of
     each kind first."""
-    mixture = next((spec for spec in space.specs if isinstance(spec, MoE) and spec.top_k == 1), None)
+    mixture = next((spec for spec in space.specs if spec.routes and spec.size == 1), None)
     edits = [_early_attention]
     if mixture:
         edits += [lambda blocks, kept: _mixtures(blocks, kept, mixture, last=1)]
@@ -32,12 +32,12 @@ def propose(space: Space) -> Iterator[Candidate]:
 
 def _early_attention(blocks: Sequence[BlockSpec], kept: Sequence[int]) -> list[BlockSpec | None]:
     """Without the second half of the kept attention blocks."""
-    attention = [i for i in kept if isinstance(blocks[i], Attention)]
+    attention = [i for i in kept if blocks[i].remembers]
     dropped = set(attention[(len(attention) + 1) // 2 :])
     return [None if i in dropped else block for i, block in enumerate(blocks)]
 
 
-def _mixtures(blocks: Sequence[BlockSpec], kept: Sequence[int], mixture: MoE, last: int) -> list[BlockSpec]:
+def _mixtures(blocks: Sequence[BlockSpec], kept: Sequence[int], mixture: BlockSpec, last: int) -> list[BlockSpec]:
     """With mixtures in place of the last feed-forward layers among the kept ones."""
-    places = [i for i in kept if isinstance(blocks[i], FeedForward)][-last:]
+    places = [i for i in kept if blocks[i].kind == mixture.starts_from][-last:]
     return [mixture if i in places else block for i, block in enumerate(blocks)]

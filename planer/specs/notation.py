@@ -1,25 +1,35 @@
-"""Reading the papers' pattern notation, ``(sfff)x6(f)x8``; architecture.py explains its symbols."""
+"""The notation of the Sandwich Transformer and PAR papers, ``(sfff)x6(f)x8``: one symbol per block.
+
+======  =====================================================  =====================
+symbol  block                                                  option name
+======  =====================================================  =====================
+``i``   skip, the bare identity                                ``skip``
+``s``   self-attention with all heads                          ``attention_<heads>``
+``s4``  self-attention with 4 heads, d_head unchanged          ``attention_4``
+``f``   feed-forward layer                                     ``feed_forward``
+``m2``  mixture of experts, 2 experts per token                ``moe_top2``
+``d16`` dense layer split into experts of 16 neurons           (conversion only)
+======  =====================================================  =====================
+"""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
-from typing import TypeVar
+from collections.abc import Iterable, Mapping, Sequence
+
+from planer.specs.block import BlockSpec
 
 MAX_BLOCKS = 1_000
 """Most blocks of a network: thirty times as many as the papers' deepest."""
 
-Block = TypeVar("Block")
-"""A block specification."""
 
-
-def from_notation(text: str, options: Mapping[str, Block]) -> tuple[Block, ...]:
+def from_notation(text: str, options: Mapping[str, BlockSpec]) -> tuple[BlockSpec, ...]:
     """Read ``(sfff)x6(f)x8`` into block specifications.
 
     options maps symbols (``s``, ``f``, ``s4``, ``m2``, ...) to specifications.
     Raises ValueError, naming the symbol or the place, for anything else and for more than MAX_BLOCKS blocks.
     """
-    blocks: list[Block] = []
+    blocks: list[BlockSpec] = []
     position = 0
     group_pattern = re.compile(r"\(((?:[a-z][0-9]*)+)\)x([1-9][0-9]*)|([a-z][0-9]*)")
     while position < len(text):
@@ -58,3 +68,27 @@ def _summary(symbols: Iterable[str]) -> str:
 
 def _shortened(text: str) -> str:
     return text if len(text) <= 80 else f"{text[:60]}..."
+
+
+def to_notation(blocks: Sequence[BlockSpec], d_model: int) -> str:
+    """Write blocks as ``s1s(f)x2``: repeated groups, found from the left."""
+    symbols = [block.symbol_in(d_model) for block in blocks]
+    parts, start = [], 0
+    while start < len(symbols):
+        width, repeats = _longest_repeat(symbols[start:])
+        group = "".join(symbols[start : start + width])
+        parts.append(f"({group})x{repeats}" if repeats > 1 else group)
+        start += width * repeats
+    return "".join(parts)
+
+
+def _longest_repeat(symbols: list[str]) -> tuple[int, int]:
+    """Group width and repeat count covering most of the list's head; (1, 1) when nothing repeats."""
+    best = (1, 1)
+    for width in range(1, len(symbols) // 2 + 1):
+        repeats = 1
+        while symbols[repeats * width : (repeats + 1) * width] == symbols[:width]:
+            repeats += 1
+        if repeats > 1 and width * repeats > best[0] * best[1]:
+            best = (width, repeats)
+    return best

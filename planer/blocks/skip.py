@@ -1,0 +1,23 @@
+"""A position without a block."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from planer import specs
+from planer.blocks.block import Segment
+
+
+class SkipBlock(nn.Module):
+    """The bare identity: no residual sum and no LayerNorm."""
+
+    uses_memory = False
+
+    def forward(self, x: Tensor, segment: Segment, memory=None) -> tuple[Tensor, None]:
+        """Returns x itself."""
+        return x, None
+
+
+def build(spec: specs.Skip, shared: specs.Architecture) -> SkipBlock:
+    """The block that a specification describes."""
+    return SkipBlock()
