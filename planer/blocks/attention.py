@@ -11,13 +11,15 @@ Letters in shapes: B sequences, T queries, M remembered positions, K = M + T key
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from planer import specs
-from planer.blocks.block import AttentionBlock, Segment
+from planer.blocks.block import Block, Segment, Source, repeated, set_weight
 
 
 class Attention(nn.Module):
@@ -85,6 +87,116 @@ class Attention(nn.Module):
         if segment.attention == "cached" and not keys.requires_grad:
             self._position_keys = (table, version, keys)
         return keys
+
+
+class FirstHeads(Attention):
+    """Attention with the first heads of a wider layer and no weights of its own."""
+
+    def __init__(self, narrow: Attention, wide: Attention):
+        """narrow: an attention layer with the number of heads that is wanted."""
+        nn.Module.__init__(self)
+        self.num_heads, self.d_head, self.width = narrow.num_heads, narrow.d_head, narrow.width
+        self.wide = wide
+        self.attention_dropout, self.dropout = wide.attention_dropout, wide.dropout
+        self._position_keys = None
+
+    @property
+    def qkv(self) -> _Product:
+        return _Product(self.wide.qkv.weight.unflatten(0, (3, -1))[:, : self.width].flatten(0, 1))
+
+    @property
+    def positions(self) -> _Product:
+        return _Product(self.wide.positions.weight[: self.width])
+
+    @property
+    def output(self) -> _Product:
+        return _Product(self.wide.output.weight[:, : self.width])
+
+    @property
+    def u(self) -> Tensor:
+        return self.wide.u[: self.num_heads]
+
+    @property
+    def v(self) -> Tensor:
+        return self.wide.v[: self.num_heads]
+
+    def weights(self) -> dict[str, Tensor]:
+        """The state of a layer of its own that computes the same."""
+        products = {f"{name}.weight": getattr(self, name).weight for name in ("qkv", "positions", "output")}
+        return {name: tensor.detach().clone() for name, tensor in {**products, "u": self.u, "v": self.v}.items()}
+
+
+class _Product(NamedTuple):
+    """A linear layer made of a part of another one's weight [out, in]."""
+
+    weight: Tensor
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.weight)
+
+
+class AttentionBlock(Block):
+    """An attention layer with its residual and LayerNorm."""
+
+    uses_memory = True
+
+    def forward(self, x: Tensor, segment: Segment, memory=None) -> tuple[Tensor, tuple[Tensor, Tensor] | None]:
+        """x: [B, T, D]; memory: block inputs [B, M, D], or cached keys and values, or None for none.
+
+        Returns the block's output and, in cached attention, the keys and values for the next segment.
+        """
+        if not self.pre_norm:
+            y, state = self.sublayer(x, segment, memory)
+            return self.norm(x + y), state
+        if torch.is_tensor(memory):
+            memory = self.norm(memory)
+        y, state = self.sublayer(self.norm(x), segment, memory)
+        return x + y, state
+
+    def start(self, source: Source, by_importance: bool = False, noise: Callable[[Tensor], None] | None = None) -> None:
+        """Take the nearest attention's heads whose removal raises its error most, in the parent's order.
+
+        Where there are more heads than the parent has, they are repeated, and their outputs divided by how often.
+        """
+        layer = self.sublayer
+        if source.nearest is None or source.nearest.sublayer.d_head != layer.d_head:
+            return
+        other = source.nearest.sublayer
+        ranked = source.importance.sort(descending=True, stable=True).indices[: layer.num_heads]
+        heads, share = repeated(ranked if by_importance else ranked.sort().values, layer.num_heads)
+
+        def taken(rows: Tensor) -> Tensor:
+            """The heads of rows [H * Dh, ...]."""
+            return rows.unflatten(0, (other.num_heads, other.d_head))[heads].flatten(0, 1)
+
+        set_weight(layer.qkv.weight, torch.cat([taken(part) for part in other.qkv.weight.chunk(3)]))
+        set_weight(layer.positions.weight, taken(other.positions.weight))
+        outputs = other.output.weight.T.unflatten(0, (other.num_heads, other.d_head))[heads] * share[:, None, None]
+        set_weight(layer.output.weight, outputs.flatten(0, 1).T)
+        set_weight(layer.u, other.u[heads])
+        set_weight(layer.v, other.v[heads])
+
+    def importance(self, run: Callable[[], Tensor], output: Tensor) -> Tensor:
+        """The block's relative squared error without each head, [H]."""
+        scale = output.square().mean()
+        return torch.stack([(run() - output).square().mean() / scale for _ in without_each_head(self.sublayer)])
+
+    def share(self, owner: AttentionBlock) -> None:
+        """Use the first heads of another attention layer (weight entanglement of AutoFormer, arXiv 2107.00651)."""
+        self.sublayer = FirstHeads(self.sublayer, owner.sublayer)
+
+
+def without_each_head(attention: Attention) -> Iterator[int]:
+    """Yield once per head, while that head's output is off."""
+    weight = attention.output.weight
+    for head in range(attention.num_heads):
+        columns = slice(head * attention.d_head, (head + 1) * attention.d_head)
+        kept = weight[:, columns].clone()
+        weight[:, columns] = 0
+        try:
+            yield head
+        finally:
+            weight[:, columns] = kept
 
 
 def build(spec: specs.Attention, shared: specs.Architecture) -> AttentionBlock:

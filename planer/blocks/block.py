@@ -5,6 +5,7 @@ Letters in shapes: B sequences, T tokens of the segment, M remembered positions,
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -30,6 +31,20 @@ class Segment:
     attention: str
 
 
+@dataclass(frozen=True)
+class Source:
+    """What a block's weights start from: a trained network, the parent, seen from the block's position."""
+
+    nearest: Block | None
+    """The parent's nearest block of the kind that weights are taken from (``starts_from`` of the specification)."""
+    importance: Tensor | None
+    """What ``importance`` of that block returned."""
+    same_place: Block | None
+    """The parent's block at the same position, of any kind."""
+    inputs: Tensor
+    """[N, D], what the parent's block at this position, or its last one, reads."""
+
+
 class Block(nn.Module):
     """A position-wise sublayer with its residual and LayerNorm.
 
@@ -37,6 +52,8 @@ class Block(nn.Module):
     """
 
     uses_memory = False
+    compiles = True
+    """Whether torch.compile may make code of it."""
 
     def __init__(self, sublayer: nn.Module, d_model: int, norm: str):
         super().__init__()
@@ -52,21 +69,43 @@ class Block(nn.Module):
             return x + self.sublayer(self.norm(x)), None
         return self.norm(x + self.sublayer(x)), None
 
+    def start(self, source: Source, by_importance: bool = False, noise: Callable[[Tensor], None] | None = None) -> None:
+        """Take the sublayer's weights from a parent; the LayerNorm has its own already.
 
-class AttentionBlock(Block):
-    """An attention sublayer with its residual and LayerNorm."""
-
-    uses_memory = True
-
-    def forward(self, x: Tensor, segment: Segment, memory=None) -> tuple[Tensor, tuple[Tensor, Tensor] | None]:
-        """x: [B, T, D]; memory: block inputs [B, M, D], or cached keys and values, or None for none.
-
-        Returns the block's output and, in cached attention, the keys and values for the next segment.
+        by_importance: order parts by their importance, since smaller options of a supernet use the first ones.
+        noise: adds noise to a weight, for weights that would be copies of each other.
+        Weights keep their random values where the parent has no source of the same shapes.
         """
-        if not self.pre_norm:
-            y, state = self.sublayer(x, segment, memory)
-            return self.norm(x + y), state
-        if torch.is_tensor(memory):
-            memory = self.norm(memory)
-        y, state = self.sublayer(self.norm(x), segment, memory)
-        return x + y, state
+        if source.nearest is None:
+            return
+        own, other = self.sublayer.state_dict(), source.nearest.sublayer.state_dict()
+        if {name: w.shape for name, w in own.items()} == {name: w.shape for name, w in other.items()}:
+            self.sublayer.load_state_dict(other)
+
+    def importance(self, run: Callable[[], Tensor], output: Tensor) -> Tensor | None:
+        """How much each part of the block matters; None for a block without parts.
+
+        run: gives the block's output with its weights as they are now; output: what it gives with its own.
+        """
+        return None
+
+    def share(self, owner: Block) -> None:
+        """Use the weights of a larger block of the same kind, all but the LayerNorm."""
+        raise NotImplementedError
+
+    def rerouted(self, change: Callable[[Tensor], None]) -> Block:
+        """The block with a changed router weight [E, D], on the same experts; the block itself where it has none."""
+        return self
+
+
+def set_weight(parameter: Tensor, value: Tensor) -> None:
+    """Overwrite a weight.  Raises ValueError for a value of another shape."""
+    if parameter.shape != value.shape:
+        raise ValueError(f"a weight of shape {tuple(value.shape)} does not fit {tuple(parameter.shape)}")
+    parameter.copy_(value)
+
+
+def repeated(parts: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """This many parts, from the first again after the last, and one over how often each part occurs among them."""
+    numbers = torch.arange(count, device=parts.device) % len(parts)
+    return parts[numbers], 1 / numbers.bincount()[numbers]

@@ -18,6 +18,8 @@ from planer.kernels.routing import linear_fp32, threshold
 class Router(nn.Module):
     """Predicts the norm of each expert's output: |V2 relu(V1 x)|, without biases, in single precision."""
 
+    uniform_start = True
+
     def __init__(self, d_model: int, width: int, num_experts: int):
         super().__init__()
         self.v1 = nn.Parameter(torch.zeros(width, d_model))
@@ -76,6 +78,12 @@ class DynamicMoE(nn.Module):
         return self.router(x)
 
 
-def build(spec: specs.DynamicMoE, shared: specs.Architecture) -> Block:
+class DynamicMoEBlock(Block):
+    """A split layer with its residual and LayerNorm."""
+
+    compiles = False  # code would be made anew for every threshold
+
+
+def build(spec: specs.DynamicMoE, shared: specs.Architecture) -> DynamicMoEBlock:
     """The block that a specification describes."""
-    return Block(DynamicMoE(spec, shared.d_model, shared.dropout), shared.d_model, shared.norm)
+    return DynamicMoEBlock(DynamicMoE(spec, shared.d_model, shared.dropout), shared.d_model, shared.norm)

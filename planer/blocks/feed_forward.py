@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
+import torch
 from torch import Tensor, nn
 
 from planer import specs
-from planer.blocks.block import Block
+from planer.blocks.block import Block, Source, repeated, set_weight
 
 
 class FeedForward(nn.Module):
@@ -23,6 +26,28 @@ class FeedForward(nn.Module):
         return self.dropout(self.w2(self.dropout(self.activation(self.w1(x)))))
 
 
-def build(spec: specs.FeedForward, shared: specs.Architecture) -> Block:
+class FeedForwardBlock(Block):
+    """A feed-forward layer with its residual and LayerNorm."""
+
+    def start(self, source: Source, by_importance: bool = False, noise: Callable[[Tensor], None] | None = None) -> None:
+        """Compute what the parent's nearest feed-forward layer computes."""
+        if source.nearest is None:
+            return
+        layer = self.sublayer
+        weights = (layer.w1.weight, layer.w1.bias, layer.w2.weight, layer.w2.bias)
+        for weight, value in zip(weights, widened(source.nearest.sublayer, layer.w1.out_features), strict=True):
+            set_weight(weight, value)
+
+
+def widened(source: FeedForward, neurons: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """w1 [I, D], b1 [I], w2 [D, I] and b2 [D] of a layer with this number of neurons that computes the same.
+
+    Where it has more neurons than its source, they are repeated, and their outputs divided by how often.
+    """
+    chosen, share = repeated(torch.arange(source.w1.out_features, device=source.w1.weight.device), neurons)
+    return source.w1.weight[chosen], source.w1.bias[chosen], source.w2.weight[:, chosen] * share, source.w2.bias
+
+
+def build(spec: specs.FeedForward, shared: specs.Architecture) -> FeedForwardBlock:
     """The block that a specification describes."""
-    return Block(FeedForward(spec, shared.d_model, shared.dropout), shared.d_model, shared.norm)
+    return FeedForwardBlock(FeedForward(spec, shared.d_model, shared.dropout), shared.d_model, shared.norm)

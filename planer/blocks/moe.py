@@ -5,11 +5,16 @@ Letters in shapes: N tokens, D model width, E experts, I neurons of an expert.
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Callable
+
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from planer import specs
-from planer.blocks.block import Block
+from planer.blocks.block import Block, Source, set_weight
+from planer.blocks.feed_forward import widened
 from planer.kernels.expert_ffn import expert_ffn
 from planer.kernels.routing import route
 
@@ -41,11 +46,11 @@ class MoE(nn.Module):
     balance: Tensor | None = None
     load: Tensor | None = None
 
-    def __init__(self, spec: specs.MoE, d_model: int, dropout: float, experts: Experts | None = None):
+    def __init__(self, spec: specs.MoE, d_model: int, dropout: float):
         super().__init__()
         self.top_k = spec.top_k
         self.gate = nn.Parameter(torch.zeros(spec.num_experts, d_model))
-        self.experts = experts or Experts(spec.num_experts, spec.d_inner, d_model)
+        self.experts = Experts(spec.num_experts, spec.d_inner, d_model)
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -59,9 +64,56 @@ class MoE(nn.Module):
         return self.dropout(y).view_as(x)
 
 
-def build(spec: specs.MoE, shared: specs.Architecture) -> Block:
+class MoEBlock(Block):
+    """A mixture of experts with its residual and LayerNorm."""
+
+    def start(self, source: Source, by_importance: bool = False, noise: Callable[[Tensor], None] | None = None) -> None:
+        """Every expert is the parent's nearest feed-forward layer (sparse upcycling, arXiv 2212.05055).
+
+        For top-1, whose output is weighted by the router's probability, w2 and b2 are divided by that probability's
+        mean.  The parent's own mixture in the same place is copied.  The router keeps its random weights.
+        """
+        layer = self.sublayer
+        if self._is_as(source.same_place):
+            layer.load_state_dict(source.same_place.sublayer.state_dict())
+            return
+        experts = layer.experts
+        if source.nearest is not None:
+            w1, b1, w2, b2 = widened(source.nearest.sublayer, experts.w1.shape[1])
+            scale = 1 / self._mean_probability(source.inputs) if layer.top_k == 1 else 1.0
+            pairs = ((experts.w1, w1), (experts.b1, b1), (experts.w2, w2 * scale), (experts.b2, b2 * scale))
+            for parameter, copied in pairs:
+                set_weight(parameter, copied.expand_as(parameter))
+        if noise:
+            noise(experts.w1)
+            noise(experts.w2)
+
+    def _is_as(self, other: Block | None) -> bool:
+        """Whether another block is a mixture of as many experts of the same size, of which a token takes as many."""
+        if not isinstance(other, MoEBlock) or other.sublayer.top_k != self.sublayer.top_k:
+            return False
+        return other.sublayer.experts.w1.shape == self.sublayer.experts.w1.shape
+
+    def _mean_probability(self, inputs: Tensor) -> Tensor:
+        """Of the expert that a token of the inputs [N, D] prefers."""
+        logits = F.linear(self.norm(inputs) if self.pre_norm else inputs, self.sublayer.gate)
+        return logits.softmax(-1).amax(-1).mean()
+
+    def share(self, owner: MoEBlock) -> None:
+        """Use the experts of another mixture behind a router of its own."""
+        self.sublayer.experts = owner.sublayer.experts
+
+    def rerouted(self, change: Callable[[Tensor], None]) -> MoEBlock:
+        """The block with a changed router, on the same experts."""
+        experts = self.sublayer.experts
+        other = copy.deepcopy(self, {id(experts): experts})
+        change(other.sublayer.gate)
+        return other
+
+
+def build(spec: specs.MoE, shared: specs.Architecture) -> MoEBlock:
     """The block that a specification describes."""
-    return Block(MoE(spec, shared.d_model, shared.moe_dropout), shared.d_model, shared.norm)
+    return MoEBlock(MoE(spec, shared.d_model, shared.moe_dropout), shared.d_model, shared.norm)
 
 
 def balance_loss(load: Tensor, probabilities: Tensor) -> Tensor:

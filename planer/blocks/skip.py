@@ -5,13 +5,16 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from planer import specs
-from planer.blocks.block import Segment
+from planer.blocks.block import Block, Segment
 
 
-class SkipBlock(nn.Module):
+class SkipBlock(Block):
     """The bare identity: no residual sum and no LayerNorm."""
 
-    uses_memory = False
+    compiles = False
+
+    def __init__(self):
+        nn.Module.__init__(self)
 
     def forward(self, x: Tensor, segment: Segment, memory=None) -> tuple[Tensor, None]:
         """Returns x itself."""

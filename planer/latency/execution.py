@@ -34,9 +34,9 @@ def check_execution(execution: str, device: torch.device) -> None:
         )
 
 
-def executable(block: nn.Module, execution: str) -> nn.Module:
+def executable(block: Block, execution: str) -> nn.Module:
     """The block as this mode runs it; its weights are shared."""
-    if execution != "compiled" or not isinstance(block, Block) or isinstance(block.sublayer, DynamicMoE):
+    if execution != "compiled" or not block.compiles:
         return block
     return torch.compile(block, dynamic=False)
 

@@ -19,7 +19,6 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from planer.blocks.moe import MoE
 from planer.config import WorkloadConfig
 from planer.latency.execution import check_execution, executable, prepared
 from planer.latency.gates import set_routing
@@ -133,9 +132,8 @@ class Pool:
         """A block ready for the workload's execution; under another routing it shares all but gate and LayerNorm."""
         if (place, routing) not in self._executable:
             block = self._model.blocks[place]
-            if routing != "balanced" and isinstance(getattr(block, "sublayer", None), MoE):
-                block = copy.deepcopy(block, {id(block.sublayer.experts): block.sublayer.experts})
-                set_routing(block.sublayer.gate, routing)
+            if routing != "balanced":
+                block = block.rerouted(lambda gate: set_routing(gate, routing))
             self._executable[place, routing] = executable(block, self.workload.execution)
         return self._executable[place, routing]
 

@@ -7,8 +7,6 @@ import math
 import torch
 from torch import Tensor, nn
 
-from planer.blocks.dynamic_moe import Router
-
 PROJECTION_STD = 0.01
 """Whatever init_std is."""
 
@@ -17,8 +15,8 @@ PROJECTION_STD = 0.01
 def initialise(model: nn.Module, generator: torch.Generator) -> None:
     """Draw the weights as Transformer-XL does: N(0, init_std), zero biases, LayerNorm weights N(1, init_std).
 
-    Projections of an adaptive embedding are N(0, PROJECTION_STD).  Routers of split layers get PyTorch's uniform bound,
-    1/sqrt(fan-in).  The same generator gives the same weights on every device.
+    Projections of an adaptive embedding are N(0, PROJECTION_STD).  Modules with ``uniform_start``, the routers of split
+    layers, get PyTorch's uniform bound, 1/sqrt(fan-in).  The same generator gives the same weights on every device.
     """
     std = model.architecture.init_std
 
@@ -28,7 +26,7 @@ def initialise(model: nn.Module, generator: torch.Generator) -> None:
 
     for module in model.modules():
         for name, parameter in module.named_parameters(recurse=False):
-            if isinstance(module, Router):
+            if getattr(module, "uniform_start", False):
                 noise = torch.empty(parameter.shape, device=generator.device).uniform_(-1, 1, generator=generator)
                 parameter.copy_(noise / math.sqrt(parameter.shape[1]))
             elif name in ("bias", "b1", "b2", "cluster_bias"):

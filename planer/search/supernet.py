@@ -16,65 +16,17 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 from types import SimpleNamespace
-from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from planer import specs
-from planer.blocks.attention import Attention
 from planer.files import Damaged
 from planer.models import LanguageModel, require_fit
 from planer.search.sharing import owners
-from planer.specs import Architecture, BlockSpec, MoE
+from planer.specs import Architecture, BlockSpec
 from planer.tensors import read_tensors, write_tensors
 from planer.training.checkpoint import storable
-
-
-class FirstHeads(Attention):
-    """Attention with the first heads of a wider layer and no weights of its own."""
-
-    def __init__(self, spec: specs.Attention, wide: Attention):
-        nn.Module.__init__(self)
-        self.num_heads, self.d_head, self.width = spec.num_heads, spec.d_head, spec.width
-        self.wide = wide
-        self.attention_dropout, self.dropout = wide.attention_dropout, wide.dropout
-        self._position_keys = None
-
-    @property
-    def qkv(self) -> _Product:
-        return _Product(self.wide.qkv.weight.unflatten(0, (3, -1))[:, : self.width].flatten(0, 1))
-
-    @property
-    def positions(self) -> _Product:
-        return _Product(self.wide.positions.weight[: self.width])
-
-    @property
-    def output(self) -> _Product:
-        return _Product(self.wide.output.weight[:, : self.width])
-
-    @property
-    def u(self) -> Tensor:
-        return self.wide.u[: self.num_heads]
-
-    @property
-    def v(self) -> Tensor:
-        return self.wide.v[: self.num_heads]
-
-    def weights(self) -> dict[str, Tensor]:
-        """The state of a layer of its own that computes the same."""
-        products = {f"{name}.weight": getattr(self, name).weight for name in ("qkv", "positions", "output")}
-        return {name: tensor.detach().clone() for name, tensor in {**products, "u": self.u, "v": self.v}.items()}
-
-
-class _Product(NamedTuple):
-    """A linear layer made of a part of another one's weight [out, in]."""
-
-    weight: Tensor
-
-    def __call__(self, x: Tensor) -> Tensor:
-        return F.linear(x, self.weight)
 
 
 class SuperBlock(nn.Module):
@@ -87,13 +39,9 @@ class SuperBlock(nn.Module):
         self.options = nn.ModuleList(spec.build(shared) for spec in options)
         self.owners = owners(options, weight_sharing)
         """For every option the number of the option whose weights it uses."""
-        for own, owner, spec in zip(self.options, self.owners, options, strict=True):
-            if own is self.options[owner]:
-                continue
-            if isinstance(spec, MoE):
-                own.sublayer.experts = self.options[owner].sublayer.experts
-            else:
-                own.sublayer = FirstHeads(spec, self.options[owner].sublayer)
+        for own, owner in zip(self.options, self.owners, strict=True):
+            if own is not self.options[owner]:
+                own.share(self.options[owner])
         self.choice: int | None = None
         self.mixture: Tensor | None = None
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import torch
 
-from planer.blocks.block import Block
 from planer.search.supernet import Supernet
 from planer.training.parent_start import Parent, copy_stem, start_block, start_norm
 
@@ -19,7 +18,8 @@ def start_supernet(supernet: Supernet, parent: Parent) -> None:
     copy_stem(supernet, parent)
     for position, block in enumerate(supernet.blocks):
         for number, (option, owner) in enumerate(zip(block.options, block.owners, strict=True)):
+            spec = supernet.specs[number]
             if owner == number:
-                start_block(option, position, parent, by_importance=block.owners.count(number) > 1)
-            elif isinstance(option, Block):
+                start_block(option, spec, position, parent, by_importance=block.owners.count(number) > 1)
+            elif not spec.identity:
                 start_norm(option, position, parent)

@@ -10,9 +10,10 @@ import pytest
 import torch
 from toy import VOCAB_SIZE, experiment
 
+from planer.blocks.attention import FirstHeads
 from planer.models import LanguageModel, initialise
 from planer.search.sharing import owners
-from planer.search.supernet import FirstHeads, Supernet
+from planer.search.supernet import Supernet
 from planer.search.supernet_start import start_supernet
 from planer.specs import Architecture, Attention, BlockSpec, FeedForward, MoE, Skip
 from planer.training.parent_start import Parent, start_block
@@ -93,7 +94,7 @@ def test_every_option_with_weights_of_its_own_is_a_block_started_there():
             alone = spec.build(supernet.architecture)
             if isinstance(spec, MoE):  # the router is random
                 alone.sublayer.gate.data.copy_(option.sublayer.gate)
-            start_block(alone, position, parent)
+            start_block(alone, spec, position, parent)
             assert alone.state_dict().keys() == option.state_dict().keys()
             assert all(torch.equal(option.state_dict()[name], value) for name, value in alone.state_dict().items())
 
@@ -107,11 +108,11 @@ def test_fewer_heads_are_the_most_important_ones(sharing):
         for number in (ONE, TWO):
             narrow, alone = block.options[number], OPTIONS[number].build(supernet.architecture)
             assert isinstance(narrow.sublayer, FirstHeads)
-            start_block(alone, position, parent, by_importance=True)
+            start_block(alone, OPTIONS[number], position, parent, by_importance=True)
             weights = narrow.sublayer.weights()
             assert all(torch.equal(weights[name], value) for name, value in alone.sublayer.state_dict().items())
             assert torch.equal(narrow.norm.weight, alone.norm.weight)
-    orders = [errors.argsort(descending=True).tolist() for errors in parent.head_errors.values()]
+    orders = [errors.argsort(descending=True).tolist() for errors in parent.importances if errors is not None]
     assert orders != [[0, 1, 2, 3]] * 2  # a control: the parent's order is another one
 
 
