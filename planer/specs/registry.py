@@ -5,10 +5,12 @@ from __future__ import annotations
 import pkgutil
 from functools import cache
 from importlib import import_module
+from pathlib import Path
+from types import ModuleType
 
 from planer import specs
 from planer.files import UserError, one_line
-from planer.plugins import check_plugin_folders
+from planer.plugins import VARIABLE, check_plugin_folders, plugin_folders
 from planer.specs.block import BlockSpec
 
 
@@ -22,15 +24,7 @@ def kinds() -> dict[str, type[BlockSpec]]:
     own = {module.name for module in pkgutil.iter_modules(specs.__path__[1:])}
     found: dict[str, type[BlockSpec]] = {}
     for name in sorted({module.name for module in pkgutil.iter_modules(specs.__path__)}):
-        try:
-            module = import_module(f"planer.specs.{name}")
-        except Exception as error:
-            if name not in own:
-                raise
-            raise UserError(f"the block specification {name}.py cannot be imported: {one_line(error)}") from error
-        here = [value for value in vars(module).values() if _is_spec(value) and value.__module__ == module.__name__]
-        if name in own and [getattr(spec, "kind", None) for spec in here] != [name]:
-            raise UserError(f"{module.__file__} must define one BlockSpec, with kind = {name!r}")
+        here = _own_specs(name) if name in own else _specs_in(import_module(f"planer.specs.{name}"))
         found |= {spec.kind: spec for spec in here}
     return dict(sorted(found.items(), key=lambda item: _order(item[1])))
 
@@ -39,8 +33,24 @@ def _order(spec: type[BlockSpec]) -> tuple[bool, bool, bool, str]:
     return not spec.identity, not spec.remembers, spec.dynamic, spec.kind
 
 
-def _is_spec(value: object) -> bool:
-    return isinstance(value, type) and issubclass(value, BlockSpec) and value is not BlockSpec
+def _specs_in(module: ModuleType) -> list[type[BlockSpec]]:
+    values = [value for value in vars(module).values() if isinstance(value, type) and issubclass(value, BlockSpec)]
+    return [value for value in values if value.__module__ == module.__name__ and value is not BlockSpec]
+
+
+def _own_specs(name: str) -> list[type[BlockSpec]]:
+    """The specification in a user's own file.  Raises UserError where there is not exactly one of its name."""
+    if any(module.name == name for module in pkgutil.iter_modules(specs.__path__[:1])):
+        raise UserError(f"{VARIABLE}: {name}.py has the name of one of planer's own files; rename it")
+    try:
+        found = _specs_in(import_module(f"planer.specs.{name}"))
+    except Exception as error:
+        raise UserError(f"{VARIABLE}: specs/{name}.py cannot be imported: {one_line(error)}") from error
+    if [getattr(spec, "kind", None) for spec in found] != [name]:
+        raise UserError(f"{VARIABLE}: specs/{name}.py must define one BlockSpec, with kind = {name!r}")
+    if not any(Path(folder, f"{name}.py").is_file() for folder in plugin_folders("blocks")):
+        raise UserError(f"{VARIABLE}: there is specs/{name}.py, but no blocks/{name}.py; write the module")
+    return found
 
 
 def kind_of(option: str) -> type[BlockSpec]:

@@ -2,7 +2,15 @@
 
 from __future__ import annotations
 
+import json
+import os
+import shutil
+import subprocess
+import sys
 from dataclasses import dataclass, field
+from pathlib import Path
+
+from tests.workflow.conftest import ROOT
 
 RESULTS = "results/tiny"
 TARGET, BASELINE, DATA = f"{RESULTS}/target_0.5", f"{RESULTS}/baseline", "results/data/pysource"
@@ -28,6 +36,45 @@ class Job:
         if self.rule == "evaluate":
             beside += [f"{TARGET}/{s}/{f}" for s in ("retrain", "sparsify", "routers") for f in MODEL]
         return [path for path in dict.fromkeys(named + beside) if path != f"{RESULTS}/cost.json"]
+
+
+class Runner:
+    """A process that has the libraries loaded and runs jobs in a folder, see forked.py."""
+
+    def __init__(self, folder: Path, config: dict, **environment: str):
+        self.folder, self.config = folder, config
+        quiet = {"MLFLOW_TRACKING_URI": "none", "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "tests.workflow.forked"],
+            cwd=ROOT,
+            env=os.environ | quiet | environment,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+
+    def run_job(self, job: Job, **options: object) -> dict:
+        """Run a job; its exit status, console and log."""
+        command = {
+            "folder": str(self.folder),
+            "script": f"workflow/scripts/{job.rule}.py",
+            "rule": job.rule,
+            "input": job.input,
+            "output": job.output,
+            "params": {"config": self.config, "seed": 7, "vocab_size": 256, **job.params},
+            "wildcards": {"experiment": "tiny", "variant": job.variant},
+        }
+        for path in job.output.values():
+            path = self.folder / path
+            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+            path.parent.mkdir(parents=True, exist_ok=True)
+        self._process.stdin.write(json.dumps(command | options) + "\n")
+        self._process.stdin.flush()
+        return json.loads(self._process.stdout.readline())
+
+    def close(self) -> None:
+        self._process.stdin.close()
+        self._process.wait()
 
 
 MODEL = ("model.safetensors", "architecture.yaml")

@@ -10,8 +10,6 @@ import json
 import os
 import re
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +24,7 @@ from planer.parsing import merge
 from planer.strict_yaml import read_yaml as read_config
 from tests.mutations import mutate
 from tests.workflow.conftest import ROOT
-from tests.workflow.jobs import BASELINE, DATA, JOBS, MODEL, OWN, SHARED, TABLE, TARGET
+from tests.workflow.jobs import BASELINE, DATA, JOBS, MODEL, OWN, SHARED, TABLE, TARGET, Runner
 
 pytestmark = pytest.mark.workflow
 COUNT = int(os.environ.get("PLANER_MUTATIONS", "208"))
@@ -55,7 +53,7 @@ REPEATED = {
 TOKENS = {"train": 8192, "valid": 2048, "test": 2048}
 
 
-class Jobs:
+class Jobs(Runner):
     """A folder with all that the jobs read, and a process that runs them there."""
 
     def __init__(self, folder: Path, finished: Path):
@@ -68,15 +66,7 @@ class Jobs:
         self._shorten_corpus()
         self._stand_ins()
         shutil.copytree(self.pristine, self.folder)
-        environment = os.environ | {"MLFLOW_TRACKING_URI": "none", "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "tests.workflow.forked"],
-            cwd=ROOT,
-            env=environment,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
+        super().__init__(self.folder, self.config)
         for name in ("pareto", "repeatability", "teacher", "choice"):
             for path in JOBS[name].output.values():  # of more steps
                 (self.pristine / path).unlink(missing_ok=True)
@@ -106,23 +96,7 @@ class Jobs:
 
     def run(self, name: str, **options: object) -> dict:
         """Run a job; its exit status, console and log."""
-        job = JOBS[name]
-        command = {
-            "folder": str(self.folder),
-            "script": f"workflow/scripts/{job.rule}.py",
-            "rule": job.rule,
-            "input": job.input,
-            "output": job.output,
-            "params": {"config": self.config, "seed": 7, "vocab_size": 256, **job.params},
-            "wildcards": {"experiment": "tiny", "variant": job.variant},
-        }
-        for path in job.output.values():
-            path = self.folder / path
-            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
-            path.parent.mkdir(parents=True, exist_ok=True)
-        self._process.stdin.write(json.dumps(command | options) + "\n")
-        self._process.stdin.flush()
-        return json.loads(self._process.stdout.readline())
+        return self.run_job(JOBS[name], **options)
 
     def outputs(self, name: str) -> dict:
         """What a job wrote, without what it measured."""
@@ -149,10 +123,6 @@ class Jobs:
         """Outputs and temporary files that are there."""
         outputs = [path for path in JOBS[name].output.values() if (self.folder / path).exists()]
         return outputs + [str(path) for path in self.folder.rglob("*.tmp")]
-
-    def close(self) -> None:
-        self._process.stdin.close()
-        self._process.wait()
 
 
 def _content(path: Path) -> object:

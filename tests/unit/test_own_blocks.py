@@ -1,0 +1,97 @@
+"""Blocks of the user's own, in a folder that PLANER_BLOCKS names."""
+
+from __future__ import annotations
+
+import sys
+
+import pytest
+import torch
+
+import planer.blocks
+import planer.specs
+from planer.config import ModelConfig
+from planer.files import UserError
+from planer.models import LanguageModel, initialise
+from planer.plugins import plugin_folders
+from planer.source import reached_files
+from planer.specs import Architecture, kinds
+from tests.own_block import MODULE, SPECIFICATION, write_block
+from tests.workflow.conftest import ROOT
+
+BACKBONE = ModelConfig(
+    d_model=8,
+    num_heads=2,
+    d_inner=16,
+    num_experts=4,
+    norm="post",
+    dropout=0.0,
+    moe_dropout=0.0,
+    attention_dropout=0.0,
+    init_std=0.02,
+)
+
+
+@pytest.fixture
+def own(tmp_path, monkeypatch):
+    """An empty folder for the user's blocks, as if the process had started with it."""
+    folder = tmp_path / "own"
+    monkeypatch.setenv("PLANER_BLOCKS", str(folder))
+    for package in (planer.specs, planer.blocks):
+        path = plugin_folders(package.__name__.rpartition(".")[2])
+        monkeypatch.setattr(package, "__path__", [*package.__path__, *path])
+    kinds.cache_clear()
+    yield folder
+    kinds.cache_clear()
+    for name in ("specs.gate", "specs.gates", "blocks.gate"):
+        sys.modules.pop(f"planer.{name}", None)
+
+
+def test_options_patterns_and_networks_know_the_block(own):
+    write_block(own)
+    spec = BACKBONE.option("gate")
+    assert list(kinds()) == ["skip", "attention", "feed_forward", "gate", "moe", "dynamic_moe"]
+    network = BACKBONE.architecture(11, "sgg")
+    assert network.blocks[1] == spec and network.pattern == "s(g)x2"
+    assert Architecture.from_dict(network.to_dict()) == network
+    model = LanguageModel(network)
+    initialise(model, torch.Generator().manual_seed(0))
+    assert sum(parameter.numel() for parameter in model.parameters()) == network.params()
+    hidden, _ = model(torch.zeros(2, 3, dtype=torch.int64), mem_len=0)
+    assert hidden.shape == (2, 3, 8)
+    with pytest.raises(UserError, match="allowed: skip, attention_<heads>, .*, gate, moe_top<k>"):
+        BACKBONE.option("gates")
+
+
+def test_stages_that_build_blocks_depend_on_the_files(own):
+    write_block(own)
+    reached = reached_files(ROOT / "workflow/scripts/retrain.py", ROOT)
+    assert {own / "specs/gate.py", own / "blocks/gate.py"} <= reached
+    assert own / "blocks/gate.py" not in reached_files(ROOT / "workflow/scripts/pattern.py", ROOT)
+
+
+@pytest.mark.parametrize(
+    ("specification", "name", "message"),
+    [
+        ("import nothing_of_this_name", "gate", "specs/gate.py cannot be imported: No module named"),
+        ("x = 1", "gate", "specs/gate.py must define one BlockSpec, with kind = 'gate'"),
+        (SPECIFICATION, "gates", "specs/gates.py must define one BlockSpec, with kind = 'gates'"),
+        (SPECIFICATION, "moe", "moe.py has the name of one of planer's own files"),
+        (SPECIFICATION.replace('"g"', '"f"'), "gate", "the block gate has the symbol f of another block"),
+    ],
+)
+def test_mistakes_in_own_files_are_named(own, specification, name, message):
+    write_block(own, specification, MODULE, name)
+    with pytest.raises(UserError, match=message):
+        BACKBONE.symbols()
+
+
+def test_a_specification_without_a_module_is_named(own):
+    write_block(own)
+    (own / "blocks/gate.py").unlink()
+    with pytest.raises(UserError, match="there is specs/gate.py, but no blocks/gate.py"):
+        kinds()
+
+
+def test_a_folder_that_is_not_there_is_named(own):
+    with pytest.raises(UserError, match="PLANER_BLOCKS: there is no folder .*own/specs"):
+        kinds()
