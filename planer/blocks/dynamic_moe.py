@@ -39,6 +39,8 @@ class DynamicMoE(nn.Module):
     Raises ValueError when the expert size does not divide the number of neurons.
     """
 
+    dynamic = True
+
     def __init__(self, spec: specs.DynamicMoE, d_model: int, dropout: float):
         super().__init__()
         if spec.expert_size < 1 or spec.d_inner % spec.expert_size:

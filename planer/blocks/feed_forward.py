@@ -14,6 +14,8 @@ from planer.blocks.block import Block, Source, repeated, set_weight
 class FeedForward(nn.Module):
     """Two linear maps around a ReLU.  The output of ``activation`` is what sparsification penalises."""
 
+    splits = True
+
     def __init__(self, spec: specs.FeedForward, d_model: int, dropout: float):
         super().__init__()
         self.w1 = nn.Linear(d_model, spec.d_inner)

@@ -43,6 +43,7 @@ class MoE(nn.Module):
     ``load`` holds the number of tokens that each expert received, [E].
     """
 
+    routes = True
     balance: Tensor | None = None
     load: Tensor | None = None
 

@@ -11,9 +11,6 @@ import torch
 from torch import Tensor, nn
 
 from planer.blocks.block import Segment
-from planer.blocks.dynamic_moe import DynamicMoE
-from planer.blocks.feed_forward import FeedForward
-from planer.blocks.moe import MoE
 from planer.models.embedding import build_embedding
 from planer.models.head import Head
 from planer.models.positions import sinusoids
@@ -152,17 +149,21 @@ class LanguageModel(nn.Module):
         losses = [moe.balance for moe in self.moe_blocks() if moe.balance is not None]
         return torch.stack(losses).mean() if losses else next(self.parameters()).new_zeros(())
 
-    def moe_blocks(self) -> list[MoE]:
+    def moe_blocks(self) -> list[nn.Module]:
         """Mixture-of-experts sublayers, from the first block to the last."""
-        return [module for module in self.blocks.modules() if isinstance(module, MoE)]
+        return self._sublayers("routes")
 
-    def dynamic_blocks(self) -> list[DynamicMoE]:
+    def dynamic_blocks(self) -> list[nn.Module]:
         """Sublayers that were split into dynamically executed experts, from the first block to the last."""
-        return [module for module in self.blocks.modules() if isinstance(module, DynamicMoE)]
+        return self._sublayers("dynamic")
 
-    def feed_forward_blocks(self) -> list[FeedForward]:
+    def feed_forward_blocks(self) -> list[nn.Module]:
         """Dense feed-forward sublayers, from the first block to the last."""
-        return [module for module in self.blocks.modules() if isinstance(module, FeedForward)]
+        return self._sublayers("splits")
+
+    def _sublayers(self, mark: str) -> list[nn.Module]:
+        """Those whose class has this attribute, named like that of their specification."""
+        return [module for module in self.blocks.modules() if getattr(module, mark, False)]
 
 
 def _memory_len(memory: list) -> int:

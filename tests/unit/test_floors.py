@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
@@ -78,3 +79,15 @@ def test_a_tool_imports_no_floor(name):
 def test_every_module_has_its_floor():
     names = {path.stem for path in PLANER.iterdir() if path.suffix == ".py" or (path / "__init__.py").exists()}
     assert names - {"__init__", "__main__"} == {*FLOORS, *TOOLS, "job", "resources", "tracking"}
+
+
+def test_only_specifications_and_modules_of_blocks_know_the_kinds_of_blocks():
+    """Everybody else asks the specification: no isinstance."""
+    folders = [PLANER / "specs", PLANER / "blocks"]
+    trees = [ast.parse(path.read_text()) for folder in folders for path in folder.glob("*.py")]
+    kinds = {node.name for tree in trees for node in tree.body if isinstance(node, ast.ClassDef)} - {"Architecture"}
+    for path in PLANER.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())) if path.parent not in folders else ():
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "isinstance":
+                asked = {name.split(".")[-1] for name in re.findall(r"[\w.]+", ast.unparse(node.args[1]))}
+                assert not asked & kinds, (path, ast.unparse(node))
