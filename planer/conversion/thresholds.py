@@ -26,7 +26,7 @@ def thresholds(taus: Iterable[float]) -> list[float]:
 
 def threshold_of(model: LanguageModel) -> float:
     """The tau that architecture.yaml stores for the network; 0 for one without converted layers."""
-    return max((spec.tau for spec in model.architecture.blocks if isinstance(spec, DynamicMoE)), default=0.0)
+    return max((spec.tau for spec in model.architecture.blocks if spec.dynamic), default=0.0)
 
 
 def set_threshold(model: LanguageModel, tau: float) -> None:
@@ -37,10 +37,7 @@ def set_threshold(model: LanguageModel, tau: float) -> None:
 
 def store_threshold(model: LanguageModel, tau: float) -> None:
     """Let all converted layers run at tau, now and whenever the network is loaded after it was saved."""
-    blocks = tuple(
-        dataclasses.replace(spec, tau=tau) if isinstance(spec, DynamicMoE) else spec
-        for spec in model.architecture.blocks
-    )
+    blocks = tuple(dataclasses.replace(spec, tau=tau) if spec.dynamic else spec for spec in model.architecture.blocks)
     model.architecture = dataclasses.replace(model.architecture, blocks=blocks)
     set_threshold(model, tau)
 
@@ -120,7 +117,7 @@ class ThresholdChoice:
         """
         if not model.dynamic_blocks():
             return {}
-        layers = [spec for spec in model.architecture.blocks if isinstance(spec, DynamicMoE)]
+        layers = [spec for spec in model.architecture.blocks if spec.dynamic]
         rows = []
         for tau in thresholds(self._config.taus):
             with running_at(model, tau) as executed:

@@ -56,11 +56,13 @@ class BlockSpec:
     remembers: ClassVar[bool] = False
     """Whether it reads other positions.  Its latency depends on the attention mode."""
     routes: ClassVar[bool] = False
-    """Whether a router spreads tokens over num_experts experts.  Its latency depends on the routing."""
+    """Whether a router spreads tokens over num_experts experts.  Its latency depends on the routing.  Its sublayer has
+    the attributes ``routes = True``, ``balance`` and ``load`` of planer/blocks/moe.py."""
     splits: ClassVar[bool] = False
-    """Whether it is a dense layer that conversion splits into experts."""
+    """Whether conversion splits it into experts.  Its sublayer is marked ``splits = True`` and has the weights of
+    planer/blocks/feed_forward.py."""
     dynamic: ClassVar[bool] = False
-    """Whether a threshold decides how many of its experts run."""
+    """Whether a threshold decides how many of its experts run.  Its sublayer is marked ``dynamic = True``."""
 
     @classmethod
     def parse(cls, option: str, backbone: Backbone) -> BlockSpec | None:

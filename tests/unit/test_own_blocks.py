@@ -11,6 +11,7 @@ import planer.blocks
 import planer.specs
 from planer.config import ModelConfig
 from planer.files import UserError
+from planer.heads import Softmax
 from planer.models import LanguageModel, initialise
 from planer.plugins import plugin_folders
 from planer.source import reached_files
@@ -28,6 +29,7 @@ BACKBONE = ModelConfig(
     moe_dropout=0.0,
     attention_dropout=0.0,
     init_std=0.02,
+    head=Softmax(),
 )
 
 

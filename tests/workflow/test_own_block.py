@@ -20,7 +20,7 @@ CHANGES = {
     "patterns": {"baseline": "sgsf"},
     "design_space": ["skip", "attention_2", "feed_forward", "moe_top1", "gate"],
     "profile_blocks": {"rounds": 3},
-    "search": {"steps": 4, "epoch_steps": 2, "log_steps": 2},
+    "search": {"steps": 10, "epoch_steps": 5, "log_steps": 5},
     "retrain": {"steps": 4, "eval_steps": 4, "log_steps": 2},
     "train_routers": {"steps": 2, "log_steps": 2},
     "evaluate": {"tgt_len": 2048, "mem_len": 32, "taus": [0.0, 0.5], "latency_rounds": 3},
