@@ -7,6 +7,7 @@ import torch
 
 import planer
 from planer.files import write_json
+from planer.heads import AdaptiveSoftmax
 from planer.models import LanguageModel, initialise, save
 from planer.models.export import export_network
 from planer.specs import Architecture, Attention, DynamicMoE, FeedForward, MoE, Skip
@@ -84,3 +85,19 @@ def test_padding_is_refused(loaded, prompt):
     mask[0, 0] = 0
     with pytest.raises(ValueError, match="take no padding"):
         loaded(prompt, attention_mask=mask)
+
+
+def test_an_adaptive_softmax_is_exported(tmp_path):
+    """Its logits are log-probabilities, and its embedding has several tables."""
+    import planer.models.hub  # noqa: F401  (registers the classes)
+
+    head = AdaptiveSoftmax((64, 128), 2)
+    model = LanguageModel(Architecture(256, 16, BLOCKS[:2], init_std=0.5, head=head))
+    initialise(model, torch.Generator().manual_seed(0))
+    save(model, tmp_path / "network")
+    write_json(tmp_path / "network/vocab.json", list(range(256)))
+    export_network(tmp_path / "network", tmp_path / "hf")
+    loaded, tokens = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "hf"), torch.arange(9)[None] * 20
+    with torch.no_grad():
+        expected = model.eval().log_probs(model(tokens, **READING)[0])
+        torch.testing.assert_close(loaded(tokens).logits, expected)
