@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from planer.models.network import MEM_LEN, Surroundings, read_architecture, surroundings_of
+from planer.models.network import Surroundings, read_architecture, surroundings_of
 
 
 def describe(folder: str | Path, vocab: str | Path | None = None) -> Iterator[tuple[str, str]]:
@@ -18,7 +18,7 @@ def describe(folder: str | Path, vocab: str | Path | None = None) -> Iterator[tu
     yield "tokens", _vocabulary(architecture.vocab_size, around)
     if taus := {block.tau for block in architecture.blocks if hasattr(block, "tau")}:
         yield "tau", ", ".join(f"{tau:g}" for tau in sorted(taus))
-    yield "memory", f"{around.mem_len:,} tokens" + ("" if around.evaluation else f" (not evaluated: {MEM_LEN})")
+    yield "memory", f"{around.mem_len:,} tokens" + ("" if around.evaluation else " (no eval.json says otherwise)")
     if around.evaluation:
         yield from figures(around.evaluation)
 

@@ -20,7 +20,7 @@ from planer.runtime import resolve_device
 from planer.specs import Architecture
 
 MEM_LEN = 512
-"""Memory of a network that was not evaluated."""
+"""Memory of a network that has no eval.json."""
 
 
 @dataclass(frozen=True)

@@ -79,4 +79,6 @@ def test_the_library_asks_for_what_the_lock_has():
     lock, library = locked(), map(Requirement, project["dependencies"])
     asked = {one.name: one.specifier for one in library}
     assert asked.keys() | {"triton"} == pins(section.splitlines()).keys()
+    extras = [Requirement(one) for group in project["optional-dependencies"].values() for one in group]
+    asked |= {one.name: one.specifier for one in extras}
     assert all(specifier.contains(lock[name]) for name, specifier in asked.items())

@@ -139,7 +139,7 @@ def test_info(evaluated, capsys):
 def test_info_of_a_network_that_was_not_evaluated(results, capsys):
     main(["info", FOLDER])
     out = capsys.readouterr().out
-    assert "memory:     512 tokens (not evaluated: 512)" in out and "speed" not in out
+    assert "memory:     512 tokens (no eval.json says otherwise)" in out and "speed" not in out
 
 
 def test_an_exported_network_is_the_same_and_stands_alone(evaluated, tmp_path, capsys, monkeypatch):
