@@ -58,7 +58,7 @@ def test_a_graph_follows_the_mask_without_waiting():
 def test_as_an_operator():
     *values, mask = arguments()
     tests = "test_schema", "test_faketensor", "test_aot_dispatch_dynamic"
-    torch.library.opcheck(torch.ops.planer.dynamic_ffn, (*values, mask, "triton"), test_utils=tests)
+    torch.library.opcheck(torch.ops.planer.dynamic_ffn, (*values, mask, "triton", "relu"), test_utils=tests)
     compiled = torch.compile(functools.partial(dynamic_ffn, backend="triton"), fullgraph=True)
     with torch.inference_mode():
         assert compiled(*values, mask).equal(dynamic_ffn(*values, mask, backend="triton"))

@@ -94,6 +94,8 @@ EXPERTS = {
     "no biases": Layer(bias=False, k=1),
     "GELU": Layer(activation="gelu", k=2),
     "GELU, no biases, any number": Layer(activation="gelu", bias=False, k=0),
+    "tanh GELU": Layer(activation="gelu_tanh", k=1),
+    "SiLU": Layer(activation="silu", k=2),
     "no tokens": Layer(tokens=0, k=2),
 }
 
@@ -153,6 +155,7 @@ class Dynamic:
     size: int = 6
     experts: int = 8
     share: float = 0.3
+    activation: str = "relu"
 
     def values(self, device="cpu") -> list[torch.Tensor]:
         """x, w1, b1, w2, b2 in double precision, scaled so that outputs are about 1."""
@@ -181,6 +184,9 @@ DYNAMIC = {
     "all": Dynamic(share=1.0),
     "none": Dynamic(share=0.0),
     "few": Dynamic(share=0.02),
+    "GELU": Dynamic(activation="gelu"),
+    "tanh GELU": Dynamic(activation="gelu_tanh"),
+    "SiLU": Dynamic(activation="silu"),
 }
 
 
@@ -188,8 +194,8 @@ def dynamic_error(layer: Dynamic, dtype: torch.dtype, device="cpu", oracle=dynam
     """How far the kernel's output is from the oracle in double precision, on the same numbers."""
     values, mask = [value.to(dtype) for value in layer.values(device)], layer.mask(device)
     with poisoned():
-        y = dynamic_kernels.forward(*values, mask)
-    return normalised_error(y, oracle(*(value.double() for value in values), mask))
+        y = dynamic_kernels.forward(*values, mask, layer.activation)
+    return normalised_error(y, oracle(*(value.double() for value in values), mask, layer.activation))
 
 
 @contextlib.contextmanager

@@ -162,6 +162,8 @@ def everything() -> list[Launch]:
             found += layer(kind, tokens, k)
         for tokens in (12_288, 512):
             found += layer(kind, tokens, 1, activation="gelu", dropout=True)
+        for activation in ("gelu_tanh", "silu"):
+            found += layer(kind, 12_288, 1, activation=activation, dropout=True)
         for tokens in (12_288, 4_096, 512):
             found += layer(kind, tokens, 1, dropout=True)
         found += dynamic(kind, 12_288) + dynamic(kind, 64)

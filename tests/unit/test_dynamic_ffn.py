@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
+import torch.nn.functional as F
 from numerics import normalised_error
 from torch.utils.flop_counter import FlopCounterMode
 
+from planer.kernels import choice
+from planer.kernels.activations import activate
 from planer.kernels.cpp import build
 from planer.kernels.dynamic_ffn import backends as dynamic
 from planer.kernels.dynamic_ffn import dynamic_ffn, dynamic_ffn_reference
@@ -199,10 +202,10 @@ def test_the_checks_notice_what_is_dropped(fault, monkeypatch):
     """A token or an expert that a backend leaves out exceeds the tolerance by far."""
 
     def faulty(*values):
-        *values, mask = values
+        *values, mask, activation = values
         mask = mask.clone()
         mask[(7,) if fault == "token" else (slice(None), 2)] = False
-        return masked_dense(*values, mask)
+        return masked_dense(*values, mask, activation)
 
     masked_dense = dynamic.masked_dense
     monkeypatch.setattr(dynamic, "masked_dense", faulty)
@@ -220,7 +223,8 @@ def test_under_autocast(backend):
 
 @pytest.mark.parametrize("backend", ["auto", *BACKENDS])
 def test_operator_is_registered_as_pytorch_wants(backend):
-    torch.library.opcheck(torch.ops.planer.dynamic_ffn.default, (*arguments(9, 12), masks(9, 4)["some"], backend))
+    values = *arguments(9, 12), masks(9, 4)["some"], backend, "relu"
+    torch.library.opcheck(torch.ops.planer.dynamic_ffn.default, values)
 
 
 @pytest.mark.parametrize("backend", ["auto", *BACKENDS])
@@ -243,8 +247,39 @@ def test_flops_are_those_of_chosen_neurons(backend):
 def test_a_loop_over_experts_computes_no_more_than_that():
     values, mask = arguments(9, 12), masks(9, 4)["some"]
     with FlopCounterMode(display=False) as counter:
-        dynamic.loop(*values, mask)
+        dynamic.loop(*values, mask, "relu")
     assert counter.get_total_flops() == 4 * 37 * 3 * mask.sum().item()
+
+
+@pytest.mark.parametrize("backend", ["masked_dense", "loop", "rows"])
+@pytest.mark.parametrize(
+    ("activation", "bias"), [("gelu", True), ("gelu_tanh", False), ("silu", True), ("swiglu", True)]
+)
+def test_further_activations(backend, activation, bias):
+    x, w1, b1, w2, b2 = (v.double() for v in arguments(9, 12))
+    if activation == "swiglu":
+        w1, b1 = (torch.cat((t, -t.flip(0))) for t in (w1, b1))
+    values, mask = (x, w1, b1 if bias else None, w2, b2 if bias else None), masks(9, 4)["some"]
+    neurons = mask.repeat_interleave(3, dim=1)
+    expected = (activate(F.linear(*values[:3]), activation) * neurons) @ w2 + (b2 if bias else 0)
+    for name in (backend, "reference"):
+        torch.testing.assert_close(dynamic_ffn(*values, mask, name, activation), expected, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("backend", ["auto", *BACKENDS])
+def test_without_biases(backend):
+    x, w1, b1, w2, b2 = arguments(9, 12)
+    mask = masks(9, 4)["some"]
+    expected = dynamic_ffn_reference(x, w1, 0 * b1, w2, 0 * b2, mask)
+    assert normalised_error(dynamic_ffn(x, w1, None, w2, None, mask, backend), expected) < TOLERANCE
+
+
+def test_backends_without_an_activation_say_so_and_auto_takes_another(monkeypatch):
+    values, mask = arguments(9, 12), masks(9, 4)["some"]
+    with pytest.raises(ValueError, match="backend cpp has relu only, not silu"):
+        dynamic_ffn(*values, mask, "cpp", "silu")
+    monkeypatch.setattr(choice, "order", lambda *_: ("cpp",))
+    assert torch.equal(dynamic_ffn(*values, mask, "auto", "silu"), dynamic_ffn(*values, mask, "masked_dense", "silu"))
 
 
 def test_gradients_are_those_of_the_reference_or_an_error():

@@ -11,6 +11,7 @@ import torch
 from numerics import normalised_error
 from torch.utils.flop_counter import FlopCounterMode
 
+from planer.kernels import choice
 from planer.kernels.cpp import build
 from planer.kernels.expert_ffn import expert_ffn, expert_ffn_reference
 from planer.kernels.expert_ffn import products as experts
@@ -68,6 +69,26 @@ def worst(values, logits, k, backend, dtype=torch.float32, **options):
 @pytest.mark.parametrize("k", [1, 2, 4])
 def test_outputs_and_all_gradients(backend, k, bias, activation):
     assert worst(inputs(37, 4, bias=bias), draw(37, 4), k, backend, activation=activation) < TOLERANCE
+
+
+@pytest.mark.parametrize("backend", ["loop", "grouped_mm"])
+@pytest.mark.parametrize(
+    ("activation", "bias"), [("gelu_tanh", True), ("silu", False), ("swiglu", True), ("swiglu", False)]
+)
+def test_further_activations(backend, activation, bias):
+    x, w1, b1, w2, b2 = inputs(37, 4, bias=bias)
+    if activation == "swiglu":
+        w1, b1 = (None if t is None else torch.cat((t, -t.flip(1)), dim=1) for t in (w1, b1))
+    assert worst([x, w1, b1, w2, b2], draw(37, 4), 2, backend, activation=activation) < TOLERANCE
+
+
+def test_backends_without_an_activation_say_so_and_auto_takes_another(monkeypatch):
+    values, (pairs, _) = [v.float() for v in inputs(5, 4)], top_k(draw(5, 4).float(), 1)
+    with pytest.raises(ValueError, match="backend cpp has relu and gelu only, not silu"):
+        expert_ffn(*values, pairs, activation="silu", backend="cpp")
+    monkeypatch.setattr(choice, "order", lambda *_: ("cpp",))
+    expected = expert_ffn(*values, pairs, activation="silu", backend="loop")
+    assert torch.equal(expert_ffn(*values, pairs, activation="silu"), expected)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

@@ -21,6 +21,7 @@ from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 from planer.kernels import choice, triton
+from planer.kernels.activations import check_activation, factors
 from planer.kernels.cpp import build
 from planer.kernels.dynamic_ffn import backends
 from planer.kernels.dynamic_ffn.reference import dynamic_ffn_reference
@@ -34,32 +35,43 @@ MOST_NEURONS = 131_072
 
 
 def dynamic_ffn(
-    x: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor, mask: Tensor, backend: str = "auto"
+    x: Tensor,
+    w1: Tensor,
+    b1: Tensor | None,
+    w2: Tensor,
+    b2: Tensor | None,
+    mask: Tensor,
+    backend: str = "auto",
+    activation: str = "relu",
 ) -> Tensor:
-    """Sum the chosen experts of every token: y = b2 + sum over chosen c of w2_c^T relu(w1_c x + b1_c).
+    """Sum the chosen experts of every token: y = b2 + sum over chosen c of w2_c^T act(w1_c x + b1_c).
 
-    x: [N, D]; w1: [F, D]; b1: [F]; w2: [F, D]; b2: [D]; mask: [N, n] bool.  Returns [N, D].
+    x: [N, D]; w1: [F, D]; b1: [F] or None; w2: [F, D]; b2: [D] or None; mask: [N, n] bool.  Returns [N, D].
+    activation: one of ACTIVATIONS; a gated one takes w1 [2F, D] and b1 [2F], the gate's rows first.
     backend: one of BACKENDS, or ``auto`` for the one that the table of this device names (``planer.kernels.choice``).
 
     There are no gradients but of the reference: calling backward raises RuntimeError.  Under autocast all products run
-    in its precision.  Raises ValueError for an unknown backend, where a backend cannot run, and for tensors that do not
-    fit each other: experts must divide the neurons.
+    in its precision.  Raises ValueError for an unknown activation or backend, where a backend cannot run, and for
+    tensors that do not fit each other: experts must divide the neurons.
     """
+    check_activation("dynamic_ffn", activation)
     if backend not in (*BACKENDS, "auto"):
         raise ValueError(f"dynamic_ffn: backend is {backend!r}; allowed: auto, {', '.join(BACKENDS)}")
-    _check(x, w1, b1, w2, b2, mask)
+    _check(x, w1, b1, w2, b2, mask, factors(activation))
     if backend == "reference":
-        return dynamic_ffn_reference(x, w1, b1, w2, b2, mask)
+        return dynamic_ffn_reference(x, w1, b1, w2, b2, mask, activation)
     arguments = x, w1, b1, w2, b2
     if torch.is_autocast_enabled(x.device.type):
         dtype = torch.get_autocast_dtype(x.device.type)
-        arguments = (t.to(dtype) for t in arguments)
-    return torch.ops.planer.dynamic_ffn(*(t.contiguous() for t in arguments), mask.contiguous(), backend)
+        arguments = (None if t is None else t.to(dtype) for t in arguments)
+    arguments = (None if t is None else t.contiguous() for t in arguments)
+    return torch.ops.planer.dynamic_ffn(*arguments, mask.contiguous(), backend, activation)
 
 
-def _check(x: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor, mask: Tensor) -> None:
+def _check(x: Tensor, w1: Tensor, b1: Tensor | None, w2: Tensor, b2: Tensor | None, mask: Tensor, factors: int) -> None:
     """Raise ValueError for tensors that do not fit each other: compiled kernels would read other memory."""
-    (tokens, experts), (neurons, width) = mask.shape, w1.shape
+    (tokens, experts), (rows, width) = mask.shape, w1.shape
+    neurons = rows // factors
     if experts < 1 or neurons % experts:
         raise ValueError(f"dynamic_ffn: {experts} experts do not divide {neurons} neurons")
     if mask.dtype != torch.bool:
@@ -67,7 +79,8 @@ def _check(x: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor, mask: Tens
     check_shapes(
         "dynamic_ffn",
         ("x", x, (tokens, width)),
-        ("b1", b1, (neurons,)),
+        ("w1", w1, (factors * neurons, width)),
+        ("b1", b1, (factors * neurons,)),
         ("w2", w2, (neurons, width)),
         ("b2", b2, (width,)),
     )
@@ -77,22 +90,32 @@ def _check(x: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor, mask: Tens
 # torch.library.custom_op, which take longer than one token does: 7.5 against 4 us a call.
 _library = torch.library.Library("planer", "FRAGMENT")
 _library.define(
-    "dynamic_ffn(Tensor x, Tensor w1, Tensor b1, Tensor w2, Tensor b2, Tensor mask, str backend) -> Tensor",
+    "dynamic_ffn(Tensor x, Tensor w1, Tensor? b1, Tensor w2, Tensor? b2, Tensor mask, str backend, str activation) -> "
+    "Tensor",
     tags=torch.Tag.pt2_compliant_tag,
 )
 
 
 @torch.library.impl(_library, "dynamic_ffn", "CompositeExplicitAutograd")
-def _run(x: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor, mask: Tensor, backend: str) -> Tensor:
+def _run(
+    x: Tensor,
+    w1: Tensor,
+    b1: Tensor | None,
+    w2: Tensor,
+    b2: Tensor | None,
+    mask: Tensor,
+    backend: str,
+    activation: str,
+) -> Tensor:
     if backend == "auto":
-        backend = _best(x, w1, mask)
-    elif reason := unsupported(backend, x.device, x.dtype, x.shape[1], w1.shape[0]):
+        backend = _best(x, w2, mask, activation)
+    elif reason := unsupported(backend, x.device, x.dtype, x.shape[1], w2.shape[0], activation):
         raise ValueError(f"dynamic_ffn: backend {backend} {reason}")
-    return getattr(backends, backend)(x, w1, b1, w2, b2, mask)
+    return getattr(backends, backend)(x, w1, b1, w2, b2, mask, activation)
 
 
 @torch.library.register_fake("planer::dynamic_ffn", lib=_library)
-def _(x, w1, b1, w2, b2, mask, backend):
+def _(x, w1, b1, w2, b2, mask, backend, activation):
     return torch.empty_like(x)
 
 
@@ -103,21 +126,26 @@ def _no_gradients(ctx, grad):
 torch.library.register_autograd("planer::dynamic_ffn", _no_gradients, lib=_library)
 
 
-def _best(x: Tensor, w1: Tensor, mask: Tensor) -> str:
+def _best(x: Tensor, w2: Tensor, mask: Tensor, activation: str = "relu") -> str:
     """The best backend of the device's table that can run this call."""
     tokens, experts = mask.shape
     share = None
     if not x.is_cuda:  # there, the count would have to be waited for
         share = choice.bucket(mask.count_nonzero().item() / max(1, mask.numel()))
-    neurons, width = w1.shape
+    neurons, width = w2.shape
     order = choice.order("dynamic_ffn", x.device, x.dtype, "inference", tokens, neurons // experts, share)
-    return next(
-        name for name in (*order, "masked_dense") if unsupported(name, x.device, x.dtype, width, neurons) is None
-    )
+    kind = x.device, x.dtype, width, neurons, activation
+    return next(name for name in (*order, "masked_dense") if unsupported(name, *kind) is None)
 
 
-def unsupported(backend: str, device: torch.device, dtype: torch.dtype, d_model: int, neurons: int) -> str | None:
+def unsupported(
+    backend: str, device: torch.device, dtype: torch.dtype, d_model: int, neurons: int, activation: str = "relu"
+) -> str | None:
     """Why a backend cannot run on such arguments, or None."""
+    if backend == "cpp" and activation != "relu":
+        return f"has relu only, not {activation}"
+    if backend == "triton" and activation == "swiglu":
+        return "has no swiglu"
     if backend == "triton":
         if d_model > WIDEST:
             return f"needs a width of at most {WIDEST:,}, which is {d_model:,}"
@@ -133,5 +161,5 @@ def unsupported(backend: str, device: torch.device, dtype: torch.dtype, d_model:
 
 @register_flop_formula(torch.ops.planer.dynamic_ffn, get_raw=True)
 def _flops(x, w1, b1, w2, b2, mask, *_, **__) -> int:
-    """Two products of every chosen neuron, whatever the backend computes beyond."""
-    return 4 * x.shape[1] * (w1.shape[0] // mask.shape[1]) * int(mask.count_nonzero())
+    """The products of every chosen neuron, whatever the backend computes beyond."""
+    return 2 * x.shape[1] * ((w1.shape[0] + w2.shape[0]) // mask.shape[1]) * int(mask.count_nonzero())

@@ -17,8 +17,10 @@ class Cpp:
         self._layer = layer
 
     @staticmethod
-    def unsupported(device: torch.device, dtype: torch.dtype) -> str | None:
+    def unsupported(device: torch.device, dtype: torch.dtype, activation: str) -> str | None:
         """Why such a call cannot run, or None."""
+        if activation not in ("relu", "gelu"):
+            return f"has relu and gelu only, not {activation}"
         if device.type != "cpu" or dtype not in (torch.float32, torch.float64, torch.bfloat16):
             return "needs a CPU and float32, float64 or bfloat16"
         return None if build.available() else "needs a C++ compiler; the log says what failed"
@@ -43,7 +45,12 @@ class Triton:
 
         self._kernels, self._layer = kernels, layer
 
-    unsupported = staticmethod(triton.unsupported)
+    @staticmethod
+    def unsupported(device: torch.device, dtype: torch.dtype, activation: str) -> str | None:
+        """Why such a call cannot run, or None."""
+        if activation == "swiglu":
+            return "has no swiglu"
+        return triton.unsupported(device, dtype)
 
     def forward(self, save: bool) -> tuple[Tensor, Tensor]:
         y, saved = self._kernels.forward(*_flat(self._layer), *self._options())

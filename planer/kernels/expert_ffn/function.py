@@ -23,6 +23,7 @@ from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 from planer.kernels import choice
+from planer.kernels.activations import check_activation, factors
 from planer.kernels.expert_ffn.compiled import Cpp, Triton
 from planer.kernels.expert_ffn.products import GroupedMM, Layer, Loop
 from planer.kernels.expert_ffn.reference import expert_ffn_reference
@@ -48,7 +49,8 @@ def expert_ffn(
     """Apply each expert to its tokens and sum a token's experts, weighted by their gates.
 
     x: [N, D]; w1: [E, I, D]; b1: [E, I] or None; w2: [E, D, I]; b2: [E, D] or None.  Returns [N, D].
-    FFN_e(x) = w2[e] dropout(act(w1[e] x + b1[e])) + b2[e] with act = relu or gelu; dropout acts in training.
+    FFN_e(x) = w2[e] dropout(act(w1[e] x + b1[e])) + b2[e]; dropout acts in training.
+    activation: one of ACTIVATIONS; a gated one takes w1 [E, 2I, D] and b1 [E, 2I], the gate's rows first.
     backend: one of BACKENDS, or ``auto`` for the one that the table of this device names (``planer.kernels.choice``).
     grouped: the plan of pairs, if there is one.
 
@@ -56,11 +58,10 @@ def expert_ffn(
     Raises ValueError for an unknown activation or backend, where a backend cannot run, and for tensors that do not fit
     each other.
     """
-    if activation not in ("relu", "gelu"):
-        raise ValueError(f"expert_ffn: activation is {activation!r}; allowed: relu, gelu")
+    check_activation("expert_ffn", activation)
     if backend not in (*BACKENDS, "auto"):
         raise ValueError(f"expert_ffn: backend is {backend!r}; allowed: auto, {', '.join(BACKENDS)}")
-    _check(x, w1, b1, w2, b2, pairs)
+    _check(x, w1, b1, w2, b2, pairs, factors(activation))
     if backend == "reference":
         return expert_ffn_reference(x, w1, b1, w2, b2, pairs, activation)
     if torch.is_autocast_enabled(x.device.type):
@@ -72,7 +73,7 @@ def expert_ffn(
     grouped = grouped or plan(pairs)
     keep = None
     if training and dropout:
-        keep = F.dropout(x.new_ones(grouped.token.shape[0], w1.shape[1]), dropout)
+        keep = F.dropout(x.new_ones(grouped.token.shape[0], w2.shape[2]), dropout)
     x, w1, b1, w2, b2, gate = (None if t is None else t.contiguous() for t in (x, w1, b1, w2, b2, gate))
     differentiable = (t for t in (x, w1, b1, w2, b2, gate) if t is not None)
     save = torch.is_grad_enabled() and any(t.requires_grad for t in differentiable)
@@ -83,15 +84,16 @@ def expert_ffn(
     )[0]  # fmt: skip
 
 
-def _check(x: Tensor, w1: Tensor, b1: Tensor | None, w2: Tensor, b2: Tensor | None, pairs: Pairs) -> None:
+def _check(x: Tensor, w1: Tensor, b1: Tensor | None, w2: Tensor, b2: Tensor | None, pairs: Pairs, factors: int) -> None:
     """Raise ValueError for tensors that do not fit each other: compiled kernels would read other memory."""
-    experts, d_inner, width = w1.shape
+    experts, rows, width = w1.shape
+    d_inner = rows // factors
     count = pairs.token.shape[0] if pairs.per_token is None else pairs.num_tokens * pairs.per_token
     check_shapes(
         "expert_ffn",
         ("x", x, (pairs.num_tokens, width)),
-        ("w1", w1, (pairs.num_experts, d_inner, width)),
-        ("b1", b1, (experts, d_inner)),
+        ("w1", w1, (pairs.num_experts, factors * d_inner, width)),
+        ("b1", b1, (experts, factors * d_inner)),
         ("w2", w2, (experts, width, d_inner)),
         ("b2", b2, (experts, width)),
         ("token", pairs.token, (count,)),
@@ -179,24 +181,26 @@ CLASSES = {"loop": Loop, "grouped_mm": GroupedMM, "cpp": Cpp, "triton": Triton}
 
 def _backend(name: str, layer: Layer, training: bool) -> Loop | GroupedMM | Cpp | Triton:
     """The backend of a call, ready to run; ``auto`` is the best of the device's table that can run it."""
-    num_experts, d_inner, d_model = layer.w1.shape
-    kind = layer.x.device, layer.x.dtype
+    num_experts, d_model, d_inner = layer.w2.shape
+    kind, widths = (layer.x.device, layer.x.dtype), (d_model, d_inner, layer.activation)
     if name == "auto":
         pairs, tokens = layer.plan.token.shape[0], layer.x.shape[0]
         share = pairs / max(1, tokens * num_experts)
         mode = "training" if training else "inference"
         order = choice.order("expert_ffn", *kind, mode, tokens, d_inner, share)
-        name = next(backend for backend in (*order, "loop") if unsupported(backend, *kind, d_model, d_inner) is None)
-    elif reason := unsupported(name, *kind, d_model, d_inner):
+        name = next(backend for backend in (*order, "loop") if unsupported(backend, *kind, *widths) is None)
+    elif reason := unsupported(name, *kind, *widths):
         raise ValueError(f"expert_ffn: backend {name} {reason}")
     return CLASSES[name](layer)
 
 
-def unsupported(backend: str, device: torch.device, dtype: torch.dtype, *widths: int) -> str | None:
-    """Why a backend cannot run with such numbers and widths of layers, or None."""
+def unsupported(
+    backend: str, device: torch.device, dtype: torch.dtype, d_model: int, d_inner: int, activation: str = "relu"
+) -> str | None:
+    """Why a backend cannot run such a layer, or None."""
     if backend == "grouped_mm":
-        return GroupedMM.unsupported(device, dtype, *widths)
-    return None if backend == "loop" else CLASSES[backend].unsupported(device, dtype)
+        return GroupedMM.unsupported(device, dtype, d_model, d_inner)
+    return None if backend == "loop" else CLASSES[backend].unsupported(device, dtype, activation)
 
 
 @register_flop_formula(torch.ops.aten._grouped_mm)
@@ -209,13 +213,14 @@ def _grouped_mm_flops(a, b, *_, out_shape, **__) -> int:
 
 @register_flop_formula(torch.ops.planer.expert_ffn)
 def _forward_flops(x, w1, b1, w2, b2, gate, order, *_, **__) -> int:
-    """Two products a pair."""
-    return 4 * order[0] * w1[1] * w1[2]
+    """Two products a pair; the first is twice as large where the activation is gated."""
+    return 2 * order[0] * w1[2] * (w1[1] + w2[2])
 
 
 @register_flop_formula(torch.ops.planer.expert_ffn_backward)
 def _backward_flops(grad, hidden, x, w1, b1, w2, b2, gate, order, *rest, **_) -> int:
     """dy w2 where anything before the second product is needed, then one product for each of x, w1 and w2."""
     need_x, need_w1, need_b1, need_w2, _, need_gate = rest[-1]
-    products = (need_x or need_w1 or need_b1 or need_gate) + need_x + need_w1 + need_w2
-    return 2 * products * order[0] * w1[1] * w1[2]
+    first = (need_x + need_w1) * w1[1]
+    second = ((need_x or need_w1 or need_b1 or need_gate) + need_w2) * w2[2]
+    return 2 * (first + second) * order[0] * w1[2]

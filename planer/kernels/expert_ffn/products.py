@@ -1,8 +1,9 @@
 """Experts as grouped matrix products in plain PyTorch: one product after the other, or PyTorch's grouped_mm.
 
 Forward and backward are written once over three products of rows [P, .] that are sorted by expert.  Every backend of
-``planer.kernels.expert_ffn`` saves the same thing for backward, ``hidden`` [P, I]: with ReLU the hidden activations
-after dropout, from which the derivative can be told, with GELU the values before it.
+``planer.kernels.expert_ffn`` saves the same thing for backward, ``hidden`` [P, H], H = I or, where the activation is
+gated, 2I: with ReLU the hidden activations after dropout, from which the derivative can be told, with others the values
+before the activation.
 
 Letters in shapes: N tokens, D model width, E experts, I neurons of an expert, P pairs, K and M any widths.
 """
@@ -16,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from planer.kernels.activations import activate, through_activation
 from planer.kernels.routing import Plan
 
 Gradients = tuple[Tensor | None, ...]
@@ -26,9 +28,9 @@ Gradients = tuple[Tensor | None, ...]
 class Layer:
     """Arguments of one call, as ``planer.kernels.expert_ffn`` passes them on.  All tensors are contiguous.
 
-    x: [N, D]; w1: [E, I, D]; b1: [E, I] or None; w2: [E, D, I]; b2: [E, D] or None.  gate: [P] or None, in the order of
+    x: [N, D]; w1: [E, H, D]; b1: [E, H] or None; w2: [E, D, I]; b2: [E, D] or None.  gate: [P] or None, in the order of
     the pairs.  keep: [P, I] or None, dropout's multipliers of hidden neurons, in the order of the plan.
-    per_token: the pairs of every token, or 0 when tokens differ.  activation: relu or gelu.
+    per_token: the pairs of every token, or 0 when tokens differ.  activation: one of ACTIVATIONS.
     """
 
     x: Tensor
@@ -66,10 +68,10 @@ class Products(ABC):
         """Sum of each expert's rows: a [P, K] to [E, K]."""
 
     def forward(self, save: bool) -> tuple[Tensor, Tensor]:
-        """y [N, D] and hidden [P, I], whether it is to be saved or not."""
+        """y [N, D] and hidden [P, H], whether it is to be saved or not."""
         layer = self.layer
         hidden = self.times_transposed(layer.x.index_select(0, layer.plan.token), layer.w1, layer.b1)
-        active = F.relu_(hidden) if layer.activation == "relu" else F.gelu(hidden)
+        active = activate(hidden, layer.activation)
         if layer.keep is not None:
             active.mul_(layer.keep)
         outputs = self.times_transposed(active, layer.w2, layer.b2).index_select(0, layer.plan.inverse)
@@ -206,10 +208,10 @@ def _sum_by_token(pairs: Tensor, layer: Layer) -> Tensor:
 
 
 def _active(hidden: Tensor, layer: Layer) -> Tensor:
-    """Hidden activations after dropout."""
+    """Hidden activations after dropout, from what is saved."""
     if layer.activation == "relu":
         return hidden
-    active = F.gelu(hidden)
+    active = activate(hidden, layer.activation)
     return active if layer.keep is None else active.mul_(layer.keep)
 
 
@@ -217,6 +219,4 @@ def _through_activation(d_active: Tensor, hidden: Tensor, layer: Layer) -> Tenso
     """From the gradient of active neurons to that of the values before the activation; may overwrite the former."""
     if layer.keep is not None:
         d_active = d_active.mul_(layer.keep)
-    if layer.activation == "relu":
-        return torch.ops.aten.threshold_backward(d_active, hidden, 0)
-    return torch.ops.aten.gelu_backward(d_active, hidden)
+    return through_activation(d_active, hidden, layer.activation)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
+from planer.kernels.activations import activate
 from planer.kernels.routing import Pairs
 
 
@@ -19,10 +19,10 @@ def expert_ffn_reference(
     activation: str = "relu",
 ) -> Tensor:
     """The definition, one pair at a time: the oracle of the tests, in the precision of its arguments."""
-    act = F.relu if activation == "relu" else F.gelu
     total = [torch.zeros_like(row) for row in x]
     for p, (t, e) in enumerate(zip(pairs.token.tolist(), pairs.expert.tolist(), strict=True)):
-        hidden = act(w1[e] @ x[t] if b1 is None else w1[e] @ x[t] + b1[e])
+        z = w1[e] @ x[t] if b1 is None else w1[e] @ x[t] + b1[e]
+        hidden = activate(z, activation)
         y = w2[e] @ hidden if b2 is None else w2[e] @ hidden + b2[e]
         total[t] = total[t] + (y if pairs.gate is None else pairs.gate[p] * y)
     return torch.stack(total) if total else torch.zeros_like(x)

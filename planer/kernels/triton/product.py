@@ -65,10 +65,28 @@ def product(
 
 
 @triton.jit
-def gelu(z):
-    return 0.5 * z * (1.0 + tl.erf(z * 0.7071067811865476))
+def activated(z, ACTIVATION: tl.constexpr):
+    """An activation that is not gated, by its name in planer.kernels.activations."""
+    if ACTIVATION == "relu":
+        result = tl.maximum(z, 0.0, propagate_nan=tl.PropagateNan.ALL)
+    elif ACTIVATION == "gelu":
+        result = 0.5 * z * (1.0 + tl.erf(z * 0.7071067811865476))
+    elif ACTIVATION == "gelu_tanh":
+        result = z * tl.sigmoid(1.5957691216057308 * (z + 0.044715 * z * z * z))
+    else:
+        result = z * tl.sigmoid(z)
+    return result
 
 
 @triton.jit
-def gelu_slope(z):
-    return 0.5 * (1.0 + tl.erf(z * 0.7071067811865476)) + z * tl.exp(-0.5 * z * z) * 0.3989422804014327
+def activation_slope(z, ACTIVATION: tl.constexpr):
+    """Its derivative; not of ReLU, which is told from what it gave."""
+    if ACTIVATION == "gelu":
+        slope = 0.5 * (1.0 + tl.erf(z * 0.7071067811865476)) + z * tl.exp(-0.5 * z * z) * 0.3989422804014327
+    elif ACTIVATION == "gelu_tanh":
+        share = tl.sigmoid(1.5957691216057308 * (z + 0.044715 * z * z * z))
+        slope = share + z * share * (1.0 - share) * (1.5957691216057308 + 0.21406444881780073 * z * z)
+    else:
+        share = tl.sigmoid(z)
+        slope = share + z * share * (1.0 - share)
+    return slope

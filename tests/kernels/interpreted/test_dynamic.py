@@ -80,7 +80,7 @@ def two_passes(monkeypatch):
     monkeypatch.setattr(wide, "COLUMNS", 16)
 
 
-@pytest.mark.parametrize("name", ["size 6", "one expert", "odd width", "one token", "none", "few"])
+@pytest.mark.parametrize("name", ["size 6", "one expert", "odd width", "one token", "none", "few", "SiLU"])
 def test_wide_rows(name, two_passes):
     assert dynamic_error(DYNAMIC[name], torch.float32) <= TOLERANCE[torch.float32]
 

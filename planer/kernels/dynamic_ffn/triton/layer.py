@@ -18,6 +18,7 @@ from torch import Tensor
 
 from planer.kernels.dynamic_ffn.triton import wide
 from planer.kernels.dynamic_ffn.triton.pieces import active_pieces
+from planer.kernels.triton.product import activated
 from planer.kernels.triton.tiles import arithmetic, dynamic_tile, interpreted
 
 ON_CHIP = 512
@@ -32,7 +33,8 @@ SPLITS = 4
 def _dynamic_ffn(
     x, w1, b1, w2, b2, mask, pieces, counts, out, N,
     D: tl.constexpr, DP: tl.constexpr, F: tl.constexpr, S: tl.constexpr, SPLIT: tl.constexpr,
-    PRECISION: tl.constexpr, UPCAST: tl.constexpr, BM: tl.constexpr, PIECE: tl.constexpr, BK: tl.constexpr,
+    ACTIVATION: tl.constexpr, PRECISION: tl.constexpr, UPCAST: tl.constexpr,
+    BM: tl.constexpr, PIECE: tl.constexpr, BK: tl.constexpr,
 ):  # fmt: skip
     """SPLIT programs a block of tokens; with more than one, out is [SPLIT, N, D] in float32 and b2 is in the first."""
     even: tl.constexpr = D == DP and F % PIECE == 0
@@ -75,7 +77,7 @@ def _dynamic_ffn(
                 hidden = tl.dot(xs, tl.trans(u), hidden, input_precision=PRECISION)
         hidden += tl.load(b1 + neuron, mask=there, other=0.0).to(tl.float32)[None, :]
         chosen = tl.load(chosen_at + (neuron // S)[None, :], mask=live[:, None] & there[None, :], other=0)
-        hidden = tl.where(chosen != 0, tl.maximum(hidden, 0.0, propagate_nan=tl.PropagateNan.ALL), 0.0)
+        hidden = tl.where(chosen != 0, activated(hidden, ACTIVATION), 0.0)
         if even:
             v = tl.load(v_at + d[None, :])
         else:
@@ -102,10 +104,13 @@ def _sum_parts(parts, out, size, SPLIT: tl.constexpr, B: tl.constexpr):
     tl.store(out + i, total.to(out.dtype.element_ty), mask=i < size)
 
 
-def forward(x: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor, mask: Tensor) -> Tensor:
-    """y[t] = b2 + sum over the neurons j of the experts that token t executes of w2[j] relu(w1[j] . x[t] + b1[j]).
+def forward(
+    x: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor, mask: Tensor, activation: str = "relu"
+) -> Tensor:
+    """y[t] = b2 + sum over the neurons j of the experts that token t executes of w2[j] act(w1[j] . x[t] + b1[j]).
 
     x: [N, D], w1: [F, D]; b1: [F]; w2: [F, D]; b2: [D]; mask: [N, n] bool.  Returns [N, D].
+    activation: one that is not gated.
     float32, float16 or bfloat16, x and weights alike.  For inference: it has no gradient.
     """
     num_tokens, d_model = x.shape
@@ -115,7 +120,7 @@ def forward(x: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor, mask: Ten
         return y
     chosen = mask.view(torch.uint8)
     if d_model > ON_CHIP:
-        return wide.forward(x, w1, b1, w2, b2, chosen, y)
+        return wide.forward(x, w1, b1, w2, b2, chosen, activation, y)
     kind = arithmetic(x.dtype)
     padded = max(triton.next_power_of_2(d_model), 16)
     tile = dynamic_tile(kind).fitted(k=d_model)
@@ -127,7 +132,7 @@ def forward(x: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor, mask: Ten
         _dynamic_ffn[blocks * split,](
             x, w1, b1, w2, b2, chosen, pieces, counts, out, num_tokens,
             D=d_model, DP=padded, F=num_neurons, S=num_neurons // mask.shape[1], SPLIT=split,
-            PRECISION="tf32" if kind == "tf32" else "ieee",
+            ACTIVATION=activation, PRECISION="tf32" if kind == "tf32" else "ieee",
             UPCAST=interpreted() and x.dtype == torch.bfloat16, BM=tile.m, PIECE=tile.n,
             BK=padded if tile.k >= d_model else tile.k, num_warps=tile.warps, num_stages=tile.stages,
         )  # fmt: skip

@@ -14,6 +14,7 @@ import triton.language as tl
 from torch import Tensor
 
 from planer.kernels.dynamic_ffn.triton.pieces import active_pieces
+from planer.kernels.triton.product import activated
 from planer.kernels.triton.tiles import WIDE, arithmetic, interpreted
 
 COLUMNS = 128
@@ -23,10 +24,11 @@ COLUMNS = 128
 @triton.jit(do_not_specialize=["N"])
 def _wide_hidden(
     x, w1, b1, mask, pieces, counts, hidden, N,
-    D: tl.constexpr, F: tl.constexpr, S: tl.constexpr, PRECISION: tl.constexpr, UPCAST: tl.constexpr,
+    D: tl.constexpr, F: tl.constexpr, S: tl.constexpr,
+    ACTIVATION: tl.constexpr, PRECISION: tl.constexpr, UPCAST: tl.constexpr,
     BM: tl.constexpr, PIECE: tl.constexpr, BK: tl.constexpr,
 ):  # fmt: skip
-    """The neurons of one piece of a block of tokens after the ReLU; 0 where a token does not execute them."""
+    """The neurons of one piece of a block of tokens after the activation; 0 where a token does not execute them."""
     block = tl.program_id(0)
     i = tl.program_id(1)
     if i >= tl.load(counts + block):
@@ -54,7 +56,7 @@ def _wide_hidden(
     total += tl.load(b1 + neuron, mask=there, other=0.0).to(tl.float32)[None, :]
     chosen_at = mask + block.to(tl.int64) * (BM * (F // S)) + m[:, None] * (F // S) + (neuron // S)[None, :]
     chosen = tl.load(chosen_at, mask=live[:, None] & there[None, :], other=0)
-    total = tl.where(chosen != 0, tl.maximum(total, 0.0, propagate_nan=tl.PropagateNan.ALL), 0.0)
+    total = tl.where(chosen != 0, activated(total, ACTIVATION), 0.0)
     hidden_at = hidden + at * (BM * PIECE) + m[:, None] * PIECE + r[None, :]
     tl.store(hidden_at, total.to(hidden.dtype.element_ty))
 
@@ -87,7 +89,9 @@ def _wide_output(
     tl.store(out_at, total.to(out.dtype.element_ty), mask=(block * BM + m < N)[:, None] & (d < D)[None, :])
 
 
-def forward(x: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor, chosen: Tensor, out: Tensor) -> Tensor:
+def forward(
+    x: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor, chosen: Tensor, activation: str, out: Tensor
+) -> Tensor:
     """Writes the layer's output to out [N, D] and returns it.  chosen: the mask as uint8; the rest as in ``layer``."""
     (num_tokens, d_model), num_neurons = x.shape, w1.shape[0]
     kind = arithmetic(x.dtype)
@@ -103,7 +107,7 @@ def forward(x: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor, chosen: T
         hidden = x.new_empty(blocks, count, tile.m, tile.n)
         _wide_hidden[blocks, count](
             x, w1, b1, chosen, pieces, counts, hidden, num_tokens,
-            S=num_neurons // chosen.shape[1], BK=tile.k, **numbers,
+            S=num_neurons // chosen.shape[1], ACTIVATION=activation, BK=tile.k, **numbers,
         )  # fmt: skip
         _wide_output[blocks, triton.cdiv(d_model, columns)](
             hidden, w2, b2, pieces, counts, out, num_tokens, BN=columns, **numbers

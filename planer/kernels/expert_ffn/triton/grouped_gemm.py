@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from planer.kernels.triton.product import expert_rows, gelu, product
+from planer.kernels.triton.product import activated, expert_rows, product
 from planer.kernels.triton.tiles import arithmetic, grouped_tile, interpreted
 
 
@@ -54,10 +54,8 @@ def _grouped_gemm(
         at = p.to(tl.int64)[:, None] * N + n[None, :]
         if before is not None:
             tl.store(before + at, result.to(before.dtype.element_ty), mask=inside)
-        if ACTIVATION == "relu":
-            result = tl.maximum(result, 0.0, propagate_nan=tl.PropagateNan.ALL)
-        elif ACTIVATION == "gelu":
-            result = gelu(result)
+        if ACTIVATION is not None:
+            result = activated(result, ACTIVATION)
         if keep is not None:
             result *= tl.load(keep + at, mask=inside, other=0.0).to(tl.float32)
         if gate is not None:

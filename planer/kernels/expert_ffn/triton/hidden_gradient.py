@@ -16,7 +16,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from planer.kernels.triton.product import expert_rows, gelu, gelu_slope, product
+from planer.kernels.triton.product import activated, activation_slope, expert_rows, product
 from planer.kernels.triton.tiles import arithmetic, grouped_tile, interpreted
 
 ROWS = 16
@@ -57,8 +57,8 @@ def _hidden_gradient(
             hidden = value
             slope = tl.where(value > 0, d, 0.0)
         else:
-            hidden = gelu(value)
-            slope = d * gelu_slope(value)
+            hidden = activated(value, ACTIVATION)
+            slope = d * activation_slope(value, ACTIVATION)
         if keep is not None:
             kept = tl.load(keep + at, mask=inside, other=0.0).to(tl.float32)
             slope *= kept
@@ -120,7 +120,8 @@ def hidden_gradient(
     """
     pairs, (num_experts, d_model, d_inner) = token.shape[0], w2.shape
     kind = arithmetic(dy.dtype)
-    tile = grouped_tile("hidden_gradient", kind, pairs, num_experts).fitted(n=d_inner, k=d_model)
+    operation = "hidden_gradient_sigmoid" if activation in ("gelu_tanh", "silu") else "hidden_gradient"
+    tile = grouped_tile(operation, kind, pairs, num_experts).fitted(n=d_inner, k=d_model)
     columns = triton.cdiv(d_inner, tile.n)
     dz = torch.empty_like(saved)
     weighted = saved if activation == "relu" and gate is None else torch.empty_like(saved)

@@ -36,17 +36,17 @@ def forward(
 
     x: [N, D]; w1: [E, I, D]; b1: [E, I]; w2: [E, D, I]; b2: [E, D]; gate: [P] in the original order of pairs, or None
     for ones; order to token_offsets: a ``Plan``; keep: [P, I], what dropout multiplies hidden neurons by, in sorted
-    order; activation: ``relu`` or ``gelu``; per_token: pairs of every token, None if they differ.  float32, float16 or
+    order; activation: one that is not gated; per_token: pairs of every token, None if they differ.  float32, float16 or
     bfloat16, x and weights alike; biases and gate may be wider.  All contiguous.
-    Returns y [N, D] and what backward needs: the hidden neurons [P, I] (ReLU), or those before the activation (GELU).
+    Returns y [N, D] and what backward needs: the hidden neurons [P, I] (ReLU), or those before the activation (others).
 
     Two launches when every token has one pair, whose product goes straight to the token's row, else three.
     """
     pairs, d_inner = token.shape[0], w1.shape[1]
     hidden = x.new_empty(pairs, d_inner)
-    before = torch.empty_like(hidden) if activation == "gelu" else None
+    before = None if activation == "relu" else torch.empty_like(hidden)
     grouped_gemm(
-        f"up_{activation}", x, w1, offsets, hidden,
+        "up_relu" if before is None else "up_gelu", x, w1, offsets, hidden,
         pairs=pairs, a_rows=token, bias=b1, activation=activation, before=before, keep=keep,
     )  # fmt: skip
     y = torch.empty_like(x)

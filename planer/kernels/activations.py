@@ -1,0 +1,53 @@
+"""Activations of feed-forward layers, and their gradients.
+
+A gated activation takes twice as many values as it gives: the first half is the gate.  Its first weight matrix has the
+rows of the gate, then those of the other factor.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+ACTIVATIONS = ("relu", "gelu", "gelu_tanh", "silu", "swiglu")
+"""gelu with the error function, gelu_tanh its approximation, swiglu silu(gate) times the other factor."""
+APPROXIMATION = {"gelu": "none", "gelu_tanh": "tanh"}
+
+
+def check_activation(operation: str, activation: str) -> None:
+    """Raise ValueError for an activation that is none of ACTIVATIONS; the message begins with the operation's name."""
+    if activation not in ACTIVATIONS:
+        raise ValueError(f"{operation}: activation is {activation!r}; allowed: {', '.join(ACTIVATIONS)}")
+
+
+def factors(activation: str) -> int:
+    """Values before the activation per neuron: 2 for a gated activation, else 1."""
+    return 2 if activation == "swiglu" else 1
+
+
+def activate(z: Tensor, activation: str) -> Tensor:
+    """[..., factors I] to [..., I].  ReLU overwrites z."""
+    if activation == "relu":
+        return F.relu_(z)
+    if activation == "silu":
+        return F.silu(z)
+    if activation == "swiglu":
+        gate, up = z.chunk(2, dim=-1)
+        return F.silu(gate) * up
+    return F.gelu(z, approximate=APPROXIMATION[activation])
+
+
+def through_activation(grad: Tensor, z: Tensor, activation: str) -> Tensor:
+    """From the gradient of the activation's result [..., I] to that of z, of its shape.
+
+    For ReLU z may also be what it gave.
+    """
+    if activation == "relu":
+        return torch.ops.aten.threshold_backward(grad, z, 0)
+    if activation == "silu":
+        return torch.ops.aten.silu_backward(grad, z)
+    if activation == "swiglu":
+        gate, up = z.chunk(2, dim=-1)
+        return torch.cat((torch.ops.aten.silu_backward(grad * up, gate), grad * F.silu(gate)), dim=-1)
+    return torch.ops.aten.gelu_backward(grad, z, approximate=APPROXIMATION[activation])

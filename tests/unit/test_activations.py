@@ -1,0 +1,34 @@
+"""Activations against their formulas, and their gradients against automatic differentiation."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from planer.kernels.activations import ACTIVATIONS, activate, check_activation, factors, through_activation
+
+FORMULAS = {
+    "relu": lambda z: z * (z > 0),
+    "gelu": lambda z: z * 0.5 * (1 + torch.erf(z / math.sqrt(2))),
+    "gelu_tanh": lambda z: z * 0.5 * (1 + torch.tanh(math.sqrt(2 / math.pi) * (z + 0.044715 * z**3))),
+    "silu": lambda z: z / (1 + torch.exp(-z)),
+    "swiglu": lambda z: z[:, :3] / (1 + torch.exp(-z[:, :3])) * z[:, 3:],
+}
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_values_and_gradients(activation):
+    generator = torch.Generator().manual_seed(0)
+    z = torch.randn(5, 3 * factors(activation), dtype=torch.float64, generator=generator).requires_grad_()
+    grad = torch.randn(5, 3, dtype=torch.float64, generator=generator)
+    expected = FORMULAS[activation](z)
+    torch.testing.assert_close(activate(z.detach().clone(), activation), expected.detach(), rtol=1e-12, atol=1e-12)
+    (exact,) = torch.autograd.grad(expected, z, grad)
+    torch.testing.assert_close(through_activation(grad, z.detach(), activation), exact, rtol=1e-12, atol=1e-12)
+
+
+def test_an_unknown_activation_is_named():
+    with pytest.raises(ValueError, match="expert_ffn: activation is 'tanh'; allowed: relu, gelu, gelu_tanh, silu, swi"):
+        check_activation("expert_ffn", "tanh")
