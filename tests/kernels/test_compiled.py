@@ -167,7 +167,7 @@ def everything() -> list[Launch]:
         for tokens in (12_288, 4_096, 512):
             found += layer(kind, tokens, 1, dropout=True)
         found += dynamic(kind, 12_288) + dynamic(kind, 64)
-        found += dynamic(kind, 512, 768) + dynamic(kind, 512, 8_192)
+        found += dynamic(kind, 512, 8_192)
     for dtype in (torch.bfloat16, torch.float32):
         x, weight = meta(12_288, D, dtype=dtype), meta(EXPERTS, D, dtype=dtype)
         for k in (1, 2):

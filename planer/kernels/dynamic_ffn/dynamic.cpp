@@ -1,4 +1,4 @@
-// Dynamically executed experts in single precision: planer/kernels/dynamic_ffn.py says what is computed.
+// Dynamically executed experts in single precision: function.py says what is computed.
 //
 // Threads share the tokens.  A thread takes a block of tokens and goes through the experts; the tokens that chose an
 // expert meet its weights a tile at a time: TOKENS rows of x with NEURONS rows of w1 for the hidden neurons, then

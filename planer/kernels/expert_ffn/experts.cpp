@@ -1,4 +1,4 @@
-// Feed-forward experts on routed tokens, forward and backward: planer/kernels/expert_ffn.py says what is computed.
+// Feed-forward experts on routed tokens, forward and backward: function.py says what is computed.
 //
 // Expert by expert: its rows are gathered, multiplied, activated and scattered while they are in the cache, and only
 // what backward needs is written for all pairs.  Where experts can be dealt out evenly, each thread takes the next one,
@@ -49,7 +49,7 @@ const T* data_or_null(const MaybeTensor& tensor) {
   return tensor ? tensor->const_data_ptr<T>() : nullptr;
 }
 
-// The arguments of one call; names as in planer/kernels/backends/experts.py.
+// The arguments of one call; names as in products.py.
 template <typename T>
 struct Layer {
   using M = at::opmath_type<T>;  // gates, and sums of 16-bit numbers
