@@ -67,7 +67,7 @@ def test_corpus_of_another_text(workspace):
 def test_corpus_too_small_for_the_batch(copied):
     copied.edit(retrain={"batch": 1_000_000}, max_hours=1.0e9)
     line = complaint(copied, "results/tiny/par/retrain/model.safetensors")
-    assert "1,000,000" in line and "900,000" in line
+    assert "needs 2,000,000" in line and "900,000" in line
 
 
 def test_steps_raised_beyond_max_hours_are_refused_at_any_depth(copied):

@@ -14,6 +14,7 @@ import pytest
 import yaml
 
 from planer.config import Experiment
+from planer.config.corpora import CORPORA
 from planer.parsing import build, merge
 from planer.resources import preparation, request
 
@@ -30,6 +31,7 @@ OF_VARIANT = {
     "cluster_experts": [f"cluster/{name}" for name in (*TRAINED, "labels.parquet")],
     "train_routers": [f"routers/{name}" for name in TRAINED],
     "evaluate": ["eval.json"],
+    "export": ["hf"],
 }
 """What the rules write for a variant; the last file of each is asked for."""
 OF_EXPERIMENT = {
@@ -45,7 +47,7 @@ REPEATS = ("", "-seed1", "-seed2")
 ON_GPU = ("profile_blocks", "check_additivity", "search", "teacher", "choose")
 ON_GPU += ("retrain", "sparsify", "train_routers", "evaluate")
 ALONE = ("profile_blocks", "check_additivity", "choose", "evaluate")
-ONE_CPU = ("prepare_data", "pattern", "compare", "repeatability", "pareto")
+ONE_CPU = ("prepare_data", "pattern", "compare", "repeatability", "pareto", "export")
 THREADS = 3
 
 
@@ -96,8 +98,8 @@ def submissions(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[dict
     for program in ("sbatch", "squeue", "scancel", "scontrol", "sinfo", "sacct", "sacctmgr", "sshare"):
         (folder / program).symlink_to(stub)
     rules = {rule: rule for rule in (*OF_EXPERIMENT, *OF_VARIANT)} | {"on-cpu": "retrain"}
-    for split in ("train.npy", "valid.npy", "test.npy"):
-        path = workspace.folder / "results/data/pysource" / split
+    for name in ("train.npy", "valid.npy", "test.npy", "vocab.json"):
+        path = workspace.folder / "results/data/pysource" / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch()
         os.utime(path, (0, 0))
@@ -140,7 +142,7 @@ def test_every_attempt_of_a_rule_asks_for_exactly_what_it_needs(submissions, rul
     device = "cpu" if rule == "on-cpu" else "auto"
     experiment = build(Experiment, merge(*values, {"threads": THREADS, "device": device}))
     stage = "retrain" if rule == "on-cpu" else rule
-    needed = preparation("text8") if rule == "prepare_data" else request(stage, experiment, variant_of(stage))
+    needed = preparation(CORPORA["text8"]) if rule == "prepare_data" else request(stage, experiment, variant_of(stage))
     expected = {"-p": "main", "--export": "ALL", "--parsable": "", "--requeue": ""}
     expected["--cpus-per-task"] = "1" if rule in ONE_CPU else str(THREADS)
     expected |= {"--gpus": "1"} if rule in ON_GPU else {"--ntasks": "1"}
