@@ -121,7 +121,7 @@ class FirstHeads(Attention):
         return self.wide.v[: self.num_heads]
 
     def weights(self) -> dict[str, Tensor]:
-        """The state of a layer of its own that computes the same."""
+        """State dict of a separate layer that computes the same."""
         products = {f"{name}.weight": getattr(self, name).weight for name in ("qkv", "positions", "output")}
         return {name: tensor.detach().clone() for name, tensor in {**products, "u": self.u, "v": self.v}.items()}
 
