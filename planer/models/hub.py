@@ -1,6 +1,6 @@
 """Exported networks in transformers: import this module, then AutoModelForCausalLM.from_pretrained(folder).
 
-This is the one module that imports transformers.  A network takes no padding: prompts of a batch have the same length.
+A network takes no padding: prompts of a batch have the same length.
 
 Letters in shapes: B sequences, T tokens, V vocabulary.
 """

@@ -16,6 +16,7 @@ FLOORS = (
     "kernels",
     "blocks",
     "models",
+    "pretrained",
     "data",
     "training",
     "latency",
@@ -91,3 +92,10 @@ def test_only_specifications_and_modules_of_blocks_know_the_kinds_of_blocks():
             if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "isinstance":
                 asked = {name.split(".")[-1] for name in re.findall(r"[\w.]+", ast.unparse(node.args[1]))}
                 assert not asked & kinds, (path, ast.unparse(node))
+
+
+def test_only_pretrained_networks_and_the_hub_import_transformers():
+    """The GPU environment does without."""
+    for path in PLANER.rglob("*.py"):
+        imports = re.search(r"^\s*(import|from) transformers\b", path.read_text(), re.MULTILINE)
+        assert not imports or path.parent.name == "pretrained" or path == PLANER / "models" / "hub.py", path

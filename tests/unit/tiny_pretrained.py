@@ -1,0 +1,57 @@
+"""Tiny networks of every family in transformers' classes, with random weights, and their inputs."""
+
+from __future__ import annotations
+
+import torch
+import transformers
+from torch import Tensor, nn
+
+VOCAB, WIDTH, NEURONS, LAYERS = 96, 16, 24, 2
+SHARED = {"vocab_size": VOCAB, "hidden_size": WIDTH, "intermediate_size": NEURONS, "num_hidden_layers": LAYERS}
+GROUPED = SHARED | {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 4, "max_position_embeddings": 32}
+ENCODER = {"num_attention_heads": 2, "hidden_dropout_prob": 0.1}
+IDS = {"pad_token_id": None, "bos_token_id": None, "eos_token_id": None}
+FAMILIES = {
+    "gpt2": lambda: transformers.GPT2LMHeadModel(
+        transformers.GPT2Config(
+            vocab_size=VOCAB, n_embd=WIDTH, n_inner=NEURONS, n_layer=LAYERS, n_head=2, n_positions=32, **IDS
+        )
+    ),
+    "bert": lambda: transformers.BertForMaskedLM(transformers.BertConfig(**SHARED, **ENCODER)),
+    "vit": lambda: transformers.ViTForImageClassification(
+        transformers.ViTConfig(
+            **{k: v for k, v in SHARED.items() if k != "vocab_size"},
+            **ENCODER,
+            image_size=8,
+            patch_size=4,
+            num_labels=3,
+        )
+    ),
+    "llama": lambda: transformers.LlamaForCausalLM(transformers.LlamaConfig(**GROUPED, **IDS, mlp_bias=True)),
+    "mistral": lambda: transformers.MistralForCausalLM(transformers.MistralConfig(**GROUPED, **IDS)),
+    "qwen2": lambda: transformers.Qwen2ForCausalLM(transformers.Qwen2Config(**GROUPED, **IDS)),
+    "qwen3": lambda: transformers.Qwen3ForCausalLM(transformers.Qwen3Config(**GROUPED, **IDS)),
+}
+
+
+def tiny(family: str) -> nn.Module:
+    """A network in eval mode.  Weights are large and no bias is zero, so that a wrong one shows in the logits."""
+    torch.manual_seed(0)
+    model = FAMILIES[family]()
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.normal_(0, 0.3).add_(1.0 if weight.ndim == 1 else 0.0)
+    return model.eval()
+
+
+def inputs(family: str) -> Tensor:
+    """Two sequences of 9 tokens, or two images."""
+    generator = torch.Generator().manual_seed(1)
+    if family == "vit":
+        return torch.rand(2, 3, 8, 8, generator=generator)
+    return torch.randint(5, VOCAB, (2, 9), generator=generator)
+
+
+@torch.no_grad()
+def logits(model: nn.Module, x: Tensor) -> Tensor:
+    return model(x).logits
