@@ -18,7 +18,7 @@ INSTALLED := $(VENV)/.installed
 # Snakemake and caches need a home folder; not every user has one, in containers for example.
 export HOME := $(shell test -w "$$HOME" && echo "$$HOME" || echo "$(CURDIR)/scratch/home")
 
-.PHONY: help venv demo test same slurm gpu bench lint ui lock
+.PHONY: help venv demo test same slurm gpu bench claims lint ui lock
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-6s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -60,6 +60,11 @@ gpu:  ## test and time the kernels on this machine's GPU with its own packages (
 
 bench: $(INSTALLED)  ## time the kernels on this CPU; leave it alone meanwhile (5 minutes)
 	python benchmarks/cpu.py
+
+# NAME is no variable of the environment: some systems keep the machine's name there.
+NAME =
+claims: $(INSTALLED)  ## measure the figures of the README anew, or one table of them (NAME=demo); hours for all
+	python benchmarks/claims.py $(NAME)
 
 lint: $(INSTALLED)  ## check style and rules
 	ruff check .

@@ -41,11 +41,19 @@ def find(name: str) -> Found:
 
     Raises UserError, naming file, expected and found, for an unknown corpus, a wrong file or a failed download.
     """
-    corpus, folders = lookup(name), _folders()
+    return find_local(name) or _open(_download(lookup(name), _folders()))
+
+
+def find_local(name: str) -> Found | None:
+    """A corpus that is on this machine already, verified as find does it; None where it would have to be downloaded.
+
+    Raises UserError, naming file, expected and found, for an unknown corpus and a wrong file.
+    """
+    corpus = lookup(name)
     if name == "pysource":
         root = Path(sysconfig.get_path("stdlib"))
         return Found(root.name, standard_library(root))
-    for folder in folders:
+    for folder in _folders():
         for file in corpus.files:
             if (folder / file).is_file():
                 if wrong := difference(folder / file, file):
@@ -55,7 +63,7 @@ def find(name: str) -> Found:
             for home in (folder / "wikitext-103", folder):
                 if texts := _loose_wikitext(home):
                     return Found("wiki.{train,valid,test}.tokens", texts)
-    return _open(_download(corpus, folders))
+    return None
 
 
 def standard_library(root: Path) -> tuple[Path, ...]:

@@ -1,0 +1,210 @@
+"""Claims are read, measured and judged; every row of the README's tables has one."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from pathlib import Path
+
+import pytest
+
+from benchmarks import claims, figures
+from planer.files import UserError, read_json
+from tests.unit.made_up import evaluation
+
+ROOT = Path(__file__).parents[2]
+SHIPPED = {path.stem: path for path in (ROOT / "benchmarks/claims").glob("*.yaml")}
+DESCRIPTIONS = {"run", "network", "blocks"}
+"""Columns of the README's tables that hold no figure."""
+
+TABLE = """
+title: Made up
+commands: [[python, make.py, "{files}"]]
+file: found/{run}.json
+figures: {loss: quality.loss, range: range of quality.loss, share: "rows[name=a].ms / rows[name=b].ms"}
+rows:
+  new:
+    runs: [n0, n1]
+    control: old
+    figures: {loss: <= control + 1 standard error, range: <= 0.5, share: <= 0.4}
+  old: {runs: [o0, o1], figures: {loss: no bar}}
+"""
+LOSSES = {"n0": 2.0, "n1": 3.0, "o0": 1.9, "o1": 3.1}
+MAKE = f"""
+import json, pathlib, sys
+for path in map(pathlib.Path, sys.argv[1:]):
+    path.parent.mkdir(exist_ok=True)
+    rows = [{{"name": "a", "ms": 1}}, {{"name": "b", "ms": 2}}]
+    path.write_text(json.dumps({{"quality": {{"loss": {LOSSES}[path.stem]}}, "rows": rows}}))
+"""
+
+
+@pytest.fixture
+def place(monkeypatch, tmp_path):
+    """A folder with one table, made_up, and the program that makes its files."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(claims, "CLAIMS", tmp_path)
+    monkeypatch.setattr(claims, "RESULTS", tmp_path / "results")
+    (tmp_path / "made_up.yaml").write_text(TABLE)
+    (tmp_path / "make.py").write_text(MAKE)
+    return tmp_path
+
+
+def main(monkeypatch, *arguments):
+    """The exit status, or the line that ended it."""
+    monkeypatch.setattr("sys.argv", ["claims.py", *arguments])
+    with pytest.raises(SystemExit) as ended:
+        claims.main()
+    return ended.value.code
+
+
+def test_a_table_is_measured_printed_and_written(place, monkeypatch, capfd):
+    assert main(monkeypatch) == 0
+    lines = [re.split(r"  +", line) for line in capfd.readouterr().out.splitlines()]
+    # Differences from the control are 0.1 and -0.1, 0 ± 0.1.
+    assert [
+        "new, 2 runs",
+        "loss",
+        "2.5 ± 0.5",
+        "<= control + 1 standard error (2.6)",
+        "reached",
+        "old: 2.5 ± 0.6",
+    ] in lines
+    assert ["new, 2 runs", "range", "1", "<= 0.5", "MISSED", "old: 1.2"] in lines
+    assert ["new, 2 runs", "share", "0.5 ± 0", "<= 0.4", "MISSED", "old: 0.5 ± 0"] in lines
+    assert ["old, 2 runs", "loss", "2.5 ± 0.6"] in lines
+    (path,) = (place / "results").iterdir()
+    assert "-claims-made_up-" in path.name
+    written = read_json(path)
+    assert [row["reached"] for row in written["rows"]] == [True, False, False, None]
+    assert written["rows"][0]["measured"]["values"] == [2.0, 3.0]
+    assert written["commands"][0]["command"][2:] == [f"found/{run}.json" for run in LOSSES]
+
+
+def test_a_failed_command_is_said_and_figures_that_exist_are_shown(place, monkeypatch, capfd):
+    (place / "make.py").write_text(MAKE.replace("sys.argv[1:]", "sys.argv[2:]") + "\nsys.exit(3)\n")
+    assert main(monkeypatch, "made_up") == 1
+    shown = capfd.readouterr().out
+    assert re.search("^new, 2 runs  loss  +not measured +found/n0.json does not exist;", shown, re.M)
+    assert re.search("^old, 2 runs  loss  +2.5 ± 0.6$", shown, re.M)
+    assert "FAILED with status 3: python make.py found/n0.json" in shown
+
+
+def test_a_program_that_does_not_exist_is_a_failed_command(place, monkeypatch, capfd):
+    (place / "made_up.yaml").write_text(TABLE.replace("python", "no-such-program"))
+    assert main(monkeypatch) == 1
+    assert "cannot start no-such-program: No such file or directory\n" in capfd.readouterr().out
+
+
+def test_unknown_names_and_the_list(place, monkeypatch, capsys):
+    assert main(monkeypatch, "nonsense") == "planer: unknown claims 'nonsense'; allowed: made_up"
+    assert main(monkeypatch, "--list") == 0
+    assert "<= control + 1 standard error" in capsys.readouterr().out
+    assert not (place / "found").exists(), "a list runs nothing"
+
+
+@pytest.mark.parametrize(
+    "need, reason",
+    [
+        ("device: cuda:99", "device: 'cuda:99'"),
+        ("corpus: enwik8-mini", "the corpus enwik8-mini is not on this machine; set PLANER_DATA"),
+    ],
+)
+def test_what_this_machine_cannot_measure_is_skipped(place, monkeypatch, capsys, need, reason):
+    monkeypatch.setenv("PLANER_DATA", str(place))
+    (place / "made_up.yaml").write_text(f"{need}\n{TABLE}")
+    assert main(monkeypatch) == 0
+    assert f"made_up: skipped: {reason}" in capsys.readouterr().out
+    assert not (place / "found").exists()
+
+
+@pytest.mark.parametrize(
+    "change, complaint",
+    [
+        (("range: <= 0.5", "spread: <= 0.5"), "row new: unknown figure 'spread'; allowed: loss, range, share"),
+        (("<= 0.5", "about 0.5"), "bar 'about 0.5': write <= 0.51"),
+        (("control: old", "control: older"), "row new: control 'older' must be a row of as many runs"),
+        (("[o0, o1]", "[o0]"), "row new: control 'old' must be a row of as many runs"),
+        (("    control: old\n", ""), "row new: the bar '<= control + 1 standard error' needs a control"),
+        (("loss: quality.loss", "loss: quality..loss"), "figure 'quality..loss': write a path"),
+        (("title", "titel"), "unknown key titel"),
+        (("runs: [n0, n1]", "runs: []"), "rows.new.runs is []"),
+        (("{runs: [o0, o1], figures: {loss: no bar}}", "3"), "rows.old is 3"),
+    ],
+)
+def test_mistakes_in_claims_are_one_line_before_anything_runs(place, monkeypatch, change, complaint):
+    assert change[0] in TABLE
+    (place / "made_up.yaml").write_text(TABLE.replace(*change))
+    said = main(monkeypatch)
+    assert complaint in said and said.startswith(f"planer: {place}/made_up.yaml: ") and "\n" not in said
+    assert not (place / "found").exists()
+
+
+def test_paths_lead_to_numbers():
+    content = {"a": {"b": 2}, "list": [{"k": 1, "m": "x+y", "v": 3}, {"k": 1, "m": "z", "v": 4}], "none": None}
+    assert figures.number(content, "a.b") == 2
+    assert figures.number(content, "list[k=1,m=x+y].v") == 3
+    for path, complaint in {
+        "a.c": "a.c: there is no c",
+        "a.b.c": "there is no c",
+        "list[k=1].v": "2 items have k=1, not 1",
+        "list[k=2].v": "0 items have k=2, not 1",
+        "a[k=2].v": "0 items",
+        "none": "none is empty, not a number",
+        "a": "not a number",
+    }.items():
+        with pytest.raises(UserError, match=re.escape(complaint)):
+            figures.number(content, path)
+
+
+def test_mean_standard_error_and_range():
+    found = figures.measured("a", [{"a": value} for value in (1.0, 2.0, 6.0)])
+    assert found.value == 3 and found.standard_error == pytest.approx(math.sqrt(7 / 3))
+    assert figures.measured("range of a", [{"a": 1}, {"a": 6}]) == figures.Measured((1.0, 6.0), 5.0, None)
+    assert figures.measured("a / b", [{"a": 1, "b": 4}]) == figures.Measured((0.25,), 0.25, None)
+    with pytest.raises(UserError, match="a / b: b is 0"):
+        figures.measured("a / b", [{"a": 1, "b": 0}])
+
+
+def test_limits_of_bars():
+    own, control = (figures.Measured(values, sum(values) / 2, 0.1) for values in ((1.0, 3.0), (2.0, 2.5)))
+    assert figures.limit_of("no bar", own, control) is None
+    assert figures.limit_of("<= 1.01", own, None) == 1.01
+    assert figures.limit_of("<= control", own, control) == 2.25
+    assert figures.limit_of("<= control + 1 standard error", own, control) == 2.25 + 0.75, "of -1 and 0.5"
+    assert figures.is_reached("<= 2", 2, 2) and not figures.is_reached("<= 2", 2.1, 2)
+    assert figures.is_reached(">= 2", 2, 2) and not figures.is_reached(">= 2", 1.9, 2)
+
+
+@pytest.mark.parametrize("name", ["demo", "enwik8-mini"])
+def test_figures_of_networks_stand_in_eval_json(name):
+    content = evaluation("target_0.5", "s2fi", 1.2, 0.5, target=0.5)
+    for figure in claims.read_table(name, SHIPPED).figures.values():
+        assert figures.measured(figure, [content]).value >= 0
+
+
+def test_figures_of_kernels_stand_in_results_of_benchmarks():
+    table = claims.read_table("kernels", SHIPPED)
+    results = ROOT / "benchmarks/results"
+    files = {
+        "layers": results / "amd-epyc-2026-11-22.json",
+        "mixture": results / "amd-epyc-mixture-latency-2-threads-2026-11-28.json",
+    }
+    for row in table.rows.values():
+        content = json.loads(files[row.runs[0]].read_text())
+        assert all(figures.measured(table.figures[figure], [content]).value > 0 for figure in row.figures)
+
+
+def test_every_row_of_the_readme_has_claims():
+    tables = [claims.read_table(name, SHIPPED) for name in SHIPPED]
+    names = {name for table in tables for row, what in table.rows.items() for name in (row, *what.runs)}
+    known = {figure for table in tables for figure in table.figures}
+    section = (ROOT / "README.md").read_text().partition("\n## Results\n")[2].partition("\n## ")[0]
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in re.findall(r"^\|.*\|$", section, re.M)]
+    assert rows, "the README shows results"
+    heads = [head for head, rule in zip(rows, rows[1:], strict=False) if set("".join(rule)) <= set("-:")]
+    for row in (row for row in rows if row not in heads and not set("".join(row)) <= set("-:")):
+        assert any(re.split("[ ,:]", cell)[0] in names for cell in row[:2]), f"no claim names the row {row}"
+    for head in heads:
+        assert set(head) - DESCRIPTIONS <= known, "no claim has the figure of this column"
