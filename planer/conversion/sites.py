@@ -28,6 +28,7 @@ from planer.pretrained.adapters.adapter import Adapter
 
 OWN = Adapter(
     model_types=(),
+    heads=(),
     layers=(FeedForward.__name__,),
     up="w1",
     down="w2",

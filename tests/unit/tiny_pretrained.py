@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tokenizers
 import torch
 import transformers
 from torch import Tensor, nn
@@ -55,3 +56,23 @@ def inputs(family: str) -> Tensor:
 @torch.no_grad()
 def logits(model: nn.Module, x: Tensor) -> Tensor:
     return model(x).logits
+
+
+def save_tokenizer(folder) -> None:
+    """A byte-pair tokenizer of at most VOCAB symbols as tokenizer.json."""
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE(unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    trainer = tokenizers.trainers.BpeTrainer(vocab_size=VOCAB, special_tokens=special)
+    tokenizer.train_from_iterator(["the quick brown fox jumps over the lazy dog in an other text"] * 2, trainer)
+    names = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]"}
+    transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, **names).save_pretrained(folder)
+
+
+def save(family: str, folder) -> None:
+    """A whole folder: network, and tokenizer or image processor."""
+    tiny(family).save_pretrained(folder)
+    if family == "vit":
+        transformers.ViTImageProcessorPil(size={"height": 8, "width": 8}).save_pretrained(folder)
+    else:
+        save_tokenizer(folder)

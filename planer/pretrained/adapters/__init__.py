@@ -5,11 +5,13 @@ from __future__ import annotations
 import pkgutil
 from functools import cache
 from importlib import import_module
-
-from torch import nn
+from typing import TYPE_CHECKING
 
 from planer.files import UserError
 from planer.pretrained.adapters.adapter import Adapter
+
+if TYPE_CHECKING:
+    from torch import nn
 
 
 @cache

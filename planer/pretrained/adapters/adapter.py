@@ -10,11 +10,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from operator import attrgetter
-
-from torch import Tensor, nn
+from typing import TYPE_CHECKING
 
 from planer.files import UserError
 from planer.parsing import show
+
+if TYPE_CHECKING:  # a folder is checked before torch is needed
+    from torch import Tensor, nn
 
 ACTIVATIONS = {
     "relu": "relu",
@@ -34,6 +36,8 @@ class Adapter:
 
     model_types: tuple[str, ...]
     """As config.json has them."""
+    heads: tuple[str, ...]
+    """Heads that the family has and that fit its attention: keys of HEADS in planer/pretrained/load.py."""
     layers: tuple[str, ...]
     """Classes of the modules that compute one feed-forward layer."""
     up: str
@@ -77,6 +81,8 @@ class Adapter:
 
         BERT's masked-token head changes with them, since its activation has the same key.
         """
+        from torch import nn
+
         old = {type(attrgetter(self.activation)(layer)) for _, layer in self.find(model, self.layers)}
         for module in list(model.modules()):
             for name, child in module.named_children():

@@ -4,6 +4,7 @@ from planer.pretrained.adapters.adapter import Adapter
 
 ADAPTER = Adapter(
     model_types=("bert",),
+    heads=("masked_lm", "sequence_classification", "question_answering"),
     layers=("BertLayer",),
     up="intermediate.dense",
     down="output.dense",

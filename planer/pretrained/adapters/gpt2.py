@@ -4,6 +4,7 @@ from planer.pretrained.adapters.adapter import Adapter
 
 ADAPTER = Adapter(
     model_types=("gpt2",),
+    heads=("causal_lm", "sequence_classification", "question_answering"),
     layers=("GPT2MLP",),
     up="c_fc",
     down="c_proj",

@@ -4,6 +4,7 @@ from planer.pretrained.adapters.adapter import Adapter
 
 ADAPTER = Adapter(
     model_types=("llama", "mistral", "qwen2", "qwen3"),
+    heads=("causal_lm", "sequence_classification", "question_answering"),
     layers=("LlamaMLP", "MistralMLP", "Qwen2MLP", "Qwen3MLP"),
     up="up_proj",
     down="down_proj",

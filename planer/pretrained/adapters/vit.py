@@ -4,6 +4,7 @@ from planer.pretrained.adapters.adapter import Adapter
 
 ADAPTER = Adapter(
     model_types=("vit",),
+    heads=("image_classification",),
     layers=("ViTMLP",),
     up="fc1",
     down="fc2",

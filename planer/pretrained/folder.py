@@ -1,0 +1,127 @@
+"""Saved Hugging Face folders: whether planer can use one, found out before anything is loaded.
+
+Needs neither torch nor transformers.  Weights are read from safetensors only, and no code of a folder is run.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+
+from planer.files import UserError, one_line
+from planer.parsing import show
+from planer.pretrained.adapters import adapters
+from planer.pretrained.adapters.adapter import Adapter
+
+WEIGHTS = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+TOKENIZERS = (("tokenizer.json",), ("vocab.txt",), ("vocab.json", "merges.txt"))
+"""Files from which transformers makes a tokenizer."""
+IMAGES = (("preprocessor_config.json",),)
+SAVE_AGAIN = "save the network once with transformers: model.save_pretrained(folder)"
+
+
+@dataclass(frozen=True)
+class Folder:
+    """A folder that passed the checks of ``check_folder``."""
+
+    path: Path
+    """Absolute: transformers would take a relative name for one of its hub too."""
+    config: Mapping
+    adapter: Adapter
+    head: str
+    weights: tuple[Path, ...]
+
+
+def check_folder(folder: str | Path, head: str) -> Folder:
+    """Find out whether a network with this head can be loaded from a folder.
+
+    head: ``causal_lm``, ``masked_lm``, ``sequence_classification``, ``image_classification`` or
+    ``question_answering``.
+    Raises UserError, one line, when the folder lacks a file, has a damaged one, is of an unknown family, holds
+    quantized weights or needs code of its own, or when its family has no such head.
+    """
+    path = Path(folder).resolve()
+    if not path.is_dir():
+        _refuse(folder, "is no folder", "name one that save_pretrained wrote; names on a hub are not fetched")
+    config = _read_json(path / "config.json", "name the folder of a saved network")
+    adapter = _adapter(path, config)
+    if head not in adapter.heads:
+        _refuse(path, f"has no head {show(head)}", f"allowed for {config['model_type']}: {', '.join(adapter.heads)}")
+    weights = _weight_files(path)
+    for file in weights:
+        _check_weights(file)
+    _require_one_of(path, IMAGES if head == "image_classification" else TOKENIZERS)
+    return Folder(path, config, adapter, head, weights)
+
+
+def _refuse(path: str | Path, problem: str, advice: str, cause: Exception | None = None) -> None:
+    raise UserError(f"pretrained.folder: {path} {problem}; {advice}") from cause
+
+
+def _read_json(path: Path, advice: str) -> dict:
+    try:
+        content = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        _refuse(path.parent, f"has no {path.name}", advice)
+    except (OSError, ValueError, RecursionError) as error:
+        _refuse(path, f"is no readable JSON ({one_line(error)})", SAVE_AGAIN, error)
+    if not isinstance(content, dict):
+        _refuse(path, "holds no keys and values", SAVE_AGAIN)
+    return content
+
+
+def _adapter(path: Path, config: dict) -> Adapter:
+    """The adapter of the family that config.json names."""
+    model_type = config.get("model_type")
+    known = {name: adapter for adapter in adapters().values() for name in adapter.model_types}
+    if "auto_map" in config:
+        _refuse(path, "needs Python code of its own (auto_map), which is never run", "use a class of transformers")
+    if not isinstance(model_type, str) or model_type not in known:
+        classes = config.get("architectures")
+        name = f"{classes[0]} " if isinstance(classes, list) and classes else ""
+        advice = (
+            f"allowed: {', '.join(sorted(known))}; a family more is a file like planer/pretrained/adapters/llama.py"
+        )
+        _refuse(path, f"is a network {name}of the unknown model_type {show(model_type)}", advice)
+    if config.get("quantization_config"):
+        _refuse(path, "holds quantized weights", "dequantize the network, and save it again")
+    return known[model_type]
+
+
+def _weight_files(path: Path) -> tuple[Path, ...]:
+    if (path / WEIGHTS).is_file():
+        return (path / WEIGHTS,)
+    if (path / INDEX).is_file():
+        names = _read_json(path / INDEX, "").get("weight_map")
+        shards = sorted(set(map(str, names.values()))) if isinstance(names, dict) else []
+        missing = [name for name in shards if Path(name).name != name or not (path / name).is_file()]
+        if missing or not shards:
+            _refuse(path, f"lacks {missing[0] if missing else 'all files'} that {INDEX} names", "copy the whole folder")
+        return tuple(path / name for name in shards)
+    if pickles := sorted(file.name for file in path.glob("*.bin")):
+        _refuse(path, f"has weights as {pickles[0]} only, a pickle, which is never read", SAVE_AGAIN)
+    _refuse(path, f"has no {WEIGHTS}", "copy the whole folder")
+
+
+def _check_weights(file: Path) -> None:
+    try:
+        with safe_open(file, framework="np") as content:
+            names = list(content.keys())
+    except (SafetensorError, OSError) as error:
+        _refuse(file, f"is damaged ({one_line(error)})", "copy it again")
+    if not names:
+        _refuse(file, "holds no weights", SAVE_AGAIN)
+
+
+def _require_one_of(path: Path, choices: tuple[tuple[str, ...], ...]) -> None:
+    if not any(all((path / name).is_file() for name in names) for names in choices):
+        wanted = ", or ".join(" and ".join(names) for names in choices)
+        advice = "copy it from where the network came from, or save it: tokenizer.save_pretrained(folder)"
+        if choices is IMAGES:
+            advice = advice.replace("tokenizer", "image_processor")
+        _refuse(path, f"lacks {wanted}", advice)
