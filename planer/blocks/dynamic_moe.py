@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from planer import specs
 from planer.blocks.block import Block
+from planer.initial import fan_in_uniform
 from planer.kernels.dynamic_ffn import dynamic_ffn
 from planer.kernels.routing import linear_fp32, threshold
 
@@ -18,7 +19,7 @@ from planer.kernels.routing import linear_fp32, threshold
 class Router(nn.Module):
     """Predicts the norm of each expert's output: |V2 relu(V1 x)|, without biases, in single precision."""
 
-    uniform_start = True
+    initial = {"v1": fan_in_uniform, "v2": fan_in_uniform}
 
     def __init__(self, d_model: int, width: int, num_experts: int):
         super().__init__()

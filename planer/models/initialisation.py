@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor, nn
 
@@ -15,8 +13,8 @@ PROJECTION_STD = 0.01
 def initialise(model: nn.Module, generator: torch.Generator) -> None:
     """Draw the weights as Transformer-XL does: N(0, init_std), zero biases, LayerNorm weights N(1, init_std).
 
-    Projections of an adaptive embedding are N(0, PROJECTION_STD).  Modules with ``uniform_start``, the routers of split
-    layers, get PyTorch's uniform bound, 1/sqrt(fan-in).  The same generator gives the same weights on every device.
+    Projections of an adaptive embedding are N(0, PROJECTION_STD).  The attribute ``initial`` of a module names other
+    distributions for its own parameters (planer/initial.py).  A generator gives the same weights on every device.
     """
     std = model.architecture.init_std
 
@@ -25,10 +23,10 @@ def initialise(model: nn.Module, generator: torch.Generator) -> None:
         parameter.copy_(noise)
 
     for module in model.modules():
+        initial = getattr(module, "initial", {})
         for name, parameter in module.named_parameters(recurse=False):
-            if getattr(module, "uniform_start", False):
-                noise = torch.empty(parameter.shape, device=generator.device).uniform_(-1, 1, generator=generator)
-                parameter.copy_(noise / math.sqrt(parameter.shape[1]))
+            if name in initial:
+                parameter.copy_(initial[name](torch.empty(parameter.shape, device=generator.device), generator))
             elif name in ("bias", "b1", "b2", "cluster_bias"):
                 parameter.zero_()
             elif name.startswith("projection"):

@@ -28,6 +28,7 @@ FLOORS = (
 TOOLS = (
     "failures",
     "files",
+    "initial",
     "environment",
     "measure",
     "paired",

@@ -1,0 +1,263 @@
+"""Sparse feed-forward layers against slow references, the estimator of their training, counts, and their start."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from test_parent_start import output, parent_of, same_sublayers, started
+from toy import experiment
+
+from planer.blocks.sparse_feed_forward import build
+from planer.config import WorkloadConfig
+from planer.evaluation.flops import checked_flops
+from planer.files import UserError
+from planer.models import LanguageModel, initialise
+from planer.specs import Architecture, Attention, FeedForward
+from planer.specs.sparse_feed_forward import SparseFeedForward
+
+D, F, N = 12, 32, 8
+
+
+def network(*blocks, vocab_size: int = 11, norm: str = "post") -> LanguageModel:
+    """Every weight differs from every other, biases too."""
+    model = LanguageModel(Architecture(vocab_size, D, blocks, norm=norm, dropout=0.0))
+    generator = torch.Generator().manual_seed(0)
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.5, generator=generator)
+    return model.eval()
+
+
+def layer(**options):
+    """In double precision."""
+    return network(SparseFeedForward(F, N, rank=6, **options)).double().blocks[0].sublayer
+
+
+def tokens(count: int) -> torch.Tensor:
+    return torch.randn(count, D, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+
+
+def logits_of(sublayer, x: torch.Tensor) -> torch.Tensor:
+    """Of one token [F]."""
+    c = sublayer.controller
+    return c.c2 @ (c.c1 @ x) + c.bias
+
+
+def by_hand(sublayer, x: torch.Tensor, picked: list[int]) -> torch.Tensor:
+    """One token [D], neuron after neuron: those picked of each block."""
+    y = sublayer.b2.clone()
+    probabilities = logits_of(sublayer, x).view(-1, N).softmax(-1).flatten()
+    for neuron in picked:
+        activation = max((sublayer.w1[neuron] @ x + sublayer.b1[neuron]).item(), 0.0)
+        y += activation * sublayer.w2[neuron] * (probabilities[neuron] if sublayer.spec.weighted else 1.0)
+    return y
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("relu", ["after", "before"])
+@pytest.mark.parametrize("count", [1, N // 4, N // 4 + 1, 9])
+def test_inference_runs_the_neuron_with_the_largest_logit(count, relu, weighted):
+    """Few tokens gather rows, more compute all neurons."""
+    sublayer, x = layer(relu=relu, weighted=weighted), tokens(count)
+    picked = [[b + max(range(N), key=lambda i: lg[b + i]) for b in range(0, F, N)]
+              for lg in (logits_of(sublayer, row).tolist() for row in x)]  # fmt: skip
+    expected = torch.stack([by_hand(sublayer, *pair) for pair in zip(x, picked, strict=True)])
+    assert count < 9 or len({tuple(p) for p in picked}) > 5
+    torch.testing.assert_close(sublayer(x), expected)
+
+
+def test_of_equal_logits_the_first_neuron_runs():
+    sublayer, x = layer(), tokens(1)
+    with torch.no_grad():
+        sublayer.controller.c2.zero_()
+        sublayer.controller.bias.zero_()
+    for x in (tokens(1), tokens(9)):
+        expected = torch.stack([by_hand(sublayer, row, list(range(0, F, N))) for row in x])
+        torch.testing.assert_close(sublayer(x), expected)
+
+
+@pytest.mark.parametrize("relu", ["after", "before"])
+def test_soft_training_calls_weigh_all_neurons(relu):
+    sublayer, x = layer(hard_share=0.0, relu=relu).train(), tokens(5)
+    for row, y in zip(x, sublayer(x), strict=True):
+        p = logits_of(sublayer, row).view(-1, N).softmax(-1).flatten()
+        expected = sublayer.b2 + (p * (sublayer.w1 @ row + sublayer.b1).relu()) @ sublayer.w2
+        torch.testing.assert_close(y, expected)
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+def test_hard_training_calls_run_the_sampled_neuron(weighted):
+    """The same seed gives the noise: argmax of log p plus temperature times Gumbel noise."""
+    sublayer, x = layer(hard_share=1.0, temperature=2.0, weighted=weighted).train(), tokens(5)
+    torch.manual_seed(3)
+    u = torch.empty(5, F // N, N, dtype=torch.float64).uniform_(1e-6, 1 - 1e-6)
+    torch.manual_seed(3)
+    y = sublayer(x)
+    moved = 0
+    for row, noise, ours in zip(x, u, y, strict=True):
+        log_p = logits_of(sublayer, row).view(-1, N).log_softmax(-1)
+        best = (log_p - 2.0 * torch.log(-torch.log(noise))).argmax(-1)
+        moved += (best != log_p.argmax(-1)).sum()
+        torch.testing.assert_close(ours, by_hand(sublayer, row, (best + torch.arange(0, F, N)).tolist()))
+    assert moved > 0
+
+
+def test_the_mask_of_a_hard_call_is_exactly_one_hot_and_has_the_gradient_of_the_softmax():
+    sublayer = network(SparseFeedForward(F, N, hard_share=1.0)).blocks[0].sublayer
+    logits = torch.randn(200, F // N, N, requires_grad=True)
+    mask = sublayer.training_mask(logits)
+    assert torch.equal(mask.sum(-1), torch.ones(200, F // N)) and set(mask.unique().tolist()) == {0.0, 1.0}
+    direction = torch.randn(mask.shape)
+    ours, soft = (torch.autograd.grad((m * direction).sum(), logits)[0] for m in (mask, logits.softmax(-1)))
+    torch.testing.assert_close(ours, soft)
+
+
+def test_neurons_are_sampled_from_the_softmax_of_logits_over_temperature_and_calls_are_hard_three_times_in_ten():
+    sublayer = network(SparseFeedForward(4, 4)).blocks[0].sublayer
+    torch.manual_seed(0)
+    logits = torch.tensor([0.0, 0.05, 0.1, -0.2]).expand(50_000, 1, 4)
+    hard = [mask for mask in (sublayer.training_mask(logits) for _ in range(20)) if (mask == 1).any()]
+    frequency = torch.cat(hard).mean((0, 1))
+    torch.testing.assert_close(frequency, (logits[0, 0] / 0.1).softmax(-1), atol=0.01, rtol=0)
+    calls = [(sublayer.training_mask(logits[:1]) == 1).any().item() for _ in range(2_000)]
+    assert sum(calls) / len(calls) == pytest.approx(0.3, abs=0.03)
+
+
+def test_the_relu_behind_the_mask_keeps_neurons_that_were_not_picked_from_the_controller():
+    """The outputs and the gradients of w1 and w2 do not depend on the order, the controller's do."""
+    x, gradients, outputs = tokens(3)[2:], {}, []
+    for relu in ("after", "before"):
+        sublayer = layer(hard_share=1.0, relu=relu).train()
+        torch.manual_seed(5)
+        outputs.append(sublayer(x))
+        outputs[-1].square().sum().backward()
+        gradients[relu] = {name: parameter.grad for name, parameter in sublayer.named_parameters()}
+    assert torch.equal(*outputs)
+    for name in ("w1", "b1", "w2", "b2"):
+        torch.testing.assert_close(gradients["after"][name], gradients["before"][name])
+    ran = gradients["after"]["b1"].view(-1, N).abs().sum(-1) > 0  # the picked neuron's activation is above 0
+    reached = {relu: found["controller.bias"].view(-1, N).abs().sum(-1) > 1e-12 for relu, found in gradients.items()}
+    assert torch.equal(reached["after"], ran) and 0 < ran.sum() < len(ran)
+    assert (reached["before"] & ~ran).any()
+
+
+def test_gradients_of_a_soft_call_are_those_of_finite_differences():
+    sublayer, x = layer(hard_share=0.0).train(), tokens(2).requires_grad_()
+    weights = tuple(parameter.detach().requires_grad_() for parameter in sublayer.parameters())
+    names = [name for name, _ in sublayer.named_parameters()]
+
+    def run(x, *weights):
+        return torch.func.functional_call(sublayer, dict(zip(names, weights, strict=True)), (x,))
+
+    assert torch.autograd.gradcheck(run, (x, *weights))
+
+
+def test_the_controller_stays_in_single_precision_under_autocast():
+    sublayer, x = network(SparseFeedForward(F, N)).blocks[0].sublayer, tokens(9).float()
+    exact = sublayer.controller(x)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(sublayer.controller(x), exact)
+        assert sublayer(x).shape == x.shape
+
+
+@pytest.mark.parametrize("rank", [0, 5])
+def test_parameters_and_flops_are_counted(rank):
+    """d = 12, F = 32, N = 4: the closed forms of the paper, with b1 and LayerNorm."""
+    spec = SparseFeedForward(F, 4, rank)
+    r = rank or 3
+    controller = r * (D + F) + F
+    assert spec.params(D) == 2 * D * F + F + D + controller + 2 * D
+    assert spec.active_params(D) == 2 * D * F // 4 + F // 4 + D + controller + 2 * D
+    assert spec.flops(D, 1, 1, 0, "cached") == 2 * (2 * D * F // 4 + r * (D + F))
+    assert spec.flops(D, 2, 8, 0, "cached") == 2 * (2 * D * F + r * (D + F))
+    model = network(spec, Attention(3, 4), SparseFeedForward(F, 16, rank))
+    assert sum(parameter.numel() for parameter in model.parameters()) == model.architecture.params()
+    for batch, tgt_len in ((1, 1), (1, 4), (2, 8)):
+        counted, formula = checked_flops(model, WorkloadConfig(batch, tgt_len, 8, "cached", "eager"))
+        assert counted == formula
+
+
+def test_weights_start_as_in_trax():
+    """Glorot-uniform on the matrices, c2's too; sqrt(N) times that for a scaled w2; biases 0."""
+    model = LanguageModel(Architecture(11, 64, tuple(SparseFeedForward(256, 16, scaled=s) for s in (False, True))))
+    initialise(model, torch.Generator().manual_seed(0))
+    plain, scaled = (block.sublayer for block in model.blocks)
+    for weight, factor in ((plain.w1, 1), (plain.w2, 1), (scaled.w2, 4), (plain.controller.c1, 1),
+                           (plain.controller.c2, 1)):  # fmt: skip
+        bound = factor * math.sqrt(6 / sum(weight.shape))
+        assert 0.98 * bound < weight.abs().max() <= bound
+        assert weight.std().item() == pytest.approx(bound / math.sqrt(3), rel=0.05)
+    assert not any(bias.any() for bias in (plain.b1, plain.b2, plain.controller.bias))
+
+
+@pytest.mark.parametrize("norm", ["post", "pre"])
+def test_reading_token_by_token_is_reading_the_text_at_once(norm):
+    model = network(Attention(3, 4), SparseFeedForward(F, N), SparseFeedForward(F, 2), norm=norm)
+    text = torch.randint(11, (1, 20), generator=torch.Generator().manual_seed(2))
+    with torch.inference_mode():
+        whole, _ = model(text, mem_len=6, same_length=True)
+        memory, parts = None, []
+        for token in text.split(1, dim=1):
+            hidden, memory = model(token, memory, mem_len=6, same_length=True, attention="cached")
+            parts.append(hidden)
+    torch.testing.assert_close(torch.cat(parts, 1), whole, rtol=1e-4, atol=1e-5)
+
+
+def test_training_lowers_the_loss_of_training_and_of_inference():
+    """Each token is followed by the one after it; random steps, so the mean of the last ones counts."""
+    model = network(SparseFeedForward(F, N), SparseFeedForward(F, N))
+    initialise(model, torch.Generator().manual_seed(0))
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.02)
+    text = torch.arange(11)[None]
+    losses = []
+    torch.manual_seed(0)
+
+    def loss(model):
+        return model.nll(model(text, mem_len=0)[0], (text + 1) % 11).mean()
+
+    before = loss(model.eval()).item()
+    model.train()
+    for _ in range(120):
+        optimizer.zero_grad()
+        losses.append(loss(model))
+        losses[-1].backward()
+        optimizer.step()
+    assert sum(losses[-20:]) < 0.3 * sum(losses[:20])
+    assert loss(model.eval()) < 0.3 * before
+
+
+def test_a_dense_layer_of_the_parent_gives_its_weights():
+    parent = parent_of(Attention(2, 8), FeedForward(24), FeedForward(24))
+    model = started(parent, Attention(2, 8), SparseFeedForward(24, 4), SparseFeedForward(48, 4))
+    source, own = parent.model.blocks[1].sublayer, model.blocks[1].sublayer
+    assert torch.equal(own.w1, source.w1.weight) and torch.equal(own.b1, source.w1.bias)
+    assert torch.equal(own.w2, source.w2.weight.T) and torch.equal(own.b2, source.w2.bias)
+    wide = model.blocks[2].sublayer
+    assert torch.equal(wide.w1[24:], parent.model.blocks[2].sublayer.w1.weight)
+    with torch.no_grad():  # one neuron a block is left, so only with the same neurons running is the output the same
+        x = output(parent.model, 0)
+        dense, mask = source(x), torch.ones(len(x.flatten(0, 1)), 6, 4)
+        torch.testing.assert_close(own._masked(x.flatten(0, 1), mask).view_as(dense), dense)
+
+
+def test_the_parents_own_sparse_layer_is_copied():
+    blocks = (Attention(2, 8), SparseFeedForward(24, 4), FeedForward(24))
+    parent = parent_of(*blocks)
+    same_sublayers(started(parent, *blocks), parent.model, {0: 0, 1: 1, 2: 2})
+    other = started(parent, blocks[0], SparseFeedForward(24, 6), blocks[2]).blocks[1].sublayer
+    assert torch.equal(other.w1, parent.model.blocks[2].sublayer.w1.weight)
+
+
+def test_options_and_symbols():
+    model = experiment().model  # d_model 32, d_inner 64
+    spec = model.option("sparse_feed_forward_16")
+    assert spec == SparseFeedForward(64, 16) and spec.rank_in(32) == 2
+    assert model.architecture(11, "sn16(fn4)x2").pattern == "sn16(fn4)x2"
+    assert [name for name in model.symbols() if name.startswith("n")] == ["n2", "n4", "n8", "n16", "n32", "n64"]
+    for wrong in ("sparse_feed_forward_1", "sparse_feed_forward_3", "sparse_feed_forward_128"):
+        with pytest.raises(UserError, match=f"'{wrong}' runs one neuron in .*; allowed: 2 or more that divide d_inner"):
+            model.option(wrong)
+    with pytest.raises(ValueError, match="sparse_feed_forward: 5 does not divide d_inner, 64"):
+        Architecture.from_dict(Architecture(11, 32, (SparseFeedForward(64, 5),)).to_dict())
+    assert build(spec, model.architecture(11, "s")).sublayer.w1.shape == (64, 32)
