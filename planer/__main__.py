@@ -33,6 +33,7 @@ def parser() -> Parser:
     command.add_argument("--tokens", type=int, default=128, help="tokens that follow the prompt (128)")
     command.add_argument("--temperature", type=float, default=0.0, help="0, the default: the most probable token")
     command.add_argument("--top-k", type=int, default=0, help="sample from this many tokens; 0: from all")
+    command.add_argument("--top-p", type=float, default=1.0, help="sample from tokens of this probability in all (1)")
     command.add_argument("--seed", type=int, default=0, help="of the random choices (0)")
     command.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:<number>")
     add("info", info, "show what a network is")
@@ -46,7 +47,7 @@ def generate(options: argparse.Namespace) -> None:
     import planer
     from planer.models.generate import Sampling
 
-    names = ("tokens", "temperature", "top_k", "seed")
+    names = ("tokens", "temperature", "top_k", "top_p", "seed")
     sampling = {name: getattr(options, name) for name in names}
     Sampling.of(**sampling)  # before the network is read
     network = planer.load(options.folder, options.device, options.vocab)

@@ -33,6 +33,9 @@ class Sampling:
     """Divides the logits; 0 takes the most probable token every time."""
     top_k: Annotated[int, Range(0, 2**31)] = 0
     """Sample from this many of the most probable tokens; 0: from all."""
+    top_p: Annotated[float, Range(0, 1, above=True)] = 1.0
+    """Sample from the fewest of the most probable tokens whose probabilities sum to this (nucleus sampling, arXiv
+    1904.09751); 1: from all."""
     seed: Annotated[int, Range(0, 2**63 - 1)] = 0
     """Of the random choices."""
 
@@ -48,9 +51,13 @@ class Sampling:
         """The next token from log-probabilities [V].  Samples on the CPU: a seed gives the same choices everywhere."""
         if self.temperature == 0:
             return int(log_probs.argmax())
-        scores = log_probs.float().cpu() / self.temperature
+        log_probs = log_probs.double().cpu()
+        scores = ((log_probs - log_probs.max()) / self.temperature).float()  # the largest is 0 at any temperature
         kept = scores.topk(min(self.top_k or len(scores), len(scores)))
-        return int(kept.indices[torch.multinomial(kept.values.softmax(-1), 1, generator=generator)])
+        probabilities = kept.values.softmax(-1)
+        if self.top_p < 1:
+            probabilities[probabilities.cumsum(-1) - probabilities >= self.top_p] = 0
+        return int(kept.indices[torch.multinomial(probabilities, 1, generator=generator)])
 
 
 @torch.inference_mode()

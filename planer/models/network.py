@@ -50,7 +50,7 @@ class Network(LanguageModel):
     def generate(self, prompt: str | Sequence[int], **options) -> str | list[int]:
         """The prompt and what follows it: text for text, ids for ids.
 
-        options: tokens, temperature, top_k, seed (``planer.models.generate.Sampling``).
+        options: tokens, temperature, top_k, top_p, seed (``planer.models.generate.Sampling``).
         Raises UserError for an empty prompt, for symbols outside the vocabulary, for numbers out of range, and for text
         where no vocabulary was found.
         """

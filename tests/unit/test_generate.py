@@ -85,10 +85,20 @@ def test_samples_follow_the_probabilities():
         ({}, [0.5, 0.3, 0.2]),
         ({"top_k": 2}, [0.625, 0.375, 0.0]),
         ({"top_k": 99}, [0.5, 0.3, 0.2]),
+        ({"top_p": 0.81}, [0.5, 0.3, 0.2]),
+        ({"top_p": 0.79}, [0.625, 0.375, 0.0]),
+        ({"top_p": 0.01}, [1.0, 0.0, 0.0]),
+        ({"top_p": 0.6, "top_k": 2}, [1.0, 0.0, 0.0]),
     ):
         sampling, generator = Sampling.of(temperature=1.0, **options), torch.Generator().manual_seed(0)
         counts = torch.bincount(torch.tensor([sampling.choose(log_probs, generator) for _ in range(1000)]), minlength=3)
         assert counts / 1000 == pytest.approx(expected, abs=0.05)
+
+
+@pytest.mark.parametrize("temperature", [1e-320, 1e-40, 1e-6])
+def test_small_temperatures_take_the_most_probable_token(temperature):
+    sampling, log_probs = Sampling.of(temperature=temperature), torch.tensor([0.3, 0.5, 0.2]).log()
+    assert sampling.choose(log_probs, torch.Generator()) == 1
 
 
 @pytest.mark.parametrize(
@@ -100,7 +110,9 @@ def test_samples_follow_the_probabilities():
         ({"temperature": float("nan")}, "temperature is nan; it must be a finite number"),
         ({"top_k": -1}, "top_k is -1; it must be from 0"),
         ({"seed": -1}, "seed is -1; it must be from 0"),
-        ({"top_p": 1}, "unknown key top_p; did you mean top_k?"),
+        ({"top_p": 0}, "top_p is 0; it must be above 0 and at most 1"),
+        ({"top_p": 1.5}, "top_p is 1.5; it must be above 0 and at most 1"),
+        ({"seeds": 1}, "unknown key seeds; did you mean seed?"),
     ],
 )
 def test_numbers_out_of_range(options, reason):
