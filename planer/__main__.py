@@ -81,12 +81,18 @@ def main(arguments: list[str] | None = None) -> None:
     options = parser().parse_args(arguments)
     try:
         options.run(options)
+        sys.stdout.flush()
     except UserError as error:
         sys.exit(f"planer: {' '.join(str(error).split())}")
     except (BrokenPipeError, KeyboardInterrupt):  # the reader has enough
         sys.stderr.close()
         sys.exit(1)
+    except OSError as error:
+        print(f"planer: {error.filename or 'standard output'}: {error.strerror}", file=sys.stderr)
+        sys.stderr.close()  # Python would complain once more when it closes standard output
+        sys.exit(1)
 
 
 if __name__ == "__main__":
+    sys.stdout.reconfigure(errors="replace")  # not every terminal has every character
     main()

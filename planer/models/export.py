@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+from contextlib import suppress
 from pathlib import Path
 
 from planer.files import UserError, write_json, write_text
@@ -20,7 +21,7 @@ MODEL_TYPE, ARCHITECTURE = "planer", "PlanerForCausalLM"
 
 
 def export_network(folder: str | Path, out: str | Path, vocab: str | Path | None = None) -> None:
-    """Write the network of a folder into a new or empty one.
+    """Write the network of a folder into a new or empty one; nothing stays there when it fails.
 
     Raises UserError when out exists and is not empty, when the network has no vocabulary, or as ``planer.load``.
     """
@@ -30,12 +31,25 @@ def export_network(folder: str | Path, out: str | Path, vocab: str | Path | None
     network = load(folder, vocab=vocab)
     if network.surroundings.vocabulary is None:
         raise UserError(f"no vocab.json belongs to {show(str(folder))}; name that of its text with --vocab")
+    existed = out.exists()
+    try:
+        _write(network, out, model_card(folder, network, vocab))
+    except BaseException:
+        with suppress(OSError):
+            for path in out.glob("*"):
+                path.unlink()
+            if not existed:
+                out.rmdir()
+        raise
+
+
+def _write(network: Network, out: Path, card: str) -> None:
     _write_tokenizer(network, out)
     write_tensors(out / "model.safetensors", network.state_dict(), {"format": "pt"})
     network.architecture.save(out / "architecture.yaml")
     if network.surroundings.evaluation:
         write_json(out / "eval.json", network.surroundings.evaluation)
-    write_text(out / "README.md", model_card(folder, network, vocab))
+    write_text(out / "README.md", card)
     _write_plain(out / "config.json", hub_config(network))
 
 

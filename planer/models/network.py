@@ -6,6 +6,7 @@ too; for a stage's folder in results/ they are found where the workflow writes t
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -87,8 +88,8 @@ def require_network(folder: str | Path) -> None:
     """Raise UserError when a folder holds no network."""
     folder = Path(folder)
     for name in ("architecture.yaml", "model.safetensors"):
-        if not (folder / name).is_file():
-            problem = f"has no {name}" if folder.is_dir() else "is no folder"
+        if not os.path.isfile(folder / name):  # Path.is_file raises for names that are too long
+            problem = f"has no {name}" if os.path.isdir(folder) else "is no folder"
             raise UserError(
                 f"{show(str(folder))} {problem}; name the folder of a trained network, such as "
                 "results/demo/target_0.5/retrain"

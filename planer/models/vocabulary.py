@@ -116,7 +116,7 @@ def read_vocabulary(path: str | Path) -> Vocabulary:
         return Vocabulary({key: value for key, value in parse_json(path, text).items() if key != CHECKSUM}, str(path))
     try:
         symbols = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise Damaged(path, f"is no valid JSON ({one_line(error)})") from error
     is_bytes = isinstance(symbols, list) and all(type(symbol) is int and 0 <= symbol < 256 for symbol in symbols)
     is_words = isinstance(symbols, list) and all(isinstance(symbol, str) for symbol in symbols)

@@ -8,6 +8,7 @@ import sys
 
 import pytest
 import torch
+from small_disk import small_disk
 from toy import ROOT
 
 import planer
@@ -166,6 +167,7 @@ def test_an_exported_network_is_the_same_and_stands_alone(evaluated, tmp_path, c
         (["generate", FOLDER, "x", "--temperature", "-1"], "temperature is -1.0; it must be from 0 to 1,000"),
         (["generate", FOLDER, "x", "--top-k", "-1"], "top_k is -1; it must be from 0"),
         (["generate", FOLDER, "x", "--device", "tpu"], "device: 'tpu' is unknown; allowed: auto, cpu, cuda"),
+        (["info", "x" * 5000], "is no folder; name the folder of a trained network"),
         (["info", FOLDER, "--vocab", "no.json"], "no.json does not exist"),
         (["export", FOLDER, "results"], "'results' exists and is not an empty folder"),
         (["export", FOLDER, FOLDER + "/model.safetensors"], "exists and is not an empty folder"),
@@ -181,6 +183,25 @@ def test_a_vocabulary_of_another_size(results, capsys):
     prepared(results / "data/letters", list(b"abc"))
     line = complaint(capsys, "generate", FOLDER, "abc", "--vocab", "results/data/letters/vocab.json")
     assert "letters/vocab.json has 3 symbols, the network in " in line and "has 256; name the vocab.json" in line
+
+
+def test_a_full_disk_leaves_nothing_of_an_export(results, capsys):
+    (results / "empty").mkdir()
+    for out in ("out", "results/empty"):
+        with small_disk(10_000):
+            assert f"cannot write {out}/model.safetensors: File too large" in complaint(capsys, "export", FOLDER, out)
+    assert not os.path.exists("out") and not any((results / "empty").iterdir())
+
+
+def test_output_that_cannot_be_written(results):
+    """To a full disk, and in an encoding that lacks the characters."""
+    command = [sys.executable, "-m", "planer", "generate", FOLDER, "é", "--tokens=2", "--device=cpu"]
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "PYTHONIOENCODING": "ascii"}
+    with open("/dev/full", "w") as full:
+        refused = subprocess.run(command, env=environment, stdout=full, stderr=subprocess.PIPE, text=True)
+    assert refused.returncode and refused.stderr == "planer: standard output: No space left on device\n"
+    written = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert not written.returncode and written.stdout.startswith("?") and not written.stderr
 
 
 def test_a_failed_export_leaves_nothing(tmp_path, capsys, monkeypatch):

@@ -73,7 +73,11 @@ def test_a_file_of_symbols_or_a_tokenizer(symbols, tmp_path):
     assert read_vocabulary(tmp_path / "vocab.json").symbols == symbols
 
 
-@pytest.mark.parametrize("text", ["", "[", "[]", "3", "[1, 1]", "[256]", '["a", 1]', '["a", "a"]', "[true]", "[null]"])
+@pytest.mark.parametrize(
+    "text",
+    ["", "[", "[]", "3", "[1, 1]", "[256]", '["a", 1]', '["a", "a"]', "[true]", "[null]"]
+    + [pytest.param("[" * 100_000, id="deep")],
+)
 def test_a_file_that_is_neither(text, tmp_path):
     (tmp_path / "vocab.json").write_text(text)
     with pytest.raises(UserError, match="vocab.json"):
