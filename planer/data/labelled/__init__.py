@@ -1,0 +1,110 @@
+"""Users' labelled examples: texts, pairs of texts and images, from the formats that people have them in."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from planer.data.labelled import arrow, delimited, idx, images, json_lines
+from planer.data.labelled.examples import Columns, LabelledSet, Rows, number_labels
+from planer.files import UserError, one_line
+from planer.parsing import show
+
+READERS: dict[str, Callable[[Path, Columns], Rows]] = {
+    ".csv": delimited.read,
+    ".tsv": delimited.read,
+    ".jsonl": json_lines.read,
+    ".parquet": arrow.read_parquet,
+}
+SPLITS = {
+    "train": ("train", "training"),
+    "valid": ("valid", "validation", "val", "dev"),
+    "test": ("test", "t10k"),
+}
+"""What people call the splits."""
+ONE_PART = "-00000-of-00001"
+"""At the end of the names that hubs give to the only file of a split."""
+
+
+def read_labelled(
+    path: str | Path, columns: Columns | None = None, label_names: Sequence[str] | None = None
+) -> LabelledSet:
+    """Read one split.
+
+    path: a .csv, .tsv, .jsonl or .parquet file; IDX images with their labels beside them; a folder that a Hugging Face
+    data set was saved to; or a folder of images with one folder a label.
+    columns: names of columns, where there are any.
+    label_names: labels in the order of their ids, as a network or the training examples have them; by default the
+    file's own.
+    Raises UserError naming file, column and row when something cannot be read.
+    """
+    path = Path(path)
+    reader = _reader(path)
+    try:
+        rows = reader(path, columns or Columns())
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(
+            f"{path} cannot be read ({one_line(error)}); it must be a readable file, text in UTF-8"
+        ) from error
+    return number_labels(path, rows, label_names)
+
+
+def _reader(path: Path) -> Callable[[Path, Columns], Rows]:
+    if path.is_dir():
+        return arrow.read_saved if (path / "state.json").is_file() else images.read_folder
+    if not path.is_file():
+        raise UserError(f"{path} does not exist; name a file or folder of labelled examples")
+    if path.name.removesuffix(".gz").endswith(idx.IMAGES):
+        return idx.read
+    if path.suffix not in READERS:
+        allowed = f"{', '.join(READERS)}, {idx.IMAGES}, a folder"
+        raise UserError(f"{path}: unknown kind of file {show(path.suffix)}; allowed: {allowed}")
+    return READERS[path.suffix]
+
+
+def find_splits(folder: str | Path) -> dict[str, Path]:
+    """Paths of ``train``, and of ``valid`` and ``test`` where they exist, by the names of files or folders.
+
+    Raises UserError when there is no training split, or two of one name.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise UserError(f"{folder} is no folder; name one with files or folders called train, valid and test")
+    found: dict[str, Path] = {}
+    for item in sorted(folder.iterdir()):
+        for split, names in SPLITS.items():
+            if _stem(item) in names and split in found:
+                raise UserError(f"{folder} has {found[split].name} and {item.name}; leave one of them there")
+            if _stem(item) in names:
+                found[split] = item
+    if "train" not in found:
+        raise UserError(f"{folder} has no training split; call a file or folder train: train.csv, train/<label>/*.png")
+    return {split: found[split] for split in SPLITS if split in found}
+
+
+def _stem(path: Path) -> str:
+    """The name of a split's file or folder; empty where it is something else."""
+    name = path.name.removesuffix(".gz")
+    if name.endswith(idx.IMAGES):
+        return name.removesuffix(f"-{idx.IMAGES}")
+    if path.suffix in READERS:
+        return path.stem.removesuffix(ONE_PART)
+    return path.name if path.is_dir() else ""
+
+
+def random_splits(examples: LabelledSet, shares: Mapping[str, float], seed: int) -> dict[str, LabelledSet]:
+    """Examples at random into ``train`` and the given splits, each with its share, in the order of the file.
+
+    Raises UserError when a split would be empty.
+    """
+    order = np.random.default_rng(seed).permutation(len(examples))
+    parts, start = {}, 0
+    for split, share in shares.items():
+        end = start + round(share * len(examples))
+        parts[split], start = order[start:end], end
+    for split, part in (parts := {"train": order[start:], **parts}).items():
+        if not len(part):
+            raise UserError(f"{len(examples):,} examples are too few for a split {split}; give more, or other shares")
+    return {split: examples.take(np.sort(part)) for split, part in parts.items()}

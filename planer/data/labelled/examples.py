@@ -1,0 +1,124 @@
+"""Labelled examples, and how rows of a file become them.
+
+Letters in shapes: N examples, H height, W width, C channels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from planer.files import UserError
+from planer.parsing import show
+
+
+@dataclass(frozen=True)
+class LabelledSet:
+    """Examples with one label each.
+
+    inputs: texts, pairs of texts, or images uint8 [H, W, C] with C = 1 or 3.  labels: int64 [N], positions in
+    label_names.
+    """
+
+    inputs: Sequence
+    labels: np.ndarray
+    label_names: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def take(self, indices: np.ndarray) -> LabelledSet:
+        """The examples at these positions, in this order."""
+        inputs = [self.inputs[i] for i in indices] if isinstance(self.inputs, list) else self.inputs[indices]
+        return LabelledSet(inputs, self.labels[indices], self.label_names)
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Names of columns: of the texts or images, of second texts (none: empty), and of labels."""
+
+    input: str = "text"
+    pair: str = ""
+    label: str = "label"
+
+    @property
+    def names(self) -> list[str]:
+        return [name for name in (self.input, self.pair, self.label) if name]
+
+    def check(self, place: str | Path, present: Iterable[str]) -> None:
+        """Raise UserError unless a file, or a row, has each of them once."""
+        present = list(present)
+        for name in self.names:
+            if (count := present.count(name)) != 1:
+                problem = "there is no column" if not count else f"there are {count} columns"
+                raise UserError(f"{place}: {problem} {show(name)}; columns: {show_names(present) or 'none'}")
+
+
+@dataclass(frozen=True)
+class Rows:
+    """What a file holds.  values: inputs as in LabelledSet.  labels: text or whole numbers.  places: of each row in
+    the file, such as ``line 7``.  label_names: all labels in the order of their ids, where the file says so."""
+
+    values: Sequence
+    labels: Sequence
+    places: Sequence[str]
+    label_names: tuple[str, ...] | None = None
+
+
+def text_rows(path: Path, columns: Columns, rows: Iterable[tuple[str, Mapping]]) -> Rows:
+    """Texts and labels of mappings, each with its place.  Raises UserError naming the place of a value that is none."""
+    values, labels, places = [], [], []
+    for place, row in rows:
+        texts = [_text(path, place, name, row[name]) for name in columns.names if name != columns.label]
+        values.append(tuple(texts) if columns.pair else texts[0])
+        labels.append(row[columns.label])
+        places.append(place)
+    return Rows(values, labels, places)
+
+
+def _text(path: Path, place: str, column: str, value: object) -> str:
+    if not isinstance(value, str) or not value.strip():
+        found = "empty" if value is None or value == "" else f"{show(value)}, no text"
+        raise UserError(f"{path}, {place}: column {show(column)} is {found}; fill it in, or remove the row")
+    return value
+
+
+def number_labels(path: Path, rows: Rows, label_names: Sequence[str] | None) -> LabelledSet:
+    """Give every label its id.
+
+    label_names: labels in the order of their ids, as a network or the training examples have them; by default those
+    that the file declares, else those that it holds, sorted, numbers by size.
+    Raises UserError, naming the row, for a label that is empty or not among them.
+    """
+    if not len(rows.labels):
+        raise UserError(f"{path} holds no rows; name a file with examples")
+    labels = [_label(path, place, value) for place, value in zip(rows.places, rows.labels, strict=True)]
+    names = tuple(label_names or rows.label_names or _sorted(set(labels)))
+    if len(names) < 2:
+        raise UserError(f"{path}: every row has the label {show(names[0])}; a classification needs two labels")
+    ids = {name: i for i, name in enumerate(names)}
+    for place, label in zip(rows.places, labels, strict=True):
+        if label not in ids:
+            raise UserError(f"{path}, {place}: the label {show(label)} is unknown; known: {show_names(names)}")
+    return LabelledSet(rows.values, np.array([ids[label] for label in labels], np.int64), names)
+
+
+def _label(path: Path, place: str, value: object) -> str:
+    whole = isinstance(value, (int, np.integer))
+    if isinstance(value, str) and value.strip() or whole and value >= 0:
+        return str(value)
+    found = "-1, which marks a missing label" if whole else "empty" if value in (None, "") else f"{value!r:.60}"
+    raise UserError(f"{path}, {place}: the label is {found}; write text or a whole number from 0")
+
+
+def _sorted(labels: set[str]) -> list[str]:
+    return sorted(labels, key=int) if all(label.isdecimal() for label in labels) else sorted(labels)
+
+
+def show_names(names: Sequence[str], most: int = 20) -> str:
+    """Names for a message, the first ones where there are many."""
+    more = f" and {len(names) - most:,} others" if len(names) > most else ""
+    return ", ".join(map(str, names[:most])) + more
