@@ -18,6 +18,7 @@ FLOORS = (
     "models",
     "pretrained",
     "data",
+    "tasks",
     "training",
     "latency",
     "search",

@@ -285,6 +285,9 @@ def test_splits_are_found_by_name(tmp_path):
         find_splits(tmp_path)
     with pytest.raises(UserError, match="has no training split"):
         find_splits(tmp_path / "validation")
+    (tmp_path / "dataset_dict.json").touch()
+    with pytest.raises(UserError, match="holds several splits; name one of them, such as .*train"):
+        read_labelled(tmp_path)
     with pytest.raises(UserError, match="nothing is no folder"):
         find_splits(tmp_path / "nothing")
 

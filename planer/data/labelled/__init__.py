@@ -52,6 +52,8 @@ def read_labelled(
 
 
 def _reader(path: Path) -> Callable[[Path, Columns], Rows]:
+    if (path / "dataset_dict.json").is_file():
+        raise UserError(f"{path} holds several splits; name one of them, such as {path / 'train'}")
     if path.is_dir():
         return arrow.read_saved if (path / "state.json").is_file() else images.read_folder
     if not path.is_file():
