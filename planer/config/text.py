@@ -47,6 +47,8 @@ def text_files(text: str) -> list[Path]:
     for file in files:
         if not os.access(file, os.R_OK):
             raise UserError(f"data.text: cannot read {file}; make it readable")
+        if not file.is_file():  # reading a pipe would wait for its writer
+            raise UserError(f"data.text: {file} is a device or a pipe; name files with text")
     return files
 
 
@@ -55,7 +57,8 @@ def read_text_files(text: str) -> bytes:
     try:
         content = b"\n".join(path.read_bytes() for path in text_files(text))
     except OSError as error:
-        raise UserError(f"data.text: cannot read {error.filename}: {error.strerror}; make it readable") from error
+        name = error.filename or show(text)
+        raise UserError(f"data.text: cannot read {name}: {error.strerror}; make it readable") from error
     if not content.strip():
         raise UserError(f"data.text: {show(text)} is empty; name files with text")
     return content
@@ -69,7 +72,7 @@ def tokenizer_file(tokenizer: str) -> Path | None:
     if tokenizer in ("bytes", "words"):
         return None
     path = Path(tokenizer, "tokenizer.json") if os.path.isdir(tokenizer) else Path(tokenizer)
-    if not path.is_file():
+    if not os.path.isfile(path):  # Path.is_file raises for names that are too long
         raise UserError(
             f"data.tokenizer: {show(tokenizer)} is no file, nor a folder with a tokenizer.json; "
             "allowed: bytes, words, or the path of one"
@@ -97,8 +100,19 @@ def read_tokenizer(path: Path) -> str:
         document = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"data.tokenizer: cannot read {path} ({one_line(error)}); it must be a UTF-8 file") from error
-    parse_tokenizer(f"data.tokenizer: {path}", document)
+    if not parse_tokenizer(f"data.tokenizer: {path}", document).get_vocab():
+        raise UserError(f"data.tokenizer: {path} has no symbols; train it on text first")
     return document
+
+
+def encode(source: str, tokenizer, text: str) -> list[int]:
+    """Ids of a text; source names the tokenizer in messages.  Raises UserError where it has no id for a symbol."""
+    try:
+        return tokenizer.encode(text, add_special_tokens=False).ids
+    except Exception as error:  # the library raises nothing more special
+        raise UserError(
+            f"{source} cannot read the text ({one_line(error)}); give it a token for the unknown"
+        ) from error
 
 
 def vocab_size_of(tokenizer) -> int:
@@ -196,6 +210,10 @@ def _survey(content: bytes, text: str, tokenizer: str, given: Path | None) -> Co
     elif tokenizer == "words":
         train, *others = (part.decode() for part in parts)
         unit, vocab_size = "word", len(word_vocabulary(train))
+        if vocab_size == len((EOS, UNKNOWN)):
+            raise UserError(
+                f"data.text: {show(text)} has no word {RARE} times; give more text, or use tokenizer: bytes"
+            )
         tokens = tuple(sum(1 for _ in words_of(part)) for part in (train, *others))
     else:
         unit, vocab_size = "subword", vocab_size_of(parse_tokenizer(tokenizer, document))

@@ -52,7 +52,7 @@ def _numbered(content: bytes, source: Mapping, document: str | None) -> tuple[li
         return vocabulary, len(vocabulary), (_words(part, vocabulary) for part in parts)
     tokenizer = text.parse_tokenizer(source["tokenizer"], document)
     vocab_size = text.vocab_size_of(tokenizer)
-    return json.loads(document), vocab_size, (_subwords(part, tokenizer, vocab_size) for part in parts)
+    return json.loads(document), vocab_size, (_subwords(part, tokenizer, source["tokenizer"]) for part in parts)
 
 
 def _words(part: str, vocabulary: list[str]) -> np.ndarray:
@@ -62,10 +62,10 @@ def _words(part: str, vocabulary: list[str]) -> np.ndarray:
     return np.fromiter((ids.get(word, unknown) for word in text.words_of(part)), np.min_scalar_type(len(ids) - 1))
 
 
-def _subwords(part: str, tokenizer, vocab_size: int) -> np.ndarray:
+def _subwords(part: str, tokenizer, source: str) -> np.ndarray:
     """Ids of a text, in chunks of whole lines: a tokenizer needs a hundred bytes a character."""
-    dtype = np.min_scalar_type(vocab_size - 1)
-    encoded = (tokenizer.encode(chunk, add_special_tokens=False).ids for chunk in _chunks(part))
+    dtype = np.min_scalar_type(text.vocab_size_of(tokenizer) - 1)
+    encoded = (text.encode(f"data.tokenizer: {source}", tokenizer, chunk) for chunk in _chunks(part))
     return np.concatenate([np.array([], dtype), *(np.array(ids, dtype) for ids in encoded)])
 
 

@@ -102,7 +102,7 @@ class HeadSpec:
         if isinstance(values, HeadSpec):
             return values
         kind = values.get("kind") if isinstance(values, dict) else None
-        if kind not in heads():
+        if not isinstance(kind, str) or kind not in heads():
             given = f"{path}.kind is {show(kind)}" if isinstance(values, dict) else f"{path} is {show(values)}"
             raise UserError(f"config: {given}; allowed: {', '.join(f'{{kind: {name}}}' for name in heads())}")
         return build(heads()[kind], {name: value for name, value in values.items() if name != "kind"}, path)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from planer.config.text import EOS, UNKNOWN, parse_tokenizer, vocab_size_of
+from planer.config.text import EOS, UNKNOWN, encode, parse_tokenizer, vocab_size_of
 from planer.files import CHECKSUM, Damaged, UserError, one_line, parse_json, read_text
 from planer.parsing import show
 
@@ -47,7 +47,7 @@ class Vocabulary:
     def encode(self, text: str) -> list[int]:
         """Ids of a text.  Raises UserError for an empty text and for a symbol outside the vocabulary."""
         if self.kind == "subwords":
-            ids = self._tokenizer.encode(text, add_special_tokens=False).ids
+            ids = encode(self.source, self._tokenizer, text)
         else:
             symbols = text.encode(errors="surrogateescape") if self.kind == "bytes" else _words(text)
             ids = [self._id(symbol) for symbol in symbols]

@@ -168,6 +168,7 @@ def test_a_text_is_read_again_only_after_a_change(here, monkeypatch):
     [
         (b"", "bytes", "data.text: 'bad.txt' is empty"),
         (b" \n\n", "words", "data.text: 'bad.txt' is empty"),
+        (b"no word comes as often as this word", "words", "data.text: 'bad.txt' has no word 3 times; give more text"),
         (b"caf\xe9 au lait", "words", "data.text: 'bad.txt' is not UTF-8: byte 3 is 0xe9; convert it, or use"),
         (b"caf\xe9 au lait", "tok", "data.text: 'bad.txt' is not UTF-8: byte 3 is 0xe9"),
     ],
@@ -187,6 +188,8 @@ def test_text_that_is_not_utf8_is_fine_as_bytes(here):
 def test_files_that_are_not_there(here):
     assert "no file matches 'no*.txt'" in complaint("no*.txt")
     (here / "folder").mkdir()
+    os.mkfifo("pipe.txt")
+    assert complaint("p*.txt") == "data.text: pipe.txt is a device or a pipe; name files with text"
     assert complaint("folder") == "data.text: 'folder' is a folder; name its files, such as 'folder/*.txt'"
 
 
@@ -196,6 +199,7 @@ def test_files_that_are_not_there(here):
         ("nope", "is no readable tokenizer.json"),
         ("{}", "is no readable tokenizer.json"),
         (b"\xff\xfe", "cannot read"),
+        ('{"model": {"type": "BPE", "vocab": {}, "merges": []}}', "has no symbols; train it on text first"),
     ],
 )
 def test_a_tokenizer_that_cannot_be_read(here, document, reason):
@@ -207,9 +211,16 @@ def test_a_tokenizer_that_cannot_be_read(here, document, reason):
 
 def test_a_tokenizer_that_is_not_there(here):
     (here / "empty").mkdir()
-    for name in ("letters", "empty", "no/tokenizer.json"):
-        with pytest.raises(UserError, match=f"data.tokenizer: '{name}' is no file, nor a folder with a tokenizer.json"):
+    for name in ("letters", "empty", "no/tokenizer.json", "x" * 5000):
+        with pytest.raises(UserError, match=f"data.tokenizer: '{name[:50]}.* is no file, nor a folder with"):
             tokenizer_file(name)
+
+
+def test_a_tokenizer_without_a_token_for_unknown_words(here):
+    tokenizers = pytest.importorskip("tokenizers", reason="the package tokenizers is not installed")
+    tokenizers.Tokenizer(tokenizers.models.WordLevel({"the": 0}, unk_token="<unk>")).save("t.json")
+    with pytest.raises(UserError, match="data.tokenizer: t.json cannot read the text .*give it a token for the unknow"):
+        prepared("t.json")
 
 
 def test_without_the_package_tokenizers(here, monkeypatch):
