@@ -22,22 +22,19 @@ from planer import specs
 from planer.blocks.block import Block, Segment, Source, repeated, set_weight
 
 
-class Attention(nn.Module):
-    """Heads of a fixed width: fewer heads make a proportionally cheaper layer."""
+class RelativeAttention(nn.Module):
+    """Scores and their mixture.  Subclasses have the projections: ``_project``, ``positions`` and ``output``."""
 
-    def __init__(self, spec: specs.Attention, d_model: int, dropout: float, attention_dropout: float):
+    def __init__(self, spec: specs.Attention, dropout: float, attention_dropout: float):
         super().__init__()
         self.num_heads, self.d_head, self.width = spec.num_heads, spec.d_head, spec.width
-        self.qkv = nn.Linear(d_model, 3 * self.width, bias=False)
-        self.positions = nn.Linear(d_model, self.width, bias=False)
-        self.output = nn.Linear(self.width, d_model, bias=False)
         self.u = nn.Parameter(torch.zeros(self.num_heads, self.d_head))
         self.v = nn.Parameter(torch.zeros(self.num_heads, self.d_head))
         self.attention_dropout = nn.Dropout(attention_dropout)
         self.dropout = nn.Dropout(dropout)
         self._position_keys: tuple[Tensor, int | None, Tensor] | None = None
 
-    def train(self, mode: bool = True) -> Attention:
+    def train(self, mode: bool = True) -> RelativeAttention:
         self._position_keys = None
         return super().train(mode)
 
@@ -48,7 +45,7 @@ class Attention(nn.Module):
 
         Returns [B, T, D] and, in cached attention, keys and values of the last mem_len positions.
         """
-        queries, keys, values = self._project(x, segment, memory)
+        queries, keys, values, *more = self._project(x, segment, memory)
         queries = queries * (1 / math.sqrt(self.d_head))
         u, v = (bias[:, None] * (1 / math.sqrt(self.d_head)) for bias in (self.u, self.v))
         scores = torch.matmul(queries + u, keys.transpose(-1, -2))
@@ -57,20 +54,14 @@ class Attention(nn.Module):
         probabilities = scores.softmax(dim=-1, dtype=torch.promote_types(scores.dtype, torch.float32))
         mixed = torch.matmul(self.attention_dropout(probabilities).to(values.dtype), values)
         y = self.dropout(self.output(mixed.transpose(1, 2).flatten(2)))
-        return y, _newest(keys, values, segment.mem_len) if segment.attention == "cached" else None
+        return y, (*_newest(keys, values, segment.mem_len), *more) if segment.attention == "cached" else None
 
-    def _project(self, x: Tensor, segment: Segment, memory) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries [B, H, T, Dh] of the segment, keys and values [B, H, K, Dh] of memory and segment."""
-        if torch.is_tensor(memory):
-            # One weight (its LAMB norm is one number), two products: remembered positions ask no queries.
-            query_weight, key_value_weight = self.qkv.weight.split((self.width, 2 * self.width))
-            queries = self._heads(F.linear(x, query_weight), 1)[0]
-            keys, values = self._heads(F.linear(torch.cat((memory, x), dim=1), key_value_weight), 2)
-            return queries, keys, values
-        queries, keys, values = self._heads(self.qkv(x), 3)
-        if memory is not None:
-            keys, values = torch.cat((memory[0], keys), dim=2), torch.cat((memory[1], values), dim=2)
-        return queries, keys, values
+    def _project(self, x: Tensor, segment: Segment, memory) -> tuple[Tensor, ...]:
+        """Queries [B, H, T, Dh] of the segment, keys and values [B, H, K, Dh] of memory and segment.
+
+        What follows them is remembered beside keys and values.
+        """
+        raise NotImplementedError
 
     def _heads(self, x: Tensor, parts: int) -> tuple[Tensor, ...]:
         """[B, T, parts * H * Dh] as so many [B, H, T, Dh]."""
@@ -79,7 +70,7 @@ class Attention(nn.Module):
     def _project_positions(self, segment: Segment) -> Tensor:
         """W_r R as [H, Dh, K], kept while an evaluating model sees the same table and W_r has not been written to."""
         # Compiled code cannot ask for versions; there, weights must stay as they are between inference calls.
-        version = None if torch.compiler.is_compiling() else self.positions.weight._version
+        version = None if torch.compiler.is_compiling() else self._position_version()
         table = segment.positions
         if self._position_keys and self._position_keys[0] is table and self._position_keys[1] == version:
             return self._position_keys[2]
@@ -87,6 +78,31 @@ class Attention(nn.Module):
         if segment.attention == "cached" and not keys.requires_grad:
             self._position_keys = (table, version, keys)
         return keys
+
+    def _position_version(self) -> int | tuple[int, ...]:
+        """Changes when W_r is written to."""
+        return self.positions.weight._version
+
+
+class Attention(RelativeAttention):
+    """Heads of a fixed width: fewer heads make a proportionally cheaper layer."""
+
+    def __init__(self, spec: specs.Attention, d_model: int, dropout: float, attention_dropout: float):
+        super().__init__(spec, dropout, attention_dropout)
+        self.qkv = nn.Linear(d_model, 3 * self.width, bias=False)
+        self.positions = nn.Linear(d_model, self.width, bias=False)
+        self.output = nn.Linear(self.width, d_model, bias=False)
+
+    def _project(self, x: Tensor, segment: Segment, memory) -> tuple[Tensor, Tensor, Tensor]:
+        if torch.is_tensor(memory):
+            # One weight (its LAMB norm is one number), two products: remembered positions ask no queries.
+            query_weight, key_value_weight = self.qkv.weight.split((self.width, 2 * self.width))
+            queries = self._heads(F.linear(x, query_weight), 1)[0]
+            seen = torch.cat((last(memory, segment.memory_len), x), dim=1)
+            keys, values = self._heads(F.linear(seen, key_value_weight), 2)
+            return queries, keys, values
+        queries, keys, values = self._heads(self.qkv(x), 3)
+        return queries, *with_cached(keys, values, memory)
 
 
 class FirstHeads(Attention):
@@ -135,7 +151,7 @@ class _Product(NamedTuple):
         return F.linear(x, self.weight)
 
 
-class AttentionBlock(Block):
+class MemoryBlock(Block):
     """An attention layer with its residual and LayerNorm."""
 
     uses_memory = True
@@ -152,6 +168,10 @@ class AttentionBlock(Block):
             memory = self.norm(memory)
         y, state = self.sublayer(self.norm(x), segment, memory)
         return x + y, state
+
+
+class AttentionBlock(MemoryBlock):
+    """Attention whose parts are its heads."""
 
     def start(self, source: Source, by_importance: bool = False, noise: Callable[[Tensor], None] | None = None) -> None:
         """Take the nearest attention's heads whose removal raises its error most, in the parent's order.
@@ -238,6 +258,18 @@ class _RelativeShift(torch.autograd.Function):
         flat[..., queries - 1 : -1].unflatten(-1, (queries, keys - 1)).copy_(grad[..., :-1])
         flat[..., -1] = grad[..., -1, -1]
         return flat.unflatten(-1, (queries, keys))
+
+
+def last(x: Tensor, count: int) -> Tensor:
+    """The last count positions, or all where there are fewer, of [B, L, ...]."""
+    return x[:, max(x.shape[1] - count, 0) :]
+
+
+def with_cached(keys: Tensor, values: Tensor, memory: tuple[Tensor, ...] | None) -> tuple[Tensor, Tensor]:
+    """Keys and values of the memory, if there is one, and of the segment."""
+    if memory is None:
+        return keys, values
+    return torch.cat((memory[0], keys), dim=2), torch.cat((memory[1], values), dim=2)
 
 
 def _newest(keys: Tensor, values: Tensor, mem_len: int) -> tuple[Tensor, Tensor]:

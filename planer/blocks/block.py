@@ -19,7 +19,7 @@ class Segment:
     positions: [K, D] sinusoids, row k for distance K-1-k, one dropout mask for all blocks.
     mask: [T, K], what is added to the scores: 0 where query i sees key j, else -inf.  (A sum, because masked_fill with
         a broadcast mask took 0.62 ms where this takes 0.05 ms: scores [16, 8, 64, 128], float32, 2 Cascade Lake cores.)
-    memory_len: M, the remembered positions present.
+    memory_len: M, the remembered positions present: the last ones of a memory, which may hold more.
     mem_len: the most positions that may be remembered, at least M.
     attention: ``recompute`` (memory holds block inputs) or ``cached`` (memory holds keys and values; inference only).
     """
@@ -52,6 +52,8 @@ class Block(nn.Module):
     """
 
     uses_memory = False
+    lookback = 0
+    """Positions that its memory of block inputs holds before the remembered ones, for what looks back from these."""
     compiles = True
     """Whether torch.compile may make code of it."""
 

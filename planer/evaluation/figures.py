@@ -108,12 +108,12 @@ def architectures(evaluations: Sequence[dict]) -> Figure | None:
     if not networks:
         return None
     figure, (axes,) = new_figure(0.75 + 0.42 * len(networks))
-    numbers = (option_number(b["option"]) for _, blocks in networks for b in blocks if kinds()[b["kind"]].remembers)
+    numbers = (option_number(b["option"]) for _, blocks in networks for b in blocks if kinds()[b["kind"]].has_heads)
     heads = max(numbers, default=1)
     for row, (_, blocks) in enumerate(networks):
         for position, block in enumerate(blocks):
             kind = kinds()[block["kind"]]
-            number = option_number(block["option"]) if kind.remembers else 0
+            number = option_number(block["option"]) if kind.has_heads else 0
             share = number / heads if number else 1
             height = 0.44 + 0.36 * share
             axes.add_patch(_block(position, row, height, kind.colour))

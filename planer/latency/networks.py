@@ -205,15 +205,19 @@ def filled_memory(model: LanguageModel, text: Tensor, workload: WorkloadConfig, 
     memory = None
     for segment in text[:, -max(workload.mem_len, workload.tgt_len) :].split(workload.tgt_len, dim=1):
         _, memory = model(segment, memory, mem_len=workload.mem_len, attention=attention)
-    return [_repeat(entry, workload.mem_len) for entry in memory]
+    return [
+        _repeat(entry, workload.mem_len + block.lookback if torch.is_tensor(entry) else workload.mem_len)
+        for block, entry in zip(model.blocks, memory, strict=True)
+    ]
 
 
 def _repeat(entry: Tensor | tuple[Tensor, ...] | None, length: int) -> Tensor | tuple[Tensor, ...] | None:
-    """Hidden states [B, m, D], or keys and values [B, H, m, Dh], with m made length by repetition."""
+    """Hidden states [B, m, D], or keys and values [B, H, m, Dh] and what follows them, with m made length by
+    repetition."""
     if entry is None:
         return None
     if isinstance(entry, tuple):
-        return tuple(_repeat(part, length) for part in entry)
+        return (*(_repeat(part, length) for part in entry[:2]), *entry[2:])
     rows = entry.shape[-2]
     if rows == length:
         return entry.contiguous()

@@ -101,14 +101,14 @@ class LanguageModel(nn.Module):
                 moe.balance = None
         blocks = self.blocks[places]
         memory = memory or [None] * len(blocks)
-        memory_len = _memory_len(memory)
+        memory_len = min(_memory_len(memory), mem_len)
         segment = self._segment(x, memory_len, mem_len, same_length, clamp_len, attention)
         next_memory = []
         for block, entry in zip(blocks, memory, strict=True):
             block_input = x
             x, state = block(x, segment, entry)
             if block.uses_memory and attention == "recompute":
-                state = _newest(entry, block_input, mem_len)
+                state = _newest(entry, block_input, mem_len + block.lookback)
             next_memory.append(state)
         return x, next_memory
 

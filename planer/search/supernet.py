@@ -37,6 +37,7 @@ class SuperBlock(nn.Module):
     def __init__(self, options: tuple[BlockSpec, ...], shared: Architecture, weight_sharing: str):
         super().__init__()
         self.options = nn.ModuleList(spec.build(shared) for spec in options)
+        self.lookback = max(option.lookback for option in self.options)
         self.owners = owners(options, weight_sharing)
         """For every option the number of the option whose weights it uses."""
         for own, owner in zip(self.options, self.owners, strict=True):

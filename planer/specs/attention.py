@@ -21,6 +21,7 @@ class Attention(BlockSpec):
     options: ClassVar[tuple[str, ...]] = ("attention_<heads>",)
     shared_under: ClassVar[tuple[str, ...]] = ("heads", "all")
     remembers: ClassVar[bool] = True
+    has_heads: ClassVar[bool] = True
 
     @classmethod
     def parse(cls, option: str, backbone: Backbone) -> Attention | None:
@@ -65,12 +66,17 @@ class Attention(BlockSpec):
 
     def flops(self, d_model: int, batch: int, tgt_len: int, mem_len: int, attention: str) -> float:
         keys = tgt_len + mem_len
-        projected = keys / tgt_len if attention == "recompute" else 1
-        queries_and_output = 4 * d_model * self.width
-        keys_and_values = 4 * d_model * self.width * projected
+        projections = self._projection_flops(d_model, tgt_len, mem_len, attention)
         positions = 2 * d_model * self.width * keys / (tgt_len * batch) if attention == "recompute" else 0
         scores = 3 * 2 * keys * self.width
-        return queries_and_output + keys_and_values + positions + scores
+        return projections + positions + scores
+
+    def _projection_flops(self, d_model: int, tgt_len: int, mem_len: int, attention: str) -> float:
+        """Of queries, keys, values and output, per token."""
+        projected = (tgt_len + mem_len) / tgt_len if attention == "recompute" else 1
+        queries_and_output = 4 * d_model * self.width
+        keys_and_values = 4 * d_model * self.width * projected
+        return queries_and_output + keys_and_values
 
     def activations(self, d_model: int, batch: int, tgt_len: int, mem_len: int) -> int:
         """Inputs and outputs of the projections, and four matrices of scores: by content, by position, their softmax,

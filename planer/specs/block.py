@@ -55,6 +55,8 @@ class BlockSpec:
     """Whether it does nothing: no weights, no latency."""
     remembers: ClassVar[bool] = False
     """Whether it reads other positions.  Its latency depends on the attention mode."""
+    has_heads: ClassVar[bool] = False
+    """Whether the number in the names of its options counts heads; figures draw the block as high."""
     routes: ClassVar[bool] = False
     """Whether a router spreads tokens over num_experts experts.  Its latency depends on the routing.  Its sublayer has
     the attributes ``routes = True``, ``balance`` and ``load`` of planer/blocks/moe.py."""

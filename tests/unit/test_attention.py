@@ -29,23 +29,27 @@ def network(norm="post", heads=3, blocks=1, seed=0):
 
 def reference(block, x, memory, mem_len, same_length, clamp_len):
     """One attention block by the formula: every (query, key) pair looks up its own position vector."""
-    a, norm = block.sublayer, block.norm
+    a = block.sublayer
     seen = torch.cat((memory, x), dim=1)
-    source = norm(seen) if block.pre_norm else seen
+    source = block.norm(seen) if block.pre_norm else seen
     q, k, v = F.linear(source, a.qkv.weight).unflatten(-1, (3, a.num_heads, a.d_head)).unbind(2)
-    memory_len, length, keys = memory.shape[1], x.shape[1], seen.shape[1]
-    q = q[:, memory_len:]
-    distance = memory_len + torch.arange(length)[:, None] - torch.arange(keys)
+    mixed = attend(a, q[:, memory.shape[1] :], k, v, mem_len, same_length, clamp_len)
+    y = x + F.linear(mixed, a.output.weight)
+    return y if block.pre_norm else block.norm(y)
+
+
+def attend(a, q, k, v, mem_len, same_length, clamp_len):
+    """Mixed values [B, T, H * Dh] of queries [B, T, H, Dh], keys and values [B, K, H, Dh]."""
+    length, keys = q.shape[1], k.shape[1]
+    distance = keys - length + torch.arange(length)[:, None] - torch.arange(keys)
     table = sinusoids(distance.clamp(0, clamp_len or keys).flatten(), D_MODEL).double()
-    r = F.linear(table, a.positions.weight).view(length, keys, a.num_heads, a.d_head)
+    r = a.positions(table).view(length, keys, a.num_heads, a.d_head)
     content = torch.einsum("bihd,bjhd->bhij", q + a.u, k)
     position = torch.einsum("bihd,ijhd->bhij", q + a.v, r)
     scores = (content + position) / math.sqrt(a.d_head)
     visible = (distance >= 0) & (distance <= mem_len) if same_length else distance >= 0
     probabilities = scores.masked_fill(~visible, -torch.inf).softmax(-1)
-    mixed = torch.einsum("bhij,bjhd->bihd", probabilities, v).flatten(2)
-    y = x + F.linear(mixed, a.output.weight)
-    return y if block.pre_norm else norm(y)
+    return torch.einsum("bhij,bjhd->bihd", probabilities, v).flatten(2)
 
 
 @pytest.mark.parametrize("norm", ["post", "pre"])

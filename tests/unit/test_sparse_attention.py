@@ -1,0 +1,260 @@
+"""Attention with multiplicative projections, alone and with convolutions: slow references, memories, counts."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from test_attention import D_MODEL, attend, read
+from test_parent_start import parent_of, same_sublayers, started
+from toy import experiment
+
+from planer.blocks.multiplicative import Multiplicative
+from planer.config import WorkloadConfig
+from planer.evaluation.flops import checked_flops
+from planer.files import UserError
+from planer.kernels.multiplicative import multiplicative
+from planer.latency.networks import timed_forward
+from planer.models import LanguageModel, initialise
+from planer.search.supernet import Supernet
+from planer.specs import Architecture, Attention, FeedForward
+from planer.specs.sparse_attention import SparseAttention
+from planer.specs.sparse_conv_attention import SparseConvAttention
+
+PLAIN, CONVOLVED = SparseAttention(3, 4, 6), SparseConvAttention(3, 4, 3)
+BOTH = pytest.mark.parametrize("spec", [PLAIN, CONVOLVED], ids=lambda spec: spec.kind)
+NORMS = pytest.mark.parametrize("norm", ["post", "pre"])
+
+
+def network(*blocks, norm: str = "post") -> LanguageModel:
+    """In double precision; every weight differs from every other, biases too."""
+    model = LanguageModel(Architecture(11, D_MODEL, blocks, norm, dropout=0.0))
+    generator = torch.Generator().manual_seed(0)
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.4, generator=generator)
+    return model.double().eval()
+
+
+def normal(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+
+
+def by_hand(layer: Multiplicative, x: torch.Tensor) -> torch.Tensor:
+    """One output after another."""
+    y = torch.einsum("...i,si,im->...sm", x, layer.scales, layer.shared).flatten(-2)
+    return y if layer.bias is None else y + layer.bias
+
+
+def convolved(layer: torch.nn.Conv2d, y: torch.Tensor) -> torch.Tensor:
+    """Position after position, module after module: y [B, L, W] to [B, L, W]."""
+    image = y.unflatten(-1, (-1, layer.in_channels))
+    _, length, modules, _ = image.shape
+    result = layer.bias.expand(image.shape).clone()
+    for t, s in torch.cartesian_prod(torch.arange(length), torch.arange(modules)).tolist():
+        for i, j in torch.cartesian_prod(*map(torch.arange, layer.kernel_size)).tolist():
+            before, beside = t - 2 + i, s + j - layer.kernel_size[1] // 2
+            if before >= 0 and 0 <= beside < modules:
+                result[:, t, s] += image[:, before, beside] @ layer.weight[:, :, i, j].T
+    return result.flatten(2)
+
+
+def reference(block, seen: torch.Tensor, length: int, mem_len: int, same_length: bool) -> torch.Tensor:
+    """The block's output for the last positions of a text [B, L, D] of which it saw all and remembers mem_len."""
+    a, source = block.sublayer, block.norm(seen) if block.pre_norm else seen
+    if isinstance(a.output, Multiplicative):
+        q, k, v = (by_hand(layer, source) for layer in (a.queries, a.keys, a.values))
+    else:
+        q, k, v = (convolved(layer, by_hand(a.projection, source)) for layer in (a.queries, a.keys, a.values))
+    q, k, v = (part.unflatten(-1, (a.num_heads, a.d_head)) for part in (q, k, v))
+    window = length + mem_len
+    mixed = attend(a, q[:, -length:], k[:, -window:], v[:, -window:], mem_len, same_length, 0)
+    y = seen[:, -length:] + (by_hand(a.output, mixed) if isinstance(a.output, Multiplicative) else mixed)
+    return y if block.pre_norm else block.norm(y)
+
+
+class TestMultiplicative:
+    @pytest.mark.parametrize("rows", [1, 4, 5, 30])
+    def test_few_rows_and_many_compute_the_formula(self, rows):
+        x, scales, shared, bias = normal(rows, 8), normal(3, 8), normal(8, 4), normal(12)
+        expected = torch.stack([
+            sum(x[:, i] * scales[s, i] * shared[i, m] for i in range(8)) + bias[4 * s + m]
+            for s in range(3) for m in range(4)
+        ], dim=-1)  # fmt: skip
+        torch.testing.assert_close(multiplicative(x, scales, shared, bias), expected)
+
+    @pytest.mark.parametrize("rows", [2, 9])
+    def test_gradients(self, rows):
+        tensors = [normal(*shape).requires_grad_() for shape in ((rows, 6), (3, 6), (6, 4), (12,))]
+        assert torch.autograd.gradcheck(multiplicative, tensors)
+
+    @pytest.mark.parametrize("modules", [1, 2, 4, 16])
+    def test_any_permutation_can_be_expressed(self, modules):
+        order, width = torch.randperm(16, generator=torch.Generator().manual_seed(modules)), 16 // modules
+        scales, shared = torch.zeros(modules, 16), torch.zeros(16, width)
+        for output, source in enumerate(order.tolist()):
+            scales[output // width, source] = 1
+            shared[source, output % width] = 1
+        for rows in (1, 40):
+            x = normal(rows, 16).float()
+            assert torch.equal(multiplicative(x, scales, shared), x[:, order])
+
+    def test_weights_start_as_in_trax(self):
+        """Outputs of unit inputs have the variance 0.25 * 2 d / (d + M)."""
+        model = LanguageModel(Architecture(11, 256, (SparseAttention(4, 64, 16), SparseConvAttention(4, 64, 16))))
+        initialise(model, torch.Generator().manual_seed(0))
+        plain, convolved = (block.sublayer for block in model.blocks)
+        for layer in (plain.queries, plain.positions, plain.output, convolved.projection):
+            assert layer.scales.std().item() == pytest.approx(0.5, rel=0.05)
+            bound = math.sqrt(6 / (256 + 16))
+            assert 0.98 * bound < layer.shared.abs().max() <= bound
+            assert layer.bias is None or not layer.bias.any()
+            assert layer(normal(500, 256).float()).var().item() == pytest.approx(0.25 * 512 / 272, rel=0.1)
+        for layer in (convolved.queries, convolved.keys, convolved.values):
+            assert layer.weight.std().item() == pytest.approx(1 / 4, rel=0.05) and not layer.bias.any()
+
+    def test_modules_that_do_not_divide_the_outputs_are_refused(self):
+        with pytest.raises(ValueError, match="5 modules do not divide 12 outputs"):
+            Multiplicative(8, 12, 5)
+
+
+@BOTH
+@NORMS
+@pytest.mark.parametrize(("length", "memory_len"), [(5, 0), (5, 3), (1, 4)])
+def test_outputs_and_gradients(spec, norm, length, memory_len):
+    """Of a segment behind a text of which the memory holds the end."""
+    model, text = network(spec, norm=norm), normal(2, memory_len + 4 + length, D_MODEL).requires_grad_()
+    memory = text[:, : memory_len + 4][:, -memory_len - model.blocks[0].lookback :] if memory_len else None
+    seen = text if memory_len else text[:, -length:]
+    weights = tuple(model.blocks.parameters())
+    for same_length in (False, True):
+        ours, _ = model.run_blocks(text[:, -length:], [memory], mem_len=memory_len, same_length=same_length)
+        expected = reference(model.blocks[0], seen, length, memory_len, same_length)
+        torch.testing.assert_close(ours, expected)
+        direction = normal(*ours.shape, seed=1)
+        gradients = [torch.autograd.grad((y * direction).sum(), (text, *weights), allow_unused=True)
+                     for y in (ours, expected)]  # fmt: skip
+        for mine, theirs in zip(*gradients, strict=True):
+            torch.testing.assert_close(mine, theirs)
+
+
+@NORMS
+@pytest.mark.parametrize(
+    ("mem_len", "lengths"), [(12, [5, 5, 5, 5, 2]), (4, [6, 1, 1, 6, 3]), (0, [4, 1, 4]), (1, [1] * 6)]
+)
+def test_cached_attention_equals_recomputed(norm, mem_len, lengths):
+    """Over segments in a row, while memories of all three kinds of attention fill and slide."""
+    model = network(CONVOLVED, PLAIN, Attention(3, 4), FeedForward(8), CONVOLVED, norm=norm)
+    memories = {"recompute": None, "cached": None}
+    with torch.inference_mode():
+        for number, length in enumerate(lengths):
+            tokens = torch.randint(11, (2, length), generator=torch.Generator().manual_seed(number))
+            hidden = {}
+            for attention in memories:
+                hidden[attention], memories[attention] = model(
+                    tokens, memories[attention], mem_len=mem_len, attention=attention
+                )
+            torch.testing.assert_close(hidden["cached"], hidden["recompute"])
+            total = sum(lengths[: number + 1])
+            held = [None if entry is None else entry.shape[1] for entry in memories["recompute"]]
+            window, more = min(mem_len, total), min(mem_len + 2, total)
+            assert held == [more, window, window, None, more]
+            assert [entry[0].shape[2] for entry in memories["cached"] if entry] == [window] * 4
+            assert memories["cached"][0][2].shape == (2, min(2, total), D_MODEL)
+
+
+@BOTH
+def test_reading_token_by_token_is_reading_the_text_at_once(spec):
+    model = network(spec, FeedForward(8), spec)
+    tokens = torch.randint(11, (2, 30), generator=torch.Generator().manual_seed(3))
+    whole = read(model, tokens, 29, mem_len=6, same_length=True)
+    for attention in ("recompute", "cached"):
+        parts = read(model, tokens, 1, mem_len=6, same_length=True, attention=attention)
+        torch.testing.assert_close(parts, whole)
+
+
+@BOTH
+def test_the_future_is_invisible(spec):
+    model, tokens = network(spec, spec), torch.arange(9)[None]
+    changed = tokens.clone()
+    changed[:, 6:] = 10 - changed[:, 6:]
+    before, after = (model(t, mem_len=4)[0] for t in (tokens, changed))
+    assert torch.equal(before[:, :6], after[:, :6]) and not torch.equal(before[:, 6:], after[:, 6:])
+
+
+def test_in_a_supernet_every_option_sees_the_memory_of_its_network():
+    options = (Attention(3, 4), PLAIN, CONVOLVED)
+    shared = Architecture(11, D_MODEL, (), dropout=0.0, init_std=0.3)
+    supernet = Supernet(shared, options, 2, "none").eval()
+    initialise(supernet, torch.Generator().manual_seed(0))
+    for choices in ([0, 2], [2, 1]):
+        supernet.choose(choices)
+        alone = LanguageModel(shared, [b.options[c] for b, c in zip(supernet.blocks, choices, strict=True)]).eval()
+        alone.embedding = supernet.embedding
+        memories = [None, None]
+        for start in range(4):
+            tokens = torch.arange(start, start + 5)[None]
+            results = [net(tokens, memory, mem_len=3) for net, memory in zip((supernet, alone), memories, strict=True)]
+            memories = [memory for _, memory in results]
+            torch.testing.assert_close(results[0][0], results[1][0], rtol=0, atol=0)
+
+
+def test_parameters_and_flops_are_counted():
+    """The paper's closed forms, with positions, u, v and LayerNorm."""
+    d, modules, m = 12, 3, 4
+    layer, relative = modules * d + d * m + d, modules * d + d * m + 2 * d + 2 * d
+    assert SparseAttention(3, 4, 3).params(d) == 4 * layer + relative
+    assert CONVOLVED.params(d) == layer + 2 * (9 * m**2 + m) + (3 * m**2 + m) + relative
+    model = network(PLAIN, CONVOLVED, SparseConvAttention(3, 4, 6))
+    assert sum(parameter.numel() for parameter in model.parameters()) == model.architecture.params()
+    for attention in ("cached", "recompute"):
+        for batch, tgt_len, mem_len in ((2, 8, 24), (3, 7, 16), (1, 16, 0), (1, 4, 3)):
+            counted, formula = checked_flops(model, WorkloadConfig(batch, tgt_len, mem_len, attention, "eager"))
+            assert counted == pytest.approx(formula, rel=1e-12)
+
+
+@pytest.mark.parametrize("attention", ["cached", "recompute"])
+def test_a_timed_call_with_a_full_memory_runs(attention):
+    workload = WorkloadConfig(2, 4, 11, attention, "eager")
+    nll = timed_forward(network(CONVOLVED, PLAIN), workload, torch.device("cpu"), torch.float64, attention)()
+    assert nll.shape == (2, 4) and nll.isfinite().all()
+
+
+@BOTH
+def test_training_lowers_the_loss(spec):
+    """The token three positions back follows: attention has to look back."""
+    torch.manual_seed(0)
+    model = LanguageModel(Architecture(11, D_MODEL, (spec, FeedForward(24)), dropout=0.0, init_std=0.2))
+    initialise(model, torch.Generator().manual_seed(0))
+    optimizer, losses = torch.optim.Adam(model.parameters(), lr=0.01), []
+    for _ in range(150):
+        text = torch.randint(11, (16, 4)).repeat(1, 3)
+        optimizer.zero_grad()
+        losses.append(model.nll(model(text[:, :-1], mem_len=0)[0], text[:, 1:])[:, 4:].mean())
+        losses[-1].backward()
+        optimizer.step()
+    assert losses[-1] < 0.6 * losses[0]
+
+
+@BOTH
+def test_attention_of_the_parent_is_copied_where_it_is_the_same(spec):
+    small = type(spec)(4, 4, 4)  # as wide as networks of test_parent_start
+    blocks = (small, FeedForward(24), Attention(2, 8))
+    parent = parent_of(*blocks)
+    assert parent.importances[0] is None
+    same_sublayers(started(parent, *blocks), parent.model, {0: 0, 1: 1, 2: 2})
+    untouched = started(parent_of(Attention(2, 8), FeedForward(24)), small).blocks[0].sublayer
+    assert not torch.equal(untouched.positions.scales, parent.model.blocks[0].sublayer.positions.scales)
+
+
+def test_options_and_symbols():
+    model = experiment().model  # d_model 32, two heads of 16
+    assert model.option("sparse_attention_8") == SparseAttention(2, 16, 8)
+    assert model.option("sparse_conv_attention_4") == SparseConvAttention(2, 16, 4)
+    assert model.architecture(11, "q8(fc4)x2f").pattern == "q8(fc4)x2f"
+    for kind in ("sparse_attention", "sparse_conv_attention"):
+        with pytest.raises(UserError, match=f"'{kind}_3' has 3 modules; allowed: 2 or more that divide d_model, 32"):
+            model.option(f"{kind}_3")
+        with pytest.raises(ValueError, match=f"{kind}: 5 modules do not divide the width, 32"):
+            spec = (SparseAttention if kind == "sparse_attention" else SparseConvAttention)(2, 16, 5)
+            Architecture.from_dict(Architecture(11, 32, (spec,)).to_dict())
