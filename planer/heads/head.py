@@ -13,6 +13,7 @@ from functools import cache
 from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
 from planer.files import UserError
+from planer.initial import Draw
 from planer.parsing import build, show
 
 if TYPE_CHECKING:
@@ -55,6 +56,10 @@ class HeadSpec:
     def tensors(self, vocab_size: int, d_model: int) -> dict[str, tuple[int, ...]]:
         """Shapes of the weights that the head adds to those of the embedding, by name."""
         raise NotImplementedError
+
+    def initial(self) -> dict[str, Draw]:
+        """Distributions that weights start from, by name, where it is not N(0, init_std)."""
+        return {}
 
     def clusters(self, vocab_size: int) -> tuple[Cluster, ...]:
         """Parts of the vocabulary whose words take the same work."""

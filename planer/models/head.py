@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from planer.heads import HeadSpec
+from planer.kernels.multiplicative import multiplicative
 
 LOGITS_AT_ONCE = 2**26
 """Logits alive at a time in a head: 256 MiB in single precision."""
@@ -23,7 +24,7 @@ class Head(nn.Module):
 
     def __init__(self, spec: HeadSpec, embedding: nn.Module, vocab_size: int, d_model: int):
         super().__init__()
-        self.spec = spec
+        self.spec, self.initial = spec, spec.initial()
         self._embedding = (embedding,)  # in a tuple it is no submodule, so that its weights are stored once
         for name, shape in spec.tensors(vocab_size, d_model).items():
             setattr(self, name, nn.Parameter(torch.zeros(shape)))
@@ -48,8 +49,12 @@ class Head(nn.Module):
     @staticmethod
     def linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         """x W^T + b, in at least single precision."""
-        y = F.linear(x, weight, bias)
-        return y.to(torch.promote_types(y.dtype, torch.float32))
+        return _at_least_single(F.linear(x, weight, bias))
+
+    @staticmethod
+    def multiplicative(x: Tensor, scales: Tensor, shared: Tensor, bias: Tensor) -> Tensor:
+        """See planer/kernels/multiplicative.py; in at least single precision."""
+        return _at_least_single(multiplicative(x, scales, shared, bias))
 
     @staticmethod
     def by_rows(width: int, score: Callable[..., Tensor], *rows: Tensor) -> Tensor:
@@ -66,3 +71,7 @@ class Head(nn.Module):
             for chunk in zip(*(part.split(size) for part in rows), strict=True)
         ]
         return torch.cat(chunks, dim=-1)
+
+
+def _at_least_single(x: Tensor) -> Tensor:
+    return x.to(torch.promote_types(x.dtype, torch.float32))

@@ -22,6 +22,7 @@ from planer.evaluation.quality import from_nll
 from planer.files import UserError
 from planer.heads import AdaptiveSoftmax, HeadSpec, Softmax
 from planer.heads.head import heads
+from planer.heads.sparse_softmax import SparseSoftmax
 from planer.latency.networks import random_tokens
 from planer.models import LanguageModel, head, initialise, load, save
 from planer.parsing import merge
@@ -35,7 +36,7 @@ CPU = torch.device("cpu")
 WT103 = (19_997, 39_997, 199_997)
 BLOCKS = (Attention(2, 8), FeedForward(32))
 WORDS, CUTOFFS = 60, (20, 30, 50)
-HEADS = [Softmax(), AdaptiveSoftmax(CUTOFFS, 1), AdaptiveSoftmax(CUTOFFS, 2)]
+HEADS = [Softmax(), AdaptiveSoftmax(CUTOFFS, 1), AdaptiveSoftmax(CUTOFFS, 2), SparseSoftmax(4)]
 
 
 def network(spec: HeadSpec, **more) -> LanguageModel:
@@ -141,12 +142,33 @@ class TestEveryHead:
         assert experiment(model={"head": spec.to_dict()}).model.architecture(WORDS, "sf").head == spec
 
 
-@pytest.mark.parametrize("spec", HEADS[1:], ids=lambda spec: spec.label)
+@pytest.mark.parametrize("spec", HEADS[1:3], ids=lambda spec: spec.label)
 def test_the_adaptive_softmax_is_that_of_a_slow_reference(spec):
     model, (hidden, words) = network(spec), hidden_and_words()
     nll = model.nll(hidden, words)
     rows = zip(hidden.flatten(0, 1).double(), words.flatten().tolist(), strict=True)
     torch.testing.assert_close(nll.flatten(), torch.tensor([slow_nll(model, h, word) for h, word in rows]))
+
+
+@pytest.mark.parametrize("count", [1, 20])
+def test_the_sparse_softmax_is_that_of_a_slow_reference(count):
+    """Few rows and many, more than the 15 words of a module."""
+    model, hidden = network(SparseSoftmax(4)), hidden_and_words(count)[0][:1]
+    scales, shared, bias = model.head.scales, model.head.shared, model.head.bias
+    for h, logits in zip(hidden[0], model.logits(hidden)[0], strict=True):
+        expected = [(h * scales[word // 15] * shared[:, word % 15]).sum() + bias[word] for word in range(WORDS)]
+        torch.testing.assert_close(logits, torch.stack(expected))
+
+
+def test_the_sparse_softmax_has_few_weights_and_starts_as_in_trax():
+    assert SparseSoftmax(4).params(32_000, 1024) == 32_000 * 1024 + 4 * 1024 + 1024 * 8_000 + 32_000
+    with pytest.raises(UserError, match="model.head.modules: 7 must divide the number of symbols, 60"):
+        experiment(model={"head": {"kind": "sparse_softmax", "modules": 7}}).model.architecture(WORDS, "sf")
+    model = LanguageModel(Architecture(400, 64, (FeedForward(8),), init_std=0.1, head=SparseSoftmax(4)))
+    initialise(model, torch.Generator().manual_seed(0))
+    assert model.head.scales.std().item() == pytest.approx(0.5, rel=0.1)
+    assert 0.98 < model.head.shared.abs().max().item() / math.sqrt(6 / 164) <= 1
+    assert model.embedding.weight.std().item() == pytest.approx(0.1, rel=0.1) and not model.head.bias.any()
 
 
 def test_the_adaptive_embedding_projects_each_table():
