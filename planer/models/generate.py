@@ -8,6 +8,7 @@ Letters in shapes: V vocabulary.
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
 from typing import Annotated
@@ -60,6 +61,22 @@ class Sampling:
         return int(kept.indices[torch.multinomial(probabilities, 1, generator=generator)])
 
 
+def token_ids(prompt: Sequence[int], vocab_size: int) -> list[int]:
+    """The ids of a prompt as plain numbers.
+
+    Raises UserError when the prompt is empty or holds anything but ids of the vocabulary.
+    """
+    try:
+        ids = [operator.index(token) for token in prompt]
+    except TypeError:
+        raise UserError(f"the prompt {show(prompt)} is no list of token ids; give whole numbers") from None
+    if not ids:
+        raise UserError("the prompt is empty; give at least one token")
+    if wrong := [token for token in ids if not 0 <= token < vocab_size]:
+        raise UserError(f"the prompt holds the id {show(wrong[0])}; allowed: 0 to {vocab_size - 1:,}")
+    return ids
+
+
 @torch.inference_mode()
 def generate(
     model: LanguageModel, prompt: Sequence[int], sampling: Sampling, *, mem_len: int, clamp_len: int = 0
@@ -67,18 +84,13 @@ def generate(
     """Yield the tokens that follow a prompt.
 
     prompt: ids.  mem_len: tokens that a token sees before itself.  clamp_len: 0 switches it off.
-    Raises UserError when the prompt is empty or holds an id outside the vocabulary, ValueError when the model is in
-    training.
+    Raises UserError as ``token_ids``, ValueError when the model is in training.
     """
-    size = model.architecture.vocab_size
-    if not prompt:
-        raise UserError("the prompt is empty; give at least one token")
-    if wrong := [token for token in prompt if not 0 <= token < size]:
-        raise UserError(f"the prompt holds the id {show(wrong[0])}; allowed: 0 to {size - 1:,}")
+    ids = token_ids(prompt, model.architecture.vocab_size)
     generator = torch.Generator().manual_seed(sampling.seed)
     device = next(model.parameters()).device
     reading = {"mem_len": mem_len, "clamp_len": clamp_len, "same_length": True, "attention": "cached"}
-    waiting, memory = torch.tensor([list(prompt)], device=device), None
+    waiting, memory = torch.tensor([ids], device=device), None
     for _ in range(sampling.tokens):
         for segment in waiting.split(SEGMENT, dim=1):
             hidden, memory = model(segment, memory, **reading)

@@ -11,9 +11,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+
 from planer.files import UserError, read_json
 from planer.models import io
-from planer.models.generate import Sampling, generate
+from planer.models.generate import Sampling, generate, token_ids
 from planer.models.transformer import LanguageModel
 from planer.models.vocabulary import Vocabulary, read_vocabulary
 from planer.parsing import show
@@ -55,7 +57,7 @@ class Network(LanguageModel):
         Raises UserError for an empty prompt, for symbols outside the vocabulary, for numbers out of range, and for text
         where no vocabulary was found.
         """
-        ids = self.encode(prompt) if isinstance(prompt, str) else list(prompt)
+        ids = self.encode(prompt) if isinstance(prompt, str) else token_ids(prompt, self.architecture.vocab_size)
         written = [*ids, *self.stream(ids, **options)]
         return self.surroundings.vocabulary.decode(written) if isinstance(prompt, str) else written
 
@@ -71,7 +73,7 @@ class Network(LanguageModel):
         return generate(self, ids, Sampling.of(**options), **context)
 
 
-def load(folder: str | Path, device: str = "cpu", vocab: str | Path | None = None) -> Network:
+def load(folder: str | Path, device: str | torch.device = "cpu", vocab: str | Path | None = None) -> Network:
     """Read a trained network, ready to generate text, at the threshold tau that its architecture.yaml stores.
 
     folder: of a stage (retrain, sparsify, cluster, routers), or an exported one.  device: auto, cpu, cuda or
@@ -79,7 +81,7 @@ def load(folder: str | Path, device: str = "cpu", vocab: str | Path | None = Non
     Raises UserError when the folder holds no network, or a file is damaged or does not fit.
     """
     require_network(folder)
-    network = io.load(folder, resolve_device(device), Network)
+    network = io.load(folder, resolve_device(str(device)), Network)
     network.surroundings = surroundings_of(folder, network.architecture.vocab_size, vocab)
     return network
 

@@ -49,7 +49,7 @@ class Vocabulary:
         if self.kind == "subwords":
             ids = encode(self.source, self._tokenizer, text)
         else:
-            symbols = text.encode(errors="surrogateescape") if self.kind == "bytes" else _words(text)
+            symbols = _bytes(text) if self.kind == "bytes" else _words(text)
             ids = [self._id(symbol) for symbol in symbols]
         if not ids:
             raise UserError(f"the prompt {show(text)} holds no token; write some text")
@@ -123,6 +123,14 @@ def read_vocabulary(path: str | Path) -> Vocabulary:
     if not symbols or not (is_bytes or is_words) or len(set(symbols)) < len(symbols):
         raise Damaged(path, "does not list bytes or words, each once")
     return Vocabulary(symbols, str(path))
+
+
+def _bytes(text: str) -> bytes:
+    """UTF-8, or the bytes that Python could not read from a command line."""
+    try:
+        return text.encode(errors="surrogateescape")
+    except UnicodeEncodeError as error:
+        raise UserError(f"the prompt's character {text[error.start]!a} stands for no text; leave it out") from error
 
 
 def _words(text: str) -> list[str]:

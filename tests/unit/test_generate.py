@@ -123,11 +123,21 @@ def test_numbers_out_of_range(options, reason):
 
 @pytest.mark.parametrize(
     ("prompt", "reason"),
-    [([], "the prompt is empty"), ([1, 23], "holds the id 23; allowed: 0 to 22"), ([-1], "holds the id -1; allowed")],
+    [
+        ([], "the prompt is empty"),
+        ([1, 23], "holds the id 23; allowed: 0 to 22"),
+        ([-1], "holds the id -1; allowed"),
+        ([1.5], r"the prompt \[1.5\] is no list of token ids; give whole numbers"),
+        (None, "the prompt empty is no list of token ids"),
+    ],
 )
 def test_prompts_without_a_meaning(prompt, reason):
     with pytest.raises(UserError, match=reason):
         written(network(), prompt)
+
+
+def test_ids_may_be_tensors():
+    assert written(network(), torch.tensor([1, 2]), tokens=3) == written(network(), [1, 2], tokens=3)
 
 
 def test_a_network_in_training_writes_nothing():

@@ -56,6 +56,7 @@ def test_bytes_come_as_soon_as_they_are_a_character():
     ("vocabulary", "prompt", "reason"),
     [
         (BYTES, "", "the prompt '' holds no token"),
+        (BYTES, "a\ud800", "the prompt's character '\\ud800' stands for no text; leave it out"),
         (WORDS, " ", "the prompt ' ' holds no token"),
         (LETTERS, "that\n", r"the prompt's byte 0xa ('\n') is not in the vocabulary of vocab.json; leave it out"),
         (WORDS, "the dog", "the prompt's word 'dog' is not in the vocabulary of vocab.json; write <unk> for it"),
