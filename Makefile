@@ -73,7 +73,7 @@ lint: $(INSTALLED)  ## check style and rules
 	snakemake --lint
 
 ui: $(INSTALLED)  ## show the networks and their stages in MLflow on http://127.0.0.1:5000 (PORT=5000)
-	@exec python -m planer.tracking ui results --port "$$PORT"
+	@exec python -m planer.workflow.tracking ui results --port "$$PORT"
 
 # The lock must suit machines that know only the ordinary registry: the dry run resolves it there, which downloads 3 GB
 # where the registry gives no metadata by itself.

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from planer.files import UserError
+from planer.errors import UserError
 from planer.parsing import show
 
 STEP = r"\w+(?:\[[^\[\]\s]+\])?"

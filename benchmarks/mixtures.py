@@ -30,13 +30,13 @@ import torch  # noqa: E402
 
 from benchmarks.output import RESULTS, table, write_results  # noqa: E402
 from planer.config import Experiment  # noqa: E402
+from planer.config.strict_yaml import read_yaml  # noqa: E402
 from planer.data.stream import EvalBatches  # noqa: E402
 from planer.latency.networks import timed_forward  # noqa: E402
 from planer.models import LanguageModel  # noqa: E402
 from planer.parsing import build, merge  # noqa: E402
 from planer.runtime import device_name, keep_freed_memory  # noqa: E402
 from planer.specs import Architecture  # noqa: E402
-from planer.strict_yaml import read_yaml  # noqa: E402
 from planer.training.checkpoint import Checkpoint  # noqa: E402
 from planer.training.recipe import Recipe, Student  # noqa: E402
 from planer.training.teacher import write_cache  # noqa: E402

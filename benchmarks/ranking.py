@@ -30,6 +30,8 @@ from scipy.stats import kendalltau  # noqa: E402
 from benchmarks.output import RESULTS, table, write_results  # noqa: E402
 from planer import models  # noqa: E402
 from planer.config import Experiment, derive_seed  # noqa: E402
+from planer.config.strict_yaml import read_yaml  # noqa: E402
+from planer.config.variant import spelled  # noqa: E402
 from planer.latency.table import LatencyTable  # noqa: E402
 from planer.parsing import build, merge  # noqa: E402
 from planer.runtime import device_name, keep_freed_memory, resolve_device, resolve_dtype  # noqa: E402
@@ -38,10 +40,8 @@ from planer.search.proposers.random import random_network  # noqa: E402
 from planer.search.proxy import ProxyTraining  # noqa: E402
 from planer.search.scorers.replace_one import SupernetLoss  # noqa: E402
 from planer.search.supernet import load_supernet  # noqa: E402
-from planer.strict_yaml import read_yaml  # noqa: E402
 from planer.training.checkpoint import Checkpoint  # noqa: E402
 from planer.training.recipe import Student  # noqa: E402
-from planer.variant import spelled  # noqa: E402
 
 SHARES = (0.05, 0.1, 0.2, 0.3, 0.4)
 """A training is looked at after these shares of its steps."""

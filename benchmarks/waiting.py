@@ -3,7 +3,8 @@
 PyTorch's threads meet at the end of every operation.  By default libgomp lets those that arrive first spin for
 milliseconds.  That is fast while every thread has a core, and keeps the last thread from its core otherwise.  With
 OMP_WAIT_POLICY=PASSIVE threads sleep at once, and each waking costs time.  The jobs of the workflow spin briefly before
-they sleep (planer/environment.py).  libgomp reads the policy when it is loaded, so each policy has its processes.
+they sleep (planer/workflow/environment.py).  libgomp reads the policy when it is loaded: every policy runs in processes
+that are started with it.
 Steps of training and forward passes of networks of the experiment demo are timed in turn under each policy, alone and
 beside other loads; ratios are medians over rounds of the ratio to spinning.
 Results go to benchmarks/results/<processor>-waiting-<date>.json and, as a table, to standard output.
@@ -26,8 +27,8 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
-from planer.environment import SPINS  # noqa: E402
 from planer.progress import Progress  # noqa: E402
+from planer.workflow.environment import SPINS  # noqa: E402
 
 POLICIES = {"spin": {}, "brief": {"GOMP_SPINCOUNT": SPINS}, "passive": {"OMP_WAIT_POLICY": "PASSIVE"}}
 """Environment by name: libgomp's default, the workflow's, and no spinning."""

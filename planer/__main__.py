@@ -6,7 +6,7 @@ import argparse
 import sys
 from typing import NoReturn
 
-from planer.files import UserError
+from planer.errors import UserError
 
 
 class Parser(argparse.ArgumentParser):

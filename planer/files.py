@@ -22,6 +22,8 @@ from typing import TYPE_CHECKING
 import yaml
 from safetensors import SafetensorError
 
+from planer.errors import Damaged, UserError
+
 if TYPE_CHECKING:  # every parse of the Snakefile comes here, and these take half a second or more
     import numpy as np
     import pandas as pd
@@ -30,24 +32,6 @@ if TYPE_CHECKING:  # every parse of the Snakefile comes here, and these take hal
 CHECKSUM = "checksum"
 """Key of the sha256 of a file's contents, in the file itself."""
 SCHEMAS = Path(__file__).parents[1] / "config/schemas"
-
-
-class UserError(Exception):
-    """A mistake in what the user gave (config, target, file, device): shown as one line, without a traceback."""
-
-
-class Damaged(UserError):
-    """A file that cannot be used: what is wrong with it, and what makes it anew."""
-
-    def __init__(self, path: str | Path, problem: str, remedy: str = ""):
-        """remedy: a sentence; the command that runs the file's rule by default."""
-        self.path, self.problem = path, problem
-        super().__init__(f"{path} {problem}; {remedy or remake(path)}")
-
-
-def remake(path: str | Path) -> str:
-    """What a user runs to get a file anew."""
-    return f"make it anew: snakemake --cores all --force {path}"
 
 
 @contextmanager

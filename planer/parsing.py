@@ -12,7 +12,7 @@ import typing
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from planer.files import UserError
+from planer.errors import UserError
 
 EXPECTED = {float: "be a finite number", int: "be a whole number", str: "be text", bool: "be true or false"}
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from planer.files import UserError
+from planer.errors import UserError
 
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD = -1, -2, -3
 """Options of glibc's mallopt (malloc.h)."""

@@ -14,7 +14,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from planer.files import CHECKSUM, Damaged, checksum, one_line, replacing, require_checksum, sync
+from planer.errors import Damaged
+from planer.files import CHECKSUM, checksum, one_line, replacing, require_checksum, sync
 
 TENSOR_TYPES = {"float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16"}
 TENSOR_TYPES |= {"int64": "I64", "int32": "I32", "int16": "I16", "int8": "I8", "uint8": "U8", "bool": "BOOL"}

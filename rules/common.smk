@@ -10,14 +10,15 @@ from planer.config import DataConfig, Experiment, derive_seed
 from planer.config.lengths import check_lengths
 from planer.config.model import OWN, one_source
 from planer.config.text import corpus_of
-from planer.environment import prepare_environment
-from planer.failures import FAILURES
-from planer.files import UserError, check_writable
+from planer.workflow.environment import prepare_environment
+from planer.workflow.failures import FAILURES
+from planer.errors import UserError
+from planer.files import check_writable
 from planer.latency.cost import check_hours, load_cost, rescaled
 from planer.parsing import build, merge
-from planer.source import source_hash
-from planer.strict_yaml import read_assignments, read_experiment, read_yaml
-from planer.variant import FOLDER, PATTERNS, check_name, parse_variant
+from planer.workflow.source import source_hash
+from planer.config.strict_yaml import read_assignments, read_experiment, read_yaml
+from planer.config.variant import FOLDER, PATTERNS, check_name, parse_variant
 
 ROOT = Path(workflow.basedir)
 assert Path(planer.__file__).parent == ROOT / "planer", f"another planer is installed: {planer.__file__}"
@@ -107,7 +108,7 @@ def code_hash(script):
 
 
 onstart:
-    from planer import tracking
+    from planer.workflow import tracking
 
     try:
         check_writable("results")
@@ -117,12 +118,12 @@ onstart:
 
 
 onsuccess:
-    from planer import tracking
+    from planer.workflow import tracking
 
     tracking.finish("results")
 
 
 onerror:
-    from planer import tracking
+    from planer.workflow import tracking
 
     tracking.finish("results")

@@ -13,7 +13,7 @@ from planer.config import (
 from planer.config.corpora import CORPORA, entry
 from planer.parsing import build
 from planer.search.methods import needs_supernet, search_config
-from planer.variant import name_of, parse_variant
+from planer.config.variant import name_of, parse_variant
 
 
 def dataset_file(name):

@@ -1,6 +1,6 @@
 # What jobs ask for: threads, a GPU, memory, time, and a machine for themselves.  SLURM gets all of it; a local run
 # takes threads from --cores, GPUs from --resources gpu=<n>, and nothing else.
-from planer.resources import preparation, request
+from planer.workflow.resources import preparation, request
 
 EXCLUSIVE = "--exclusive"
 """sbatch: no other job on the node.  Latencies that are measured beside other jobs are those of neither."""

@@ -5,7 +5,7 @@ import os
 from snakemake.cli import get_argument_parser
 
 from planer.config.corpora import CORPORA
-from planer.targets import check_folders, check_made, names_in
+from planer.workflow.targets import check_folders, check_made, names_in
 
 
 def targets():

@@ -12,7 +12,7 @@ from typing import Literal
 
 import yaml
 
-from planer.files import UserError
+from planer.errors import UserError
 
 
 @dataclass(frozen=True)

@@ -7,9 +7,9 @@ from typing import Annotated
 
 from planer.config.bounds import PositiveShare, Rounds, Target
 from planer.config.thresholds import ThresholdConfig
-from planer.files import UserError
+from planer.config.variant import parse_variant, spelled
+from planer.errors import UserError
 from planer.parsing import Items, Range
-from planer.variant import parse_variant, spelled
 
 
 @dataclass(frozen=True)

@@ -13,10 +13,10 @@ from planer.config.latency import ProfileConfig, WorkloadConfig
 from planer.config.model import ArmsConfig, DataConfig, DesignSpace, ModelConfig, PatternsConfig
 from planer.config.search import CandidatesConfig, KeepConfig, SearchConfig, batch_of_limit
 from planer.config.training import DistillConfig, RetrainConfig
-from planer.files import UserError
+from planer.config.variant import parse_variant
+from planer.errors import UserError
 from planer.parsing import Items, Matching, Range, convert
 from planer.specs import from_notation
-from planer.variant import parse_variant
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from planer.files import UserError
+from planer.errors import UserError
 
 if TYPE_CHECKING:
     from planer.config.corpora import Corpus

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 from planer.config.bounds import Count, Positive, Share, Width
 from planer.config.corpora import CORPORA
-from planer.files import UserError
+from planer.errors import UserError
 from planer.heads import HeadSpec
 from planer.parsing import Items, Matching, show
 from planer.specs import Architecture, BlockSpec, from_notation, kinds

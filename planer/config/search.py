@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from planer.config.bounds import Count, Positive, PositiveShare, Rounds, Share, StepsOrNone, Target, Weight
 from planer.config.training import OptimizerConfig, TrainingConfig
-from planer.files import UserError
+from planer.errors import UserError
 from planer.parsing import Items, Range, show
 
 

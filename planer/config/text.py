@@ -19,7 +19,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from planer.config.corpora import CORPORA, Corpus
-from planer.files import UserError, one_line, write_text
+from planer.errors import UserError
+from planer.files import one_line, write_text
 from planer.parsing import show
 
 if TYPE_CHECKING:

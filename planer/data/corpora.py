@@ -20,7 +20,8 @@ from importlib.resources.abc import Traversable
 from pathlib import Path
 
 from planer.config.corpora import PUBLISHED, Corpus, Published, lookup
-from planer.files import UserError, replacing
+from planer.errors import UserError
+from planer.files import replacing
 
 SPLITS = ("train", "valid", "test")
 _WIKITEXT_NAMES = tuple(f"wiki.{split}.tokens" for split in SPLITS)

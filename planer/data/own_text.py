@@ -16,7 +16,7 @@ import numpy as np
 
 from planer.config import text
 from planer.data.prepare import write_splits
-from planer.files import UserError
+from planer.errors import UserError
 from planer.parsing import show
 
 CHUNK = 2**16

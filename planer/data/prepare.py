@@ -20,7 +20,8 @@ import numpy as np
 from planer.config.corpora import Corpus, lookup
 from planer.config.text import EOS, UNKNOWN
 from planer.data.corpora import SPLITS, find, read
-from planer.files import UserError, file_sha256, one_line, replacing, write_json
+from planer.errors import UserError
+from planer.files import file_sha256, one_line, replacing, write_json
 
 
 def prepare(name: str, folder: str | Path) -> dict:

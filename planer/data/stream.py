@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from planer.config.lengths import evaluation_tokens, training_tokens
-from planer.files import UserError
+from planer.errors import UserError
 
 
 class StreamBatches:

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 import pandas as pd
 
-from planer.variant import parse_variant
+from planer.config.variant import parse_variant
 
 TEXT = ("variant", "method", "start", "pattern", "chosen_by", "source", "unit", "attention")
 COUNTS = ("repeat", "params", "active_params", "converted_layers")

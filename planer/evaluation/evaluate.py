@@ -17,20 +17,20 @@ import numpy as np
 import torch
 
 from planer.config import Experiment, WorkloadConfig, derive_seed
+from planer.config.variant import Variant, parse_variant
 from planer.conversion.thresholds import nll_name, threshold_of
 from planer.data.ngram import bigram_nll
+from planer.errors import UserError
 from planer.evaluation.dynamic_k import compare_threshold, sweep, timed_at
 from planer.evaluation.flops import checked_flops
 from planer.evaluation.quality import from_nll, in_unit, protocols, quality, unit_of
-from planer.files import UserError
+from planer.git import git_commit
 from planer.latency.networks import random_model, timed_forward
 from planer.latency.table import ATTENTIONS, LatencyTable, identity
 from planer.measure import by_round, measure_placed, summary
 from planer.models import LanguageModel, load
 from planer.runtime import resolve_dtype
-from planer.source import git_commit
 from planer.specs import Architecture
-from planer.variant import Variant, parse_variant
 
 SCORED = ("valid", "test")
 WARMUP = 3

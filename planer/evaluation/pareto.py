@@ -8,18 +8,10 @@ they are the same network by construction.
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Sequence
-
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 
 from planer.config import ParetoConfig
 from planer.evaluation.comparison import headline
-from planer.evaluation.drawing import MUTED, SERIES_COLOURS, SERIES_MARKERS, SURFACE, label_points, new_figure, style
-from planer.evaluation.figures import UNITS
-from planer.evaluation.page import cell, section, table
 
 RULE = (
     "Both networks of a target keep the same latency budget and are retrained alike; the one with the better test "
@@ -27,8 +19,6 @@ RULE = (
     "all seconds of a search of its own; choosing from a supernet costs both alike and is left out."
 )
 ROADS = {"shared": "from the shared supernet", "own": "from a search of its own"}
-SHOWN = (("test", ".3f"), ("measured", ".3f"), ("search_seconds", ".0f"))
-"""What the report shows of a trained network, and how."""
 
 
 def pareto(config: ParetoConfig, networks: Sequence[dict], evaluations: Sequence[dict]) -> dict:
@@ -116,113 +106,3 @@ def _totals(config: ParetoConfig, compared: Sequence[dict]) -> dict:
         "mean_test": {road: sum(row[road]["test"] for row in compared) / len(compared) for road in ROADS},
         "wins": {winner: sum(row["winner"] == winner for row in compared) for winner in (*ROADS, "same")},
     }
-
-
-def pareto_section(report: dict) -> dict:
-    """The report's section on pareto.json: which road wins, at what cost."""
-    totals, unit = report["totals"], report["unit"]
-    wins, tests = totals["wins"], totals["mean_test"]
-    chosen = [
-        [
-            f"{row['target']:g}",
-            row["pattern"],
-            f"{row['estimated']:.3f}",
-            cell(row["supernet_nll"], "{:.3f}".format),
-            {True: "yes", False: "no", None: "unknown"}[row["on_front"]],
-        ]
-        for row in report["targets"]
-    ]
-    trained = [
-        [f"{row['target']:g}", *(f"{row[road][key]:{show}}" for key, show in SHOWN for road in ROADS), row["winner"]]
-        for row in report["compared"]
-    ]
-    columns = [f"{what}, {road}" for what in (f"test {unit}", "measured", "search seconds") for road in ROADS]
-    return section(
-        "One supernet for many targets",
-        (
-            f"The search of {report['supernet']} lent its supernet to {totals['targets']} targets; for "
-            f"{totals['compared']} of them the network was trained beside that of a search at the target itself. The "
-            f"shared supernet's was better {wins['shared']} times, the own search's {wins['own']} times, equal "
-            f"{wins['same']} times; mean test {unit} {tests['shared']:.3f} against {tests['own']:.3f}. For all targets "
-            f"the shared search takes {totals['shared_search_seconds']:.0f} s, searches of their own about "
-            f"{totals['own_search_seconds_all_targets']:.0f} s. {report['rule']}"
-        ),
-        "pareto",
-        table(["target", *columns, "better"], trained),
-        table(
-            ["target", "blocks", "estimated", "supernet nll", "on the front"],
-            chosen,
-            text=("target", "blocks"),
-            title="What the shared supernet led to",
-        ),
-    )
-
-
-@style()
-def pareto_figure(report: dict) -> Figure:
-    """The supernet's loss over table latency for all targets, and test quality over measured latency of both roads.
-
-    The first panel is left out when networks were chosen without a look at the supernet's loss.
-    """
-    rows = [row for row in report["targets"] if row["supernet_nll"] is not None]
-    figure, panels = new_figure(3.8, columns=2 if rows else 1)
-    if rows:
-        _draw_front(panels[0], rows)
-    _draw_roads(panels[-1], report)
-    figure.legend(handles=_handles(rows), loc="outside upper left", ncols=4, handletextpad=0.3)
-    if rows:
-        points = [(row["estimated"], row["supernet_nll"], f"{row['target']:g}") for row in rows]
-        steps = itertools.pairwise(_front(rows))
-        label_points(panels[0], points, [(x, end, y) for (x, y), (end, _) in steps])
-    ends = {_place(row[road]): row for row in report["compared"] for road in ROADS}
-    both = {end: " (both)" if _place(row["shared"]) == _place(row["own"]) else "" for end, row in ends.items()}
-    label_points(panels[-1], [(*end, f"{row['target']:g}{both[end]}") for end, row in ends.items()])
-    return figure
-
-
-def _draw_front(axes: Axes, rows: Sequence[dict]) -> None:
-    for row in rows:
-        _dot(axes, row["estimated"], row["supernet_nll"], "shared", hollow=not row["on_front"])
-    axes.step(*zip(*_front(rows), strict=True), where="post", color=SERIES_COLOURS[0], linewidth=1, alpha=0.6, zorder=2)
-    axes.margins(0.14)
-    axes.set_xlabel("table latency over the baseline's")
-    axes.set_ylabel("supernet's validation loss in nats per token")
-
-
-def _front(rows: Sequence[dict]) -> list[tuple[float, float]]:
-    """Latencies and losses of the networks on the front, from left to right."""
-    return sorted((row["estimated"], row["supernet_nll"]) for row in rows if row["on_front"])
-
-
-def _place(network: dict) -> tuple[float, float]:
-    """Where a trained network stands in the figure."""
-    return network["measured"], network["test"]
-
-
-def _draw_roads(axes: Axes, report: dict) -> None:
-    for row in report["compared"]:
-        ends = [_place(row[road]) for road in ROADS]
-        axes.plot(*zip(*ends, strict=True), color=MUTED, linewidth=0.8, zorder=1)
-        for road, end in zip(ROADS, ends, strict=True):
-            _dot(axes, *end, road)
-    axes.margins(0.14)
-    axes.set_xlabel("measured latency over the baseline's")
-    axes.set_ylabel(f"test {UNITS[report['unit']]} (lower is better)")
-
-
-def _look(road: str, hollow: bool = False) -> dict:
-    number = list(ROADS).index(road)
-    colour = SERIES_COLOURS[number]
-    ground = {"markerfacecolor": SURFACE, "markeredgecolor": colour} if hollow else {"markeredgecolor": SURFACE}
-    return {"marker": SERIES_MARKERS[number], "color": colour, "linestyle": "", "markersize": 7, **ground}
-
-
-def _dot(axes: Axes, x: float, y: float, road: str, hollow: bool = False) -> None:
-    axes.plot(x, y, markeredgewidth=1.2 if hollow else 0.8, zorder=3, **_look(road, hollow))
-
-
-def _handles(rows: Sequence[dict]) -> list[Line2D]:
-    handles = [Line2D([], [], label=label, **_look(road)) for road, label in ROADS.items()]
-    if any(not row["on_front"] for row in rows):
-        handles.append(Line2D([], [], label="another is as fast and better", **_look("shared", hollow=True)))
-    return handles

@@ -22,7 +22,7 @@ from functools import partial
 from itertools import pairwise
 from typing import TYPE_CHECKING, Annotated, ClassVar
 
-from planer.files import UserError
+from planer.errors import UserError
 from planer.heads.head import Cluster, HeadSpec
 from planer.parsing import Items, Range, show
 

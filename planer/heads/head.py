@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 from functools import cache
 from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
-from planer.files import UserError
+from planer.errors import UserError
 from planer.initial import Draw
 from planer.parsing import build, show
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, ClassVar
 
-from planer.files import UserError
+from planer.errors import UserError
 from planer.heads.softmax import Softmax
 from planer.initial import Draw, glorot_uniform, normal
 from planer.parsing import Range

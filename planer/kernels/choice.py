@@ -17,7 +17,8 @@ from pathlib import Path
 
 import torch
 
-from planer.files import Damaged, read_json
+from planer.errors import Damaged
+from planer.files import read_json
 
 FOLDER = Path(__file__).parent
 

@@ -16,7 +16,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from planer.files import UserError, replacing
+from planer.errors import UserError
+from planer.files import replacing
 from planer.kernels import choice, dynamic_ffn, expert_ffn
 from planer.kernels.routing import top_k
 from planer.measure import MIN_ROUNDS, by_round, measure

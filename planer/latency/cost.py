@@ -13,7 +13,8 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
 from planer.config import TrainingConfig
-from planer.files import Damaged, UserError, read_json
+from planer.errors import Damaged, UserError
+from planer.files import read_json
 from planer.specs import BlockSpec
 
 if TYPE_CHECKING:  # every parse of the Snakefile comes here, and the table needs PyTorch

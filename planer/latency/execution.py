@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from planer.blocks.block import Block
 from planer.blocks.dynamic_moe import DynamicMoE
-from planer.files import UserError
+from planer.errors import UserError
 
 WARMUP = 2
 """Untimed calls: caches of positions fill in the first, and compiled code changes once they are full."""

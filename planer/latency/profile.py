@@ -21,7 +21,7 @@ import pandas as pd
 import torch
 
 from planer.config import WorkloadConfig, derive_seed
-from planer.files import UserError
+from planer.errors import UserError
 from planer.latency.execution import check_execution
 from planer.latency.gates import ROUTINGS
 from planer.latency.networks import Pool, affordable_copies

@@ -19,7 +19,8 @@ import pandas as pd
 import torch
 
 from planer.config import ModelConfig, WorkloadConfig
-from planer.files import Damaged, UserError, parse_json, read_parquet, remake, write_parquet
+from planer.errors import Damaged, UserError, remake
+from planer.files import parse_json, read_parquet, write_parquet
 from planer.latency.gates import ROUTINGS
 from planer.runtime import device_name
 from planer.specs import Architecture

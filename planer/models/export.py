@@ -11,7 +11,8 @@ import os
 from contextlib import suppress
 from pathlib import Path
 
-from planer.files import UserError, write_json, write_text
+from planer.errors import UserError
+from planer.files import write_json, write_text
 from planer.models.describe import describe, figures
 from planer.models.network import Network, load
 from planer.parsing import show

@@ -16,7 +16,7 @@ from typing import Annotated
 import torch
 from torch import Tensor
 
-from planer.files import UserError
+from planer.errors import UserError
 from planer.models.transformer import LanguageModel
 from planer.parsing import Range, build, show
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from planer.files import Damaged
+from planer.errors import Damaged
 from planer.models.transformer import LanguageModel
 from planer.specs import Architecture
 from planer.tensors import read_tensors, write_tensors

@@ -13,7 +13,8 @@ from pathlib import Path
 
 import torch
 
-from planer.files import UserError, read_json
+from planer.errors import UserError
+from planer.files import read_json
 from planer.models import io
 from planer.models.generate import Sampling, generate, token_ids
 from planer.models.transformer import LanguageModel

@@ -10,7 +10,8 @@ from functools import cached_property
 from pathlib import Path
 
 from planer.config.text import EOS, UNKNOWN, encode, parse_tokenizer, vocab_size_of
-from planer.files import CHECKSUM, Damaged, UserError, one_line, parse_json, read_text
+from planer.errors import Damaged, UserError
+from planer.files import CHECKSUM, one_line, parse_json, read_text
 from planer.parsing import show
 
 

@@ -12,7 +12,8 @@ from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 
-from planer.files import UserError, one_line
+from planer.errors import UserError
+from planer.files import one_line
 from planer.parsing import show
 from planer.pretrained.adapters import adapters
 from planer.pretrained.adapters.adapter import Adapter

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
-from planer.files import UserError, one_line
+from planer.errors import UserError
+from planer.files import one_line
 from planer.pretrained.folder import SAVE_AGAIN, Folder
 
 if TYPE_CHECKING:

@@ -16,7 +16,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import islice
 
-from planer.files import UserError
+from planer.errors import UserError
 from planer.latency.relative import Measurement
 from planer.search.constraints import Limit
 from planer.search.halving import Losses, halve

@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import cache
 from types import SimpleNamespace
 
+from planer.config.variant import Variant
 from planer.latency.relative import relative_latency
 from planer.latency.table import LatencyTable
 from planer.models import LanguageModel
@@ -16,7 +17,6 @@ from planer.search.space import Candidate
 from planer.search.supernet import Supernet
 from planer.specs import Architecture
 from planer.training.recipe import Recipe
-from planer.variant import Variant
 
 
 def choose_network(

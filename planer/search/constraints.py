@@ -16,7 +16,7 @@ from numbers import Integral
 from types import SimpleNamespace
 
 from planer.config import batch_of_limit
-from planer.files import UserError
+from planer.errors import UserError
 from planer.latency.table import LatencyTable
 from planer.specs import Architecture, BlockSpec
 

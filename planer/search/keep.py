@@ -16,7 +16,7 @@ import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from planer.files import UserError
+from planer.errors import UserError
 from planer.search.halving import Losses
 
 Train = Callable[[int, float], Losses]

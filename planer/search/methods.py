@@ -14,7 +14,7 @@ import dataclasses
 from types import SimpleNamespace
 
 from planer.config import CandidatesConfig, SearchConfig
-from planer.variant import Variant
+from planer.config.variant import Variant
 
 SCRATCH = {"start": "scratch", "distill": 0.0, "sampling": "plain", "weight_sharing": "none"}
 """The papers' supernet, as keys of the section search."""

@@ -8,7 +8,8 @@ from types import SimpleNamespace
 import torch
 
 from planer.config import derive_seed
-from planer.files import UserError
+from planer.config.variant import Variant
+from planer.errors import UserError
 from planer.latency.relative import Measurement
 from planer.latency.table import LatencyTable
 from planer.search.candidates import Proxy, choose, measured_candidates
@@ -18,7 +19,6 @@ from planer.search.keep import keep, refusal
 from planer.search.pattern import noted
 from planer.search.space import Candidate, PathLoss, Space
 from planer.specs import Architecture
-from planer.variant import Variant
 
 
 def space_of(

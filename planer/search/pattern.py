@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from types import SimpleNamespace
 
+from planer.config.variant import Variant
 from planer.latency.table import LatencyTable
 from planer.specs import Architecture
-from planer.variant import Variant
 
 
 def pattern_network(

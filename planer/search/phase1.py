@@ -25,8 +25,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from planer.config import SearchConfig, derive_seed
+from planer.config.variant import Variant
 from planer.data.stream import StreamBatches
-from planer.files import UserError
+from planer.errors import UserError
 from planer.latency.table import LatencyTable, identity
 from planer.models import LanguageModel, initialise
 from planer.runtime import autocast, resolve_device, resolve_dtype, seed_everything
@@ -41,7 +42,6 @@ from planer.training.loop import Objective, Turn, fit
 from planer.training.optimizer import make_optimizer
 from planer.training.parent_start import Parent
 from planer.training.teacher import LiveTeacher
-from planer.variant import Variant
 
 
 class Phase1(Objective):

@@ -23,7 +23,7 @@ from dataclasses import dataclass
 import numpy as np
 from ortools.sat.python import cp_model
 
-from planer.files import UserError
+from planer.errors import UserError
 from planer.search.constraints import Limit
 
 SPREAD = 2**40

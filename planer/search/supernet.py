@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from planer.files import Damaged
+from planer.errors import Damaged
 from planer.models import LanguageModel, require_fit
 from planer.search.sharing import owners
 from planer.specs import Architecture, BlockSpec

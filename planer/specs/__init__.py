@@ -1,6 +1,6 @@
 """What networks are made of, without torch: one kind of block a file, the pattern notation, and architectures."""
 
-from planer.plugins import plugin_folders
+from planer.specs.plugins import plugin_folders
 
 __path__ += plugin_folders("specs")
 

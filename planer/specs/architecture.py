@@ -6,7 +6,8 @@ from dataclasses import MISSING, asdict, dataclass, fields
 from pathlib import Path
 from typing import Annotated, Literal, get_type_hints
 
-from planer.files import Damaged, UserError, check_shape, one_line, read_yaml, write_yaml
+from planer.errors import Damaged, UserError
+from planer.files import check_shape, one_line, read_yaml, write_yaml
 from planer.heads import HeadSpec, Softmax
 from planer.parsing import Range, build, convert
 from planer.specs.block import BlockSpec, Size

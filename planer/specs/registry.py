@@ -9,9 +9,10 @@ from pathlib import Path
 from types import ModuleType
 
 from planer import specs
-from planer.files import UserError, one_line
-from planer.plugins import VARIABLE, check_plugin_folders, plugin_folders
+from planer.errors import UserError
+from planer.files import one_line
 from planer.specs.block import BlockSpec
+from planer.specs.plugins import VARIABLE, check_plugin_folders, plugin_folders
 
 
 @cache

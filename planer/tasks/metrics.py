@@ -14,7 +14,7 @@ import numpy as np
 import torch.nn.functional as F
 from torch import Tensor
 
-from planer.files import UserError
+from planer.errors import UserError
 from planer.parsing import show
 
 

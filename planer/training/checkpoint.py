@@ -10,7 +10,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from planer.files import Damaged, replacing, sync
+from planer.errors import Damaged
+from planer.files import replacing, sync
 from planer.tensors import read_tensors, write_tensors
 
 

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from planer.config import OptimizerConfig
-from planer.files import UserError
+from planer.errors import UserError
 from planer.progress import Progress
 from planer.runtime import reproducible
 from planer.training.checkpoint import Checkpoint

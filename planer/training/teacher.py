@@ -17,7 +17,7 @@ from torch import Tensor
 
 from planer.config import TrainingConfig
 from planer.data.stream import StreamBatches
-from planer.files import Damaged
+from planer.errors import Damaged
 from planer.models import LanguageModel
 from planer.progress import progress
 from planer.runtime import autocast

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from planer.tracking.store import opened
+from planer.workflow.tracking.store import opened
 
 
 @pytest.fixture(autouse=True)

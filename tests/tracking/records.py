@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from mlflow.tracking import MlflowClient
 
-from planer import tracking
-from planer.tracking.store import opened
-from planer.tracking.sync import sync
+from planer.workflow import tracking
+from planer.workflow.tracking.store import opened
+from planer.workflow.tracking.sync import sync
 
 
 def record(results, variant="target_0.5", stage="retrain", seed=1, rows=3, artifact=None, experiment="demo"):

@@ -7,9 +7,9 @@ from contextlib import closing
 
 import pytest
 
-from planer import tracking
-from planer.files import UserError
-from planer.tracking.__main__ import main
+from planer.errors import UserError
+from planer.workflow import tracking
+from planer.workflow.tracking.__main__ import main
 from tests.tracking.records import record
 
 

@@ -12,10 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from planer import tracking
-from planer.files import UserError
-from planer.source import git_commit
-from planer.tracking.journal import ENDS_BYTES, KEPT, Journal, fingerprint, journals
+from planer.errors import UserError
+from planer.git import git_commit
+from planer.workflow import tracking
+from planer.workflow.tracking.journal import ENDS_BYTES, KEPT, Journal, fingerprint, journals
 
 ROOT = Path(__file__).parents[2]
 
@@ -35,7 +35,7 @@ def job(results, body):
     script = f"""
         import os, signal, sys, time
         sys.path.insert(0, {str(ROOT)!r})
-        from planer import tracking
+        from planer.workflow import tracking
         with tracking.track(experiment="demo", variant="target_0.5", stage="retrain", params={{"seed": 1}},
                             results={str(results)!r}) as run:
             {body}
@@ -78,7 +78,7 @@ def test_a_journal_holds_params_tags_series_results_and_files(tmp_path, capsys):
 
 
 def test_a_job_needs_no_mlflow():
-    code = "import sys, planer.tracking; sys.exit('mlflow' in sys.modules or 'torch' in sys.modules)"
+    code = "import sys, planer.workflow.tracking; sys.exit('mlflow' in sys.modules or 'torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
 
 

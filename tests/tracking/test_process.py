@@ -10,12 +10,12 @@ import time
 import pytest
 from mlflow.tracking import MlflowClient
 
-from planer import tracking
-from planer.files import UserError
-from planer.tracking import follow
-from planer.tracking.__main__ import main
-from planer.tracking.journal import journals
-from planer.tracking.store import opened
+from planer.errors import UserError
+from planer.workflow import tracking
+from planer.workflow.tracking import follow
+from planer.workflow.tracking.__main__ import main
+from planer.workflow.tracking.journal import journals
+from planer.workflow.tracking.store import opened
 from tests.tracking.records import record, runs
 
 
@@ -79,7 +79,7 @@ def test_trouble_is_one_line_of_warning(trouble, tmp_path, monkeypatch, capsys):
     tracking.finish(tmp_path)
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("warning: MLflow does not have all runs yet (") and message in line
-    assert f"python -m planer.tracking sync {tmp_path}" in line
+    assert f"python -m planer.workflow.tracking sync {tmp_path}" in line
     assert "noise" not in line and "s3cr3t" not in line
 
 
@@ -111,7 +111,7 @@ def test_a_password_is_shown_nowhere(tmp_path, monkeypatch, capsys):
     ],
 )
 def test_addresses_lose_their_passwords(monkeypatch, uri, secret):
-    from planer.tracking.secrets import one_line, redacted
+    from planer.workflow.tracking.secrets import one_line, redacted
 
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
     text = one_line(ValueError(f"cannot reach {uri}/api: password {secret}"))

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from mlflow.tracking import MlflowClient
 
-from planer.tracking.__main__ import main
+from planer.workflow.tracking.__main__ import main
 from tests.tracking.records import record, runs, synced
 
 

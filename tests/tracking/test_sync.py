@@ -10,11 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from planer import tracking
-from planer.files import UserError, write_json
-from planer.tracking.journal import Journal, journals
-from planer.tracking.variants import figures
-from planer.tracking.view import columns
+from planer.errors import UserError
+from planer.files import write_json
+from planer.workflow import tracking
+from planer.workflow.tracking.journal import Journal, journals
+from planer.workflow.tracking.variants import figures
+from planer.workflow.tracking.view import columns
 from tests.tracking.records import evaluation, record, runs, series, synced
 
 ROOT = Path(__file__).parents[2]
@@ -135,7 +136,7 @@ def test_a_running_job_is_seen_and_one_that_was_killed_outright_is_killed(result
 
 def test_eight_jobs_at_once_leave_eight_runs(results):
     body = (
-        "import sys; from planer import tracking\n"
+        "import sys; from planer.workflow import tracking\n"
         "number, results = int(sys.argv[1]), sys.argv[2]\n"
         "with tracking.track(experiment='demo', variant=f'v{number}', stage='s', params={}, results=results) as run:\n"
         "    for step in range(50): run.row({'step': step, 'value': number})"

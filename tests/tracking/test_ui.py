@@ -15,13 +15,13 @@ from urllib.parse import parse_qs, urlparse
 
 import pytest
 
-from planer import tracking
 from planer.files import write_json
-from planer.tracking.__main__ import main
-from planer.tracking.store import opened
-from planer.tracking.sync import sync
-from planer.tracking.ui import pages
-from planer.tracking.view import KIND_TAG, VIEW_TAG, columns, view
+from planer.workflow import tracking
+from planer.workflow.tracking.__main__ import main
+from planer.workflow.tracking.store import opened
+from planer.workflow.tracking.sync import sync
+from planer.workflow.tracking.ui import pages
+from planer.workflow.tracking.view import KIND_TAG, VIEW_TAG, columns, view
 from tests.tracking.records import evaluation
 
 pytest.importorskip("mlflow")

@@ -12,7 +12,7 @@ import torch
 from scipy.stats import pearsonr
 from toy import experiment
 
-from planer.files import UserError
+from planer.errors import UserError
 from planer.latency import additivity as additivity_module
 from planer.latency import networks as networks_module
 from planer.latency.additivity import (

@@ -15,8 +15,8 @@ import torch
 from benchmarks import cpu, gpu, mixture_latency, mixtures, ranking, waiting
 from benchmarks.experts import Sizes
 from planer.config import Experiment
+from planer.config.strict_yaml import read_yaml
 from planer.parsing import build, merge
-from planer.strict_yaml import read_yaml
 
 ROOT = Path(__file__).parents[2]
 

@@ -12,13 +12,13 @@ from planted import losses, named, space
 from toy import VOCAB_SIZE, experiment, latency_table
 
 from planer.config import derive_seed
-from planer.files import UserError
+from planer.config.variant import parse_variant
+from planer.errors import UserError
 from planer.search import candidates
 from planer.search.candidates import TOLERANCE, Measured, choose, measured_candidates
 from planer.search.methods import config_of
 from planer.search.network import chosen_network, space_of
 from planer.search.space import Candidate
-from planer.variant import parse_variant
 
 SOME = {"shallow": 2, "edited": 2, "random": 2}
 

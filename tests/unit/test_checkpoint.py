@@ -7,7 +7,7 @@ import pytest
 import torch
 from small_disk import small_disk
 
-from planer.files import UserError
+from planer.errors import UserError
 from planer.tensors import write_tensors
 from planer.training.checkpoint import Checkpoint
 

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from benchmarks import claims, figures
-from planer.files import UserError, read_json
+from planer.errors import UserError
+from planer.files import read_json
 from tests.unit.made_up import evaluation
 
 ROOT = Path(__file__).parents[2]

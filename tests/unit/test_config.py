@@ -11,7 +11,7 @@ import yaml
 from toy import ROOT
 
 from planer.config import Experiment, derive_seed, sections
-from planer.files import UserError
+from planer.errors import UserError
 from planer.heads import AdaptiveSoftmax
 from planer.parsing import build, merge
 from planer.specs import Attention, FeedForward

@@ -95,9 +95,9 @@ CHANGES: tuple[Callable[[random.Random, list[bytes]], list[bytes]], ...] = (
 def outcomes(folder: Path) -> list[dict]:
     """What becomes of every mutant: an experiment, a complaint, or another exception."""
     from planer.config import Experiment
-    from planer.files import UserError
+    from planer.config.strict_yaml import read_yaml
+    from planer.errors import UserError
     from planer.parsing import build, merge
-    from planer.strict_yaml import read_yaml
 
     sound = {name: read_yaml(ROOT / name) for name in FILES}
     found = []

@@ -13,12 +13,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from toy import VOCAB_SIZE, experiment, latency_table
 
-from planer.files import UserError
+from planer.config.variant import parse_variant
+from planer.errors import UserError
 from planer.latency.table import LatencyTable
 from planer.search.constraints import PICOSECONDS, Limit, latency_limit, limits_of, used
 from planer.search.network import space_of
 from planer.search.proposers import PROPOSERS
-from planer.variant import parse_variant
 
 ALPHA = {"scores": "alpha", "slack": 1.0, "min_distance": 1}
 CONFIG = experiment(candidates=ALPHA)

@@ -9,8 +9,9 @@ import pytest
 from made_up import evaluation
 from scipy.stats import ttest_rel
 
-from planer.evaluation.controls import compare_seeds, compare_with_controls, control_table, shallow_finding
-from planer.variant import parse_variant
+from planer.config.variant import parse_variant
+from planer.evaluation.controls import compare_seeds, compare_with_controls
+from planer.report.control_tables import control_table, shallow_finding
 
 
 def network(name: str, nll: float, noise: float = 0.01) -> dict:

@@ -13,7 +13,7 @@ from real_data import real
 from planer.config.corpora import CORPORA, PUBLISHED, Corpus, Published, entry
 from planer.data import corpora
 from planer.data.corpora import find, read, standard_library
-from planer.files import UserError
+from planer.errors import UserError
 
 TEXT = b"one two three\n" * 10
 

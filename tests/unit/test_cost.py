@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from toy import VOCAB_SIZE, experiment, latency_table
 
-from planer.files import UserError
+from planer.errors import UserError
 from planer.latency.cost import check_hours, rescaled, training_hours, training_tokens
 
 MS_PER_HOUR = 3.6e6

@@ -22,19 +22,11 @@ from test_latency_table import table
 
 from planer import models
 from planer.data.prepare import prepare
-from planer.evaluation.training_figures import load_history
-from planer.files import (
-    UserError,
-    file_sha256,
-    read_json,
-    read_tokens,
-    read_yaml,
-    write_json,
-    write_parquet,
-    write_yaml,
-)
+from planer.errors import UserError
+from planer.files import file_sha256, read_json, read_tokens, read_yaml, write_json, write_parquet, write_yaml
 from planer.latency.table import LatencyTable
 from planer.models import LanguageModel, initialise
+from planer.report.training_figures import load_history
 from planer.specs import Architecture, DynamicMoE, FeedForward, MoE, load_selection
 from planer.tensors import read_tensors, write_tensors
 from tests.mutations import mutate

@@ -8,7 +8,7 @@ import pwd
 
 import pytest
 
-from planer.environment import SPINS, prepare_environment, provide_home
+from planer.workflow.environment import SPINS, prepare_environment, provide_home
 
 
 @pytest.fixture

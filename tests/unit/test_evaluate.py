@@ -16,13 +16,14 @@ from planer.config import ClusterConfig
 from planer.conversion.experts import split
 from planer.conversion.routers import initialise_routers, with_routers
 from planer.conversion.thresholds import ThresholdChoice
+from planer.errors import UserError
 from planer.evaluation.evaluate import _search_cost, config_hash, evaluate
-from planer.evaluation.summary import summary_line
-from planer.files import UserError, write_json
+from planer.files import write_json
+from planer.git import git_commit
 from planer.latency.networks import random_model
 from planer.latency.table import LatencyTable
 from planer.models import LanguageModel, save
-from planer.source import git_commit
+from planer.report.summary import summary_line
 from planer.specs import Architecture
 
 SCHEMA = json.loads((ROOT / "config/schemas/eval.schema.json").read_text())

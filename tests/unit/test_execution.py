@@ -11,7 +11,7 @@ import torch._inductor.config
 from torch._dynamo.utils import counters
 from toy import experiment
 
-from planer.files import UserError
+from planer.errors import UserError
 from planer.latency import execution as execution_module
 from planer.latency.execution import check_execution, executable, prepared
 from planer.latency.networks import Pool, random_model, random_tokens, timed_forward

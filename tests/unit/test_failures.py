@@ -6,8 +6,8 @@ import logging
 
 import pytest
 
-from planer import failures
-from planer.failures import STATUS, Failures
+from planer.workflow import failures
+from planer.workflow.failures import STATUS, Failures
 
 LINE = "planer: demo/par retrain: train has 3 tokens"
 

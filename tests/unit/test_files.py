@@ -17,15 +17,8 @@ import torch
 from safetensors import safe_open
 from small_disk import small_disk
 
-from planer.files import (
-    UserError,
-    check_writable,
-    read_json,
-    replacing,
-    write_json,
-    write_parquet,
-    write_text,
-)
+from planer.errors import UserError
+from planer.files import check_writable, read_json, replacing, write_json, write_parquet, write_text
 from planer.tensors import read_tensors, write_tensors
 
 ROOT = Path(__file__).parents[2]

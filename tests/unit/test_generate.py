@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from planer.files import UserError
+from planer.errors import UserError
 from planer.models import LanguageModel, initialise
 from planer.models.generate import SEGMENT, Sampling, generate
 from planer.specs import Architecture, Attention, DynamicMoE, FeedForward, MoE, Skip

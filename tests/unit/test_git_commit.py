@@ -7,7 +7,7 @@ import subprocess
 
 import pytest
 
-from planer import source
+from planer import git as module
 
 
 def git(folder, *arguments):
@@ -21,21 +21,21 @@ def copy(tmp_path, monkeypatch):
     git(tmp_path, "init", "-q")
     git(tmp_path, "commit", "-q", "--allow-empty", "-m", "other")
     (tmp_path / "copy/planer").mkdir(parents=True)
-    monkeypatch.setattr(source, "__file__", str(tmp_path / "copy/planer/source.py"))
+    monkeypatch.setattr(module, "__file__", str(tmp_path / "copy/planer/git.py"))
     return tmp_path / "copy"
 
 
 def test_the_commit_of_a_repository_around_a_copy_is_not_the_codes(copy):
-    assert source.git_commit() == "unknown"
+    assert module.git_commit() == "unknown"
     git(copy, "init", "-q")
-    assert source.git_commit() == "unknown"
+    assert module.git_commit() == "unknown"
     git(copy, "commit", "-q", "--allow-empty", "-m", "own")
-    assert re.fullmatch("[0-9a-f]{40}", source.git_commit())
+    assert re.fullmatch("[0-9a-f]{40}", module.git_commit())
     (copy / "file").touch()
     git(copy, "add", ".")
-    assert re.fullmatch("[0-9a-f]{40}-dirty", source.git_commit())
+    assert re.fullmatch("[0-9a-f]{40}-dirty", module.git_commit())
 
 
 def test_no_commit_without_git(monkeypatch):
     monkeypatch.setenv("PATH", "/nowhere")
-    assert source.git_commit() == "unknown"
+    assert module.git_commit() == "unknown"

@@ -17,9 +17,9 @@ from toy import experiment
 
 import planer.heads
 from planer.config import WorkloadConfig
+from planer.errors import UserError
 from planer.evaluation.flops import checked_flops
 from planer.evaluation.quality import from_nll
-from planer.files import UserError
 from planer.heads import AdaptiveSoftmax, HeadSpec, Softmax
 from planer.heads.head import heads
 from planer.heads.sparse_softmax import SparseSoftmax

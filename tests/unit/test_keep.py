@@ -8,10 +8,10 @@ import pytest
 from planted import losses
 from toy import VOCAB_SIZE, experiment, latency_table
 
-from planer.files import UserError
+from planer.config.variant import parse_variant
+from planer.errors import UserError
 from planer.search.keep import keep, refusal
 from planer.search.network import kept_network, space_of
-from planer.variant import parse_variant
 
 LATENCIES = [0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3]
 REFERENCE = 2.0

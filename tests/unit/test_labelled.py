@@ -16,7 +16,7 @@ import pytest
 from PIL import Image
 
 from planer.data.labelled import Columns, find_splits, random_splits, read_labelled
-from planer.files import UserError
+from planer.errors import UserError
 
 TEXTS = ['he said "no", twice', "two\tparts", "line one\nline two", "café"]
 SIMPLE = ["a plain text", "it's \"quoted", "a, comma", "café"]

@@ -12,7 +12,8 @@ import pytest
 import torch
 from toy import experiment
 
-from planer.files import UserError, write_parquet
+from planer.errors import UserError
+from planer.files import write_parquet
 from planer.latency import networks as networks_module
 from planer.latency import profile as profile_module
 from planer.latency.gates import ROUTINGS

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from planer.config import OptimizerConfig
-from planer.files import UserError
+from planer.errors import UserError
 from planer.training import loop
 from planer.training.checkpoint import Checkpoint
 from planer.training.loop import Objective, Turn, fit

@@ -7,8 +7,8 @@ import dataclasses
 import pytest
 from toy import experiment
 
+from planer.config.variant import parse_variant
 from planer.search.methods import PAR_STOP, candidates_config, config_of, needs_supernet, search_config, stop_share
-from planer.variant import parse_variant
 
 CONFIG = experiment()
 CANDIDATES = dataclasses.replace(

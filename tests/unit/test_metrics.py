@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from planer.files import UserError
+from planer.errors import UserError
 from planer.tasks.metrics import METRICS, Scores, classified, join, measure
 
 sklearn = pytest.importorskip("sklearn.metrics", reason="the package scikit-learn is not installed")

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 from torch.utils.flop_counter import FlopCounterMode
 
-from planer.files import UserError
+from planer.errors import UserError
 from planer.models import LanguageModel, initialise, load, save
 from planer.models import head as module
 from planer.specs import Architecture, Attention, DynamicMoE, FeedForward, MoE, Skip

@@ -13,7 +13,8 @@ from toy import ROOT
 
 import planer
 from planer.__main__ import main
-from planer.files import UserError, write_json
+from planer.errors import UserError
+from planer.files import write_json
 from planer.models import LanguageModel, initialise, save
 from planer.models.network import MEM_LEN
 from planer.specs import Architecture, Attention, FeedForward

@@ -10,12 +10,12 @@ import torch
 import planer.blocks
 import planer.specs
 from planer.config import ModelConfig
-from planer.files import UserError
+from planer.errors import UserError
 from planer.heads import Softmax
 from planer.models import LanguageModel, initialise
-from planer.plugins import plugin_folders
-from planer.source import reached_files
 from planer.specs import Architecture, kinds
+from planer.specs.plugins import plugin_folders
+from planer.workflow.source import reached_files
 from tests.own_block import MODULE, SPECIFICATION, write_block
 from tests.workflow.conftest import ROOT
 

@@ -16,12 +16,13 @@ from toy import ROOT
 from planer.config import DataConfig, Experiment
 from planer.config.lengths import check_lengths
 from planer.config.model import one_source
+from planer.config.strict_yaml import read_experiment
 from planer.config.text import corpus_of, survey, text_files, three_parts, tokenizer_file, word_vocabulary
 from planer.data.corpora import SPLITS
 from planer.data.own_text import CHUNK, prepare_text
-from planer.files import UserError, read_json, read_tokens
+from planer.errors import UserError
+from planer.files import read_json, read_tokens
 from planer.parsing import build, merge
-from planer.strict_yaml import read_experiment
 
 DEFAULTS = yaml.safe_load((ROOT / "config/config.yaml").read_text())
 TINY = yaml.safe_load((ROOT / "tests/workflow/tiny.yaml").read_text())

@@ -11,12 +11,14 @@ from planted import losses
 from toy import VOCAB_SIZE, experiment, latency_table
 
 from planer.config import ParetoConfig
-from planer.evaluation.drawing import to_svg
-from planer.evaluation.pareto import pareto, pareto_figure, pareto_section, supernet_nll
-from planer.files import UserError, write_json
+from planer.config.variant import parse_variant
+from planer.errors import UserError
+from planer.evaluation.pareto import pareto, supernet_nll
+from planer.files import write_json
+from planer.report.drawing import to_svg
+from planer.report.pareto import pareto_figure, pareto_section
 from planer.search.network import chosen_network, space_of
 from planer.specs import Architecture, from_notation
-from planer.variant import parse_variant
 
 CONFIG = ParetoConfig(targets=(0.9, 0.5, 0.6, 0.7), compared=(0.5, 0.7, 0.9))
 

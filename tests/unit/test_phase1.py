@@ -14,7 +14,9 @@ from safetensors import safe_open
 from toy import MS, VOCAB_SIZE, experiment, latency_table, latency_table_of_this_machine
 
 from planer.config import SearchConfig
-from planer.files import UserError, write_json, write_parquet
+from planer.config.variant import parse_variant
+from planer.errors import UserError
+from planer.files import write_json, write_parquet
 from planer.models import LanguageModel, initialise
 from planer.search.latency_loss import LatencyLoss
 from planer.search.phase1 import Phase1, search
@@ -23,7 +25,6 @@ from planer.search.supernet_start import start_supernet
 from planer.training.checkpoint import Checkpoint
 from planer.training.loop import fit
 from planer.training.parent_start import Parent
-from planer.variant import parse_variant
 
 CPU = torch.device("cpu")
 SMALL = {"batch": 2, "tgt_len": 8, "mem_len": 12, "steps": 50, "epoch_steps": 10, "log_steps": 5, "checkpoint_steps": 7}

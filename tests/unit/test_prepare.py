@@ -17,7 +17,8 @@ from real_data import real
 from planer.config.corpora import CORPORA, PUBLISHED
 from planer.data.corpora import SPLITS
 from planer.data.prepare import byte_vocabulary, encode_bytes, encode_words, prepare, word_vocabulary
-from planer.files import UserError, read_json
+from planer.errors import UserError
+from planer.files import read_json
 
 
 def load(folder):

@@ -14,7 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from planer.files import UserError
+from planer.errors import UserError
 from planer.pretrained.folder import check_folder
 from planer.pretrained.load import load_image_processor, load_model, load_tokenizer
 

@@ -11,7 +11,7 @@ import torch
 from planted import COSTS, OPTIONS, STEM, named, space
 from scipy.stats import chisquare
 
-from planer.files import UserError
+from planer.errors import UserError
 from planer.search.constraints import Limit, latency_limit
 from planer.search.proposers import PROPOSERS, cuts
 from planer.search.proposers.random import WINDOW, random_network

@@ -11,7 +11,7 @@ import pytest
 import torch
 from toy import VOCAB_SIZE, experiment
 
-from planer.files import UserError
+from planer.errors import UserError
 from planer.models import LanguageModel, initialise
 from planer.search.halving import halve
 from planer.search.proxy import ProxyTraining

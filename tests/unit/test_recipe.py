@@ -10,7 +10,7 @@ import torch
 from test_retrain import CONFIG, TEXT, VALID, weights
 
 from planer.config import DistillConfig
-from planer.files import UserError
+from planer.errors import UserError
 from planer.models import LanguageModel, initialise
 from planer.specs import Architecture, Attention, FeedForward, MoE
 from planer.training.checkpoint import Checkpoint

@@ -11,18 +11,19 @@ from scipy.stats import t as student
 from scipy.stats import ttest_ind
 from toy import experiment
 
+from planer.errors import UserError
 from planer.evaluation.repeatability import (
     agreement,
     non_inferiority,
     power_of,
     repeatability,
-    repeatability_section,
     repeats_needed,
     spread,
     upper_bound,
     welch,
 )
-from planer.files import UserError, write_json
+from planer.files import write_json
+from planer.report.repeatability import repeatability_section
 
 OWN, RIVAL = [1.62, 1.60, 1.61], [1.600, 1.605, 1.592]
 

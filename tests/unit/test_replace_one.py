@@ -12,6 +12,7 @@ import pytest
 import torch
 from toy import MS, VOCAB_SIZE, experiment, latency_table
 
+from planer.config.variant import parse_variant
 from planer.data.stream import EvalBatches, StreamBatches
 from planer.models import LanguageModel, initialise
 from planer.search.network import space_of
@@ -20,7 +21,6 @@ from planer.search.scorers.replace_one import SupernetLoss, replace_one_scores
 from planer.search.space import Candidate, Space
 from planer.search.supernet import Supernet, build_supernet
 from planer.training.validate import VALID_BATCH, mean_nll
-from planer.variant import parse_variant
 
 CONFIG = experiment(candidates={"slack": 1.0, "rounds": 3})
 OPTIONS = list(CONFIG.design_space)

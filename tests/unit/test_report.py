@@ -17,12 +17,12 @@ import torch
 from made_up import NINE, SCHEMA, SELECTION, VARIANTS, evaluation, spread
 
 from planer.evaluation.comparison import chosen_row, compare
-from planer.evaluation.figures import draw
-from planer.evaluation.page import section
-from planer.evaluation.page import table as grid
-from planer.evaluation.report import FIGURES, render, write_report
 from planer.latency.table import LatencyTable
 from planer.models import LanguageModel, initialise, save
+from planer.report.figures import draw
+from planer.report.page import section
+from planer.report.page import table as grid
+from planer.report.report import FIGURES, render, write_report
 from planer.specs import Architecture, Attention, FeedForward
 
 ROOT = Path(__file__).parents[2]

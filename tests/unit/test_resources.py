@@ -12,7 +12,7 @@ from peak_memory import experiment
 
 from planer.config import Experiment
 from planer.config.text import corpus_of
-from planer.resources import STAGES, preparation, request
+from planer.workflow.resources import STAGES, preparation, request
 
 ROOT = Path(__file__).parents[2]
 SNAKEMAKE_MB = 260

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from planer.resources import ON_CPU
+from planer.workflow.resources import ON_CPU
 
 ROOT = Path(__file__).parents[2]
 RULES = {
@@ -57,7 +57,7 @@ def resolves_device(script: Path) -> bool:
     Of a job, methods count that the script calls; of other classes all of them.
     """
     waiting: list[tuple[Path, ast.AST]] = [(script, parse(script))]
-    seen = {(ROOT / "planer/job.py", "Job")}
+    seen = {(ROOT / "planer/workflow/job.py", "Job")}
     while waiting:
         path, tree = waiting.pop()
         for node in ast.walk(tree):
@@ -70,7 +70,7 @@ def resolves_device(script: Path) -> bool:
                 file, _ = names_of(path).get(node.value.id, (None, None))
                 name = node.attr
                 if node.value.id == ("self" if path.name == "job.py" else "job"):  # ``with stage(snakemake) as job``
-                    file, name = ROOT / "planer/job.py", f"Job.{node.attr}"
+                    file, name = ROOT / "planer/workflow/job.py", f"Job.{node.attr}"
             if file and name and (file, name) not in seen:
                 seen.add((file, name))
                 if found := definition(file, name):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from planer.files import UserError
+from planer.errors import UserError
 from planer.runtime import autocast, reproducible, resolve_device, resolve_dtype, seed_everything
 
 CPU = torch.device("cpu")

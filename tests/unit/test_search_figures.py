@@ -9,9 +9,9 @@ import pandas as pd
 import pytest
 from toy import experiment
 
-from planer.evaluation.drawing import to_svg
-from planer.evaluation.search_figures import Search, draw_searches
 from planer.files import write_parquet
+from planer.report.drawing import to_svg
+from planer.report.search_figures import Search, draw_searches
 
 CONFIG = experiment()
 OPTIONS = list(CONFIG.design_space)

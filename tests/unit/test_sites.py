@@ -12,7 +12,7 @@ from torch import nn
 
 from planer.conversion.experts import cluster_neurons
 from planer.conversion.sites import Weights, feed_forward_sites
-from planer.files import UserError
+from planer.errors import UserError
 from planer.models import LanguageModel
 from planer.specs import Architecture, Attention, FeedForward
 

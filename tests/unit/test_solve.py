@@ -11,7 +11,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from planer.files import UserError
+from planer.errors import UserError
 from planer.search.constraints import Limit
 
 module = importlib.import_module("planer.search.solve")

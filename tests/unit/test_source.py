@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from planer.source import reached_files, source_hash
+from planer.workflow.source import reached_files, source_hash
 
 FILES = {
     "workflow/scripts/train.py": "from planer.model import Model\nfrom planer.settings import seed\n",
@@ -151,7 +151,7 @@ def changed(pytestconfig, tmp_path_factory) -> Callable[[str, str, str], set[str
         ("config/experiment.py", "max_hours: Annotated", "max_days: Annotated"),
         ("parsing.py", "def merge", "def merged"),
         ("progress.py", "LINE_SECONDS = ", "LINE_SECONDS = 2 * "),
-        ("job.py", "import os", "import os, ast"),
+        ("workflow/job.py", "import os", "import os, ast"),
     ],
 )
 def test_an_edit_that_changes_no_result_repeats_nothing(changed, file, old, new):

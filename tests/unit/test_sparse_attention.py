@@ -12,8 +12,8 @@ from toy import experiment
 
 from planer.blocks.multiplicative import Multiplicative
 from planer.config import WorkloadConfig
+from planer.errors import UserError
 from planer.evaluation.flops import checked_flops
-from planer.files import UserError
 from planer.kernels.multiplicative import multiplicative
 from planer.latency.networks import timed_forward
 from planer.models import LanguageModel, initialise

@@ -11,8 +11,8 @@ from toy import experiment
 
 from planer.blocks.sparse_feed_forward import build
 from planer.config import WorkloadConfig
+from planer.errors import UserError
 from planer.evaluation.flops import checked_flops
-from planer.files import UserError
 from planer.models import LanguageModel, initialise
 from planer.specs import Architecture, Attention, FeedForward
 from planer.specs.sparse_feed_forward import SparseFeedForward

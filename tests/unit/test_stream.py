@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from planer.data.stream import EvalBatches, StreamBatches
-from planer.files import UserError
+from planer.errors import UserError
 
 SIZES = {"n": st.integers(2, 40), "extra": st.integers(0, 3), "batch": st.integers(1, 4), "tgt_len": st.integers(1, 9)}
 

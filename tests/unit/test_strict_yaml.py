@@ -6,8 +6,8 @@ import pytest
 import yaml
 from toy import ROOT
 
-from planer.files import UserError
-from planer.strict_yaml import MAX_BYTES, MAX_DEPTH, parse_yaml, read_assignments, read_yaml
+from planer.config.strict_yaml import MAX_BYTES, MAX_DEPTH, parse_yaml, read_assignments, read_yaml
+from planer.errors import UserError
 
 
 @pytest.mark.parametrize("file", sorted((ROOT / "config").rglob("*.yaml")), ids=lambda file: file.stem)

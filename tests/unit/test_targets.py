@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from planer.files import UserError
-from planer.targets import check_folders, check_made, names_in
+from planer.errors import UserError
+from planer.workflow.targets import check_folders, check_made, names_in
 
 DATASETS = ("pysource", "text8")
 RULES = {

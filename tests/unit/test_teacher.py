@@ -10,7 +10,7 @@ import torch
 from test_retrain import CONFIG
 
 from planer.data.stream import StreamBatches
-from planer.files import UserError
+from planer.errors import UserError
 from planer.models import LanguageModel, initialise
 from planer.specs import Architecture, Attention, FeedForward, MoE
 from planer.tensors import write_tensors

@@ -6,8 +6,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from planer.evaluation.drawing import to_svg
-from planer.evaluation.training_figures import COLUMNS, draw_trainings, expert_balance, starts
+from planer.report.drawing import to_svg
+from planer.report.training_figures import COLUMNS, draw_trainings, expert_balance, starts
 
 
 def history(last: float) -> pd.DataFrame:

@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 import torch
 
-from planer.files import UserError
+from planer.errors import UserError
 from planer.kernels import choice, tune
 
 CPU = torch.device("cpu")

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from planer.files import UserError
-from planer.variant import FOLDER, PATTERNS, Variant, check_name, name_of, parse_variant, spelled
+from planer.config.variant import FOLDER, PATTERNS, Variant, check_name, name_of, parse_variant, spelled
+from planer.errors import UserError
 
 
 @pytest.mark.parametrize(

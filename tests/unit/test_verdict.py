@@ -7,8 +7,8 @@ import math
 import pytest
 from made_up import chosen, evaluation, spread
 
-from planer.evaluation.verdict import rules, verdict
-from planer.variant import parse_variant
+from planer.config.variant import parse_variant
+from planer.report.verdict import rules, verdict
 
 COMMAND = "snakemake --cores 2 results/demo/"
 

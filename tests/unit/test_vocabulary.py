@@ -6,7 +6,8 @@ import json
 
 import pytest
 
-from planer.files import UserError, write_json
+from planer.errors import UserError
+from planer.files import write_json
 from planer.models.vocabulary import Vocabulary, read_vocabulary
 
 BYTES = Vocabulary(list(range(256)))

@@ -8,10 +8,10 @@ from pathlib import Path
 import pandas as pd
 
 from planer.config import Experiment
+from planer.config.strict_yaml import read_yaml
 from planer.latency.table import LatencyTable, identity
 from planer.parsing import build, merge
 from planer.runtime import resolve_device, resolve_dtype
-from planer.strict_yaml import read_yaml
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -16,12 +16,13 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from planer.failures import MISTAKE, STATUS
-from planer.files import UserError, file_sha256, read_json, read_yaml, write_json, write_yaml
+from planer.config.strict_yaml import read_yaml as read_config
+from planer.errors import UserError
+from planer.files import file_sha256, read_json, read_yaml, write_json, write_yaml
 from planer.latency.cost import load_cost
 from planer.latency.table import LatencyTable
 from planer.parsing import merge
-from planer.strict_yaml import read_yaml as read_config
+from planer.workflow.failures import MISTAKE, STATUS
 from tests.mutations import mutate
 from tests.workflow.conftest import ROOT
 from tests.workflow.jobs import BASELINE, DATA, JOBS, MODEL, OWN, SHARED, TABLE, TARGET, Runner

@@ -9,8 +9,8 @@ from dataclasses import replace
 import pytest
 import yaml
 
+from planer.config.strict_yaml import read_yaml
 from planer.parsing import merge
-from planer.strict_yaml import read_yaml
 from tests.own_block import write_block
 from tests.workflow.conftest import COSTS_MS, ROOT, plant_costs
 from tests.workflow.jobs import BASELINE, CORPUS, DATA, JOBS, RESULTS, TABLE, Job, Runner, network

@@ -8,8 +8,8 @@ import pytest
 
 from benchmarks.ranking import SHARES, agreement, measured
 from planer.config import Experiment
+from planer.config.strict_yaml import read_yaml
 from planer.parsing import build, merge
-from planer.strict_yaml import read_yaml
 from tests.workflow.conftest import ROOT
 
 pytestmark = pytest.mark.workflow

@@ -16,7 +16,7 @@ import yaml
 from planer.config import Experiment
 from planer.config.corpora import CORPORA
 from planer.parsing import build, merge
-from planer.resources import preparation, request
+from planer.workflow.resources import preparation, request
 
 from .conftest import ROOT, Workspace
 

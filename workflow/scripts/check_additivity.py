@@ -1,9 +1,9 @@
 """Compare the sum of table entries with the measured latency of random networks and the baseline."""
 
 from planer.files import write_json
-from planer.job import stage
 from planer.latency.additivity import check_additivity
 from planer.latency.table import LatencyTable
+from planer.workflow.job import stage
 
 if __name__ == "__main__":
     with stage(snakemake) as job:

@@ -2,15 +2,15 @@
 
 import time
 
+from planer.config.variant import parse_variant
 from planer.files import write_json
-from planer.job import stage
 from planer.latency.table import LatencyTable
 from planer.search.choice import choose_network
 from planer.search.methods import config_of
 from planer.search.proxy import ProxyTraining
 from planer.search.supernet import load_supernet
 from planer.training.recipe import recipe_of
-from planer.variant import parse_variant
+from planer.workflow.job import stage
 
 if __name__ == "__main__":
     with stage(snakemake) as job:

@@ -5,7 +5,7 @@ from pathlib import Path
 from planer import models
 from planer.conversion.experts import split
 from planer.files import write_json, write_parquet
-from planer.job import stage
+from planer.workflow.job import stage
 
 if __name__ == "__main__":
     with stage(snakemake) as job:

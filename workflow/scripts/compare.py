@@ -3,15 +3,15 @@
 from pathlib import Path
 
 from planer.evaluation.comparison import compare
-from planer.evaluation.figures import draw
-from planer.evaluation.pareto import pareto_figure, pareto_section
-from planer.evaluation.repeatability import repeatability_section
-from planer.evaluation.report import write_report
-from planer.evaluation.search_figures import Search, draw_searches
-from planer.evaluation.training_figures import draw_trainings, load_history
 from planer.files import read_json, write_parquet
-from planer.job import stage
 from planer.latency.table import LatencyTable
+from planer.report.figures import draw
+from planer.report.pareto import pareto_figure, pareto_section
+from planer.report.repeatability import repeatability_section
+from planer.report.report import write_report
+from planer.report.search_figures import Search, draw_searches
+from planer.report.training_figures import draw_trainings, load_history
+from planer.workflow.job import stage
 
 if __name__ == "__main__":
     with stage(snakemake) as job:

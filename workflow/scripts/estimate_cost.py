@@ -1,9 +1,9 @@
 """Estimate from the latency table how long the experiment trains, and refuse one that would not finish."""
 
 from planer.files import write_json
-from planer.job import stage
 from planer.latency.cost import check_hours, training_hours, training_tokens
 from planer.latency.table import LatencyTable
+from planer.workflow.job import stage
 
 if __name__ == "__main__":
     with stage(snakemake) as job:

@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from planer.job import stage
 from planer.models.export import export_network
+from planer.workflow.job import stage
 
 if __name__ == "__main__":
     with stage(snakemake):

@@ -1,10 +1,11 @@
 """Networks for many targets out of one supernet, beside networks of searches of their own."""
 
-from planer.evaluation.drawing import to_svg
-from planer.evaluation.pareto import pareto, pareto_figure
+from planer.evaluation.pareto import pareto
 from planer.files import read_json, write_json, write_text
-from planer.job import stage
+from planer.report.drawing import to_svg
+from planer.report.pareto import pareto_figure
 from planer.specs import Architecture, load_selection
+from planer.workflow.job import stage
 
 if __name__ == "__main__":
     with stage(snakemake) as job:

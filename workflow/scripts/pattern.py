@@ -1,9 +1,9 @@
 """Turn a pattern of the config into architecture.yaml."""
 
-from planer.job import stage
+from planer.config.variant import parse_variant
 from planer.latency.table import LatencyTable
 from planer.search.pattern import pattern_network
-from planer.variant import parse_variant
+from planer.workflow.job import stage
 
 if __name__ == "__main__":
     with stage(snakemake) as job:

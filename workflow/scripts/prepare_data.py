@@ -5,7 +5,7 @@ from pathlib import Path
 from planer.config.corpora import CORPORA
 from planer.data.own_text import prepare_text
 from planer.data.prepare import prepare
-from planer.job import stage
+from planer.workflow.job import stage
 
 if __name__ == "__main__":
     with stage(snakemake):

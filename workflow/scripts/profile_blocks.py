@@ -1,7 +1,7 @@
 """Measure the latency of every option of the design space on the device at hand."""
 
-from planer.job import stage
 from planer.latency.profile import profile_blocks
+from planer.workflow.job import stage
 
 if __name__ == "__main__":
     with stage(snakemake) as job:

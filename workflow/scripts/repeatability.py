@@ -2,7 +2,7 @@
 
 from planer.evaluation.repeatability import repeatability
 from planer.files import read_json, write_json
-from planer.job import stage
+from planer.workflow.job import stage
 
 if __name__ == "__main__":
     with stage(snakemake) as job:

@@ -1,9 +1,9 @@
 """Train a variant's network to the end, from its start or from where its proxy training has left it."""
 
-from planer.job import stage
+from planer.config.variant import parse_variant
 from planer.specs import Architecture
 from planer.training.recipe import recipe_of
-from planer.variant import parse_variant
+from planer.workflow.job import stage
 
 if __name__ == "__main__":
     with stage(snakemake) as job:

@@ -1,11 +1,11 @@
 """Phase 1: train a supernet and its architecture weights towards a latency target."""
 
+from planer.config.variant import parse_variant
 from planer.files import write_json, write_parquet
-from planer.job import stage
 from planer.latency.table import LatencyTable
 from planer.search.phase1 import search
 from planer.search.supernet import save_supernet
-from planer.variant import parse_variant
+from planer.workflow.job import stage
 
 if __name__ == "__main__":
     with stage(snakemake) as job:

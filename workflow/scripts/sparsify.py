@@ -5,9 +5,9 @@ from pathlib import Path
 
 from planer import models
 from planer.conversion.sparsity import sparsify
-from planer.job import stage
 from planer.training.distillation import taught_by
 from planer.training.terms import CrossEntropy
+from planer.workflow.job import stage
 
 if __name__ == "__main__":
     with stage(snakemake) as job:

@@ -5,9 +5,9 @@ from pathlib import Path
 
 from planer import models
 from planer.files import write_json
-from planer.job import stage
 from planer.runtime import resolve_device, resolve_dtype
 from planer.training.teacher import write_cache
+from planer.workflow.job import stage
 
 if __name__ == "__main__":
     with stage(snakemake) as job:

@@ -6,8 +6,8 @@ from planer import models
 from planer.config import ThresholdConfig
 from planer.conversion.routers import train_routers
 from planer.conversion.thresholds import ThresholdChoice
-from planer.job import stage
 from planer.parsing import build
+from planer.workflow.job import stage
 
 if __name__ == "__main__":
     with stage(snakemake) as job:

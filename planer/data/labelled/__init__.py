@@ -9,7 +9,8 @@ import numpy as np
 
 from planer.data.labelled import arrow, delimited, idx, images, json_lines
 from planer.data.labelled.examples import Columns, LabelledSet, Rows, number_labels
-from planer.files import UserError, one_line
+from planer.errors import UserError
+from planer.files import one_line
 from planer.parsing import show
 
 READERS: dict[str, Callable[[Path, Columns], Rows]] = {

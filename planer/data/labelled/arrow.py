@@ -14,7 +14,8 @@ import pyarrow.parquet
 
 from planer.data.labelled.examples import Columns, Rows, text_rows
 from planer.data.labelled.images import Images
-from planer.files import UserError, one_line
+from planer.errors import UserError
+from planer.files import one_line
 
 
 def read_parquet(path: Path, columns: Columns) -> Rows:

@@ -7,7 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from planer.data.labelled.examples import Columns, Rows, text_rows
-from planer.files import UserError, one_line
+from planer.errors import UserError
+from planer.files import one_line
 
 LONGEST = 2**31 - 1
 """Characters of a value; Python's own limit is 131,072."""

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from planer.files import UserError
+from planer.errors import UserError
 from planer.parsing import show
 
 

@@ -10,7 +10,8 @@ from pathlib import Path
 import numpy as np
 
 from planer.data.labelled.examples import Columns, Rows
-from planer.files import UserError, one_line
+from planer.errors import UserError
+from planer.files import one_line
 
 IMAGES, LABELS = "images-idx3-ubyte", "labels-idx1-ubyte"
 

@@ -13,7 +13,8 @@ import numpy as np
 from PIL import Image
 
 from planer.data.labelled.examples import Columns, Rows
-from planer.files import UserError, one_line
+from planer.errors import UserError
+from planer.files import one_line
 
 SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 

@@ -20,7 +20,8 @@ from pathlib import Path
 import torch
 from filelock import FileLock
 
-from planer.files import UserError, replacing
+from planer.errors import UserError
+from planer.files import replacing
 
 SOURCES = sorted(Path(__file__).parents[1].glob("*/*.cpp"))
 OPTIONS = ("-O3", "-march=native", "-std=c++20", "-fopenmp", "-fPIC", "-shared", "-w")

@@ -7,7 +7,7 @@ from functools import cache
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-from planer.files import UserError
+from planer.errors import UserError
 from planer.pretrained.adapters.adapter import Adapter
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from operator import attrgetter
 from typing import TYPE_CHECKING
 
-from planer.files import UserError
+from planer.errors import UserError
 from planer.parsing import show
 
 if TYPE_CHECKING:  # a folder is checked before torch is needed

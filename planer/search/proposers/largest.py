@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from planer.files import UserError
+from planer.errors import UserError
 from planer.search.solve import solve
 from planer.search.space import Candidate, Space
 

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from planer.config import derive_seed
-from planer.files import UserError
+from planer.errors import UserError
 from planer.search.constraints import Limit
 from planer.search.space import Candidate, Space
 

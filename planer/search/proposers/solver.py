@@ -20,7 +20,7 @@ from typing import TypeVar
 
 import numpy as np
 
-from planer.files import UserError
+from planer.errors import UserError
 from planer.search.scorers.alpha import alpha_scores
 from planer.search.scorers.replace_one import replace_one_scores
 from planer.search.solve import Selection, solve

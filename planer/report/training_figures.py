@@ -13,9 +13,9 @@ from matplotlib.collections import QuadMesh
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 
-from planer.evaluation.drawing import BLUE, MUTED, ORANGE, SURFACE, colour_key, new_figure, scale, style
+from planer.config.variant import SCRATCH, parse_variant
 from planer.files import read_parquet
-from planer.variant import SCRATCH, parse_variant
+from planer.report.drawing import BLUE, MUTED, ORANGE, SURFACE, colour_key, new_figure, scale, style
 
 STARTS = {
     False: ("trained baseline", "o", BLUE),

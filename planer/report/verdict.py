@@ -6,13 +6,14 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from planer.config.variant import Variant, name_of, parse_variant
 from planer.evaluation.comparison import chosen_row, headline
-from planer.evaluation.controls import CONTROLS, compare_with_controls, interval
-from planer.evaluation.page import milliseconds
+from planer.evaluation.controls import CONTROLS, compare_with_controls
 from planer.latency.relative import TOLERANCE as TARGET_TOLERANCE
 from planer.latency.relative import too_slow
 from planer.paired import CONFIDENCE
-from planer.variant import Variant, name_of, parse_variant
+from planer.report.control_tables import interval
+from planer.report.page import milliseconds
 
 TARGET_STEP = 0.1
 """The next larger target is larger by this share of the baseline's latency."""

@@ -24,7 +24,7 @@ import re
 from dataclasses import dataclass
 from decimal import Decimal
 
-from planer.files import UserError
+from planer.errors import UserError
 from planer.parsing import show
 
 FOLDER = r"[A-Za-z0-9][A-Za-z0-9._+-]*"

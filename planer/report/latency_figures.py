@@ -7,7 +7,9 @@ import math
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
-from planer.evaluation.drawing import (
+from planer.latency.gates import ROUTINGS
+from planer.latency.table import LatencyTable
+from planer.report.drawing import (
     INK,
     MUTED,
     STEM_COLOUR,
@@ -16,8 +18,6 @@ from planer.evaluation.drawing import (
     option_number,
     workload_text,
 )
-from planer.latency.gates import ROUTINGS
-from planer.latency.table import LatencyTable
 from planer.specs import kind_of, kinds
 
 LOADS = {"balanced": "balanced", "skewed": "as a trained gate", "one": "all to the same experts"}

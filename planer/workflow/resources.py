@@ -20,10 +20,10 @@ from dataclasses import dataclass
 from planer.config import Experiment, TrainingConfig
 from planer.config.corpora import Corpus
 from planer.config.text import corpus_of
+from planer.config.variant import Variant, parse_variant
 from planer.search.methods import candidates_config, needs_supernet, search_config
 from planer.search.sharing import owners
 from planer.specs import BlockSpec
-from planer.variant import Variant, parse_variant
 
 MIB = 2**20
 BASE_MB = 1000

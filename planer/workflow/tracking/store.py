@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING
 from urllib.parse import urlparse
 from urllib.request import url2pathname
 
-from planer.files import UserError
-from planer.tracking.address import database_of, default_database, is_server, store_uri
-from planer.tracking.secrets import redacted
-from planer.tracking.view import KIND_TAG, VIEW_TAG, view
+from planer.errors import UserError
+from planer.workflow.tracking.address import database_of, default_database, is_server, store_uri
+from planer.workflow.tracking.secrets import redacted
+from planer.workflow.tracking.view import KIND_TAG, VIEW_TAG, view
 
 if TYPE_CHECKING:
     from mlflow.tracking import MlflowClient
@@ -135,7 +135,7 @@ def _check(database: Path) -> None:
 
     MLflow itself would try for 100 s to open the first, and ruin the second by creating tables a second time.
     """
-    advice = "delete it, then `python -m planer.tracking sync` makes its runs anew from their journals"
+    advice = "delete it, then `python -m planer.workflow.tracking sync` makes its runs anew from their journals"
     try:
         with closing(sqlite3.connect(f"{database.as_uri()}?mode=ro", uri=True, timeout=20)) as connection:
             tables = {name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from planer.evaluation.comparison import pick
-from planer.evaluation.page import cell, table
+from planer.report.page import cell, table
 
 
 def search_tables(evaluations: Sequence[dict]) -> list[dict]:

@@ -1,4 +1,4 @@
-"""Command line of the MLflow mirror: ``python -m planer.tracking sync results``."""
+"""Command line of the MLflow mirror: ``python -m planer.workflow.tracking sync results``."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ import os
 import sys
 from pathlib import Path
 
-from planer.files import UserError
-from planer.tracking.follow import follow
-from planer.tracking.journal import FOLDER
-from planer.tracking.secrets import plain
+from planer.errors import UserError
+from planer.workflow.tracking.follow import follow
+from planer.workflow.tracking.journal import FOLDER
+from planer.workflow.tracking.secrets import plain
 
 LOCK_SECONDS = 60
 """How long the command waits for another process that uses the store."""
@@ -18,7 +18,9 @@ LOCK_SECONDS = 60
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one command; return the exit status."""
-    parser = argparse.ArgumentParser(prog="python -m planer.tracking", description=__doc__.partition(":")[0] + ".")
+    parser = argparse.ArgumentParser(
+        prog="python -m planer.workflow.tracking", description=__doc__.partition(":")[0] + "."
+    )
     commands = parser.add_subparsers(dest="command", required=True)
     texts = {
         "sync": "bring everything that MLflow does not have yet into it; doing it again changes nothing",
@@ -38,7 +40,7 @@ def main(arguments: list[str] | None = None) -> int:
         if not options.results.is_dir():
             raise UserError(f"no folder {options.results}; run a workflow first, or name another folder")
         if options.command == "ui":
-            from planer.tracking.ui import serve
+            from planer.workflow.tracking.ui import serve
 
             return serve(options.results, options.port)
         return _sync(options.results)
@@ -56,8 +58,8 @@ def _port(text: str) -> int:
 
 
 def _sync(results: Path) -> int:
-    from planer.tracking.store import opened
-    from planer.tracking.sync import sync
+    from planer.workflow.tracking.store import opened
+    from planer.workflow.tracking.sync import sync
 
     if not (results / FOLDER).is_dir() and not any(results.glob("*/*/eval.json")):
         raise UserError(f"{results} holds neither journals ({FOLDER}) nor evaluations; name the folder of a workflow")

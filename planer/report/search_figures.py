@@ -20,8 +20,9 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 from scipy.special import softmax
 
-from planer.evaluation.drawing import BLUE, GRID, INK, MUTED, ORANGE, colour_key, new_figure, scale, style
-from planer.files import Damaged, read_parquet
+from planer.errors import Damaged
+from planer.files import read_parquet
+from planer.report.drawing import BLUE, GRID, INK, MUTED, ORANGE, colour_key, new_figure, scale, style
 from planer.specs import Architecture, load_selection
 
 TRAJECTORY = {name: "number" for name in ("entropy", "skip_share", "expected_ms", "argmax_ms", "budget_ms")}

@@ -18,16 +18,15 @@ from __future__ import annotations
 
 import ast
 import hashlib
-import subprocess
 from collections.abc import Iterator
 from functools import cache
 from itertools import accumulate
 from pathlib import Path
 
-from planer.plugins import plugin_folders
+from planer.specs.plugins import plugin_folders
 
-CHANGES_NO_RESULT = ("__init__", "job", "parsing", "progress", "source", "tracking")
-"""Modules of planer whose edits repeat nothing."""
+CHANGES_NO_RESULT = ("__init__", "git", "parsing", "progress", "workflow")
+"""Modules and packages of planer whose edits repeat nothing."""
 REGISTRIES = ("planer/blocks", "planer/heads", "planer/specs")
 """Folders whose modules are found by their files: who reaches one of them reaches all, a user's own blocks too."""
 VALUES = "config"
@@ -168,23 +167,3 @@ def _canonical(value: object) -> str:
         return repr(value)
     fields = ((name, field) for name, field in ast.iter_fields(value) if field is not None and field != [])
     return f"{type(value).__name__}({','.join(f'{name}={_canonical(field)}' for name, field in fields)})"
-
-
-def git_commit() -> str:
-    """Commit of the code that runs, with -dirty when files differ from it; unknown outside of its own repository.
-
-    A copy without a repository may lie in the folder of another one, whose commit says nothing about it.
-    """
-    root = Path(__file__).resolve().parents[1]
-    try:
-        if Path(_git(root, "rev-parse", "--show-toplevel")).resolve() != root:
-            return "unknown"
-        return _git(root, "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*")
-    except (OSError, subprocess.SubprocessError):
-        return "unknown"
-
-
-def _git(folder: Path, *arguments: str) -> str:
-    """What git prints in a folder.  Raises OSError without git, SubprocessError when it fails or hangs."""
-    command = ["git", *arguments]
-    return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=5, check=True).stdout.strip()

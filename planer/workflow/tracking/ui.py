@@ -11,11 +11,11 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
-from planer.files import UserError
-from planer.tracking.address import store_uri
-from planer.tracking.store import Store, opened
-from planer.tracking.sync import sync
-from planer.tracking.view import page
+from planer.errors import UserError
+from planer.workflow.tracking.address import store_uri
+from planer.workflow.tracking.store import Store, opened
+from planer.workflow.tracking.sync import sync
+from planer.workflow.tracking.view import page
 
 HOST = "127.0.0.1"
 

@@ -10,8 +10,10 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import FancyBboxPatch, Patch
 from matplotlib.ticker import PercentFormatter
 
+from planer.config.variant import parse_variant
 from planer.evaluation.comparison import chosen_row, headline, pick
-from planer.evaluation.drawing import (
+from planer.latency.table import LatencyTable
+from planer.report.drawing import (
     GRID,
     INK,
     MUTED,
@@ -23,10 +25,8 @@ from planer.evaluation.drawing import (
     style,
     workload_text,
 )
-from planer.evaluation.latency_figures import block_latencies, routings
-from planer.latency.table import LatencyTable
+from planer.report.latency_figures import block_latencies, routings
 from planer.specs import kinds
-from planer.variant import parse_variant
 
 UNITS = {"bpc": "bits per character", "ppl": "perplexity"}
 FAMILIES = {

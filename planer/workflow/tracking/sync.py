@@ -7,11 +7,11 @@ from dataclasses import dataclass, field
 from itertools import groupby
 from pathlib import Path
 
-from planer.tracking.journal import FOLDER, Journal, forget, journals
-from planer.tracking.runs import StageMirror
-from planer.tracking.secrets import plain
-from planer.tracking.store import Store
-from planer.tracking.variants import SHARED, VariantMirror, owner_of
+from planer.workflow.tracking.journal import FOLDER, Journal, forget, journals
+from planer.workflow.tracking.runs import StageMirror
+from planer.workflow.tracking.secrets import plain
+from planer.workflow.tracking.store import Store
+from planer.workflow.tracking.variants import SHARED, VariantMirror, owner_of
 
 
 @dataclass

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from planer.files import UserError
+from planer.errors import UserError
 
 VARIABLE = "PLANER_BLOCKS"
 

@@ -18,11 +18,11 @@ from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 
-from planer.tracking.address import database_of, store_uri
-from planer.tracking.journal import FOLDER, journals
-from planer.tracking.secrets import one_line, plain
-from planer.tracking.store import opened
-from planer.tracking.sync import sync
+from planer.workflow.tracking.address import database_of, store_uri
+from planer.workflow.tracking.journal import FOLDER, journals
+from planer.workflow.tracking.secrets import one_line, plain
+from planer.workflow.tracking.store import opened
+from planer.workflow.tracking.sync import sync
 
 ROWS_SECONDS = 10
 """Between two looks at the rows of running jobs."""
@@ -30,7 +30,7 @@ LOOK_SECONDS = 1
 """Between two looks for jobs that have ended: what these wrote is mirrored before another job measures latencies."""
 END_SECONDS = 60
 """What a workflow waits at its end at most, for a slow server; one that does not answer costs twice REQUEST_SECONDS."""
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 _follower: subprocess.Popen | None = None
 
 
@@ -44,7 +44,7 @@ def start(results: str | Path) -> None:
     path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
     try:
         _follower = subprocess.Popen(
-            [sys.executable, "-P", "-m", "planer.tracking", "follow", str(results)],
+            [sys.executable, "-P", "-m", "planer.workflow.tracking", "follow", str(results)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
@@ -80,7 +80,7 @@ def finish(results: str | Path) -> None:
 def _warn(trouble: str, results: str | Path) -> None:
     print(
         f"warning: MLflow does not have all runs yet ({trouble}); results are complete without it; "
-        f"to try again: python -m planer.tracking sync {results}",
+        f"to try again: python -m planer.workflow.tracking sync {results}",
         file=sys.stderr,
     )
 

@@ -9,18 +9,19 @@ from pathlib import Path
 import jinja2
 from matplotlib.figure import Figure
 
+from planer.config.variant import parse_variant
 from planer.evaluation.comparison import compare, headline
-from planer.evaluation.controls import CONTROLS, control_table, shallow_finding
-from planer.evaluation.drawing import inline, to_svg
-from planer.evaluation.figures import UNITS
-from planer.evaluation.page import TEMPLATE, cell, count, milliseconds, section, table
-from planer.evaluation.search_tables import path_tables, proxy_training_tables, search_tables
-from planer.evaluation.summary import summary_line
-from planer.evaluation.sweep_tables import sweep_table
-from planer.evaluation.verdict import rules, verdict
+from planer.evaluation.controls import CONTROLS
 from planer.files import write_text
 from planer.latency.additivity import IDLE_BAR, missed
-from planer.variant import parse_variant
+from planer.report.control_tables import control_table, shallow_finding
+from planer.report.drawing import inline, to_svg
+from planer.report.figures import UNITS
+from planer.report.page import TEMPLATE, cell, count, milliseconds, section, table
+from planer.report.search_tables import path_tables, proxy_training_tables, search_tables
+from planer.report.summary import summary_line
+from planer.report.sweep_tables import sweep_table
+from planer.report.verdict import rules, verdict
 
 FIGURES = {
     "quality_latency": "Test quality against measured latency, one point per network",

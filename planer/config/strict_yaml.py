@@ -13,7 +13,7 @@ from pathlib import Path
 
 import yaml
 
-from planer.files import UserError
+from planer.errors import UserError
 from planer.parsing import show
 
 MAX_BYTES = 50_000

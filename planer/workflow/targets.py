@@ -7,8 +7,8 @@ import re
 from collections.abc import Iterable
 from difflib import get_close_matches
 
-from planer.files import UserError
-from planer.variant import check_name, parse_variant
+from planer.config.variant import check_name, parse_variant
+from planer.errors import UserError
 
 
 def names_in(path: str, datasets: Iterable[str]) -> dict[str, str]:

@@ -26,9 +26,9 @@ from importlib.metadata import PackageNotFoundError, version
 from numbers import Real
 from pathlib import Path
 
-from planer.files import UserError
-from planer.source import git_commit
-from planer.tracking.secrets import one_line
+from planer.errors import UserError
+from planer.git import git_commit
+from planer.workflow.tracking.secrets import one_line
 
 FOLDER = ".tracking"
 """Of the journals, among the results."""
@@ -287,7 +287,7 @@ def _versions() -> dict[str, str]:
     with suppress(PackageNotFoundError):
         found["torch"] = version("torch")
     with suppress(OSError):
-        project = Path(__file__).resolve().parents[2] / "pyproject.toml"
+        project = Path(__file__).resolve().parents[3] / "pyproject.toml"
         found["planer"] = tomllib.loads(project.read_text())["project"]["version"]
     if "SLURM_JOB_ID" in os.environ:
         found["slurm_job_id"] = os.environ["SLURM_JOB_ID"]

@@ -11,9 +11,10 @@ from pathlib import Path
 from urllib.parse import urlparse
 from urllib.request import url2pathname
 
-from planer.files import UserError, read_json, write_json
-from planer.tracking.journal import Journal, fingerprint, state_path
-from planer.tracking.store import Store
+from planer.errors import UserError
+from planer.files import read_json, write_json
+from planer.workflow.tracking.journal import Journal, fingerprint, state_path
+from planer.workflow.tracking.store import Store
 
 IDENTITY = "planer_id"
 """The tag by which a run is found again when a sync was killed before it could remember the run."""

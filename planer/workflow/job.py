@@ -19,13 +19,15 @@ import numpy as np
 import torch
 from pandas import DataFrame
 
-from planer import models, progress, tracking
+from planer import models, progress
 from planer.config import sections
-from planer.failures import MISTAKE, STATUS
-from planer.files import Damaged, UserError, file_sha256, read_json, read_tokens, write_json, write_parquet
+from planer.errors import Damaged, UserError
+from planer.files import file_sha256, read_json, read_tokens, write_json, write_parquet
 from planer.models import LanguageModel
 from planer.runtime import device_name, keep_freed_memory, resolve_device, resolve_dtype
 from planer.training.checkpoint import Checkpoint
+from planer.workflow import tracking
+from planer.workflow.failures import MISTAKE, STATUS
 
 SHARED = "shared"
 """What stands for the variant of a job that all variants of an experiment share."""
@@ -103,7 +105,7 @@ def stage(snakemake) -> Iterator[Job]:
     The streams are redirected at the file descriptors, so that messages of compiled libraries land there too.
     Numbers in an output called metrics become the run's metrics.  What the job's progress lines say goes to the console
     too, now and then.  A UserError ends the job with STATUS and one line, the last one of the log, from where
-    planer/failures.py fetches it; other exceptions keep their traceback, in the log.
+    planer/workflow/failures.py fetches it; other exceptions keep their traceback, in the log.
     """
     experiment, variant, rule = _identity(snakemake)
     label = f"{experiment} {rule}" if variant == SHARED else f"{experiment}/{variant} {rule}"

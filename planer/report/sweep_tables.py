@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from planer.evaluation.comparison import chosen_row
-from planer.evaluation.page import cell, count, milliseconds, table
-from planer.evaluation.verdict import verdict
+from planer.report.page import cell, count, milliseconds, table
+from planer.report.verdict import verdict
 
 
 def sweep_table(evaluation: dict) -> dict:

@@ -6,7 +6,7 @@ import os
 import re
 from urllib.parse import unquote
 
-from planer.files import UserError
+from planer.errors import UserError
 
 SHORTEST = 3
 """Characters of the shortest password that is looked for by itself: replacing a single letter would ruin any text."""

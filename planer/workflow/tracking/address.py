@@ -7,8 +7,8 @@ import re
 from pathlib import Path
 from urllib.parse import urlparse
 
-from planer.files import UserError
-from planer.tracking.secrets import redacted
+from planer.errors import UserError
+from planer.workflow.tracking.secrets import redacted
 
 SERVERS = ("http", "https")
 DATABASES = ("postgresql", "mysql", "mssql")

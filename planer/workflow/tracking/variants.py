@@ -10,11 +10,12 @@ from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
-from planer.files import Damaged, read_json
-from planer.tracking.journal import FOLDER, fingerprint
-from planer.tracking.runs import IDENTITY, Memory, Run
-from planer.tracking.store import Store
-from planer.tracking.view import VIEW_TAG, columns, view
+from planer.errors import Damaged
+from planer.files import read_json
+from planer.workflow.tracking.journal import FOLDER, fingerprint
+from planer.workflow.tracking.runs import IDENTITY, Memory, Run
+from planer.workflow.tracking.store import Store
+from planer.workflow.tracking.view import VIEW_TAG, columns, view
 
 SHARED = "shared"
 """Owner of the stages that belong to no variant: the latency table, the cost, the comparison, corpora."""
