@@ -1,12 +1,26 @@
-"""python -m planer: generate text with a trained network, show what it is, export it as a Hugging Face folder."""
+"""python -m planer: generate text with a trained network, serve it, show what it is, export it."""
 
 from __future__ import annotations
 
 import argparse
 import sys
+from pathlib import Path
 from typing import NoReturn
 
 from planer.errors import UserError
+from planer.serving.limits import Limits
+
+LIMITS = {
+    "request_bytes": "bytes of a request's body",
+    "prompt_tokens": "tokens of a prompt",
+    "max_tokens": "tokens that one request may ask for",
+    "active": "requests that generate side by side",
+    "waiting": "requests that wait for their turn; the next one is refused",
+    "seconds": "time from the arrival of a request to its last token",
+    "grace": "seconds that requests have to finish after SIGTERM",
+    "threads": "threads of PyTorch; 0: its default",
+}
+"""Options of the server: fields of ``Limits``."""
 
 
 class Parser(argparse.ArgumentParser):
@@ -36,6 +50,15 @@ def parser() -> Parser:
     command.add_argument("--top-p", type=float, default=1.0, help="sample from tokens of this probability in all (1)")
     command.add_argument("--seed", type=int, default=0, help="of the random choices (0)")
     command.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:<number>")
+    command = add("serve", serve, "answer requests of the completions API over HTTP")
+    command.add_argument("--host", default="127.0.0.1", help="address to listen on (127.0.0.1: this machine alone)")
+    command.add_argument("--port", type=int, default=8000, help="0 takes a free one (8000)")
+    command.add_argument("--name", help="of the model, for clients (its experiment and variant, or the folder's name)")
+    command.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:<number>")
+    for name, text in LIMITS.items():
+        default = getattr(Limits, name)
+        option = f"--{name.replace('_', '-')}"
+        command.add_argument(option, type=type(default), default=default, metavar="N", help=f"{text} ({default:g})")
     add("info", info, "show what a network is")
     command = add("export", export, "write a Hugging Face folder")
     command.add_argument("out", metavar="OUT", help="a new or empty folder")
@@ -58,6 +81,23 @@ def generate(options: argparse.Namespace) -> None:
     for piece in network.surroundings.vocabulary.pieces(network.stream(ids, **sampling)):
         print(piece, end="", flush=True)
     print()
+
+
+def serve(options: argparse.Namespace) -> None:
+    """Answer requests until a signal."""
+    limits = Limits.of(**{name: getattr(options, name) for name in LIMITS})
+    import planer
+
+    try:
+        from planer.serving.server import Server, is_loopback, run
+    except ModuleNotFoundError as error:
+        raise UserError(f"the server needs {error.name}: pip install 'planer[serve]'") from error
+    network = planer.load(options.folder, options.device, options.vocab)
+    name = options.name or network.surroundings.variant or Path(options.folder).resolve().name
+    server = Server(network, name, limits, options.host, options.port)
+    if not is_loopback(options.host):
+        print(f"anyone who reaches {server.address} can use the network: it asks for no key", file=sys.stderr)
+    run(server, name)
 
 
 def info(options: argparse.Namespace) -> None:

@@ -36,6 +36,11 @@ class Surroundings:
     """eval.json, or None where there is none."""
 
     @property
+    def variant(self) -> str | None:
+        """Experiment and variant: ``demo/target_0.5``; None where there is no eval.json."""
+        return f"{self.evaluation['experiment']}/{self.evaluation['variant']}" if self.evaluation else None
+
+    @property
     def mem_len(self) -> int:
         """Tokens that a token sees before itself: as in the evaluation."""
         return self.evaluation["quality"]["final"]["mem_len"] if self.evaluation else MEM_LEN

@@ -26,6 +26,7 @@ FLOORS = (
     "evaluation",
     "report",
     "workflow",
+    "serving",
 )
 """From the ground up."""
 GROUND = ("errors", "files", "git", "initial", "measure", "paired", "parsing", "progress", "runtime", "tensors")
