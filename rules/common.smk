@@ -14,7 +14,6 @@ from planer.workflow.environment import prepare_environment
 from planer.workflow.failures import FAILURES
 from planer.errors import UserError
 from planer.files import check_writable
-from planer.latency.cost import check_hours, load_cost, rescaled
 from planer.parsing import build, merge
 from planer.workflow.source import source_hash
 from planer.config.strict_yaml import read_assignments, read_experiment, read_yaml
@@ -60,10 +59,6 @@ def settings(experiment):
     corpus = corpus_of(checked.data)
     check_lengths(checked, corpus)
     checked.model.head.check(corpus.vocab_size, checked.model.d_model)
-    estimate = Path(f"results/{experiment}/cost.json")
-    if estimate.exists():  # steps may have been raised since
-        earlier = load_cost(estimate)
-        check_hours(rescaled(earlier, checked), earlier["device"], checked)
     return values
 
 

@@ -136,7 +136,7 @@ def choice_inputs(wildcards):
 def choice_sections(wildcards):
     """What the choice of a network reads of the config: the search where there is a supernet, and the training."""
     variant = parse_variant(wildcards.variant)
-    names = ["device", "threads", "dtype", "data", "model", "patterns", "design_space", "arms", "workload"]
+    names = ["device", "threads", "dtype", "data", "model", "patterns", "design_space", "search_methods", "workload"]
     names += ["candidates", "retrain" if variant.scratch else "distill"]
     names += (["search"] if search_of(wildcards) else []) + (["keep"] if variant.method == "keep" else [])
     return sections(*names)(wildcards)

@@ -27,7 +27,7 @@ rule profile_blocks:
             "model",
             "patterns",
             "design_space",
-            "arms",
+            "search_methods",
             "workload",
             "profile_blocks",
         ),
@@ -77,8 +77,8 @@ rule check_additivity:
         "../workflow/scripts/check_additivity.py"
 
 
-# Runs once per latency table.  A later change of steps is checked when the Snakefile is read (settings() in common.smk):
-# tracking it here would train again after every raise of max_hours, and ancient() would hide other changes downstream.
+# Runs once per latency table.  A later change of steps is checked before any job (check_cost in targets.smk): tracking
+# it here would train again after every raise of max_hours, and ancient() would hide other changes downstream.
 rule estimate_cost:
     input:
         table="results/{experiment}/latency_table.parquet",

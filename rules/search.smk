@@ -24,7 +24,16 @@ rule search:
         runtime=minutes("search"),
     params:
         config=sections(
-            "device", "threads", "dtype", "data", "model", "patterns", "design_space", "arms", "workload", "search"
+            "device",
+            "threads",
+            "dtype",
+            "data",
+            "model",
+            "patterns",
+            "design_space",
+            "search_methods",
+            "workload",
+            "search",
         ),
         seed=seed("search"),
         vocab_size=vocab_size,

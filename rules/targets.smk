@@ -1,10 +1,11 @@
-# The targets of the command line.  Snakemake plans jobs before it reports a mistake in them, and reports it in many lines.
-# Here a mistake is a single line, before any work.
+# The targets of the command line.  Snakemake reports a mistake in them in many lines, after it has planned jobs.  Here a
+# mistake is one line, before any work.
 import os
 
 from snakemake.cli import get_argument_parser
 
 from planer.config.corpora import CORPORA
+from planer.latency.cost import check_hours, load_cost, rescaled
 from planer.workflow.targets import check_folders, check_made, names_in
 
 
@@ -18,14 +19,23 @@ def targets():
     return [*parsed.targets, *more] or ["results/demo/report.html"]
 
 
+def check_cost(experiment):
+    """Raise UserError when an experiment that was estimated earlier would now train too long, with more steps."""
+    estimate = Path(f"results/{experiment}/cost.json")
+    if estimate.exists():
+        earlier, config = load_cost(estimate), build(Experiment, settings(experiment))
+        check_hours(rescaled(earlier, config), earlier["device"], config)
+
+
 def check_targets():
-    """Raise UserError for names that mean nothing, wrong configuration, and files that nothing makes."""
+    """Raise UserError for unknown names, wrong configuration, too long trainings, and files that nothing makes."""
     check_folders("results", "logs", "scratch")
     made = {x.name: [re.sub(r"\{(\w+),[^}]*\}", r"{\1}", str(file)) for file in x.output] for x in workflow.rules}
     for target in targets():
         names = names_in(os.path.relpath(target or "."), [*CORPORA, *(f"{name}{OWN}" for name in experiment_files())])
         if "experiment" in names:
             settings(names["experiment"])
+            check_cost(names["experiment"])
         elif names.get("dataset", "").endswith(OWN) and not data_of(names["dataset"].removesuffix(OWN)).text:
             raise UserError(f"target {target!r}: this experiment names no text of its own in data.text")
         check_made(target, names, made)

@@ -10,7 +10,7 @@ from planer.config.conversion import ClusterConfig, RouterConfig, SparsifyConfig
 from planer.config.evaluation import EvaluateConfig, ParetoConfig, RepeatabilityConfig
 from planer.config.experiment import Experiment, sections
 from planer.config.latency import ProfileConfig, WorkloadConfig
-from planer.config.model import ArmsConfig, DataConfig, ModelConfig, PatternsConfig
+from planer.config.model import DataConfig, MethodsConfig, ModelConfig, PatternsConfig
 from planer.config.search import LIMITS, CandidatesConfig, KeepConfig, SearchConfig, batch_of_limit
 from planer.config.seed import derive_seed
 from planer.config.thresholds import ThresholdConfig
@@ -18,7 +18,7 @@ from planer.config.training import DistillConfig, OptimizerConfig, RetrainConfig
 
 __all__ = [
     "LIMITS",
-    "ArmsConfig",
+    "MethodsConfig",
     "CandidatesConfig",
     "ClusterConfig",
     "DataConfig",

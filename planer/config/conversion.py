@@ -14,13 +14,9 @@ class SparsifyConfig(TrainingConfig):
     """Fine-tuning that enforces activation sparsity in the dense feed-forward layers."""
 
     penalty: Literal["hoyer", "l1"]
-    """Square Hoyer (sum |a|)^2 / sum a^2, or the L1 norm, per token, on post-ReLU activations."""
     weight: Weight
-    """alpha: weight of the penalty after the ramp."""
     ramp: Literal["none", "linear", "linear_warmup"]
-    """Constant alpha, alpha * t/T, or alpha * min(1, t/(T/2))."""
     balance_weight: Weight
-    """lambda of the Switch load-balancing loss, for networks with mixtures of experts."""
 
 
 @dataclass(frozen=True)
@@ -28,11 +24,8 @@ class ClusterConfig:
     """Splitting dense layers into experts."""
 
     expert_size: Width
-    """Neurons per expert; must divide d_inner."""
     restarts: Count
-    """k-means initialisations; the best is kept."""
     max_iterations: Rounds
-    """Lloyd iterations per initialisation."""
 
 
 @dataclass(frozen=True)
@@ -40,4 +33,3 @@ class RouterConfig(TrainingConfig):
     """Routers that regress the norm of each expert's output."""
 
     width: Width
-    """Hidden neurons of the two-layer router."""

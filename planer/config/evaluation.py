@@ -17,7 +17,6 @@ class EvaluateConfig(ThresholdConfig):
     """Quality, latency and the dynamic-k sweep."""
 
     latency_rounds: Rounds
-    """Interleaved repeats of each latency measurement."""
 
 
 @dataclass(frozen=True)
@@ -25,15 +24,10 @@ class RepeatabilityConfig:
     """Repeats of one variant and of the baseline, with other random streams."""
 
     variant: str
-    """What is repeated."""
     seeds: Annotated[int, Range(2, 1_000)]
-    """Repeats of each, the first without a suffix."""
     margin: PositiveShare
-    """The variant may be worse than the baseline by this share and still count as no worse."""
     power: PositiveShare
-    """Wanted chance that the test shows this for a variant as good as the baseline."""
     alpha: PositiveShare
-    """Chance that the test shows this for a variant that is worse by the margin."""
 
     def __post_init__(self) -> None:
         variant = parse_variant(self.variant)
@@ -50,9 +44,7 @@ class ParetoConfig:
     """Networks for many targets out of one supernet."""
 
     targets: Annotated[tuple[Target, ...], Items(3, 100)]
-    """Wanted latencies over the baseline's."""
     compared: Annotated[tuple[Target, ...], Items(3, 100)]
-    """Targets whose network is retrained, beside that of a search of its own."""
 
     def __post_init__(self) -> None:
         for target in self.compared:

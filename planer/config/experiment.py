@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 from planer.config.conversion import ClusterConfig, RouterConfig, SparsifyConfig
 from planer.config.evaluation import EvaluateConfig, ParetoConfig, RepeatabilityConfig
 from planer.config.latency import ProfileConfig, WorkloadConfig
-from planer.config.model import ArmsConfig, DataConfig, DesignSpace, ModelConfig, PatternsConfig
+from planer.config.model import DataConfig, DesignSpace, MethodsConfig, ModelConfig, PatternsConfig
 from planer.config.search import CandidatesConfig, KeepConfig, SearchConfig, batch_of_limit
 from planer.config.training import DistillConfig, RetrainConfig
 from planer.config.variant import parse_variant
@@ -24,24 +24,17 @@ class Experiment:
     """One experiment: dataset, backbone, design space, workload and budgets."""
 
     seed: Annotated[int, Range(0, 2**63 - 1)]
-    """Every random stream is derived from this."""
     device: Annotated[str, Matching(r"auto|cpu|cuda(:(0|[1-9][0-9]{0,3}))?", "auto, cpu, cuda or cuda:<number>")]
     threads: Annotated[int, Range(1, 1_024)]
-    """CPU threads of every job; part of the latency table's identity."""
     dtype: Literal["auto", "float32", "bfloat16"]
-    """Arithmetic of matrix products; auto is bfloat16 on CUDA and float32 on CPU."""
     max_hours: Annotated[float, Range(0, 1_000_000_000, above=True)]
-    """An experiment estimated to train longer than this on the device at hand is refused; raise it to go on."""
     default_variants: Annotated[tuple[str, ...], Items(1, 1_000)]
-    """Variants of comparison.parquet and report.html."""
     default_analyses: Annotated[tuple[Literal["pareto", "repeatability"], ...], Items(0, 2)]
-    """What report.html shows beside them; each needs several searches."""
     data: DataConfig
     model: ModelConfig
     patterns: PatternsConfig
     design_space: DesignSpace
-    """Options of every searched position: skip, attention_<heads>, feed_forward, feed_forward_x<s>, moe_top<k>."""
-    arms: ArmsConfig
+    search_methods: MethodsConfig
     workload: WorkloadConfig
     profile_blocks: ProfileConfig
     search: SearchConfig
@@ -69,7 +62,7 @@ class Experiment:
             except ValueError as error:
                 raise UserError(f"patterns.{name}: {error}") from error
         spaces = {"design_space": self.design_space} | {
-            f"arms.{name}": space for name, space in vars(self.arms).items()
+            f"search_methods.{name}": space for name, space in vars(self.search_methods).items()
         }
         for name, space in spaces.items():
             for option in space:

@@ -24,11 +24,8 @@ class DataConfig:
     """Which text: a corpus by name, or files of one's own."""
 
     dataset: Annotated[str, Matching("|".join(["", *map(re.escape, CORPORA)]), f"one of {', '.join(CORPORA)}")]
-    """Corpus; corpora.yaml lists sources, sizes and checksums.  Empty for one's own text."""
     text: str
-    """Path or glob of one's own text.  Empty for a corpus."""
     tokenizer: str
-    """Of one's own text: bytes, words, a tokenizer.json, or a folder with one."""
 
     def __post_init__(self) -> None:
         if bool(self.dataset) == bool(self.text):
@@ -61,25 +58,15 @@ class ModelConfig:
     """The backbone that all variants of an experiment share."""
 
     d_model: Width
-    """Width of the residual stream; must be divisible by num_heads and even."""
     num_heads: Count
-    """Heads of a full attention block; d_head = d_model / num_heads stays fixed when heads are pruned."""
     d_inner: Width
-    """Hidden neurons of a feed-forward layer, and of each expert."""
     num_experts: Count
-    """Experts of a mixture-of-experts layer."""
     norm: Literal["post", "pre"]
-    """LayerNorm after the residual sum (Transformer-XL) or before the sublayer."""
     dropout: Share
-    """Dropout everywhere but in mixtures of experts and on attention probabilities."""
     moe_dropout: Share
-    """Dropout inside mixture-of-experts layers."""
     attention_dropout: Share
-    """Dropout on attention probabilities."""
     init_std: Positive
-    """Standard deviation of the normal initialisation."""
     head: HeadSpec
-    """What predicts the next symbol, tied with the embedding: a kind and its options (planer/heads)."""
 
     def __post_init__(self) -> None:
         if self.d_model % self.num_heads or self.d_model % 2:
@@ -133,18 +120,13 @@ class PatternsConfig:
     """Networks given by their block order, in the papers' notation."""
 
     baseline: str
-    """Transformer-XL: attention and feed-forward in turn."""
     sandwich: str
-    """Sandwich Transformer: attention first, feed-forward last."""
     par: str
-    """PAR: attention only where required."""
 
 
 @dataclass(frozen=True)
-class ArmsConfig:
+class MethodsConfig:
     """Design spaces of the searches that target_<t> is compared with."""
 
     par_search: DesignSpace
-    """PAR (arXiv 2009.04534): attention or not."""
     isoparam: DesignSpace
-    """PLANER's iso-parameter arm: a dense layer as wide as all experts instead of the experts."""

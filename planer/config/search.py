@@ -16,31 +16,17 @@ class SearchConfig(TrainingConfig):
     """Phase 1: supernet weights and architecture weights in turn."""
 
     epoch_steps: StepsOrNone
-    """Weight steps per search epoch (annealing and the freeze count epochs); 0 means one pass over the corpus."""
     alpha_share: Share
-    """Share of an epoch's samples on which the architecture weights are trained, soft-sampled."""
     frozen_share: Share
-    """Share of epochs at the start during which the architecture weights stay frozen."""
     temperature: Positive
-    """Gumbel-softmax temperature until annealing starts."""
     anneal: Annotated[float, Range(0, 1, above=True)]
-    """Factor on the temperature after each unfrozen epoch."""
     temperature_floor: Positive
-    """The temperature never falls below this (below about 0.1 gradients vanish or spike)."""
     latency_loss: Literal["switch", "hinge", "dual"]
-    """How the latency loss presses: beta on or off (the paper), a smooth hinge, or a multiplier by dual ascent."""
     latency_weight: Weight
-    """beta while the expected latency exceeds the target; slope of the hinge; step size of the dual ascent."""
     start: Literal["parent", "scratch"]
-    """What the supernet starts from: the weights of the trained baseline, or random ones."""
     distill: Annotated[float, Range(0, 1)]
-    """w: share of the divergence from the baseline in the loss of every step; the cross-entropy has the rest."""
     weight_sharing: Literal["heads", "all", "none"]
-    """Attention options share their heads; mixtures of experts share their experts too; or every option has its own
-    weights (the paper)."""
     sampling: Literal["fair", "plain"]
-    """Kinds of options equally often, whatever their number, in cycles while the architecture weights are frozen; or by
-    the architecture weights alone (the paper)."""
     alpha_optimizer: OptimizerConfig
 
     @property
@@ -68,27 +54,15 @@ class CandidatesConfig:
     """From proposals to one architecture."""
 
     proposers: dict[str, Annotated[int, Range(0, 1_000)]]
-    """How many candidates each proposer contributes: shallow, edited, solver, argmax, random, largest."""
     rungs: Annotated[tuple[PositiveShare, ...], Items(1, 10)]
-    """Proxy training by successive halving: all candidates are trained to the first of these shares of their training,
-    the better half goes on to the next one, and so on."""
     tokens: Annotated[int, Range(1, 10_000_000_000)]
-    """Validation text read per network by scores and by the loss before training."""
     scores: Literal["replace_one", "alpha"]
-    """What the solver maximises: the fall of the supernet's validation loss when one option is switched, or the
-    logarithm of the architecture weights' softmax."""
     rounds: Count
-    """How often replace_one scores anew around the network chosen last."""
     limits: dict[str, Positive]
-    """Further limits as shares of the baseline's: params, active_params, flops, memory, latency_batch_<b>."""
     slack: Annotated[float, Range(0, 1, above=True)]
-    """Share of the latency budget that the solver may leave unused where some network uses more."""
     min_distance: Count
-    """Positions at which any two of the solver's networks differ."""
     corrections: Annotated[int, Range(0, 100)]
-    """How often candidates may be measured, found slower than the target, and proposed again; 0: not measured."""
     measure_rounds: Rounds
-    """Timed rounds per measurement, in turn with the baseline."""
 
     @property
     def needs_supernet(self) -> bool:
@@ -128,11 +102,8 @@ class KeepConfig:
     """The search of keep_<q>: the fastest network that loses at most q."""
 
     targets: Annotated[tuple[Target, ...], Items(1, 100)]
-    """Latencies over the baseline's at which a network is looked at, from the loosest to the strictest."""
     proxy_share: PositiveShare
-    """Share of its training after which a network's end is predicted."""
     trained: Count
-    """Networks trained to the end at most."""
 
     def __post_init__(self) -> None:
         if list(self.targets) != sorted(set(self.targets), reverse=True):

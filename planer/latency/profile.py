@@ -95,7 +95,7 @@ def _profile(
 def measured_options(config: SimpleNamespace) -> tuple[BlockSpec, ...]:
     """Blocks of all design spaces and of the patterns, and the full-size ones, each once; skip is not among them."""
     model, patterns = config.model, config.patterns
-    spaces = (config.design_space, config.arms.isoparam, config.arms.par_search)
+    spaces = (config.design_space, config.search_methods.isoparam, config.search_methods.par_search)
     blocks = [model.option(name) for space in spaces for name in space]
     for pattern in (patterns.baseline, patterns.sandwich, patterns.par):
         blocks += from_notation(pattern, model.symbols())

@@ -34,7 +34,7 @@ def config_of(config: SimpleNamespace, variant: Variant) -> SimpleNamespace:
     if hasattr(config, "search"):
         config.search = search_config(config.search, variant)
     if variant.method in ("isoparam", "par_search"):
-        config.design_space = getattr(config.arms, variant.method)
+        config.design_space = getattr(config.search_methods, variant.method)
     if hasattr(config, "candidates"):
         config.candidates = candidates_config(config.candidates, variant)
     return config

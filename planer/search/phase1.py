@@ -266,7 +266,7 @@ def search(
 ) -> tuple[Supernet, pd.DataFrame, dict]:
     """Train the supernet of a variant, towards its latency target if it has one.
 
-    config has the sections device, dtype, model, patterns, design_space, arms, workload and search; train is the token
+    config has the sections device, dtype, model, patterns, design_space, workload and search; train is the token
     array; parent is the trained baseline, needed unless the search neither starts from it nor learns from it.  Returns
     the supernet, the trajectory (one row per epoch) and the numbers of metrics.json.  Raises UserError before any
     training when no network of the design space meets the target, or when the table was measured on another device or

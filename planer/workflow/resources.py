@@ -127,7 +127,7 @@ class _Job:
     @property
     def space(self) -> tuple[BlockSpec, ...]:
         """Options of every position of a network that is searched or sampled."""
-        names = getattr(self.config.arms, self.variant.method, self.config.design_space)
+        names = getattr(self.config.search_methods, self.variant.method, self.config.design_space)
         return tuple(self.config.model.option(name) for name in names)
 
     @property
@@ -204,7 +204,7 @@ def _measuring(job: _Job) -> _Need:
     """Stacks of twice profile_blocks.copies of all options with their memories, one kind of workload after the other,
     each of which may take max_seconds for its rounds and some more where costs come out negative."""
     config, profile, work = job.config, job.config.profile_blocks, job.config.workload
-    names = {*config.design_space, *config.arms.isoparam, *config.arms.par_search}
+    names = {*config.design_space, *config.search_methods.isoparam, *config.search_methods.par_search}
     options = [config.model.option(name) for name in names]
     memory = 3 * work.batch * work.mem_len * config.model.d_model
     pool = 4 * 2 * profile.copies * (job.params(options) + len(options) * memory)

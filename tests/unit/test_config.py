@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import typing
 
 import pytest
 import yaml
@@ -73,19 +72,6 @@ def test_the_papers_experiments_have_the_papers_settings():
             *("skip", "attention_1", "attention_2", "attention_4", "attention_8"),
             *("feed_forward", "moe_top1", "moe_top2"),
         )
-
-
-def test_the_defaults_are_exactly_the_keys_there_are():
-    def compare(cls: type, values: dict) -> None:
-        hints = typing.get_type_hints(cls)
-        assert sorted(values) == sorted(field.name for field in dataclasses.fields(cls))
-        for name, value in values.items():
-            mapping = typing.get_origin(hints[name]) is dict or hasattr(hints[name], "from_values")
-            assert (mapping or dataclasses.is_dataclass(hints[name])) == isinstance(value, dict), name
-            if isinstance(value, dict) and not mapping:
-                compare(hints[name], value)
-
-    compare(Experiment, DEFAULTS)
 
 
 def changed(path: str, value: object) -> dict:

@@ -205,8 +205,10 @@ def test_networks_of_other_shapes_are_not_estimated(change, named):
 
 
 def test_what_is_measured_covers_design_spaces_and_patterns():
-    arms = {"isoparam": ["skip", "feed_forward_x4"], "par_search": ["skip", "attention_2"]}
-    config = experiment(design_space=["skip", "attention_1", "moe_top2"], arms=arms, patterns={"baseline": "(sf)x2i"})
+    methods = {"isoparam": ["skip", "feed_forward_x4"], "par_search": ["skip", "attention_2"]}
+    config = experiment(
+        design_space=["skip", "attention_1", "moe_top2"], search_methods=methods, patterns={"baseline": "(sf)x2i"}
+    )
     wide = FeedForward(256, 4)
     assert measured_options(config) == (Attention(1, 16), MoE(64, 4, 2), wide, Attention(2, 16), FeedForward(64))
 

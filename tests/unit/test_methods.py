@@ -33,7 +33,7 @@ def test_a_search_is_the_configured_one_unless_the_variant_says_otherwise():
 @pytest.mark.parametrize("variant", ["isoparam_0.5", "par_search"])
 def test_other_methods_have_their_own_design_space(variant):
     config = config_of(CONFIG, parse_variant(variant))
-    assert config.design_space == getattr(CONFIG.arms, variant.removesuffix("_0.5")) != CONFIG.design_space
+    assert config.design_space == getattr(CONFIG.search_methods, variant.removesuffix("_0.5")) != CONFIG.design_space
     assert config.retrain == CONFIG.retrain
     assert config_of(CONFIG, parse_variant("target_0.5")).design_space == CONFIG.design_space
 
