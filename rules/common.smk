@@ -1,4 +1,4 @@
-# Shared by all rules: which experiments and variants exist, what each stage reads of the config, code hashes.
+# Shared by all rules: experiments and variants, the configuration that each stage reads, code hashes.
 import re
 import sys
 from functools import cache
@@ -8,7 +8,7 @@ import planer
 from snakemake.logging import logger
 from planer.config import DataConfig, Experiment, derive_seed
 from planer.config.lengths import check_lengths
-from planer.config.model import OWN, one_source
+from planer.config.model import TEXT_SUFFIX, one_source
 from planer.config.text import corpus_of
 from planer.workflow.environment import prepare_environment
 from planer.workflow.failures import FAILURES
@@ -26,11 +26,11 @@ logger.addFilter(FAILURES)
 
 
 BASELINE = r"baseline(-seed\d+)?"
-"""Variants that others start from and learn from."""
+"""Baselines: initial weights and teachers of the other variants."""
 PATTERN = rf"({'|'.join(PATTERNS)})(-[^/]*)?"
-"""Variants given by their block order."""
+"""Variants with a given block order."""
 CHOSEN = rf"(?!{PATTERN}/)[^/]+"
-"""All others; a slash follows a variant in every path."""
+"""All other variants.  In every path a slash follows the variant."""
 
 
 wildcard_constraints:
@@ -40,7 +40,7 @@ wildcard_constraints:
 
 
 def experiment_files():
-    """Experiment files by allowed names; the working directory's come before the repository's."""
+    """Experiment files by name; those of the working directory replace those of the repository."""
     folders = [ROOT / "config/experiments", Path("config/experiments")]
     files = [path for folder in folders for path in sorted(folder.glob("*.yaml"))]
     return {path.stem: path for path in files if re.fullmatch(FOLDER, path.stem)}
@@ -51,7 +51,7 @@ def settings(experiment):
     """All keys of an experiment: defaults, then its file, then --configfile and --config; checked."""
     check_name("experiment", experiment)
     own = read_experiment(experiment, experiment_files())
-    # Snakemake reads --configfile and --config too, but as YAML that keeps the last of two equal keys and as text.
+    # Snakemake's own reading keeps the last of two equal keys in --configfile, and takes --config values as text.
     given = workflow.config_settings
     layers = [read_yaml(ROOT / "config/config.yaml"), *own, *map(read_yaml, given.configfiles)]
     values = merge(*map(one_source, [*layers, read_assignments(given.config_args)]))
@@ -64,7 +64,7 @@ def settings(experiment):
 
 @cache
 def data_of(experiment):
-    """Which text an experiment reads."""
+    """The section data of an experiment."""
     return build(DataConfig, settings(experiment)["data"])
 
 
@@ -78,8 +78,8 @@ def sections(*names):
 
 
 def untracked_sections(*names):
-    """Params function like sections(), whose values repeat nothing when they change: Snakemake does not compare params
-    that are derived from inputs."""
+    """Params function like sections(), whose changes repeat nothing: Snakemake does not compare params of functions
+    that take inputs."""
 
     def params(wildcards, input):
         return sections(*names)(wildcards)
@@ -98,7 +98,7 @@ def seed(stage):
 
 
 def code_hash(script):
-    """Params: a hash of a script and of every planer module it reaches, which changes when the code does."""
+    """Params: a hash of the code of a script and of every planer module that it imports, directly or not."""
     return source_hash(ROOT / "workflow/scripts" / script, ROOT)
 
 

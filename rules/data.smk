@@ -1,4 +1,4 @@
-# Texts: corpora found or downloaded and verified, or one's own; split and numbered.
+# Texts: corpora, found or downloaded and verified, or the user's own files; split and tokenised.
 
 
 rule prepare_data:
@@ -22,6 +22,6 @@ rule prepare_data:
         corpus=source_of,
         code=code_hash("prepare_data.py"),
     message:
-        "data/{wildcards.dataset} prepare_data: finding, checking and numbering the text; log: {log}"
+        "data/{wildcards.dataset} prepare_data: finding, checking and tokenising the text; log: {log}"
     script:
         "../workflow/scripts/prepare_data.py"

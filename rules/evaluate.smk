@@ -1,4 +1,4 @@
-# Quality, latency, FLOPs and the dynamic-k sweep of one variant, beside the baseline.
+# Quality, latency, FLOPs and the dynamic-k sweep of one variant and of the baseline.
 
 
 rule evaluate:

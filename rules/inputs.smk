@@ -31,10 +31,10 @@ def vocab_size(wildcards):
 
 
 def source_of(wildcards):
-    """Params: what prepared files depend on: the entry of a corpus, or one's own text and what is known of it."""
+    """Params of prepared files: the entry of a corpus, or the path, checksum and vocabulary of a user's own text."""
     if wildcards.dataset in CORPORA:
         return entry(wildcards.dataset)
-    data, corpus = data_of(wildcards.dataset.removesuffix(OWN)), prepared(wildcards)
+    data, corpus = data_of(wildcards.dataset.removesuffix(TEXT_SUFFIX)), prepared(wildcards)
     return {
         "text": data.text,
         "tokenizer": data.tokenizer,
@@ -44,10 +44,10 @@ def source_of(wildcards):
 
 
 def prepared(wildcards):
-    """The corpus that a folder in results/data holds."""
+    """The corpus of a folder in results/data."""
     if wildcards.dataset in CORPORA:
         return CORPORA[wildcards.dataset]
-    return corpus_of(data_of(wildcards.dataset.removesuffix(OWN)))
+    return corpus_of(data_of(wildcards.dataset.removesuffix(TEXT_SUFFIX)))
 
 
 def search_of(wildcards):
@@ -63,7 +63,7 @@ def search_of(wildcards):
 
 
 def search_parent(wildcards):
-    """The trained baseline, where the variant's search starts from it or learns from it."""
+    """The trained baseline, where the variant's search starts from it or has it as teacher."""
     config = search_config(
         build(SearchConfig, settings(wildcards.experiment)["search"]), parse_variant(wildcards.variant)
     )
@@ -71,13 +71,13 @@ def search_parent(wildcards):
 
 
 def trained_baseline(wildcards):
-    """Both files of the baseline with the same random streams, which all but ``-scratch`` variants start from."""
+    """Both files of the baseline with the same seed; all but ``-scratch`` variants start from it."""
     folder = f"results/{{experiment}}/{parse_variant(wildcards.variant).baseline}/retrain"
     return {"parent": f"{folder}/model.safetensors", "parent_architecture": f"{folder}/architecture.yaml"}
 
 
 def recipe_inputs(wildcards):
-    """What a network's training starts from and learns from."""
+    """Initial weights and teacher of a network's training."""
     variant = parse_variant(wildcards.variant)
     if variant.scratch:
         return {}
@@ -96,7 +96,7 @@ def teacher_of(wildcards):
 
 
 def teaching(wildcards):
-    """Params: what a teacher has to say while activations are made sparse; nothing without a teacher."""
+    """Params: weight and temperature of the teacher during sparsify; empty without a teacher."""
     if parse_variant(wildcards.variant).from_papers:
         return {}
     distill = build(DistillConfig, settings(wildcards.experiment)["distill"])
@@ -104,37 +104,37 @@ def teaching(wildcards):
 
 
 def threshold_choice(wildcards):
-    """Params: what the choice of tau depends on in the section evaluate, and nothing else of it."""
+    """Params: the keys of the section evaluate that the choice of tau depends on."""
     section = settings(wildcards.experiment)["evaluate"]
     return {field.name: section[field.name] for field in fields(ThresholdConfig)}
 
 
 def sparsification_parent(wildcards):
-    """The trained baseline, which is its own teacher too, where there is a teacher."""
+    """The trained baseline, where sparsify has a teacher."""
     return trained_baseline(wildcards) if teaching(wildcards) else {}
 
 
 def training_inputs(wildcards):
-    """The beginning of the training, where the network was chosen by it."""
+    """The checkpoint of proxy training, where the network was chosen by it."""
     pattern = parse_variant(wildcards.variant).pattern
     return {} if pattern else {"training": "results/{experiment}/{variant}/choice/training.safetensors"}
 
 
 def recipe_sections(wildcards):
-    """What a training reads of the config."""
+    """Params: the sections that a training reads."""
     section = "retrain" if parse_variant(wildcards.variant).scratch else "distill"
     return sections("device", "threads", "dtype", "data", section)(wildcards)
 
 
 def choice_inputs(wildcards):
-    """What the choice of a network reads beside the table and the texts."""
+    """Inputs of the choice of a network, besides the table and the texts."""
     search = search_of(wildcards)
     supernet = {"supernet": f"results/{{experiment}}/{search}/search/supernet.safetensors"} if search else {}
     return recipe_inputs(wildcards) | supernet
 
 
 def choice_sections(wildcards):
-    """What the choice of a network reads of the config: the search where there is a supernet, and the training."""
+    """Params: the sections that the choice of a network reads; search only where there is a supernet."""
     variant = parse_variant(wildcards.variant)
     names = ["device", "threads", "dtype", "data", "model", "patterns", "design_space", "search_methods", "workload"]
     names += ["candidates", "retrain" if variant.scratch else "distill"]
@@ -143,18 +143,18 @@ def choice_sections(wildcards):
 
 
 def baseline_report(wildcards):
-    """Every variant but the baseline itself is compared with the evaluation of the baseline of the same seed."""
+    """The evaluation of the baseline with the same seed, for every variant but the baseline itself."""
     baseline = parse_variant(wildcards.variant).baseline
     return [] if wildcards.variant == baseline else f"results/{{experiment}}/{baseline}/eval.json"
 
 
 def baseline_training(wildcards):
-    """Numbers of the training that a search's cost is compared with."""
+    """Metrics of the baseline's training, the unit of search cost."""
     return f"results/{{experiment}}/{parse_variant(wildcards.variant).baseline}/retrain/metrics.json"
 
 
 def stage_metrics(wildcards):
-    """Numbers of every stage that this variant went through, in order."""
+    """Metrics of all stages of this variant, in order."""
     search, cache = search_of(wildcards), teacher_of(wildcards)
     found = [f"results/{{experiment}}/{cache}/teacher/metrics.json"] if cache else []
     found += [f"results/{{experiment}}/{search}/search/metrics.json"] if search else []
@@ -164,8 +164,7 @@ def stage_metrics(wildcards):
 
 
 def compared_files(wildcards):
-    """What the default variants leave to compare: evaluations, histories of their training, and their searches; and
-    the analyses of several searches that were asked for."""
+    """Files of the default variants to compare: evaluations, training histories, searches; and the default analyses."""
     variants = settings(wildcards.experiment)["default_variants"]
     wanted = settings(wildcards.experiment)["default_analyses"]
     named = [SimpleNamespace(experiment=wildcards.experiment, variant=variant) for variant in variants]
@@ -186,17 +185,19 @@ def compared_files(wildcards):
 
 def repeated_reports(wildcards):
     """Evaluations of the repeats of a variant and of the baseline."""
-    how = build(RepeatabilityConfig, settings(wildcards.experiment)["repeatability"])
-    names = {"variant": how.repeats(how.variant), "baseline": how.repeats("baseline")}
+    config = build(RepeatabilityConfig, settings(wildcards.experiment)["repeatability"])
+    names = {"variant": config.repeats(config.variant), "baseline": config.repeats("baseline")}
     path = "results/{experiment}/{variant}/eval.json"
     return {role: expand(path, variant=repeats, allow_missing=True) for role, repeats in names.items()}
 
 
 def pareto_files(wildcards):
     """Networks of all targets, and evaluations of both networks of the compared ones."""
-    how = build(ParetoConfig, settings(wildcards.experiment)["pareto"])
-    chosen = [how.shared(target) for target in how.targets]
-    trained = dict.fromkeys(road(target) for target in how.compared for road in (how.shared, how.own))
+    config = build(ParetoConfig, settings(wildcards.experiment)["pareto"])
+    chosen = [config.shared(target) for target in config.targets]
+    trained = dict.fromkeys(
+        variant for target in config.compared for variant in (config.shared(target), config.own(target))
+    )
     return {
         "architectures": expand("results/{experiment}/{variant}/architecture.yaml", variant=chosen, allow_missing=True),
         "reports": expand("results/{experiment}/{variant}/eval.json", variant=trained, allow_missing=True),

@@ -1,4 +1,4 @@
-# Latencies on the device at hand: every option alone, sums against whole networks, and what training will cost.
+# Latencies on this device: every option alone, sums against whole networks, and the cost of training.
 
 
 rule profile_blocks:
@@ -89,7 +89,7 @@ rule estimate_cost:
     priority: 1
     conda:
         "../envs/torch.yaml"
-    threads: whole_machine  # nothing else starts before it has agreed
+    threads: whole_machine  # no other job starts before the estimate
     resources:
         mem_mb=memory("estimate_cost"),
         runtime=minutes("estimate_cost"),

@@ -1,4 +1,4 @@
-# Variants of an experiment side by side.
+# Comparisons of the variants of an experiment.
 
 
 rule compare:

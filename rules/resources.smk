@@ -1,25 +1,24 @@
-# What jobs ask for: threads, a GPU, memory, time, and a machine for themselves.  SLURM gets all of it; a local run
-# takes threads from --cores, GPUs from --resources gpu=<n>, and nothing else.
+# Resources of jobs: threads, a GPU, memory, time, an exclusive machine.  SLURM gets all of them.  A local run uses only
+# threads (--cores) and GPUs (--resources gpu=<n>).
 from planer.workflow.resources import preparation, request
 
 EXCLUSIVE = "--exclusive"
-"""sbatch: no other job on the node.  Latencies that are measured beside other jobs are those of neither."""
+"""sbatch: no other job on the node, since other jobs would change the measured latencies."""
 
 
 def gpus(wildcards):
-    """GPUs of a job whose script resolves the experiment's device.  auto asks for one: a job that gets none measures
-    and trains on a CPU."""
+    """GPUs of a job that uses the experiment's device.  auto asks for one; without one, the job runs on a CPU."""
     return 0 if settings(wildcards.experiment)["device"] == "cpu" else 1
 
 
 def threads_of(wildcards):
-    """CPU threads of a job, from the config, because latency depends on them."""
+    """CPU threads of a job, from the configuration, because latency depends on them."""
     return settings(wildcards.experiment)["threads"]
 
 
 def whole_machine(wildcards):
-    """Threads of a job that no other may run beside: locally all cores; a SLURM job has its node for itself.  The script
-    uses the config's number."""
+    """Threads of an exclusive job: locally all cores; a SLURM job is exclusive on its node.  The script uses the number
+    in the configuration."""
     needed = threads_of(wildcards)
     return max(workflow.cores, needed) if workflow.local_exec else needed
 

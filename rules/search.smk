@@ -65,7 +65,7 @@ rule pattern:
         vocab_size=vocab_size,
         code=code_hash("pattern.py"),
     message:
-        "{wildcards.experiment}/{wildcards.variant} pattern: writing down the architecture; log: {log}"
+        "{wildcards.experiment}/{wildcards.variant} pattern: writing the architecture; log: {log}"
     script:
         "../workflow/scripts/pattern.py"
 
@@ -102,6 +102,6 @@ rule choose:
         vocab_size=vocab_size,
         code=code_hash("choose.py"),
     message:
-        "{wildcards.experiment}/{wildcards.variant} choose: measuring candidates and training them for a while; log: {log}"
+        "{wildcards.experiment}/{wildcards.variant} choose: measuring and proxy-training candidates; log: {log}"
     script:
         "../workflow/scripts/choose.py"

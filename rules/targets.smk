@@ -1,5 +1,5 @@
-# The targets of the command line.  Snakemake reports a mistake in them in many lines, after it has planned jobs.  Here a
-# mistake is one line, before any work.
+# The targets of the command line.  Snakemake reports a mistake in them after planning and in many lines.  Here it is one
+# line, before any work.
 import os
 
 from snakemake.cli import get_argument_parser
@@ -32,12 +32,17 @@ def check_targets():
     check_folders("results", "logs", "scratch")
     made = {x.name: [re.sub(r"\{(\w+),[^}]*\}", r"{\1}", str(file)) for file in x.output] for x in workflow.rules}
     for target in targets():
-        names = names_in(os.path.relpath(target or "."), [*CORPORA, *(f"{name}{OWN}" for name in experiment_files())])
+        names = names_in(
+            os.path.relpath(target or "."), [*CORPORA, *(f"{name}{TEXT_SUFFIX}" for name in experiment_files())]
+        )
         if "experiment" in names:
             settings(names["experiment"])
             check_cost(names["experiment"])
-        elif names.get("dataset", "").endswith(OWN) and not data_of(names["dataset"].removesuffix(OWN)).text:
-            raise UserError(f"target {target!r}: this experiment names no text of its own in data.text")
+        elif (
+            names.get("dataset", "").endswith(TEXT_SUFFIX)
+            and not data_of(names["dataset"].removesuffix(TEXT_SUFFIX)).text
+        ):
+            raise UserError(f"target {target!r}: this experiment has no data.text")
         check_made(target, names, made)
 
 

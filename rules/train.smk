@@ -1,4 +1,4 @@
-# Training: the baseline from random weights, all others from the baseline and with the baseline as their teacher.
+# Training: the baseline from random weights, all others from the baseline, with the baseline as their teacher.
 
 
 # All students with the same batches read the same logits.

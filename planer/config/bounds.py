@@ -1,6 +1,6 @@
 """Bounds of the numbers in a configuration.
 
-They leave room for every experiment that a machine of today can run, and refuse what would only exhaust its memory.
+They allow every experiment that a machine of today can run.  They refuse values that would only exhaust its memory.
 """
 
 from __future__ import annotations

@@ -30,6 +30,6 @@ class ClusterConfig:
 
 @dataclass(frozen=True)
 class RouterConfig(TrainingConfig):
-    """Routers that regress the norm of each expert's output."""
+    """Training of routers, which predict the norm of each expert's output."""
 
     width: Width

@@ -1,6 +1,6 @@
 """Corpora by name, as ``corpora.yaml`` beside this module lists them.
 
-The table is no code: a stage depends on the entry of its own corpus, which the rules keep among its params.
+A stage depends on the entry of its corpus alone: the rules keep the entry among its params.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ class Corpus:
 
     name: str
     vocab_size: int
-    """Checked against the data on preparation."""
+    """Checked when the data is prepared."""
     unit: Literal["byte", "word", "subword"]
     files: tuple[str, ...] = ()
-    """Names of PUBLISHED files that hold it, best first; the last one is downloaded when none is found."""
+    """Names of the PUBLISHED files that hold it.  The first one found is used; else the last one is downloaded."""
     size: int = 0
     """Bytes of text (a named byte corpus is the head of its file)."""
     drop_newlines: bool = False
@@ -37,7 +37,7 @@ class Corpus:
 
     @property
     def most_tokens(self) -> tuple[int, int, int]:
-        """At most the tokens of train, valid and test: exact, or one token a byte."""
+        """Upper bounds of the tokens of train, valid and test: exact numbers, or one token a byte."""
         return self.tokens or (self.size - 2 * (self.size // 20), self.size // 20, self.size // 20)
 
 
@@ -52,9 +52,11 @@ class Published:
     url: str = ""
 
 
-def _built(cls: type, values: dict, **more: str):
+def _built(cls: type, values: dict, **constants: str):
     """A dataclass from a mapping of YAML, whose lists become tuples."""
-    return cls(**more, **{key: tuple(value) if isinstance(value, list) else value for key, value in values.items()})
+    return cls(
+        **constants, **{key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
+    )
 
 
 _TABLE = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text())
@@ -73,6 +75,6 @@ def lookup(name: str) -> Corpus:
 
 
 def entry(name: str) -> dict:
-    """All that the table says about a corpus and its files, as plain values."""
+    """The table's entries of a corpus and its files, as plain values."""
     corpus = lookup(name)
     return dataclasses.asdict(corpus) | {"files": {file: dataclasses.asdict(PUBLISHED[file]) for file in corpus.files}}

@@ -1,4 +1,4 @@
-"""What is measured of a finished network, and what is concluded from several."""
+"""Evaluation of one network, and comparison of several."""
 
 from __future__ import annotations
 
@@ -53,16 +53,16 @@ class ParetoConfig:
 
     @property
     def supernet(self) -> str:
-        """The variant whose supernet serves all targets: the mildest."""
+        """The variant whose supernet serves all targets: the loosest."""
         return self.own(max(self.targets))
 
     def own(self, target: float) -> str:
-        """The variant with a search of its own for a target."""
+        """The variant that is searched separately for a target."""
         return f"target_{spelled(target)}"
 
     def shared(self, target: float) -> str:
         """The variant that is chosen for a target from the common supernet.
 
-        For the mildest target that supernet is its own, and shared_<t> would be the same network as target_<t>.
+        For the loosest target this is target_<t> itself, whose supernet is the common one.
         """
         return self.supernet if target == max(self.targets) else f"shared_{spelled(target)}"

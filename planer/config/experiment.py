@@ -87,8 +87,8 @@ class Experiment:
 def sections(values: dict) -> types.SimpleNamespace:
     """Some top-level keys of an experiment, each converted like ``build`` does.
 
-    A stage is given only the sections it reads, so that a change elsewhere does not repeat it; reading a section
-    that the stage was not given raises AttributeError.
+    A stage gets only the sections that it reads, so that a change elsewhere does not repeat it.  Reading another
+    section raises AttributeError.
     """
     hints = typing.get_type_hints(Experiment, include_extras=True)
     return types.SimpleNamespace(**{name: convert(hints[name], value, name) for name, value in values.items()})

@@ -21,7 +21,7 @@ class WorkloadConfig:
 
     @property
     def excerpt(self) -> int:
-        """Tokens of text that one timed sequence reads: memory, segment, and the last target."""
+        """Tokens that one timed sequence reads: memory, segment, and the last target."""
         return self.mem_len + self.tgt_len + 1
 
 

@@ -20,10 +20,10 @@ def training_tokens(batch: int) -> int:
 
 
 def evaluation_tokens(batch: int, tgt_len: int, mem_len: int) -> int:
-    """Least tokens of a text that is scored in batch streams, each after the end of the one before it.
+    """Least tokens of a text that is scored in batch streams.
 
-    A stream must not meet its own tokens while it warms up.  A single stream has no other to take its context from:
-    its warm-up is its own end.
+    A stream warms up on the end of the previous stream and must not meet its own tokens there.  A single stream warms
+    up on its own end.
     """
     warmup_segments = -(-mem_len // tgt_len)
     return batch * max(2, -(-warmup_segments * tgt_len // max(batch - 1, 1)))
@@ -32,19 +32,19 @@ def evaluation_tokens(batch: int, tgt_len: int, mem_len: int) -> int:
 def check_lengths(config: Experiment, corpus: Corpus) -> None:
     """Raise UserError when a split is shorter than a stage needs, or empty.
 
-    Subwords are counted when the text is prepared; here they count as one a byte.
+    Subwords are counted later, when the text is prepared.  Here every byte counts as one.
     """
-    how, work = config.evaluate, config.workload
+    evaluate, workload = config.evaluate, config.workload
     scored = {
-        "evaluate": evaluation_tokens(how.batch, how.tgt_len, how.mem_len),
+        "evaluate": evaluation_tokens(evaluate.batch, evaluate.tgt_len, evaluate.mem_len),
         "evaluate.batch with the lengths of retrain": evaluation_tokens(
-            how.batch, config.retrain.tgt_len, config.retrain.mem_len
+            evaluate.batch, config.retrain.tgt_len, config.retrain.mem_len
         ),
     }
     needs = {
         "train": {name: training_tokens(getattr(config, name).batch) for name in TRAININGS},
         "valid": scored,
-        "test": scored | {"workload": work.batch * work.excerpt},
+        "test": scored | {"workload": workload.batch * workload.excerpt},
     }
     for (split, needed), tokens in zip(needs.items(), corpus.most_tokens, strict=True):
         section = max(needed, key=needed.__getitem__)

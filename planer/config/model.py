@@ -15,13 +15,13 @@ from planer.specs import Architecture, BlockSpec, from_notation, kinds
 
 DesignSpace = Annotated[tuple[str, ...], Items(2, 100)]
 """Options that one searched position has."""
-OWN = "-text"
-"""Ends the folder's name of a prepared text of one's own; no corpus has such a name."""
+TEXT_SUFFIX = "-text"
+"""End of the folder's name of a user's prepared text; no corpus has such a name."""
 
 
 @dataclass(frozen=True)
 class DataConfig:
-    """Which text: a corpus by name, or files of one's own."""
+    """Which text: a corpus by name, or the user's own files."""
 
     dataset: Annotated[str, Matching("|".join(["", *map(re.escape, CORPORA)]), f"one of {', '.join(CORPORA)}")]
     text: str
@@ -35,21 +35,21 @@ class DataConfig:
 
     def folder(self, experiment: str) -> str:
         """The name of its prepared files' folder in results/data."""
-        return self.dataset or f"{experiment}{OWN}"
+        return self.dataset or f"{experiment}{TEXT_SUFFIX}"
 
 
 def one_source(layer: dict) -> dict:
-    """The same configuration, whose text or dataset takes the place of the other one in layers before it.
+    """The same configuration; when it names a text, it takes back a dataset of earlier layers, and the other way round.
 
     Raises UserError when it names both.
     """
     data = layer.get("data")
-    named = [key for key in ("dataset", "text") if isinstance(data, dict) and data.get(key)]
-    if len(named) == 2:
+    sources = [key for key in ("dataset", "text") if isinstance(data, dict) and data.get(key)]
+    if len(sources) == 2:
         raise UserError(f"config: data.text {show(data['text'])} and data.dataset {show(data['dataset'])}; keep one")
-    if not named:
+    if not sources:
         return layer
-    other = {"dataset": ""} if named == ["text"] else {"text": "", "tokenizer": "bytes"}
+    other = {"dataset": ""} if sources == ["text"] else {"text": "", "tokenizer": "bytes"}
     return {**layer, "data": other | data}
 
 
@@ -78,9 +78,9 @@ class ModelConfig:
         return self.d_model // self.num_heads
 
     def option(self, name: str, key: str = "design_space") -> BlockSpec:
-        """The block that a name stands for: skip, attention_<h>, feed_forward, feed_forward_x<s>, moe_top<k>.
+        """The block of an option: skip, attention_<h>, feed_forward, feed_forward_x<s>, moe_top<k>.
 
-        key is the config key that names it, for messages.
+        key: the configuration key that lists the option, for messages.
         """
         try:
             block = next(filter(None, (kind.parse(name, self) for kind in kinds().values())), None)
@@ -94,7 +94,7 @@ class ModelConfig:
         return block
 
     def symbols(self) -> dict[str, BlockSpec]:
-        """Pattern symbols and the blocks they stand for.  Raises UserError when two kinds have the same symbol."""
+        """Blocks by their symbol in patterns.  Raises UserError when two kinds have the same symbol."""
         found: dict[str, BlockSpec] = {}
         for kind in kinds().values():
             symbols = kind.symbols(self)
@@ -126,7 +126,7 @@ class PatternsConfig:
 
 @dataclass(frozen=True)
 class MethodsConfig:
-    """Design spaces of the searches that target_<t> is compared with."""
+    """Design spaces of the search methods that target_<t> is compared with."""
 
     par_search: DesignSpace
     isoparam: DesignSpace

@@ -13,7 +13,7 @@ from planer.parsing import Items, Range, show
 
 @dataclass(frozen=True)
 class SearchConfig(TrainingConfig):
-    """Phase 1: supernet weights and architecture weights in turn."""
+    """Phase 1: weights and architecture weights of a supernet, alternately."""
 
     epoch_steps: StepsOrNone
     alpha_share: Share
@@ -36,17 +36,17 @@ class SearchConfig(TrainingConfig):
 
 
 LIMITS = ("params", "active_params", "flops", "memory")
-"""What a chosen network can be held to beside its latency; and latency_batch_<b>: its latency at another batch size."""
+"""Limits beside the latency.  latency_batch_<b> is another one: the latency at batch size b."""
 
 
 def batch_of_limit(name: str) -> int | None:
     """The batch size b of a limit latency_batch_<b>; None for other limits."""
-    stem, _, batch = name.rpartition("_")
-    return int(batch) if stem == "latency_batch" and batch.isdecimal() else None
+    prefix, _, batch = name.rpartition("_")
+    return int(batch) if prefix == "latency_batch" and batch.isdecimal() else None
 
 
 PROPOSERS = ("shallow", "edited", "solver", "argmax", "random", "largest")
-"""What proposes candidates, one file each in planer/search/proposers."""
+"""Proposers of candidates; each is a file in planer/search/proposers."""
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ class CandidatesConfig:
 
     @property
     def needs_supernet(self) -> bool:
-        """Whether a proposer asks the supernet."""
+        """Whether a proposer uses the supernet."""
         return any(self.proposers.get(name) for name in ("solver", "argmax"))
 
     @property
@@ -76,7 +76,7 @@ class CandidatesConfig:
 
     @property
     def proxy_trainings(self) -> float:
-        """Proxy trainings together, in whole trainings: half of the candidates go on at each rung."""
+        """Sum of all proxy trainings, in full trainings: half of the candidates go on at each rung."""
         total, count, before = 0.0, self.count, 0.0
         for share in self.rungs:
             total += count * (share - before)

@@ -6,6 +6,6 @@ import hashlib
 
 
 def derive_seed(seed: int, *names: object) -> int:
-    """A seed of its own for each named random stream, the same on every machine (31 bits)."""
+    """A separate seed for each named random stream, the same on every machine (31 bits)."""
     text = "/".join(map(str, (seed, *names)))
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "big") >> 1

@@ -1,7 +1,7 @@
-"""A user's own text: its files, how they are split, and what there is to know about its tokens before any work.
+"""A user's own text: its files, its splits, and its number of tokens before any work.
 
-Needs neither torch nor NumPy, because every parse of the Snakefile comes here.  What it finds is kept in scratch/texts/
-until a file's size or date changes.
+Imports neither torch nor NumPy, because every parse of the Snakefile imports it.  Results are kept in scratch/texts/
+until the size or date of a file changes.
 """
 
 from __future__ import annotations
@@ -28,10 +28,9 @@ if TYPE_CHECKING:
 
 EOS, UNKNOWN = "<eos>", "<unk>"
 RARE = 3
-"""Words that train holds fewer times become <unk>, as in WikiText.  So <unk> is trained, and the vocabulary stays
-small."""
+"""Words that occur less often in train become <unk>, as in WikiText: so <unk> is trained, and the vocabulary small."""
 FOUND = Path("scratch/texts")
-"""Where results of ``survey`` are kept."""
+"""Folder of the results of ``survey``."""
 
 
 def text_files(text: str) -> list[Path]:
@@ -89,7 +88,7 @@ def parse_tokenizer(source: str, document: str):
         raise UserError(f"{source} needs the package tokenizers; install it, or use bytes or words") from None
     try:
         return Tokenizer.from_str(document)
-    except Exception as error:  # the library raises nothing more special
+    except Exception as error:  # the library raises no narrower class
         raise UserError(
             f"{source} is no readable tokenizer.json ({one_line(error)}); write it with the package tokenizers"
         ) from error
@@ -140,7 +139,7 @@ def digest(content: bytes, document: str | None) -> str:
 def three_parts(content: bytes, between_words: bool) -> list[bytes]:
     """The first 90 % of a text, then 5 % and 5 %.
 
-    between_words: cut behind the next space or end of line, and never within a character of UTF-8.
+    between_words: cut behind the next space or end of line, never inside a UTF-8 character.
     """
     part = len(content) // 20
     cuts = [len(content) - 2 * part, len(content) - part]
@@ -150,7 +149,7 @@ def three_parts(content: bytes, between_words: bool) -> list[bytes]:
 
 
 def _boundary(content: bytes, position: int) -> int:
-    """The first position from here on that follows a space or an end of line; without any, the next character's."""
+    """The first position from here on behind a space or end of line; without any, the start of the next character."""
     if space := re.compile(rb"\s").search(content, max(position - 1, 0)):
         return space.end()
     while position < len(content) and content[position] & 0xC0 == 0x80:
@@ -166,15 +165,15 @@ def words_of(text: str) -> Iterator[str]:
 
 
 def word_vocabulary(train: str) -> list[str]:
-    """<eos>, <unk>, then the words of train that are not rare, by frequency, the first seen first among equals."""
+    """<eos>, <unk>, then the words of train that are not rare, by falling frequency; ties in order of appearance."""
     counts = Counter(words_of(train)).most_common()
     return [EOS, UNKNOWN, *(word for word, count in counts if count >= RARE and word not in (EOS, UNKNOWN))]
 
 
 def corpus_of(data: DataConfig) -> Corpus:
-    """Size and vocabulary of what an experiment reads: as the table of corpora says, or of one's own text (``survey``).
+    """Size and vocabulary of an experiment's text, from the table of corpora or by ``survey``.
 
-    Raises UserError where one's own text cannot be used.
+    Raises UserError when the user's own text cannot be used.
     """
     return CORPORA[data.dataset] if data.dataset else survey(data.text, data.tokenizer)
 
@@ -190,7 +189,7 @@ def survey(text: str, tokenizer: str) -> Corpus:
     try:
         values = json.loads(kept.read_text())
         return Corpus(**values | {"files": (), "tokens": values["tokens"] and tuple(values["tokens"])})
-    except (OSError, ValueError, TypeError, KeyError):  # not there, or damaged: find out again
+    except (OSError, ValueError, TypeError, KeyError):  # absent or damaged: survey again
         corpus = _survey(read_text_files(text), text, tokenizer, given)
     write_text(kept, json.dumps(dataclasses.asdict(corpus)))
     return corpus

@@ -1,4 +1,4 @@
-"""What the choice of a dynamic-k threshold depends on."""
+"""The protocol that chooses a dynamic-k threshold."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What trains a network: the loop, its optimiser, and the stages that only train."""
+"""The training loop, its optimiser, and the stages that train a network."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class OptimizerConfig:
 
 @dataclass(frozen=True)
 class TrainingConfig:
-    """What the one training loop needs, whatever it trains."""
+    """What the training loop needs in every stage."""
 
     batch: Batch
     tgt_len: Length

@@ -1,7 +1,7 @@
-"""Corpora: where their text lies, how it is recognised, and how it is fetched.
+"""Corpora: finding, verifying and downloading their text.
 
-``planer/config/corpora.yaml`` lists them.  Files are looked for in ``$PLANER_DATA``, then in ``./data``, else
-downloaded into ``./data``.  A file with the right name and the wrong content is an error, never passed over.
+``planer/config/corpora.yaml`` lists them.  Files are looked for in ``$PLANER_DATA``, then in ``./data``.  Missing files
+are downloaded into ``./data``.  A file with the right name and the wrong content is an error.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class Found:
 
 
 def find(name: str) -> Found:
-    """Locate a corpus, downloading it if need be, and verify size and sha256 of every file that has them published.
+    """Locate a corpus or download it, and verify size and sha256 of every file with a published checksum.
 
     Raises UserError, naming file, expected and found, for an unknown corpus, a wrong file or a failed download.
     """
@@ -70,8 +70,8 @@ def find_local(name: str) -> Found | None:
 def standard_library(root: Path) -> tuple[Path, ...]:
     """The .py files of the standard library that every CPython distribution installs, sorted by relative path.
 
-    Left out: installed packages, test suites, files that a distribution or a build adds (they are no standard
-    module), and the modules that distributions commonly split off or drop.
+    Left out: installed packages, test suites, files added by a distribution or a build, and modules that distributions
+    often split off or drop.
     """
     optional = {"distutils", "ensurepip", "idlelib", "lib2to3", "tkinter", "turtle", "turtledemo"}
     modules = sys.stdlib_module_names - optional
@@ -98,7 +98,7 @@ def read(corpus: Corpus, found: Found) -> bytes:
 
 
 def difference(path: Path, name: str) -> str:
-    """How the file at path differs from the published file called name: found and expected, or nothing."""
+    """Difference between the file at path and the published file called name, for messages; empty when they agree."""
     expected = PUBLISHED[name]
     try:
         size = path.stat().st_size
@@ -125,7 +125,7 @@ def _open(path: Path) -> Found:
 
 
 def _loose_wikitext(folder: Path) -> tuple[Path, ...]:
-    """The three unpacked files of WikiText-103 in folder, or nothing."""
+    """The three unpacked files of WikiText-103 in folder; empty when there is none."""
     texts = tuple(folder / name for name in _WIKITEXT_NAMES)
     missing = [text.name for text in texts if not text.is_file()]
     if len(missing) == len(texts):
@@ -136,7 +136,7 @@ def _loose_wikitext(folder: Path) -> tuple[Path, ...]:
 
 
 def _download(corpus: Corpus, folders: list[Path]) -> Path:
-    """Fetch the corpus's downloadable file into the last folder: whole and verified, or not at all."""
+    """Download the corpus's file into the last folder, and verify it before it gets its name."""
     name = corpus.files[-1]
     path, published = folders[-1] / name, PUBLISHED[name]
     advice = "set PLANER_DATA to a folder that holds the file"
@@ -157,7 +157,7 @@ def _download(corpus: Corpus, folders: list[Path]) -> Path:
 
 
 class _DownloadError(Exception):
-    """The network's fault: kept apart from a disk that cannot be written."""
+    """An error of the network, as opposed to one of the disk."""
 
 
 def _fetch(published: Published) -> Iterator[bytes]:

@@ -1,9 +1,9 @@
-"""A smoothed bigram model: the score that a trained network has to beat before it has learnt any context.
+"""A smoothed bigram model: a network with a higher loss has not learnt to use context.
 
     p(w | c) = (n(c, w) + mu p(w)) / (n(c) + mu),     p(w) = (n(w) + 1) / (N + V)
 
 the posterior mean under a Dirichlet prior centred on the unigram distribution (MacKay and Peto, 1995).
-Only bigrams that occur are stored, so that V = 267,735 words need no table of V x V.
+Only bigrams that occur are stored, since V = 267,735 words would need a large table of V x V.
 """
 
 from __future__ import annotations
@@ -48,8 +48,8 @@ class Bigram:
 def bigram_nll(train: np.ndarray, test: np.ndarray, vocab_size: int, valid: np.ndarray | None = None) -> float:
     """Nats per token of test under a bigram model of train; every token of test but the first is scored.
 
-    The prior strength is the one that serves valid best.  Without valid, the last tenth of train plays its part, and
-    is counted again afterwards.
+    The prior strength is the best one for valid.  Without valid it is the best one for the last tenth of train, and the
+    model then counts all of train.
     """
     if valid is None:
         held_out = len(train) // 10

@@ -20,18 +20,18 @@ from planer.errors import UserError
 from planer.parsing import show
 
 CHUNK = 2**16
-"""Characters that a tokenizer gets at once, up to the end of a line."""
+"""Characters per call of a tokenizer, up to the end of a line."""
 
 
 def prepare_text(name: str, source: Mapping, folder: str | Path) -> dict:
-    """Tokenise one's own text into folder, and return its manifest.
+    """Tokenise a user's text into folder, and return its manifest.
 
     name: of the prepared text.  source: ``text`` and ``tokenizer`` of the configuration, and what
     ``planer.config.text.survey`` found: ``vocab_size`` and ``sha256``.
-    Raises UserError when the text or the tokenizer cannot be used, or is not what was surveyed.
+    Raises UserError when the text or the tokenizer cannot be used, or has changed since the survey.
     """
-    content, given = text.read_text_files(source["text"]), text.tokenizer_file(source["tokenizer"])
-    document = text.read_tokenizer(given) if given else None
+    content, file = text.read_text_files(source["text"]), text.tokenizer_file(source["tokenizer"])
+    document = text.read_tokenizer(file) if file else None
     vocabulary, vocab_size, splits = _numbered(content, source, document)
     if (text.digest(content, document), vocab_size) != (source["sha256"], source["vocab_size"]):
         raise UserError(f"data.text: {show(source['text'])} or its tokenizer was changed just now; run it again")

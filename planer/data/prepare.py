@@ -1,9 +1,9 @@
 """From a corpus to token ids: train.npy, valid.npy, test.npy, vocab.json and manifest.json.
 
-Byte corpora are cut 90/5/5 by raw bytes; symbols get ids by descending frequency over the whole text, the first seen
-first among equals (the conversion of Transformer-XL), except in pysource, whose bytes are their own ids.  The splits
-of text8 lose the spaces at their ends, as in Transformer-XL's prep_text8.py.  Word
-corpora come in three files; every line ends in ``<eos>`` (id 0), and the other ids go by frequency in train alone.
+Byte corpora are cut 90/5/5 by raw bytes.  Symbols get ids by falling frequency over the whole text, ties in order of
+appearance (the conversion of Transformer-XL).  In pysource every byte is its id.  The splits of text8 lose the spaces
+at their ends, as in Transformer-XL's prep_text8.py.  Word corpora come in three files.  Every line ends in ``<eos>``
+(id 0), and the other words get ids by falling frequency in train alone.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ def prepare(name: str, folder: str | Path) -> dict:
     """Find the corpus called name, tokenise it into folder, and return its manifest.
 
     The arrays are one-dimensional, of the smallest unsigned type that holds the vocabulary; vocab.json lists the
-    symbols in id order (bytes as numbers).  The manifest is written last: where it is, the rest is whole.
-    Raises UserError when the corpus cannot be found or is not what it should be.
+    symbols in id order (bytes as numbers).  The manifest is written last: where it exists, all files are complete.
+    Raises UserError when the corpus is not found or differs from the published one.
     """
     found = find(name)
     corpus = lookup(name)
@@ -55,7 +55,7 @@ def prepare(name: str, folder: str | Path) -> dict:
 
 
 def byte_vocabulary(text: bytes, drop_newlines: bool) -> list[int]:
-    """Bytes that occur in text, the most frequent first, the first seen first among equals."""
+    """Bytes that occur in text by falling frequency, ties in order of appearance."""
     counts = np.bincount(np.frombuffer(text, np.uint8), minlength=256)
     if drop_newlines:
         counts[ord("\n")] = 0
@@ -65,17 +65,17 @@ def byte_vocabulary(text: bytes, drop_newlines: bool) -> list[int]:
 def encode_bytes(text: bytes, vocabulary: list[int], corpus: Corpus) -> Iterator[np.ndarray]:
     """Ids of the three splits: the first 90 % of text, then 5 % and 5 %.
 
-    Newlines and the white space at the ends of a split are left out where the corpus says so.
+    Newlines and the white space at the ends of a split are dropped where the corpus says so.
     Raises UserError naming the first byte outside the vocabulary, its split and its offset there.
     """
-    ids, known = np.zeros(256, np.uint8), np.zeros(256, bool)
-    ids[vocabulary], known[vocabulary] = np.arange(len(vocabulary)), True
+    ids, in_vocabulary = np.zeros(256, np.uint8), np.zeros(256, bool)
+    ids[vocabulary], in_vocabulary[vocabulary] = np.arange(len(vocabulary)), True
     start, part = 0, len(text) // 20
     for split, end in zip(SPLITS, (len(text) - 2 * part, len(text) - part, len(text)), strict=True):
         piece, start = text[start:end], end
         piece = piece.strip() if corpus.strip_splits else piece
         content = np.frombuffer(piece.replace(b"\n", b"") if corpus.drop_newlines else piece, np.uint8)
-        if not (inside := known[content]).all():
+        if not (inside := in_vocabulary[content]).all():
             offset = int(inside.argmin())
             raise UserError(
                 f"{corpus.name}: byte {content[offset]} ({chr(content[offset])!r}) at offset {offset:,} of {split} "
@@ -85,9 +85,9 @@ def encode_bytes(text: bytes, vocabulary: list[int], corpus: Corpus) -> Iterator
 
 
 def word_vocabulary(train: Traversable) -> list[str]:
-    """``<eos>``, then the words of train, the most frequent first, the first seen first among equals.
+    """``<eos>``, then the words of train by falling frequency, ties in order of appearance.
 
-    Raises UserError when ``<unk>`` is not among them: then it is no WikiText.
+    Raises UserError when ``<unk>`` is not among them: the file is not WikiText.
     """
     counts: Counter[str] = Counter()
     for words in _lines(train):
@@ -129,7 +129,7 @@ def _lines(text: Traversable) -> Iterator[list[str]]:
 
 
 def _digest(texts: Iterable[Traversable]) -> dict:
-    """Sha256 and bytes of several texts read one after the other."""
+    """Sha256 and size in bytes of several texts, concatenated."""
     sha256, size = hashlib.sha256(), 0
     for text in texts:
         with text.open("rb") as file:
@@ -149,7 +149,7 @@ def write_splits(
     """Write everything, the manifest last.
 
     vocabulary: symbols in id order, or a tokenizer.json; manifest says vocab_size then.
-    Raises UserError when a split is empty or has not as many tokens as expected.
+    Raises UserError when a split is empty or its number of tokens is not the expected one.
     """
     (folder / "manifest.json").unlink(missing_ok=True)
     counts, sha256 = {}, {}

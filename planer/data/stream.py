@@ -20,8 +20,7 @@ from planer.errors import UserError
 class StreamBatches:
     """Training batches with random access by step, so that a resumed run needs no iterator state.
 
-    An epoch's last segment is shorter than tgt_len and never padded.  Epochs follow one another without a reset of
-    the memory.
+    An epoch's last segment may be shorter than tgt_len and is not padded.  The memory is not reset between epochs.
     """
 
     def __init__(self, tokens: np.ndarray, batch: int, tgt_len: int) -> None:
@@ -48,9 +47,9 @@ class StreamBatches:
 class EvalBatches:
     """Evaluation segments: every stream starts with the text before it in memory.
 
-    ceil(mem_len / tgt_len) warm-up segments come first; their losses do not count.  They hold the end of the previous
-    stream (stream 0 takes the end of the last one, as NVIDIA's loader does), so that the result hardly depends on the
-    batch.  Only the first token of each stream is never scored.
+    ceil(mem_len / tgt_len) warm-up segments come first; their losses do not count.  They are the end of the previous
+    stream (for stream 0 the end of the last one, as in NVIDIA's loader), so that the result hardly depends on the
+    batch.  All tokens but the first of each stream are scored.
     """
 
     def __init__(self, tokens: np.ndarray, batch: int, tgt_len: int, mem_len: int) -> None:

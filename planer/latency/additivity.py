@@ -1,12 +1,12 @@
-"""Does the sum of table entries predict what whole networks take?
+"""Does the sum of table entries predict the latency of whole networks?
 
 Random networks of the design space, spread evenly over the range of latencies, and the baseline are measured end to
 end and compared with their estimates.  Correlation alone is no test: public latency tables reach r = 0.92 to 0.999
-beside single errors of 5 to 46 % (HAT, 8 pairs of device and task), so errors are reported with it.
+with single errors of 5 to 46 % (HAT, 8 pairs of device and task).  So errors are reported too.
 
-A device may run faster or slower than when its table was measured, which says nothing about sums.  So stacks that the
-table was made from are timed again between the networks, and estimates are scaled by what these take now over what they
-took then.  The factor is reported.
+A device may have become faster or slower since its table was measured, which does not concern sums.  So the table's
+stacks are timed again between the networks, and estimates are scaled by their time now over their time then.  The
+factor is reported.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ from planer.runtime import resolve_device, resolve_dtype
 from planer.specs import Architecture, BlockSpec
 
 IDLE_BAR = {"pearson_r": 0.99, "mape": 0.03, "max_ape": 0.08}
-"""What an idle device should reach: r at least, errors at most.  The config may set another bar."""
+"""Bar for an idle device: r at least, errors at most.  The configuration may set another one."""
 
 MIN_NETWORKS = 8
-"""Random networks measured at least, even when that takes longer than max_seconds."""
+"""Least number of random networks, even when they take longer than max_seconds."""
 
 RESAMPLES = 2000
 """Bootstrap samples behind the intervals."""
@@ -38,8 +38,8 @@ RESAMPLES = 2000
 def check_additivity(config: SimpleNamespace, vocab_size: int, table: LatencyTable) -> dict:
     """Measure profile_blocks.networks random networks and the baseline, under the workload's modes.
 
-    Fewer networks are measured, and said so, where a warm-up and MIN_ROUNDS rounds of all would take longer than
-    profile_blocks.max_seconds.  Returns the content of additivity.json, with ``slowdown``, the factor on all estimates.
+    Fewer networks are measured, and the report says so, where a warm-up and MIN_ROUNDS rounds of all would take longer
+    than profile_blocks.max_seconds.  Returns the content of additivity.json; ``slowdown`` is the estimates' factor.
     Raises UserError when the table was measured on another device or for other shapes.
     """
     device = resolve_device(config.device)
@@ -80,8 +80,8 @@ def check_additivity(config: SimpleNamespace, vocab_size: int, table: LatencyTab
 def spread_networks(costs: np.ndarray, positions: int, count: int, seed: int) -> list[tuple[int, ...]]:
     """Different random networks whose costs are spread evenly between the cheapest and the dearest possible.
 
-    costs: [N] in ms.  Network k draws every position from P_i ~ exp(lambda c_i), with lambda such that the expected
-    cost is the middle of the k-th of count equal parts of the range.  A network drawn before is drawn again from a
+    costs: [N] in ms.  Network k samples every position from P_i ~ exp(lambda c_i), with lambda such that the expected
+    cost is the middle of the k-th of count equal parts of the range.  A repeated network is replaced by a sample from a
     distribution closer to uniform.  Returns option numbers; fewer networks than count when no more exist.
     """
     generator = np.random.default_rng(seed)
@@ -117,27 +117,28 @@ def agreement(estimated: np.ndarray, measured: np.ndarray) -> dict[str, float]:
 
 
 def missed(result: Mapping[str, float], bar: Mapping[str, float]) -> list[str]:
-    """The numbers of a result, by name, that fall short of a bar: a lower pearson_r, or a larger error."""
+    """Names of the numbers that miss a bar: a lower pearson_r, or a larger error."""
     return [key for key in bar if (result[key] < bar[key] if key == "pearson_r" else result[key] > bar[key])]
 
 
 def intervals(estimated: np.ndarray, measured: np.ndarray, seed: int) -> dict[str, list[float]]:
     """95 % percentile-bootstrap intervals of ``agreement``'s means, over networks; a maximum has none."""
     generator = np.random.default_rng(seed)
-    draws = []
-    while len(draws) < RESAMPLES:
+    samples = []
+    while len(samples) < RESAMPLES:
         chosen = generator.integers(len(estimated), size=len(estimated))
-        if len(set(chosen.tolist())) > 2:  # a correlation of two points says nothing
-            draws.append(agreement(estimated[chosen], measured[chosen]))
+        if len(set(chosen.tolist())) > 2:  # the correlation of two points is always 1
+            samples.append(agreement(estimated[chosen], measured[chosen]))
     return {
-        key: np.percentile([draw[key] for draw in draws], (2.5, 97.5)).tolist() for key in ("pearson_r", "mape", "bias")
+        key: np.percentile([sample[key] for sample in samples], (2.5, 97.5)).tolist()
+        for key in ("pearson_r", "mape", "bias")
     }
 
 
 def _networks(
     config: SimpleNamespace, vocab_size: int, table: LatencyTable, stacks_ms: float
 ) -> dict[str, Architecture]:
-    """The baseline, and as many random networks as were asked for or as there is time for beside the stacks."""
+    """The baseline and the random networks, as many as requested or as there is time for beside the stacks."""
     profile, attention = config.profile_blocks, config.workload.attention
     baseline = config.model.architecture(vocab_size, config.patterns.baseline)
     positions = len(baseline.blocks)
@@ -154,7 +155,7 @@ def _networks(
 
 
 def _pool(networks: list[tuple[BlockSpec, ...]], config: SimpleNamespace, vocab_size: int) -> Pool:
-    """As many copies of each block as the network with the most of them has, or as fit into memory."""
+    """Copies of each block: as many as one network needs at most, or as fit into memory."""
     device = resolve_device(config.device)
     dtype = resolve_dtype(config.dtype, device)
     attentions = [config.workload.attention]
@@ -169,7 +170,7 @@ def _pool(networks: list[tuple[BlockSpec, ...]], config: SimpleNamespace, vocab_
 
 
 def _stacked(option: str) -> str:
-    """What the stack of an option is called among the networks."""
+    """Name of an option's stack among the networks."""
     return f"stack of {option}"
 
 

@@ -1,7 +1,7 @@
 """How long an experiment will train on the device at hand, estimated from its latency table.
 
-A training step costs about three forward passes.  The forward pass of every block is known from the table for the
-workload's shape; it is carried over to the training shape in proportion to tokens and to FLOPs per token.
+A training step costs about three forward passes.  The table has the forward pass of every block for the workload's
+shape.  Its time is scaled to the training shape by tokens and by FLOPs per token.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from planer.errors import Damaged, UserError
 from planer.files import read_json
 from planer.specs import BlockSpec
 
-if TYPE_CHECKING:  # every parse of the Snakefile comes here, and the table needs PyTorch
+if TYPE_CHECKING:  # every parse of the Snakefile imports this module, and the table imports PyTorch
     from planer.latency.table import LatencyTable
 
 FORWARDS_PER_STEP = 3
@@ -26,13 +26,13 @@ FORWARDS_PER_ALPHA_STEP = 2
 """The architecture steps of a search need no gradients of the weights."""
 
 STAGES = ("search", "retrain", "distill", "sparsify", "train_routers")
-"""What trains."""
+"""Stages that train."""
 
 
 def training_hours(config: SimpleNamespace, vocab_size: int, table: LatencyTable) -> dict[str, float]:
     """Hours of every training stage for one target and its baseline, and their sum.
 
-    The target's network is counted like the baseline, which it must not exceed; its search includes short trainings.
+    The target's network counts like the baseline, which it must not exceed.  Its search includes proxy training.
     """
     baseline = config.model.architecture(vocab_size, config.patterns.baseline).blocks
     options = [config.model.option(name) for name in config.design_space]
@@ -41,7 +41,7 @@ def training_hours(config: SimpleNamespace, vocab_size: int, table: LatencyTable
         work = config.workload
         return training.batch * training.tgt_len / (work.batch * work.tgt_len)
 
-    def stem_ms(training: TrainingConfig) -> float:
+    def fixed_ms(training: TrainingConfig) -> float:
         return table.lookup("stem", "recompute") * scale(training)
 
     def blocks_ms(blocks: Iterable[BlockSpec], training: TrainingConfig) -> float:
@@ -57,12 +57,12 @@ def training_hours(config: SimpleNamespace, vocab_size: int, table: LatencyTable
 
     def hours(training: TrainingConfig, forwards: float) -> float:
         """Of the baseline."""
-        return (stem_ms(training) + blocks_ms(baseline, training)) * training.steps * forwards / 3.6e6
+        return (fixed_ms(training) + blocks_ms(baseline, training)) * training.steps * forwards / 3.6e6
 
     search = config.search
-    stem, all_options = stem_ms(search), len(baseline) * blocks_ms(options, search)
-    weight_step = FORWARDS_PER_STEP * (stem + all_options / len(options))
-    alpha_step = FORWARDS_PER_ALPHA_STEP * (stem + all_options)
+    fixed, all_options = fixed_ms(search), len(baseline) * blocks_ms(options, search)
+    weight_step = FORWARDS_PER_STEP * (fixed + all_options / len(options))
+    alpha_step = FORWARDS_PER_ALPHA_STEP * (fixed + all_options)
     alpha_steps = search.alpha_share * (1 - search.frozen_share)
     teacher = (1 + alpha_steps) * hours(search, 1) if search.distill else 0.0
     student = hours(config.distill, FORWARDS_PER_STEP + 1)  # the teacher runs in every step
@@ -79,7 +79,7 @@ def training_hours(config: SimpleNamespace, vocab_size: int, table: LatencyTable
 
 
 def training_tokens(config: SimpleNamespace) -> dict[str, int]:
-    """Tokens that every training stage reads, for one network, whose search includes short trainings of others."""
+    """Tokens that every training stage reads, for one network; its search includes proxy training."""
     stages = {name: getattr(config, name) for name in STAGES}
     tokens = {name: stage.steps * stage.batch * stage.tgt_len for name, stage in stages.items()}
     return tokens | {"search": tokens["search"] + round(config.candidates.proxy_trainings * tokens["distill"])}
@@ -88,8 +88,7 @@ def training_tokens(config: SimpleNamespace) -> dict[str, int]:
 def load_cost(path: str | Path) -> dict:
     """The content of an earlier cost.json.
 
-    Raises UserError when it is damaged.  It is read before Snakemake knows its rules, which therefore cannot make it
-    anew.
+    Raises UserError when it is damaged.  It is read before Snakemake knows its rules, so the advice is to delete it.
     """
     try:
         return read_json(path, "cost")
@@ -98,7 +97,7 @@ def load_cost(path: str | Path) -> dict:
 
 
 def rescaled(report: dict, config: SimpleNamespace) -> dict[str, float]:
-    """The hours of an earlier estimate, carried over to the tokens that the stages read now.
+    """The hours of an earlier estimate, scaled to the tokens that the stages read now.
 
     report: ``hours`` and ``tokens`` by stage, the content of cost.json.
     """
@@ -110,7 +109,7 @@ def rescaled(report: dict, config: SimpleNamespace) -> dict[str, float]:
 def check_hours(hours: dict[str, float], device: str, config: SimpleNamespace) -> None:
     """Refuse an experiment whose training would take longer than config.max_hours.
 
-    Raises UserError with the estimate, a smaller experiment to run instead, and how to go on all the same.
+    Raises UserError with the estimate, a smaller experiment, and the max_hours that would allow this one.
     """
     if hours["total"] > config.max_hours:
         parts = ", ".join(f"{name} {value:,.1f} h" for name, value in hours.items() if name != "total")

@@ -1,9 +1,9 @@
-"""How a timed call is executed: ``eager``, ``compiled`` or ``graph``.
+"""Execution of a timed call: ``eager``, ``compiled`` or ``graph``.
 
 eager: PyTorch launches one kernel after the other.
-compiled: every block goes through torch.compile by itself.  Blocks of one kind share their code, so that a network of
+compiled: torch.compile compiles every block separately.  Blocks of one kind share their code, so that a network of
 any depth compiles as fast as one block of each kind (regional compilation).  Embedding and head, which all networks
-have in common, stay eager, and so do converted layers: code would be made anew for every threshold.
+share, stay eager, and so do converted layers: they would be compiled again for every threshold.
 graph: the kernels of the eager call are captured once as a CUDA graph and replayed.
 """
 
@@ -20,14 +20,14 @@ from planer.blocks.dynamic_moe import DynamicMoE
 from planer.errors import UserError
 
 WARMUP = 2
-"""Untimed calls: caches of positions fill in the first, and compiled code changes once they are full."""
+"""Untimed calls: the first one fills caches of positions, and compiled code changes once they are full."""
 
 CODES = 1024
-"""Kinds of blocks that may be compiled; beyond, PyTorch would go on eagerly and say nothing."""
+"""Most kinds of blocks that may be compiled; beyond this, PyTorch would silently stay eager."""
 
 
 def check_execution(execution: str, device: torch.device) -> None:
-    """Raise UserError when the device cannot execute in this way."""
+    """Raise UserError when the device does not have this execution mode."""
     if execution == "graph" and device.type != "cuda":
         raise UserError(
             f"execution: graph needs a CUDA device, but this run is on {device.type}; use eager or compiled"
@@ -35,7 +35,7 @@ def check_execution(execution: str, device: torch.device) -> None:
 
 
 def executable(block: Block, execution: str) -> nn.Module:
-    """The block as this mode runs it; its weights are shared."""
+    """The block as this mode runs it, with the same weights."""
     if execution != "compiled" or not block.compiles:
         return block
     return torch.compile(block, dynamic=False)
@@ -44,10 +44,10 @@ def executable(block: Block, execution: str) -> nn.Module:
 def prepared(
     forward: Callable[[], Tensor], execution: str, device: torch.device, layers: Sequence[DynamicMoE] = ()
 ) -> Callable[[], Tensor]:
-    """The call in its mode, with everything done that happens only once.
+    """The call in its mode, after all work that happens only once.
 
-    layers: converted layers whose threshold may change between calls; each threshold is captured in a graph of its own.
-    What a graph returns holds until the next call of any.  Raises UserError when the call cannot be compiled or
+    layers: converted layers whose threshold may change between calls; each threshold gets a separate graph.  A graph's
+    result is valid until the next call of any graph.  Raises UserError when the call cannot be compiled or
     captured.
     """
     check_execution(execution, device)
@@ -91,24 +91,24 @@ def _replayed(
 def _captured(forward: Callable[[], Tensor], device: torch.device) -> tuple[torch.cuda.CUDAGraph, Tensor]:
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.device(device):
-        aside = torch.cuda.Stream()
-        aside.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(aside):
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
             for _ in range(WARMUP):
                 forward()
-        torch.cuda.current_stream().wait_stream(aside)
+        torch.cuda.current_stream().wait_stream(stream)
         try:
             with torch.cuda.graph(graph, pool=_graph_memory(device)):
                 result = forward()
         except RuntimeError as error:
             reason = str(error).strip().partition("\n")[0]
             raise UserError(
-                f"execution: graph failed: {reason}; the network waits for the GPU on its way, use eager or compiled"
+                f"execution: graph failed: {reason}; the network waits for the GPU during a call, use eager or compiled"
             ) from error
     return graph, result
 
 
 @cache
 def _graph_memory(device: torch.device) -> tuple[int, int]:
-    """One pool for the activations of all graphs: they are replayed one at a time."""
+    """One memory pool for all graphs, which are replayed one at a time."""
     return torch.cuda.graph_pool_handle()

@@ -1,8 +1,8 @@
-"""Gates that send timed tokens where they are wanted: how many tokens each expert of a mixture gets.
+"""Router weights for timing, which decide how many tokens each expert of a mixture gets.
 
-The latency of a mixture of experts depends on its loads.  Fresh gates prefer no expert (``balanced``, what a search
-counts on); trained ones do, in spite of a balancing loss (``skewed``); at worst all tokens want the same experts
-(``one``).  Only the gate's weights differ, so all three run the same code.
+The latency of a mixture of experts depends on the loads of its experts.  A fresh router prefers no expert
+(``balanced``, which a search assumes).  A trained router prefers some, in spite of a balancing loss (``skewed``).  At
+worst all tokens go to the same experts (``one``).  Only the router's weights differ: all three run the same code.
 
 Letters in shapes: E experts, D model width.
 """
@@ -21,8 +21,8 @@ def zipf_shares(num_experts: int) -> Tensor:
     """Shares of tokens that prefer expert 1, 2, ...: proportional to 1 / (rank + 1), [E] in double precision.
 
     The Zipf-Mandelbrot law with offset 1: of eight experts the busiest gets 2.2 times its fair share, 4.5 times that of
-    the idlest.  Without the offset the first of three experts would get more than half, which no gate without a bias
-    can send it of tokens that point everywhere.
+    the idlest.  Without the offset the first of three experts would get more than half.  A router without a bias cannot
+    do that when tokens point in all directions alike.
     """
     weight = 1 / torch.arange(2, num_experts + 2, dtype=torch.float64)
     return weight / weight.sum()
@@ -30,13 +30,13 @@ def zipf_shares(num_experts: int) -> Tensor:
 
 @torch.no_grad()
 def set_routing(gate: Tensor, routing: str) -> None:
-    """Overwrite a freshly drawn gate [E, D] so that tokens pointing everywhere alike are routed as wanted.
+    """Overwrite a fresh router weight [E, D] so that tokens pointing in all directions alike are routed as named.
 
     one: all logits are equal, and then the experts of the lowest numbers win.
     skewed: rows lie in a plane, at the corners of a polygon around the origin.  A token prefers the corner farthest in
-    its direction; those directions make up the corner's exterior angle, the expert's share of the circle.  With top-k,
+    its direction.  These directions make up the corner's exterior angle, the expert's share of the circle.  With top-k,
     the next choices are the corners beside it, which evens loads out; so the busiest experts are neighbours.  Two
-    experts share evenly: a plane through the origin is all that parts them.
+    experts always share evenly, because a plane through the origin separates them.
     """
     if routing == "one":
         gate.zero_()

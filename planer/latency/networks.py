@@ -1,9 +1,9 @@
 """Networks ready to be timed: random weights, inference mode, a filled memory.
 
 One call scores one segment as NVIDIA's inference benchmark does: embedding, all blocks, the memory for the next
-segment, and the negative log-likelihood of the targets, in the workload's execution mode.  What a network computes only
-once for a given shape (mask, position table, and with cached attention the projected positions) is computed before the
-first timed call.
+segment, and the negative log-likelihood of the targets, in the workload's execution mode.  Values that a network
+computes once for a shape (mask, position table, and with cached attention the projected positions) are computed before
+the first timed call.
 
 Letters in shapes: B sequences, T tokens of a segment, M remembered positions, D model width.
 """
@@ -27,8 +27,8 @@ from planer.models import LanguageModel, initialise
 from planer.specs import Architecture, BlockSpec
 
 POOL_BYTES = 6 * 2**30
-"""Weights and memories that a pool may take.  PLANER's largest networks add 6 GiB while one of them runs: activations,
-and the memory for the next segment."""
+"""Most bytes of a pool's weights and memories.  PLANER's largest networks need 6 GiB more while one of them runs, for
+activations and the memory for the next segment."""
 
 
 def timed_forward(
@@ -43,9 +43,9 @@ def timed_forward(
     """A call that scores one segment of the workload and returns its nll [B, T].
 
     network: an architecture, which gets random weights, or a model, of which a copy is made when it is not in dtype
-    on device.  attention: ``cached`` or ``recompute``.  tokens: text [B, L], L > T, of which the last T tokens are
-    predicted and those before the last segment fill the memory, over and over if they are fewer than M; random
-    tokens by default.  Raises UserError when the device or the network does not allow the workload's execution.
+    on device.  attention: ``cached`` or ``recompute``.  tokens: text [B, L], L > T.  The last T tokens are
+    predicted.  Those before the last segment fill the memory, repeated if they are fewer than M.  Random tokens by
+    default.  Raises UserError when the device or the network does not allow the workload's execution.
     """
     check_execution(workload.execution, device)
     if isinstance(network, Architecture):
@@ -59,7 +59,7 @@ def timed_forward(
     tokens = tokens.to(device)
     past, segment = tokens[:, : -workload.tgt_len - 1], tokens[:, -workload.tgt_len - 1 :]
     memory = filled_memory(model, past if past.shape[1] else segment[:, :-1], workload, attention)
-    timed = _shell(model, [executable(block, workload.execution) for block in model.blocks])
+    timed = _wrapper(model, [executable(block, workload.execution) for block in model.blocks])
 
     @torch.inference_mode()
     def forward() -> Tensor:
@@ -70,10 +70,10 @@ def timed_forward(
 
 
 class Pool:
-    """Blocks with weights and memories of their own, from which networks are put together for timing.
+    """Blocks with separate weights and memories, of which networks for timing are made.
 
-    Networks of a pool share blocks, so that many of them fit into memory; within a network every block is another
-    one, as long as the pool has enough copies.
+    Networks of a pool share blocks, so that many of them fit into memory.  Within a network all blocks are different,
+    while the pool has enough copies.
     """
 
     def __init__(
@@ -86,7 +86,7 @@ class Pool:
         attentions: Iterable[str] = ATTENTIONS,
         seed: int = 0,
     ):
-        """architecture: what all networks share; its own blocks are ignored.  copies: blocks to make of each kind.
+        """architecture: of all networks; its blocks are ignored.  copies: number of blocks to make of each kind.
 
         Raises UserError when the device does not allow the workload's execution.
         """
@@ -94,12 +94,12 @@ class Pool:
         specs = tuple(spec for spec, count in copies.items() for _ in range(count))
         self.workload, self._device = workload, device
         self._model = random_model(dataclasses.replace(architecture, blocks=specs), device, dtype, seed)
-        self._places = {spec: [place for place, other in enumerate(specs) if other == spec] for spec in copies}
+        self._indices = {spec: [index for index, other in enumerate(specs) if other == spec] for spec in copies}
         self._tokens = random_tokens(architecture, workload, seed).to(device)
         self._memory = {
             attention: filled_memory(self._model, self._tokens[:, :-1], workload, attention) for attention in attentions
         }
-        self._shells: dict[tuple[str, bool], LanguageModel] = {}
+        self._wrappers: dict[tuple[str, bool], LanguageModel] = {}
         self._executable: dict[tuple[int, str], nn.Module] = {}
 
     def network(
@@ -107,17 +107,17 @@ class Pool:
     ) -> Callable[[], Tensor]:
         """A call that scores one segment with these blocks in this order; without head it stops at the last block.
 
-        routing: how the gates of mixtures of experts spread tokens (``planer.latency.gates``).  Raises UserError when
+        routing: how the routers of mixtures of experts spread tokens (``planer.latency.gates``).  Raises UserError when
         the network cannot be compiled or captured.
         """
         used: Counter[BlockSpec] = Counter()
-        places = []
+        indices = []
         for spec in blocks:
-            places.append(self._places[spec][used[spec] % len(self._places[spec])])
+            indices.append(self._indices[spec][used[spec] % len(self._indices[spec])])
             used[spec] += 1
-        modules = nn.ModuleList(self._block(place, routing) for place in places)
-        memory = [self._memory[attention][place] for place in places]
-        model = self._shell(attention, any(entry is not None for entry in memory))
+        modules = nn.ModuleList(self._block(index, routing) for index in indices)
+        memory = [self._memory[attention][index] for index in indices]
+        model = self._wrapper(attention, any(entry is not None for entry in memory))
         segment = self._tokens
 
         @torch.inference_mode()
@@ -128,35 +128,35 @@ class Pool:
 
         return prepared(forward, self.workload.execution, self._device)
 
-    def _block(self, place: int, routing: str) -> nn.Module:
-        """A block ready for the workload's execution; under another routing it shares all but gate and LayerNorm."""
-        if (place, routing) not in self._executable:
-            block = self._model.blocks[place]
+    def _block(self, index: int, routing: str) -> nn.Module:
+        """A block ready for the workload's execution; under another routing it shares all but router and LayerNorm."""
+        if (index, routing) not in self._executable:
+            block = self._model.blocks[index]
             if routing != "balanced":
-                block = block.rerouted(lambda gate: set_routing(gate, routing))
-            self._executable[place, routing] = executable(block, self.workload.execution)
-        return self._executable[place, routing]
+                block = block.rerouted(lambda weight: set_routing(weight, routing))
+            self._executable[index, routing] = executable(block, self.workload.execution)
+        return self._executable[index, routing]
 
-    def _shell(self, attention: str, remembers: bool) -> LanguageModel:
-        """Embedding and head for networks of one kind.
+    def _wrapper(self, attention: str, remembers: bool) -> LanguageModel:
+        """Embedding and head for networks of one attention mode, with or without memory.
 
-        A model, and each attention block, keep positions prepared for the last shape they saw.  Networks that differ
-        in it get models of their own; otherwise each call would throw away what the next one could have used.
+        A model and each attention block cache positions for the last shape.  Networks of different shapes get separate
+        models, since they would overwrite each other's caches.
         """
         key = (attention, remembers)
-        if key not in self._shells:
-            self._shells[key] = _shell(self._model)
-        return self._shells[key]
+        if key not in self._wrappers:
+            self._wrappers[key] = _wrapper(self._model)
+        return self._wrappers[key]
 
 
-def _shell(model: LanguageModel, blocks: Iterable[nn.Module] = ()) -> LanguageModel:
-    """These blocks between the embedding and the head of a model, with prepared positions of their own."""
-    with torch.device("meta"):  # its own weights are never used
-        shell = LanguageModel(model.architecture, ()).eval()
+def _wrapper(model: LanguageModel, blocks: Iterable[nn.Module] = ()) -> LanguageModel:
+    """These blocks between the embedding and the head of a model, with a separate cache of positions."""
+    with torch.device("meta"):  # its initial weights are never used
+        wrapper = LanguageModel(model.architecture, ()).eval()
     for name, part in (*model.named_children(), *model.named_parameters(recurse=False)):
-        setattr(shell, name, part)
-    shell.blocks = nn.ModuleList(blocks)
-    return shell
+        setattr(wrapper, name, part)
+    wrapper.blocks = nn.ModuleList(blocks)
+    return wrapper
 
 
 def affordable_copies(
@@ -175,7 +175,7 @@ def affordable_copies(
 
 
 def random_model(architecture: Architecture, device: torch.device, dtype: torch.dtype, seed: int) -> LanguageModel:
-    """A freshly initialised model for inference.  Its gates prefer no expert, so routing is nearly balanced."""
+    """A freshly initialised model for inference.  Its routers prefer no expert, so routing is nearly balanced."""
     model = LanguageModel(architecture)
     initialise(model, torch.Generator().manual_seed(seed))
     return model.to(device, dtype).eval()
@@ -184,7 +184,7 @@ def random_model(architecture: Architecture, device: torch.device, dtype: torch.
 def random_tokens(architecture: Architecture, workload: WorkloadConfig, seed: int) -> Tensor:
     """[B, T + 1]: a segment and the token after it.
 
-    Where the work of the head depends on the word, as many are of each kind as in a text.
+    Where the work of the head depends on the word, words of each cluster are as frequent as in a text.
     """
     generator = torch.Generator().manual_seed(seed)
     shape, clusters = (workload.batch, workload.tgt_len + 1), architecture.head.clusters(architecture.vocab_size)
@@ -200,7 +200,7 @@ def random_tokens(architecture: Architecture, workload: WorkloadConfig, seed: in
 def filled_memory(model: LanguageModel, text: Tensor, workload: WorkloadConfig, attention: str) -> list:
     """Memory of M positions after reading the end of text [B, L] in segments, repeated when L < M.
 
-    Reading M positions that nobody times would take longer than what is timed (ten segments at M = 640, T = 64).
+    Reading all M positions would take longer than the timed call (ten segments at M = 640, T = 64).
     """
     memory = None
     for segment in text[:, -max(workload.mem_len, workload.tgt_len) :].split(workload.tgt_len, dim=1):

@@ -1,12 +1,12 @@
 """Measuring the latency table: the marginal cost of every block in a stack of its kind.
 
-A block's cost is the time of a network of 2N copies minus that of N copies, over N.  Both pay for the embedding, for
-launching and for everything else that is paid once, so it cancels; each copy has weights and a memory of its own, as
-in a real network.  Stacks are measured in turn (``measure``), and a cost is the median over rounds of the difference
-within a round.  A cost that comes out negative is measured again, never set to zero.
+A block's cost is the time of a network of 2N copies minus that of N copies, over N.  The embedding, launching and all
+other costs that occur once cancel.  Each copy has separate weights and a separate memory, as in a real network.  Stacks
+are measured alternately (``measure``), and a cost is the median over rounds of the difference within a round.  A
+negative cost is measured again, never set to zero.
 
-Mixtures of experts are measured under three routings (``planer.latency.gates``), and everything once for every batch
-size and execution mode asked for, each of which may take max_seconds.
+Mixtures of experts are measured under three routings (``planer.latency.gates``).  Everything is measured for every
+requested batch size and execution mode, each of which may take max_seconds.
 """
 
 from __future__ import annotations
@@ -31,20 +31,20 @@ from planer.runtime import resolve_device, resolve_dtype
 from planer.specs import Attention, BlockSpec, FeedForward, Skip, from_notation
 
 ATTEMPTS = 6
-"""Measurements of an option whose cost comes out negative, each of twice the rounds of the one before."""
+"""Most measurements of an option with a negative cost, each with twice the rounds of the one before."""
 
 CONTROL_ROUNDS = 15
 """Calls of the control stack at the start and at the end; the ratio of their medians is the drift."""
 
 CONTROL_SHARE = 0.05
-"""Share of max_seconds that either may take."""
+"""Share of max_seconds for each of the two."""
 
 
 def profile_blocks(config: SimpleNamespace, vocab_size: int) -> LatencyTable:
-    """Measure the stem and every option of the design space and of the patterns, on the device at hand.
+    """Measure embedding and head, and every option of the design space and of the patterns, on the device at hand.
 
     config: an experiment; the sections that describe network, workload and profile are read.
-    Raises UserError when the device is too noisy for a positive cost, or cannot execute a network as asked for.
+    Raises UserError when the device is too noisy for a positive cost, or lacks an execution mode.
     """
     device = resolve_device(config.device)
     dtype = resolve_dtype(config.dtype, device)
@@ -63,12 +63,12 @@ def profile_blocks(config: SimpleNamespace, vocab_size: int) -> LatencyTable:
 
 
 def measured_workloads(config: SimpleNamespace) -> list[WorkloadConfig]:
-    """The experiment's own workload, then the same with other batch sizes and execution modes."""
-    own, profile = config.workload, config.profile_blocks
+    """The workload, then the same with other batch sizes and execution modes."""
+    workload, profile = config.workload, config.profile_blocks
     return [
-        dataclasses.replace(own, batch=batch, execution=execution)
-        for execution in dict.fromkeys((own.execution, *profile.executions))
-        for batch in dict.fromkeys((own.batch, *profile.batches))
+        dataclasses.replace(workload, batch=batch, execution=execution)
+        for execution in dict.fromkeys((workload.execution, *profile.executions))
+        for batch in dict.fromkeys((workload.batch, *profile.batches))
     ]
 
 
@@ -104,7 +104,7 @@ def measured_options(config: SimpleNamespace) -> tuple[BlockSpec, ...]:
 
 
 class _Stack(NamedTuple):
-    """What is repeated: a block, under one attention mode and one routing."""
+    """A block to repeat, under one attention mode and one routing."""
 
     spec: BlockSpec
     attention: str
@@ -115,7 +115,7 @@ class _Stack(NamedTuple):
         return f"{self.spec.name}, {self.attention}{routing}, {count} copies"
 
     def serves(self, attention: str) -> bool:
-        """Whether its times hold for an attention mode; blocks that do not attend are measured once for both."""
+        """Whether its times hold for an attention mode; blocks without attention are measured once for both."""
         return self.attention == attention or not self.spec.remembers
 
 
@@ -137,7 +137,7 @@ class _Profiler:
         self.profile, self.seed, self.device = config.profile_blocks, config.seed, device
         self.model = config.model
         specs = measured_options(config)
-        # Attention costs something else in either mode, all other blocks the same.
+        # The two modes differ in attention alone.
         self.stacks = [
             _Stack(spec, attention, routing)
             for spec in specs
@@ -155,8 +155,8 @@ class _Profiler:
         self.copies = max(1, min(self.copies, int(rounds / (MIN_ROUNDS + 1))))
 
     def costs(self) -> tuple[dict[_Stack, pd.Series], pd.Series, dict[str, dict[str, float]]]:
-        """Cost in ms of one block, by stack and round; time in ms of the stem, by round; and times in ms of N copies
-        under balanced routing, by attention mode and option."""
+        """Cost in ms of one block, by stack and round; time in ms of embedding and head, by round; and time in ms of N
+        copies under balanced routing, by attention mode and option."""
         stem = {"stem": self.pool.network((), ATTENTIONS[0])}
         samples = self._time(self._pairs(self.stacks) | stem, self.profile.rounds, "blocks")
         costs = {stack: self._differences(samples, stack) for stack in self.stacks}
@@ -173,8 +173,8 @@ class _Profiler:
             negative = [stack for stack in self.stacks if costs[stack].median() <= 0]
             if not negative:
                 break
-            more = self._time(self._pairs(negative), self.profile.rounds * 2**attempt, f"negative costs, {attempt}")
-            costs |= {stack: self._differences(more, stack) for stack in negative}
+            again = self._time(self._pairs(negative), self.profile.rounds * 2**attempt, f"negative costs, {attempt}")
+            costs |= {stack: self._differences(again, stack) for stack in negative}
         for stack, cost in costs.items():
             if cost.median() <= 0:
                 raise UserError(
@@ -184,7 +184,7 @@ class _Profiler:
         return costs, samples["stem"], stacks_ms
 
     def control_ms(self, when: str) -> float:
-        """Time in ms of a stack that is measured at the start and at the end."""
+        """Time in ms of the control stack; it is measured at the start and at the end."""
         network = self.pool.network((FeedForward(self.model.d_inner),) * self.copies, ATTENTIONS[0], head=False)
         seconds = CONTROL_SHARE * self.profile.max_seconds
         return float(self._time({"control": network}, CONTROL_ROUNDS, f"control, {when}", seconds)["control"].median())
@@ -193,32 +193,32 @@ class _Profiler:
         self,
         networks: dict[str, Callable],
         rounds: int,
-        what: str,
+        label: str,
         seconds: float | None = None,
         warmup: int | None = None,
     ) -> pd.DataFrame:
         seconds = self.profile.max_seconds if seconds is None else seconds
         warmup = self.profile.warmup if warmup is None else warmup
-        seed = derive_seed(self.seed, "profile", what)
-        return by_round(measure(networks, rounds, warmup, seed, seconds, self.device, f"profile: {what}"))
+        seed = derive_seed(self.seed, "profile", label)
+        return by_round(measure(networks, rounds, warmup, seed, seconds, self.device, f"profile: {label}"))
 
     def _pairs(self, stacks: list[_Stack]) -> dict[str, Callable]:
         return self._networks(stacks, self.copies) | self._networks(stacks, 2 * self.copies)
 
     def _networks(self, stacks: list[_Stack], count: int) -> dict[str, Callable]:
-        """Networks of so many equal blocks; without the head, whose noise would drown them in a large vocabulary."""
+        """Networks of count equal blocks, without the head, whose noise can exceed their time."""
         return {
             stack.named(count): self.pool.network((stack.spec,) * count, stack.attention, False, stack.routing)
             for stack in stacks
         }
 
     def _differences(self, samples: pd.DataFrame, stack: _Stack) -> pd.Series:
-        more, fewer = samples[stack.named(2 * self.copies)], samples[stack.named(self.copies)]
-        return (more - fewer) / self.copies
+        double, single = samples[stack.named(2 * self.copies)], samples[stack.named(self.copies)]
+        return (double - single) / self.copies
 
 
 def _rows(costs: dict[_Stack, pd.Series], stem: pd.Series) -> Iterator[dict]:
-    """Table rows for both attention modes: stem, skip, and every option."""
+    """Table rows for both attention modes: embedding and head, skip, and every option."""
     for attention in ATTENTIONS:
         setting = {"attention": attention, "routing": ROUTINGS[0]}
         yield {"option": "stem", **setting, **summary(stem)}

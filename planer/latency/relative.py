@@ -1,6 +1,6 @@
-"""How long a network takes over the baseline, measured with both in turn.
+"""A network's latency over the baseline's, both measured alternately.
 
-Sums of block latencies are off by a few percent on a real device, so a network is measured before it is trained.
+Sums of block latencies have errors of a few percent on a real device, so a network is measured before it is trained.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ TOLERANCE = 0.02
 WARMUP = 3
 """Untimed rounds of a measurement."""
 PLACEMENTS = 3
-"""Sets of weights, in other places of memory, over which a measurement is spread."""
+"""Sets of weights of one measurement, at different places in memory."""
 SETS = 3
-"""On a noisy machine a measurement is made up to this often, until it is precise."""
+"""Most measurements of a network; more than one on a noisy machine, until the median is precise."""
 MAX_SECONDS = 12.0
-"""One of these stops after this long, at a whole round."""
+"""Time limit of each, checked after every round."""
 CONFIDENCE = 0.95
 """Of the interval of the median."""
 
@@ -44,9 +44,8 @@ def relative_latency(
 ) -> Measurement:
     """Measurements for the workload, with random weights: medians of ratios within rounds.
 
-    A machine that others use slows both networks down at a time: ratios within a round are steadier than the ratio of
-    medians over rounds.  Rounds are added until the interval of the median is as narrow as TOLERANCE, SETS times as
-    many at most.
+    Other work on the machine slows both networks down: ratios within a round vary less than the ratio of medians over
+    rounds.  Rounds are added until the interval of the median is as narrow as TOLERANCE, up to SETS times as many.
 
     config: the sections model, patterns, workload and candidates.
     """
@@ -74,9 +73,9 @@ def relative_latency(
 
 
 def is_precise(ratios: Sequence[float]) -> bool:
-    """Whether the interval of the median is as narrow as TOLERANCE; by ranks, whatever the distribution.
+    """Whether the interval of the median, by ranks, is as narrow as TOLERANCE.
 
-    False for fewer than six, whose extremes the median may lie beyond.
+    False for fewer than six ratios: the median may lie beyond their extremes.
     """
     interval = quantile_test(ratios, q=statistics.median(ratios), p=0.5).confidence_interval(CONFIDENCE)
     return bool(interval.high - interval.low <= 2 * TOLERANCE * statistics.median(ratios))

@@ -1,9 +1,9 @@
-"""The latency table: what every block costs on one device for one workload.
+"""The latency table: the cost of every block on one device for one workload.
 
-One row per (option, attention, routing, batch, execution).  A network's latency is estimated as the stem plus the sum
-of its blocks, with balanced routing and executed as in the experiment's workload.  Options that do not attend cost as
-much with cached as with recomputed attention; they are measured once and listed under both.  The table's identity
-(device, software, threads, shapes) travels in the Parquet file's metadata, because the numbers mean nothing elsewhere.
+One row per (option, attention, routing, batch, execution).  A network's estimated latency is that of embedding and head
+plus the sum of its blocks, with balanced routing, in the workload's execution mode.  Options without attention cost the
+same in both attention modes; they are measured once and listed under both.  The table's identity (device, software,
+threads, shapes) is in the Parquet file's metadata, because the numbers hold for nothing else.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from planer.runtime import device_name
 from planer.specs import Architecture
 
 ATTENTIONS = ("cached", "recompute")
-"""Attention modes of an inference: keys and values of the memory kept, or recomputed from hidden states."""
+"""Attention modes in inference: keys and values of the memory kept, or recomputed from hidden states."""
 COLUMNS = {
     "option": "text",
     "device": "text",
@@ -42,25 +42,25 @@ COLUMNS = {
     "p90_ms": "number",
     "n": "integer",
 }
-"""Names, and what they hold."""
+"""Names and types."""
 MAX_MS = 1e7
-"""No block takes three hours."""
+"""Largest plausible cost: three hours."""
 
 
 @dataclass
 class LatencyTable:
-    """Costs in ms, the identity they belong to, and notes on how they were measured."""
+    """Costs in ms, their identity, and notes on the measurement."""
 
     rows: pd.DataFrame
     """COLUMNS; ``stem`` is embedding and head, ``skip`` is 0 by construction.  Routing is ``balanced``, and in further
     rows of mixtures of experts another one (``planer.latency.gates``)."""
     identity: dict
-    """What ``identity`` returned where the table was measured."""
+    """Result of ``identity`` where the table was measured."""
     notes: dict
     """Copies per stack and their times (``stacks_ms``), rounds, drift of the control stack, spread; not compared.
-    They are those of the experiment's own workload; ``others`` lists those of other batch sizes and execution modes."""
+    They are those of the experiment's workload; ``others`` lists those of other batch sizes and execution modes."""
     path: str = "the latency table"
-    """Where it was loaded from, for messages."""
+    """Its file, for messages."""
 
     def __post_init__(self) -> None:
         usual = (self.rows["execution"] == self.identity["execution"]) & (self.rows["routing"] == ROUTINGS[0])
@@ -69,12 +69,12 @@ class LatencyTable:
 
     @property
     def headline_rows(self) -> pd.DataFrame:
-        """The rows of the experiment's own workload under balanced routing: one per option and attention mode."""
+        """The rows of the experiment's workload under balanced routing: one per option and attention mode."""
         return self._usual[self._usual["batch"] == self.identity["batch"]]
 
     @property
     def workload_rows(self) -> pd.DataFrame:
-        """The rows of the experiment's own workload under every routing."""
+        """The rows of the experiment's workload under every routing."""
         same = (self.rows["execution"] == self.identity["execution"]) & (self.rows["batch"] == self.identity["batch"])
         return self.rows[same]
 
@@ -107,22 +107,22 @@ class LatencyTable:
     def lookup(self, option: str, attention: str, batch: int | None = None) -> float:
         """Cost in ms of an option, or of the ``stem``, under cached or recomputed attention.
 
-        batch: the workload's own by default.  Raises UserError when this was not measured.
+        batch: the workload's by default.  Raises UserError when this was not measured.
         """
         batch = self.identity["batch"] if batch is None else batch
         if (option, attention, batch) not in self._costs:
             batches = sorted({size for _, _, size in self._costs})
             if batch not in batches:
-                known = ", ".join(map(str, batches))
-                raise UserError(f"{self.path} has no batch {batch}; it has: {known}; profile_blocks.batches adds more")
-            known = ", ".join(name for name, mode, size in self._costs if (mode, size) == (attention, batch))
-            raise UserError(f"{self.path} has no {option!r} with {attention} attention; it has: {known or 'nothing'}")
+                sizes = ", ".join(map(str, batches))
+                raise UserError(f"{self.path} has no batch {batch}; it has: {sizes}; profile_blocks.batches adds more")
+            names = ", ".join(name for name, mode, size in self._costs if (mode, size) == (attention, batch))
+            raise UserError(f"{self.path} has no {option!r} with {attention} attention; it has: {names or 'nothing'}")
         return self._costs[option, attention, batch]
 
     def estimate(self, architecture: Architecture, attention: str, batch: int | None = None) -> float:
-        """Latency in ms of a network: the stem and its blocks, summed exactly, whatever their order.
+        """Latency in ms of a network: the exact sum of embedding, head and blocks, independent of their order.
 
-        batch: the workload's own by default.  Raises UserError when the network's shapes or this batch were not
+        batch: the workload's by default.  Raises UserError when the network's shapes or this batch were not
         measured.
         """
         shapes = {key: getattr(architecture, key) for key in ("vocab_size", "d_model", "norm")}
@@ -133,7 +133,7 @@ class LatencyTable:
             if self.identity[key] != value:
                 raise UserError(
                     f"{self.path} was measured for {key} {self.identity[key]}, but the network has {value}; "
-                    "use the table of the network's own experiment"
+                    "use the table of the network's experiment"
                 )
         names = ("stem", *(block.name for block in architecture.blocks))
         return math.fsum(self.lookup(name, attention, batch) for name in names)
@@ -142,7 +142,7 @@ class LatencyTable:
 def identity(
     device: torch.device, dtype: torch.dtype, workload: WorkloadConfig, model: ModelConfig, vocab_size: int
 ) -> dict:
-    """Everything that a latency depends on besides the block: device, software, threads, type and shapes."""
+    """Everything besides the block that a latency depends on: device, software, threads, type and shapes."""
     shapes = ("d_model", "num_heads", "d_inner", "num_experts", "norm")
     return {
         "device": device_name(device),
@@ -181,7 +181,7 @@ def _triton_version() -> str:
 
 
 def _problem(rows: pd.DataFrame, sides: Mapping) -> str | None:
-    """What is wrong with the rows of a table that belong to an identity; None when nothing is."""
+    """What is wrong with a table's rows; None when they are complete, plausible and fit the identity."""
     workloads = ["batch", "execution"]
     keys = [*workloads, "option", "attention", "routing"]
     for column in ("device", "dtype", "tgt_len", "mem_len"):

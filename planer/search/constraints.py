@@ -1,8 +1,8 @@
-"""What a chosen network may cost: its latency by the table, and whatever else the config limits.
+"""Limits of a chosen network: its latency by the table, and the others of the configuration.
 
-All costs add up over blocks, so each is one linear constraint of the integer program.  Limits are shares of what the
-baseline costs.  Costs are whole numbers: latencies are rounded to picoseconds here, once, and FLOPs count those of a
-whole forward pass.  Their sums are exact, so the baseline itself keeps a limit of 1, whatever its blocks cost.
+A network's cost is the sum over its blocks, so each limit is one linear constraint of the integer program.  Limits are
+shares of the baseline's cost.  Costs are whole numbers: latencies are rounded to picoseconds here, once, and FLOPs are
+those of a whole forward pass.  Their sums are exact, so the baseline always keeps a limit of 1.
 """
 
 from __future__ import annotations
@@ -29,34 +29,34 @@ PICOSECONDS = 10**9
 
 @dataclass(frozen=True)
 class Limit:
-    """What a network may cost at most in one currency: fixed + the costs of its options <= budget.
+    """One limit of a network: fixed + the costs of its options <= budget.
 
     Raises ValueError for costs that are no whole numbers.
     """
 
     name: str
-    """What messages call it: ``target`` for the latency, else ``params``, ``flops``, ..."""
+    """Name in messages: ``target`` for the latency, else ``params``, ``flops``, ..."""
     costs: Sequence[int]
     """Of each option [N], the same at every position."""
     fixed: int
-    """What every network pays besides its blocks."""
+    """Cost of every network without its blocks."""
     budget: int
     """For the whole network."""
     baseline: int
-    """What the baseline costs; limits are given as shares of it."""
+    """Cost of the baseline; limits are shares of it."""
     unit: str
-    """What messages count in."""
+    """Unit in messages."""
     per_unit: int = 1
-    """How much of all these numbers is one such unit."""
+    """One unit in these numbers."""
     floor: int | None = None
-    """What a network must cost at least, for a budget that is to be used."""
+    """Least cost of a network, where the budget has to be used."""
 
     def __post_init__(self):
         if not all(isinstance(cost, Integral) for cost in (*self.costs, self.fixed, self.budget, self.baseline)):
             raise ValueError(f"costs, budget and baseline of {self.name} must be whole numbers")
 
     def at(self, share: float) -> Limit:
-        """The limit at another share of the baseline's cost, as the decimal number that is written, rounded down."""
+        """The limit at another share of the baseline's cost, rounded down; the share counts as printed."""
         return dataclasses.replace(self, budget=math.floor(Fraction(str(share)) * self.baseline))
 
     def of(self, chosen: Sequence[int]) -> int:
@@ -84,18 +84,18 @@ class Limit:
 
 
 def latency_limit(name: str, share: float, costs: Sequence[float], fixed: float, baseline: Sequence[float]) -> Limit:
-    """A limit from latencies in ms: of each option, of what all networks pay, and of the baseline's blocks."""
+    """A limit from latencies in ms: of each option, of embedding and head, and of the baseline's blocks."""
     whole, *blocks = (round(ms * PICOSECONDS) for ms in (fixed, *baseline))
     total = whole + sum(blocks)
     return Limit(name, [round(ms * PICOSECONDS) for ms in costs], whole, total, total, "ms", PICOSECONDS).at(share)
 
 
 def limits_of(
-    config: SimpleNamespace, baseline: Architecture, table: LatencyTable, target: float, **more: float
+    config: SimpleNamespace, baseline: Architecture, table: LatencyTable, target: float, **extra_limits: float
 ) -> list[Limit]:
-    """The latency limit, called ``target``, and those of ``more``: params, active_params, flops, memory (shares).
+    """The latency limit, called ``target``, and ``extra_limits``: params, active_params, flops, memory (shares).
 
-    latency_batch_<b> among ``more`` limits the latency at another batch size.  config has the sections model,
+    latency_batch_<b> in ``extra_limits`` limits the latency at another batch size.  config has the sections model,
     design_space and workload.  FLOPs are those of one forward pass of the workload; memory is weights and the memory of
     its batch, in bytes.  Raises UserError when the table lacks an option or a batch size.
     """
@@ -107,8 +107,8 @@ def limits_of(
         costs, whole = ([table.lookup(block, attention, batch) for block in blocks] for blocks in names)
         return latency_limit(name, share, costs, table.lookup("stem", attention, batch), whole)
 
-    work, empty = config.workload, config.model.architecture(baseline.vocab_size, ())
-    cost, tokens = _costs(config, baseline), work.batch * work.tgt_len
+    workload, empty = config.workload, config.model.architecture(baseline.vocab_size, ())
+    cost, tokens = _costs(config, baseline), workload.batch * workload.tgt_len
     fixed = {
         "params": empty.params(),
         "active_params": empty.active_params(),
@@ -122,7 +122,7 @@ def limits_of(
         "memory": ("bytes", 1),
     }
     limits = [latency("target", target)]
-    for name, share in more.items():
+    for name, share in extra_limits.items():
         if (batch := batch_of_limit(name)) is not None:
             limits.append(latency(name, share, batch))
             continue
@@ -133,7 +133,7 @@ def limits_of(
 
 
 def _costs(config: SimpleNamespace, baseline: Architecture) -> dict[str, Callable[[BlockSpec], int]]:
-    """What one block costs, by name; FLOPs are those of a forward pass of the workload."""
+    """Costs of one block, by limit; FLOPs are those of a forward pass of the workload."""
     width, work = baseline.d_model, config.workload
 
     def memory(block: BlockSpec) -> int:
@@ -153,5 +153,5 @@ def _costs(config: SimpleNamespace, baseline: Architecture) -> dict[str, Callabl
 
 
 def used(limits: Sequence[Limit], options: Sequence[int]) -> dict[str, float]:
-    """What a network costs by every limit, as a share of the baseline's."""
+    """Cost of a network by every limit, as a share of the baseline's."""
     return {limit.name: limit.of(options) / limit.baseline for limit in limits}

@@ -1,10 +1,10 @@
-"""The search method of each variant: what it changes in an experiment's config.
+"""The search method of each variant, as changes of an experiment's configuration.
 
 ``target_<t>`` searches the design space as configured.  ``isoparam_<t>`` is the same search with a dense layer as wide
-as all experts in the place of mixtures of experts (PLANER, arXiv 2208.14580, section 4).  ``par_search`` is PAR's
+as all experts instead of mixtures of experts (PLANER, arXiv 2208.14580, section 4).  ``par_search`` is PAR's
 (arXiv 2009.04534): its three options, no latency loss, the argmax of the architecture weights, and its stopping rule.
-A searched ``-scratch`` variant has PLANER's search to the letter: random weights at the start, no teacher, options
-sampled by the architecture weights alone, weights of its own for every option, the argmax without a measurement.
+A searched ``-scratch`` variant is exactly PLANER's search: random weights at the start, no teacher, options sampled by
+the architecture weights alone, separate weights for every option, and the argmax without a measurement.
 The controls ``shallow_<t>``, ``random_<t>_<n>`` and ``lts_<t>`` have one proposer each and train no supernet.
 """
 
@@ -20,16 +20,14 @@ SCRATCH = {"start": "scratch", "distill": 0.0, "sampling": "plain", "weight_shar
 """The papers' supernet, as keys of the section search."""
 PAR_STOP = 0.75
 """PAR's search ends when the argmax has not changed for this share of the architecture phase."""
-
-
 ARGMAX = {"scores": "alpha", "corrections": 0}
-"""The papers' choice, as keys of the section candidates beside the proposer."""
+"""The papers' choice, as keys of the section candidates."""
 PROPOSER = {"shallow": "shallow", "random": "random", "lts": "largest", "par_search": "argmax"}
 """Methods with one proposer."""
 
 
 def config_of(config: SimpleNamespace, variant: Variant) -> SimpleNamespace:
-    """The sections of a stage as the variant's search sees them."""
+    """The sections of a stage, changed for the variant's search."""
     config = SimpleNamespace(**vars(config))
     if hasattr(config, "search"):
         config.search = search_config(config.search, variant)
@@ -41,7 +39,7 @@ def config_of(config: SimpleNamespace, variant: Variant) -> SimpleNamespace:
 
 
 def candidates_config(candidates: CandidatesConfig, variant: Variant) -> CandidatesConfig:
-    """The section candidates as the variant's search sees it."""
+    """The section candidates, changed for the variant's search."""
     proposer = PROPOSER.get(variant.method)
     if variant.searched and variant.scratch:
         proposer = "argmax"
@@ -58,7 +56,7 @@ def needs_supernet(candidates: CandidatesConfig, variant: Variant) -> bool:
 
 
 def search_config(search: SearchConfig, variant: Variant) -> SearchConfig:
-    """The section search as the variant's search sees it."""
+    """The section search, changed for the variant's search."""
     if variant.scratch:
         search = dataclasses.replace(search, **SCRATCH)
     if variant.method == "par_search":

@@ -1,8 +1,8 @@
-"""Which options of a position use the same weights.
+"""Which options of a position share weights.
 
-Sampled uniformly, an option is trained in one step of N.  Sharing trains it more often: attention with fewer heads uses
-the first heads of the attention with the most (weight entanglement of AutoFormer, arXiv 2107.00651), and mixtures of
-experts the same experts behind routers of their own.  Every option keeps its own LayerNorm.
+With uniform samples, an option is trained in one step of N.  Sharing trains it more often.  Attention with fewer heads
+uses the first heads of the attention with the most heads (weight entanglement of AutoFormer, arXiv 2107.00651).
+Mixtures of experts share the experts and have separate routers.  Every option has a separate LayerNorm.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from planer.specs import BlockSpec
 
 
 def owners(options: Sequence[BlockSpec], weight_sharing: str) -> list[int]:
-    """For every option the number of the option whose weights it uses: its own, or that of the largest of its kind."""
+    """For every option the number of the option whose weights it uses: itself, or the largest option of its kind."""
     found = list(range(len(options)))
     for number, spec in enumerate(options):
         if weight_sharing in spec.shared_under:

@@ -1,15 +1,15 @@
-"""From scores to one network: the best total score within every limit, proven by an integer program.
+"""From scores to one network: the largest total score within all limits, by an integer program.
 
     maximise   sum_b sum_i s_bi x_bi        s_bi: score of option i at position b
     subject to sum_i x_bi = 1, x_bi in {0, 1},  and for every limit  fixed + sum_b sum_i cost_i x_bi <= budget
 
 PLANER (arXiv 2208.14580) takes the argmax of the architecture weights, whose latency is not the expected latency that
-its loss controlled, so it can miss the target.  The integer program cannot: costs and budgets are whole numbers, and
-OR-Tools' CP-SAT calculates with them exactly.  Scores become whole numbers here.
+its loss controlled, so it can miss the target.  The integer program always meets it: costs and budgets are whole
+numbers, and OR-Tools' CP-SAT is exact for whole numbers.  Scores are rounded to whole numbers here.
 
-Positions with the same scores are interchangeable.  The program counts how many of them take each option, which spares
-the solver their permutations, and they take their options in the order of the design space.  Among networks of the
-same score the cheapest by the first limit wins.  CP-SAT breaks the ties that remain, always in the same way.
+Positions with the same scores are interchangeable.  The program counts how many of them take each option, so that the
+solver need not try their permutations.  They take their options in the order of the design space.  Among networks of
+the same score the cheapest by the first limit wins.  CP-SAT breaks the remaining ties, always in the same way.
 
 Letters in shapes: P positions, N options, G groups of interchangeable positions.
 """
@@ -31,9 +31,9 @@ SPREAD = 2**40
 within the 63 bits of the solver and the 53 bits of its bound."""
 
 WORK = 1.0
-"""Deterministic seconds of CP-SAT per solve, a few seconds of a processor; scores of real networks need a tenth.
-Scores that are a linear function of cost are a subset-sum problem instead: there the search can end here, and its gap
-is reported.  Unlike a time limit, this ends at the same network on every machine."""
+"""Deterministic seconds of CP-SAT per solve, a few seconds of a processor.  Scores of real networks need a tenth.
+Scores that are a linear function of cost make a subset-sum problem, whose search can reach this limit; its gap is then
+reported.  Unlike a time limit, this gives the same network on every machine."""
 
 
 @dataclass(frozen=True)
@@ -49,8 +49,8 @@ class Selection:
     status: str
     """``optimal`` (proven), or ``cut short`` (the search ended at its work limit, within ``gap`` of the best)."""
     gap: float
-    """How much of the score given up (against the best option at every position) a better network could regain at
-    most, as a share."""
+    """Upper bound of the score that a better network could regain, over the score lost against the best option at
+    every position."""
 
 
 def solve(
@@ -64,8 +64,8 @@ def solve(
     """Choose one option per position.
 
     scores: [P, N], higher is better.  options: the N names in column order.  limits: at least one.  near: a network,
-    and at how many positions the choice may differ from it.  apart: networks, and at how many positions the choice
-    must differ from each of them.  Raises UserError when no network keeps the limits, and ValueError for arrays that
+    and the most positions at which the choice may differ from it.  apart: networks, and the fewest positions at which
+    the choice must differ from each.  Raises UserError when no network keeps the limits, and ValueError for arrays that
     do not fit.
     """
     scores = np.asarray(scores, dtype=np.float64)
@@ -84,7 +84,7 @@ def solve(
     best, bound = program.minimise(loss)
     if best is None:
         raise UserError(_infeasible(limits, len(scores), apart, proven=bound == math.inf))
-    # The loss as a second term decides nothing where the first search was optimal, but it guides the second.
+    # The loss as a second term changes nothing where the first search was optimal, and guides the second.
     cheapest, _ = program.minimise(loss + np.subtract(limits[0].costs, min(limits[0].costs)), loss, best)
     chosen = best if cheapest is None else cheapest
     lost = int(_total(chosen, loss))

@@ -1,4 +1,4 @@
-"""The networks that may be chosen for a variant, and what is known about them.
+"""The networks that may be chosen for a variant, with their limits and losses.
 
 Letters in shapes: P positions, N options.
 """
@@ -28,16 +28,16 @@ class Candidate:
     source: str
     """The proposer."""
     score: float | None = None
-    """What the proposer went by; higher is better."""
+    """The proposer's score; higher is better."""
     status: str | None = None
-    """Of a solver: ``optimal``, or ``cut short`` where its search ended at its limit of work."""
+    """Of a solver: ``optimal``, or ``cut short`` where it reached its work limit."""
     gap: float | None = None
-    """Share of the score given up that the solver could not rule out to regain."""
+    """``Selection.gap`` of a solver."""
 
 
 @dataclass
 class Space:
-    """Options, limits, and losses of networks without training of their own."""
+    """Options, limits, and losses of networks that have not been trained."""
 
     config: CandidatesConfig
     names: tuple[str, ...]
@@ -50,13 +50,13 @@ class Space:
     """The first one is the latency's."""
     seed: int
     start_loss: PathLoss | None = None
-    """Of networks started from the parent, before any training; None where training starts from random weights."""
+    """Of networks with their initial weights from the parent; None where training starts from random weights."""
     alpha: torch.Tensor | None = None
     """Architecture weights of the supernet [P, N]; None where no proposer needs one."""
     supernet_loss: PathLoss | None = None
-    """Of paths through the supernet."""
+    """Of networks as paths through the supernet."""
     scores: list[list[float]] = field(default_factory=list)
-    """[P, N], what the solver went by last."""
+    """[P, N], the solver's last scores."""
     incumbents: list[dict] = field(default_factory=list)
     """``options`` and ``supernet_nll`` of every incumbent of replace-one scoring."""
 

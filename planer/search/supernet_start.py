@@ -10,10 +10,10 @@ from planer.training.parent_start import Parent, copy_stem, start_block, start_n
 
 @torch.no_grad()
 def start_supernet(supernet: Supernet, parent: Parent) -> None:
-    """Overwrite the weights of an initialised supernet: every option as if its network were started from the parent.
+    """Overwrite the weights of an initialised supernet: every option starts like a network with this option.
 
-    Options that share weights are started once.  The attention whose first heads others use has its heads in falling
-    order of importance.  Experts that several mixtures share are copies of the parent's neurons, divided by nothing.
+    Options that share weights are started once.  Where attention options share heads, the heads are in falling order of
+    importance.  Experts that several mixtures share are copies of the parent's neurons, without a divisor.
     """
     copy_stem(supernet, parent)
     for position, block in enumerate(supernet.blocks):

@@ -1,4 +1,4 @@
-"""Put the networks of an experiment side by side: a table, figures and a page."""
+"""Compare the networks of an experiment: a table, figures and a page."""
 
 from pathlib import Path
 

@@ -8,4 +8,4 @@ from planer.workflow.job import stage
 if __name__ == "__main__":
     with stage(snakemake):
         files = snakemake.input
-        export_network(Path(files.model).parent, snakemake.output.folder, files.vocab)  # it finds eval.json
+        export_network(Path(files.model).parent, snakemake.output.folder, files.vocab)  # with the figures of eval.json

@@ -1,4 +1,4 @@
-"""Networks for many targets out of one supernet, beside networks of searches of their own."""
+"""Compare networks for many targets from one supernet with networks of separate searches."""
 
 from planer.evaluation.pareto import pareto
 from planer.files import read_json, write_json, write_text

@@ -1,4 +1,4 @@
-"""Turn a pattern of the config into architecture.yaml."""
+"""Write the architecture.yaml of a pattern."""
 
 from planer.config.variant import parse_variant
 from planer.latency.table import LatencyTable

@@ -1,4 +1,4 @@
-"""Split and number a text: a corpus that is found or downloaded and verified, or one's own files."""
+"""Split and tokenise a text: a corpus, found or downloaded and verified, or the user's own files."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Train a variant's network to the end, from its start or from where its proxy training has left it."""
+"""Train a variant's network to the end, from its initial weights or from the checkpoint of its proxy training."""
 
 from planer.config.variant import parse_variant
 from planer.specs import Architecture

@@ -1,4 +1,4 @@
-"""Write what the trained baseline says about every token of its students' training."""
+"""Write the trained baseline's logits of every token of its students' training."""
 
 import time
 from pathlib import Path

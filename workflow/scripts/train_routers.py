@@ -1,4 +1,4 @@
-"""Train the routers that predict how much each expert of a split layer contributes, and choose the threshold tau."""
+"""Train routers that predict the norm of each expert's output, and choose the threshold tau."""
 
 from pathlib import Path
 

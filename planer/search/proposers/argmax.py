@@ -1,4 +1,4 @@
-"""The argmax of the architecture weights, PLANER's and PAR's own choice, which may miss the latency target."""
+"""The argmax of the architecture weights, the choice of PLANER and PAR, which may miss the latency target."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from planer.search.space import Candidate, Space
 
 
 def propose(space: Space) -> Iterator[Candidate]:
-    """The one network; among equal weights the cheaper option, then the one named first."""
+    """One network; among equal weights the cheaper option, then the first one."""
     costs = space.limits[0].costs
     scores = alpha_scores(space.alpha).tolist()
     space.scores = space.scores or scores

@@ -1,7 +1,7 @@
-"""Cuts of the baseline: fewer of its blocks in their places, with fewer heads.
+"""Cuts of the baseline: networks that keep some of its blocks, with fewer heads.
 
-A cut keeps some of the baseline's blocks.  Its attention blocks begin with the fewest heads that the design space has,
-and get more, from the first to the last in turn, while the network keeps its limits.
+The attention blocks of a cut start with the fewest heads of the design space.  They get more, one after the other from
+the first to the last, while the network keeps its limits.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ Edit = Callable[[Sequence[BlockSpec], Sequence[int]], Sequence[BlockSpec | None]
 """From the baseline's blocks and the kept positions to the block of every position; None skips it."""
 
 SUBSETS = 12
-"""Sets of kept pairs that are looked at per number of pairs; where there are more, evenly spread ones."""
+"""Most sets of kept pairs per number of pairs; where there are more sets, evenly spread ones."""
 
 
 def pairs(space: Space) -> list[tuple[int, ...]]:
@@ -43,10 +43,11 @@ def kept_pairs(space: Space) -> Iterator[list[tuple[int, ...]]]:
 
 
 def filled(space: Space, kept: Iterable[int], replaced: Sequence[BlockSpec | None]) -> tuple[int, ...] | None:
-    """Options of a network with blocks at the kept positions, its attention filled up; None where no number of heads
-    fits or an option is missing.
+    """Options of a network with blocks at the kept positions and as many heads as fit.
 
-    replaced: the block of every position [P], the baseline's own or another; None skips it.
+    None where even the fewest heads do not fit, or the design space lacks an option.
+
+    replaced: the block of every position [P]; None skips it.
     """
     numbers = {spec: i for i, spec in enumerate(space.specs)}
     skip = next((i for i, spec in enumerate(space.specs) if spec.identity), None)
@@ -64,15 +65,15 @@ def filled(space: Space, kept: Iterable[int], replaced: Sequence[BlockSpec | Non
     for level in range(1, max(map(len, levels.values()), default=0)):
         for position, choices in levels.items():
             if level < len(choices) and options[position] == choices[level - 1]:
-                more = [*options[:position], choices[level], *options[position + 1 :]]
-                options = more if space.allows(more) else options
+                larger = [*options[:position], choices[level], *options[position + 1 :]]
+                options = larger if space.allows(larger) else options
     return tuple(options)
 
 
 def _sizes(space: Space, most: BlockSpec) -> list[int]:
     """Options of the same kind with at most as many heads, from the fewest on.
 
-    None that takes as long as one with more heads, which occurs in a table measured on a busy machine.
+    Options that take as long as one with more heads are left out; a table from a busy machine can have them.
     """
     options: list[int] = []
     heads = {i: spec.size for i, spec in enumerate(space.specs) if spec.kind == most.kind}
@@ -84,11 +85,11 @@ def _sizes(space: Space, most: BlockSpec) -> list[int]:
 
 
 def ranked_cuts(space: Space, edit: Edit) -> list[tuple[int, ...]]:
-    """Edited cuts within the limits: the best of every depth, from the most promising depth on, then all others alike.
+    """Edited cuts within the limits: the best of every depth, from the most promising depth on, then the rest.
 
-    Within a depth the loss before training decides.  It does not tell how many pairs are best: shallow cuts start
-    better than they end.  Half a pair more than the latency's share of the pairs is taken for the best depth, since
-    fewer heads pay for it; of two depths as far from it, the deeper.
+    The loss before training ranks cuts of one depth.  It cannot rank depths: shallow cuts start better than they end.
+    The expected depth is the latency's share of the pairs plus half a pair, since fewer heads save time; of two depths
+    equally far from it, the deeper comes first.
     """
     depths: dict[int, list[tuple[int, ...]]] = {}
     for kept in kept_pairs(space):
@@ -98,8 +99,8 @@ def ranked_cuts(space: Space, edit: Edit) -> list[tuple[int, ...]]:
     expected = space.limits[0].share * len(pairs(space)) + 0.5
     order = sorted(depths, key=lambda depth: (abs(depth - expected), -depth))
     ranked = [_best_first(space, depths[depth]) for depth in order]
-    turns = itertools.chain.from_iterable(itertools.zip_longest(*ranked))
-    return [options for options in dict.fromkeys(turns) if options is not None]
+    alternating = itertools.chain.from_iterable(itertools.zip_longest(*ranked))
+    return [options for options in dict.fromkeys(alternating) if options is not None]
 
 
 def _best_first(space: Space, networks: Iterable[tuple[int, ...]]) -> list[tuple[int, ...]]:

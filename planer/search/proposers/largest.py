@@ -12,7 +12,7 @@ from planer.search.space import Candidate, Space
 
 
 def propose(space: Space) -> Iterator[Candidate]:
-    """The one network, by the solver."""
+    """One network, by the solver."""
     params = [float(spec.params(space.baseline.d_model)) for spec in space.specs]
     try:
         found = solve(np.tile(params, (space.positions, 1)), space.names, space.limits)

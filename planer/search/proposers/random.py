@@ -1,4 +1,4 @@
-"""Networks sampled at random, each as likely as any: a control, and a safeguard where all other proposers are wrong.
+"""Uniform random networks: a control, and candidates in case all other proposers are wrong.
 
 Letters in shapes: P positions, N options, G cells of a latency grid.
 """
@@ -15,16 +15,15 @@ from planer.search.constraints import Limit
 from planer.search.space import Candidate, Space
 
 WINDOW = 0.02
-"""A random network uses between this much less than its latency target and all of it."""
+"""A random network uses at least 1 - WINDOW of its latency target."""
 CELLS = 20_000
 """Cells of the grid on which networks are counted; a cell is far narrower than the window."""
 ATTEMPTS = 1_000
-"""Samples before giving up: nearly every sample from the grid is within the true window, too."""
+"""Most samples per network: nearly every sample from the grid is also within the exact window."""
 
 
 def propose(space: Space) -> Iterator[Candidate]:
-    """Random networks that use 98 to 100 % of the latency and keep the other limits, each once; nothing where there are
-    none."""
+    """Random networks that use 98 to 100 % of the latency and keep the other limits, each once."""
     found = set()
     for number in range(ATTEMPTS):
         try:
@@ -39,8 +38,8 @@ def propose(space: Space) -> Iterator[Candidate]:
 def random_network(limit: Limit, positions: int, seed: int) -> list[int]:
     """One option per position, uniform over all networks whose cost is within (1 - WINDOW) budget and budget.
 
-    Networks are counted by cost on a grid, from the last position to the first; walking through the counts samples each
-    network of a slightly wider window with the same chance, and those outside the true window are sampled again.
+    Networks are counted by cost on a grid.  Walking through the counts, from the last position to the first, samples
+    each network of a slightly wider window with the same probability.  Those outside the exact window are rejected.
     Raises UserError when there is no such network.
     """
     limit.require_reachable(positions)

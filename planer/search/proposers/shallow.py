@@ -1,6 +1,6 @@
 """Shallow cuts: whole pairs of attention and feed-forward layers dropped, the first and the last pair kept.
 
-Every search has to beat them: no network of the demo that was found in another way was better at the same latency.
+They are the control that every search has to beat.
 """
 
 from __future__ import annotations

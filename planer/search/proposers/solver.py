@@ -1,14 +1,13 @@
 """From a trained supernet to networks: scores of options, and the solver's best networks by them.
 
-With ``alpha`` the scores are log softmax of the architecture weights.  With ``replace_one`` the network that they lead
-to is only the first incumbent.  Every round scores all single switches of the incumbent.  Those scores add up only as
-long as few positions change (a block that destroys the signal hides all others), so the solver is asked for the best
-networks that differ from the incumbent at up to all, half, a quarter, ... of the positions, and the one with the lowest
-loss of the supernet is the next incumbent.  When none improves on it, the rounds end.
+With ``alpha`` the scores are log softmax of the architecture weights.  With ``replace_one`` their best network is only
+the first incumbent.  Every round scores all single switches of the incumbent.  These scores add up only while few
+positions change, because a block that destroys the signal hides all others.  So the solver finds the best networks that
+differ from the incumbent at up to all, half, a quarter, ... of the positions.  The one with the lowest loss of the
+supernet is the next incumbent.  The rounds end when none is better than the incumbent.
 
-A latency budget is there to be used: a supernet that was trained briefly hardly tells apart what training will, and
-capacity left out is quality lost.  So every choice fills its budget but for a given slack, or for twice, four times
-and so on as much where no network fills it that far.
+A briefly trained supernet underrates capacity, so every network has to use its latency budget, but for the slack.  The
+slack is doubled until there is such a network.
 """
 
 from __future__ import annotations
@@ -27,11 +26,11 @@ from planer.search.solve import Selection, solve
 from planer.search.space import Candidate, Space
 
 Found = TypeVar("Found")
-"""What a search for networks returns."""
+"""Result of a search for networks."""
 
 
 def propose(space: Space) -> Iterator[Candidate]:
-    """The best network, then the best ones that differ from all before at min_distance positions."""
+    """The best network, then the best ones that differ from all earlier ones at min_distance positions."""
     chooser = _Chooser(space)
     try:
         best = chooser.best()
@@ -83,9 +82,9 @@ class _Chooser:
         return best
 
     def _filling(self, choose: Callable[[list], Found]) -> Found:
-        """What choose finds under limits with the least slack of the latency at which it finds anything.
+        """The result of choose with the least slack of the latency that gives one.
 
-        Raises its UserError when it finds nothing under the limits at all.
+        Raises choose's UserError when the limits alone allow no network.
         """
         limit, *others = self.space.limits
         slack = self.config.slack

@@ -1,4 +1,4 @@
-"""Architecture weights as scores: what the paper's search chooses by."""
+"""Architecture weights as scores, as in the paper's search."""
 
 from __future__ import annotations
 

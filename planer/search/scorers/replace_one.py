@@ -1,9 +1,9 @@
-"""How much every option is worth at every position, read off a trained supernet.
+"""The value of every option at every position, measured on a trained supernet.
 
 The score of option i at position b is the fall of the validation loss when the incumbent network, a path through the
-supernet, gets option i at position b and keeps all else (replace-one-block scoring of NVIDIA's Puzzle,
-arXiv 2411.19146).  Architecture weights are no such measure: they move with the latency loss too, and their strength
-is not that of the operation (DARTS-PT, arXiv 2108.04392).
+supernet, gets option i at position b (replace-one-block scoring of NVIDIA's Puzzle, arXiv 2411.19146).  Architecture
+weights do not measure this: the latency loss changes them too, and a large weight does not mean an important operation
+(DARTS-PT, arXiv 2108.04392).
 
 Letters in shapes: B sequences, T tokens, D model width, P positions, N options.
 """
@@ -30,9 +30,9 @@ PathLoss = Callable[[Sequence[int]], float]
 class SupernetLoss:
     """The loss of paths through a supernet on one text, a PathLoss.
 
-    Calls in a row often begin with the same options, as when one position after the other is switched.  What the
-    supernet makes of the text up to where the last two paths parted is kept, so that only the blocks behind it run:
-    about half of them over a round of scores.  The supernet must not change between calls.
+    Consecutive paths often start with the same options, since one position after the other is switched.  The hidden
+    states after these shared options are kept, so that only the later blocks run: about half of them over a round of
+    scores.  The supernet must not change between calls.
     """
 
     def __init__(
@@ -44,7 +44,7 @@ class SupernetLoss:
         self._last: list[int] = []
         self._kept: list[int] = []
         self._hidden: list[Tensor] = []
-        """Of every segment [B, T, D], behind the blocks of ``_kept``."""
+        """Of every segment [B, T, D], after the blocks of ``_kept``."""
 
     @torch.inference_mode()
     def __call__(self, path: Sequence[int]) -> float:
@@ -68,7 +68,7 @@ class SupernetLoss:
         return total.item() / self._batches.counted_targets
 
     def _behind(self, places: slice) -> Iterator[Tensor]:
-        """Hidden states of every segment behind the blocks at these places, which follow the kept ones."""
+        """Hidden states of every segment after the blocks at these positions, which follow the kept ones."""
         memory = None
         for hidden in self._hidden:
             # Super blocks remember hidden states, so that any option can follow any other.
@@ -77,9 +77,9 @@ class SupernetLoss:
 
 
 def _common(path: Sequence[int], other: Sequence[int]) -> int:
-    """How many options two paths share from the start."""
-    pairs = zip(path, other, strict=False)
-    return next((b for b, (own, its) in enumerate(pairs) if own != its), min(len(path), len(other)))
+    """Number of options that two paths share at their start."""
+    pairs = enumerate(zip(path, other, strict=False))
+    return next((b for b, (first, second) in pairs if first != second), min(len(path), len(other)))
 
 
 def replace_one_scores(loss: PathLoss, incumbent: Sequence[int], options: int, description: str = "") -> np.ndarray:
