@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import dataclasses
 
 import pytest
 import yaml
@@ -16,28 +15,26 @@ from planer.parsing import build, merge
 from planer.specs import Attention, FeedForward
 
 DEFAULTS = yaml.safe_load((ROOT / "config/config.yaml").read_text())
-SHIPPED = sorted((ROOT / "config/experiments").glob("*.yaml"))
+SHIPPED = sorted(file.stem for file in (ROOT / "config/experiments").glob("*.yaml"))
 
 
-@pytest.mark.parametrize("file", SHIPPED, ids=lambda file: file.stem)
-def test_every_shipped_experiment_builds(file):
-    experiment = build(Experiment, merge(DEFAULTS, yaml.safe_load(file.read_text())))
-    for pattern in dataclasses.asdict(experiment.patterns).values():
-        assert experiment.model.architecture(267_735, pattern).params() > 0
-    lengths = {
-        len(experiment.model.architecture(267_735, p).blocks) for p in dataclasses.asdict(experiment.patterns).values()
-    }
-    assert len(lengths) == 1  # patterns of equal depth are compared
+def shipped(name: str) -> Experiment:
+    return build(Experiment, merge(DEFAULTS, yaml.safe_load((ROOT / f"config/experiments/{name}.yaml").read_text())))
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_every_shipped_experiment_builds_patterns_of_equal_depth(name):
+    experiment = shipped(name)
+    patterns = [experiment.model.architecture(267_735, pattern) for pattern in vars(experiment.patterns).values()]
+    assert all(pattern.params() > 0 for pattern in patterns)
+    assert len({len(pattern.blocks) for pattern in patterns}) == 1
 
 
 def test_wikitext_103_has_an_adaptive_softmax():
     """NVIDIA's wt103_base.yaml and wt103_large.yaml; the large one is PAR's."""
-    cutoffs, experiments = (19_997, 39_997, 199_997), {}
-    for name, div_val in {"wt103": 1, "wt103-large": 4}.items():
-        overlay = yaml.safe_load((ROOT / f"config/experiments/{name}.yaml").read_text())
-        experiments[name] = build(Experiment, merge(DEFAULTS, overlay))
-        assert experiments[name].model.head == AdaptiveSoftmax(cutoffs, div_val)
-    large = experiments["wt103-large"]
+    cutoffs, large = (19_997, 39_997, 199_997), shipped("wt103-large")
+    assert shipped("wt103").model.head == AdaptiveSoftmax(cutoffs, 1)
+    assert large.model.head == AdaptiveSoftmax(cutoffs, 4)
     blocks = large.model.architecture(267_735, large.patterns.baseline).blocks
     assert len(blocks) == 36 and blocks[:2] == (Attention(16, 64), FeedForward(4096))
     assert (large.model.d_model, large.model.init_std, large.model.attention_dropout) == (1024, 0.005, 0.2)
@@ -46,25 +43,19 @@ def test_wikitext_103_has_an_adaptive_softmax():
 
 def test_the_papers_experiments_have_the_papers_settings():
     """PLANER, appendix: enwik8 and WikiText-103."""
-    assert {"demo", "enwik8-mini", "enwik8", "wt103", "wt103-large"} <= {file.stem for file in SHIPPED}
     expected = {
         "enwik8": (24, 64, 512, 512, 120_000, 0.004, 0.7, 0.3),
         "wt103": (32, 256, 192, 192, 40_000, 0.01, 0.6, 0.2),
     }
     for name, (blocks, batch, tgt_len, mem_len, steps, lr, anneal, moe_dropout) in expected.items():
-        overlay = yaml.safe_load((ROOT / f"config/experiments/{name}.yaml").read_text())
-        experiment = build(Experiment, merge(DEFAULTS, overlay))
+        experiment = shipped(name)
         model, search = experiment.model, experiment.search
         assert len(model.architecture(267_735, experiment.patterns.baseline).blocks) == blocks
         assert (model.d_model, model.num_heads, model.d_head, model.d_inner) == (512, 8, 64, 2048)
         assert (model.num_experts, model.dropout, model.moe_dropout, model.norm) == (8, 0.1, moe_dropout, "post")
         for training in (search, experiment.retrain):
-            assert (training.batch, training.tgt_len, training.mem_len, training.steps) == (
-                batch,
-                tgt_len,
-                mem_len,
-                steps,
-            )
+            lengths = (training.batch, training.tgt_len, training.mem_len, training.steps)
+            assert lengths == (batch, tgt_len, mem_len, steps)
             assert (training.optimizer.name, training.optimizer.lr, training.optimizer.clip) == ("lamb", lr, 0.25)
         assert (search.temperature, search.anneal, search.alpha_share, search.frozen_share) == (5.0, anneal, 0.2, 0.1)
         assert (search.alpha_optimizer.lr, search.alpha_optimizer.lr_min, search.epoch_steps) == (0.01, 0.01, 0)
@@ -74,13 +65,18 @@ def test_the_papers_experiments_have_the_papers_settings():
         )
 
 
+def section_of(values: dict, path: str) -> tuple[dict, str]:
+    """The mapping that holds a key, and the key's last part."""
+    *parents, key = path.split(".")
+    for parent in parents:
+        values = values[parent]
+    return values, key
+
+
 def changed(path: str, value: object) -> dict:
     """The defaults with one key changed."""
     values = copy.deepcopy(DEFAULTS)
-    *parents, key = path.split(".")
-    section = values
-    for parent in parents:
-        section = section[parent]
+    section, key = section_of(values, path)
     section[key] = value
     return values
 
@@ -93,7 +89,7 @@ def message(values: dict) -> str:
 
 
 def offending(value: object) -> str:
-    """What the message must name: the value, or the last one of a list, or the key of a mapping."""
+    """Text that the message must have: the value, the last one of a list, or the last key of a mapping."""
     if value is None:
         return "empty"
     return str([*value][-1] if isinstance(value, (list, dict)) and value else value)[:50]
@@ -116,10 +112,7 @@ def test_an_unknown_key(path, hint):
 @pytest.mark.parametrize("path", ["seed", "retrain", "search.alpha_optimizer.betas", "workload.attention"])
 def test_a_missing_key(path):
     values = copy.deepcopy(DEFAULTS)
-    *parents, key = path.split(".")
-    section = values
-    for parent in parents:
-        section = section[parent]
+    section, key = section_of(values, path)
     del section[key]
     assert f"{path} is missing; config/config.yaml describes it" in message(values)
 
@@ -165,7 +158,6 @@ def test_a_wrong_type_or_choice(path, value, allowed):
         ("model.d_model", 0, "from 1 to 65,536"),
         ("model.d_model", 100, "divisible by num_heads (8)"),
         ("model.d_model", 511, "even"),
-        ("model.d_model", 102, "divisible by num_heads (8)"),
         ("model.dropout", 1.0, "from 0 and below 1"),
         ("model.moe_dropout", -0.1, "from 0 and below 1"),
         ("workload.tgt_len", 0, "from 1 to 65,536"),
@@ -209,25 +201,14 @@ def test_a_wrong_type_or_choice(path, value, allowed):
         ("keep.targets", [0.5, 0.7], "must fall"),
         ("keep.proxy_share", 1.0, "above 0 and below 1"),
         ("keep.trained", 0, "from 1 to 1,000"),
-        ("distill.weight", 1.5, "from 0 to 1"),
-        ("distill.temperature", 0, "above 0"),
         ("candidates.limits", {"params": 0}, ".params is 0; it must be above 0"),
         ("candidates.limits", {"depth": 0.5}, "allowed: params, active_params"),
         ("design_space", ["skip"], "2 to 100 values, each once"),
         ("design_space", ["skip", "feed_forward", "skip"], "2 to 100 values, each once"),
-        (
-            "design_space",
-            ["skip", "conv_3"],
-            "allowed: skip, attention_<heads>, feed_forward, feed_forward_x<2 or more>, moe_top<k>",
-        ),
+        ("design_space", ["skip", "conv_3"], "feed_forward, feed_forward_x<2 or more>, moe_top<k>"),
         ("design_space", ["skip", "attention_16"], "allowed: 1 to 8"),
-        ("design_space", ["skip", "attention_0"], "allowed: 1 to 8"),
         ("design_space", ["skip", "moe_top9"], "allowed: 1 to 8"),
-        (
-            "design_space",
-            ["skip", "moe_top"],
-            "allowed: skip, attention_<heads>, feed_forward, feed_forward_x<2 or more>, moe_top<k>",
-        ),
+        ("design_space", ["skip", "moe_top"], "feed_forward, feed_forward_x<2 or more>, moe_top<k>"),
         ("design_space", ["skip", "attention_02"], "write it attention_2"),
         ("design_space", ["skip", "attention_\u0662"], "write it attention_2"),
         ("design_space", ["skip", "moe_top01"], "write it moe_top1"),
