@@ -31,7 +31,7 @@ if TYPE_CHECKING:  # every parse of the Snakefile comes here, and these take hal
 
 CHECKSUM = "checksum"
 """Key of the sha256 of a file's contents, in the file itself."""
-SCHEMAS = Path(__file__).parents[1] / "config/schemas"
+SCHEMAS = Path(__file__).with_name("schemas")
 
 
 @contextmanager
@@ -145,7 +145,7 @@ def read_text(path: str | Path) -> str:
 def read_json(path: str | Path, schema: str | None = None) -> dict:
     """Read what write_json wrote.
 
-    schema: name of a file in config/schemas that says which keys and values there must be.
+    schema: name of a file in planer/schemas that says which keys and values there must be.
     Raises UserError when the file is missing, damaged, changed, or not as the schema says.
     """
     return parse_json(path, read_text(path), schema)
@@ -194,7 +194,7 @@ class _WithoutAliases(yaml.SafeLoader):
 
 
 def check_shape(path: str | Path, values: object, schema: str) -> None:
-    """Raise UserError, naming the place, unless values are as a schema of config/schemas says."""
+    """Raise UserError, naming the place, unless values are as a schema of planer/schemas says."""
     import jsonschema
 
     document = json.loads((SCHEMAS / f"{schema}.schema.json").read_text())

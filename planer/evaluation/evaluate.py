@@ -64,7 +64,7 @@ def evaluate(
     seed: int,
     device: torch.device,
 ) -> dict:
-    """Evaluate one variant; the result is valid against config/schemas/eval.schema.json.
+    """Evaluate one variant; the result is valid against planer/schemas/eval.schema.json.
 
     config: the sections dtype, data, model, workload, retrain and evaluate are read.
     retrained, sparsified, routed: folders of the dense network, of the same after sparsification, and of the converted

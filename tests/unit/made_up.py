@@ -12,7 +12,7 @@ from planer.conversion.thresholds import choose_threshold
 from planer.evaluation.dynamic_k import compare_threshold
 from planer.specs import Architecture, Attention, FeedForward, MoE, Skip, from_notation
 
-SCHEMA = json.loads((Path(__file__).parents[2] / "config/schemas/eval.schema.json").read_text())
+SCHEMA = json.loads((Path(__file__).parents[2] / "planer/schemas/eval.schema.json").read_text())
 OPTIONS = {
     "i": Skip(),
     "f": FeedForward(512),

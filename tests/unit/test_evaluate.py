@@ -26,7 +26,7 @@ from planer.models import LanguageModel, save
 from planer.report.summary import summary_line
 from planer.specs import Architecture
 
-SCHEMA = json.loads((ROOT / "config/schemas/eval.schema.json").read_text())
+SCHEMA = json.loads((ROOT / "planer/schemas/eval.schema.json").read_text())
 CPU = torch.device("cpu")
 VOCAB_SIZE = 40
 

@@ -106,6 +106,7 @@ def test_the_wheel_holds_every_file_of_the_library_and_works_elsewhere(tmp_path)
         "import torch, planer.models as m; from planer.specs import Architecture, FeedForward;"
         "from planer.kernels import choice, dynamic_ffn, expert_ffn; from planer.kernels.cpp import build;"
         "from planer.git import git_commit;"
+        "from planer.files import SCHEMAS; assert list(SCHEMAS.glob('*.json'));"
         "assert build.SOURCES and list(choice.FOLDER.glob('*/*.json')) and git_commit() == 'unknown';"
         "m.save(m.LanguageModel(Architecture(11, 8, (FeedForward(16),))), 'saved');"
         "network = planer.load('saved');"

@@ -16,7 +16,7 @@ from mlflow.tracking import MlflowClient
 from tests.workflow.conftest import ROOT, Workspace
 
 pytestmark = pytest.mark.workflow
-SCHEMA = json.loads((ROOT / "config/schemas/eval.schema.json").read_text())
+SCHEMA = json.loads((ROOT / "planer/schemas/eval.schema.json").read_text())
 
 
 def evaluation(workspace: Workspace, variant: str) -> dict:
