@@ -18,7 +18,7 @@ INSTALLED := $(VENV)/.installed
 # Snakemake and caches need a home folder; not every user has one, in containers for example.
 export HOME := $(shell test -w "$$HOME" && echo "$$HOME" || echo "$(CURDIR)/scratch/home")
 
-.PHONY: help venv demo test same slurm gpu bench claims lint ui lock
+.PHONY: help venv demo test same slurm gpu bench claims assets lint ui lock
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-6s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -65,6 +65,9 @@ bench: $(INSTALLED)  ## time the kernels on this CPU; leave it alone meanwhile (
 NAME =
 claims: $(INSTALLED)  ## measure the figures of the README anew, or one table of them (NAME=demo); hours for all
 	python benchmarks/claims.py $(NAME)
+
+assets: $(INSTALLED)  ## fetch real networks and data into PLANER_ASSETS, or some by name (NAME="minilm news"); 0.3 GB
+	python -m planer.data.assets $(NAME)
 
 lint: $(INSTALLED)  ## check style and rules
 	ruff check .

@@ -46,7 +46,7 @@ def load_model(
     Raises UserError when weights are missing, superfluous, of another size than config.json says, or not finite.
     """
     options = {"id2label": dict(enumerate(labels)), "label2id": {label: i for i, label in enumerate(labels)}}
-    with _transformers() as library:
+    with quiet_transformers() as library:
         model, report = _read(
             folder,
             getattr(library, HEADS[folder.head]),
@@ -72,7 +72,7 @@ def load_tokenizer(folder: Folder) -> transformers.PreTrainedTokenizerBase:
     Raises UserError when it cannot be read, or does not fit the network: transformers makes one of a few symbols where
     files are missing.
     """
-    with _transformers() as library:
+    with quiet_transformers() as library:
         tokenizer = _read(folder, library.AutoTokenizer)
         vocab_size = folder.config.get("vocab_size") or _read(folder, library.AutoConfig).vocab_size
     if not vocab_size - PADDED <= len(tokenizer) <= vocab_size:
@@ -86,12 +86,12 @@ def load_tokenizer(folder: Folder) -> transformers.PreTrainedTokenizerBase:
 
 def load_image_processor(folder: Folder) -> transformers.BaseImageProcessor:
     """The folder's image processor, in Pillow.  Raises UserError when it cannot be read."""
-    with _transformers() as library:
+    with quiet_transformers() as library:
         return _read(folder, library.AutoImageProcessor, use_fast=False)
 
 
 @contextmanager
-def _transformers() -> Iterator[ModuleType]:
+def quiet_transformers() -> Iterator[ModuleType]:
     """The library, without network, progress bars and reports."""
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     import transformers
