@@ -19,7 +19,7 @@ import numpy as np
 from planer.errors import UserError
 from planer.parsing import show
 
-STEP = r"\w+(?:\[[^\[\]\s]+\])?"
+STEP = r"\w+(?:\[[^\[\]]+\])?"
 PATH = rf"{STEP}(?:\.{STEP})*"
 FIGURE = re.compile(rf"(range of )?({PATH})(?: / ({PATH}))?")
 BAR = re.compile(r"no bar|(<=|>=) (\d+(?:\.\d+)?)|<= (control)( \+ 1 standard error)?")

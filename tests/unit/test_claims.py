@@ -185,15 +185,17 @@ def test_figures_of_networks_stand_in_eval_json(name):
         assert figures.measured(figure, [content]).value >= 0
 
 
-def test_figures_of_kernels_stand_in_results_of_benchmarks():
-    table = claims.read_table("kernels", SHIPPED)
-    results = ROOT / "benchmarks/results"
-    files = {
-        "layers": results / "amd-epyc-2026-11-22.json",
-        "mixture": results / "amd-epyc-mixture-latency-2-threads-2026-11-28.json",
-    }
+@pytest.mark.parametrize(
+    ("name", "files"),
+    [
+        ("kernels", {"layers": "2026-11-22", "mixture": "mixture-latency-2-threads-2026-11-28"}),
+        ("ranking", {"demo": "demo-ranking-2026-11-27"}),
+    ],
+)
+def test_figures_of_benchmarks_stand_in_their_results(name, files):
+    table = claims.read_table(name, SHIPPED)
     for row in table.rows.values():
-        content = json.loads(files[row.runs[0]].read_text())
+        content = json.loads((ROOT / f"benchmarks/results/amd-epyc-{files[row.runs[0]]}.json").read_text())
         assert all(figures.measured(table.figures[figure], [content]).value > 0 for figure in row.figures)
 
 
