@@ -13,11 +13,12 @@ class Damaged(UserError):
     """A file that cannot be used: what is wrong with it, and what makes it anew."""
 
     def __init__(self, path: str | Path, problem: str, remedy: str = ""):
-        """remedy: a sentence; the command that runs the file's rule by default."""
+        """remedy: a sentence; what remake says by default."""
         self.path, self.problem = path, problem
         super().__init__(f"{path} {problem}; {remedy or remake(path)}")
 
 
 def remake(path: str | Path) -> str:
-    """What a user runs to get a file anew."""
-    return f"make it anew: snakemake --cores all --force {path}"
+    """What a user does to get a file anew: the command for a file of the workflow, which lies in results."""
+    _, found, rest = f"/{path}".rpartition("/results/")
+    return f"make it anew: snakemake --cores all --force results/{rest}" if found else "replace it by a whole copy"

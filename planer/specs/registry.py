@@ -45,7 +45,7 @@ def _own_specs(name: str) -> list[type[BlockSpec]]:
         raise UserError(f"{VARIABLE}: {name}.py has the name of one of planer's own files; rename it")
     try:
         found = _specs_in(import_module(f"planer.specs.{name}"))
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise UserError(f"{VARIABLE}: specs/{name}.py cannot be imported: {one_line(error)}") from error
     if [getattr(spec, "kind", None) for spec in found] != [name]:
         raise UserError(f"{VARIABLE}: specs/{name}.py must define one BlockSpec, with kind = {name!r}")

@@ -40,8 +40,9 @@ class Failures(logging.Filter):
         return True
 
     def _exception(self, text: str) -> bool:
-        """A mistake that Snakemake itself ran into (an input function raised it), or the exit status of a job."""
-        if found := re.search(r"^\s*(?:\S+\.)?UserError: (.+)", text, re.MULTILINE):
+        """A mistake that Snakemake itself ran into (a rule or an input function raised it), or the exit status of a
+        job."""
+        if found := re.search(r"^\s*(?:\S+\.)?UserError(?: in file .*)?:\s+(.+)", text, re.MULTILINE):
             self._keep(text, f"{MISTAKE}{found[1]}")
         return not found and f"returned non-zero exit status {STATUS}." not in text
 

@@ -23,6 +23,8 @@ from functools import cache
 from itertools import accumulate
 from pathlib import Path
 
+from planer.errors import UserError
+from planer.files import one_line
 from planer.specs.plugins import plugin_folders
 
 CHANGES_NO_RESULT = ("__init__", "git", "parsing", "progress", "workflow")
@@ -102,8 +104,14 @@ def _file(module: str, root: Path) -> Path | None:
 
 
 def _module(path: Path, root: Path) -> tuple[str, tuple[tuple[str, str], ...]]:
-    """The code in a module that can change a result, and the (module, name) pairs that it imports."""
-    return _analysed(path.read_text(), _part(path, root) == VALUES and path.name != "__init__.py")
+    """The code in a module that can change a result, and the (module, name) pairs that it imports.
+
+    Raises UserError when the file is no Python, as a user's own block may be.
+    """
+    try:
+        return _analysed(path.read_text(), _part(path, root) == VALUES and path.name != "__init__.py")
+    except (SyntaxError, ValueError) as error:  # ValueError: wrong bytes
+        raise UserError(f"{path} is no Python module: {one_line(error)}") from error
 
 
 @cache

@@ -76,10 +76,12 @@ def test_a_later_attempt_that_succeeds_takes_the_line_back(seen, tmp_path, capsy
     assert last_lines(seen, capsys) == []
 
 
-def test_a_mistake_that_an_input_function_finds(seen, capsys):
+def test_a_mistake_that_a_rule_or_an_input_function_finds(seen, capsys):
+    text = 'UserError in file "rules/common.smk", line 9:\nodd.py is no Python module\n  File "odd.py"'
+    assert not seen.filter(record(text, event="error"))
     text = "InputFunctionException in rule compare:\nError:\n  UserError: config: unknown key sede\nWildcards:\n"
     assert not seen.filter(record(text, event="error"))
-    assert last_lines(seen, capsys) == ["planer: config: unknown key sede"]
+    assert last_lines(seen, capsys) == ["planer: odd.py is no Python module", "planer: config: unknown key sede"]
 
 
 def test_other_records_pass(seen):

@@ -119,14 +119,14 @@ def test_identity_says_where_and_what():
     [("device", "Toy 3000"), ("threads", 96), ("dtype", "bfloat16"), ("mem_len", 640), ("execution", "compiled")],
 )
 def test_a_table_of_another_device_or_shape_is_refused(tmp_path, key, value):
-    path = tmp_path / "latency_table.parquet"
+    path = tmp_path / "results/demo/latency_table.parquet"
     table().save(path)
     loaded = LatencyTable.load(path)
     with pytest.raises(UserError) as error:
         loaded.check(loaded.identity | {key: value})
     assert str(error.value) == (
         f"{path} was measured with {key} {loaded.identity[key]}, but this run has {key} {value}; "
-        f"make it anew: snakemake --cores all --force {path}"
+        f"make it anew: snakemake --cores all --force results/demo/latency_table.parquet"
     )
 
 
@@ -136,7 +136,7 @@ def test_an_identity_of_another_version_is_refused():
 
 
 def test_unreadable_files_are_refused(tmp_path):
-    with pytest.raises(UserError, match="does not exist.*--force"):
+    with pytest.raises(UserError, match="does not exist"):
         LatencyTable.load(tmp_path / "none.parquet")
     (tmp_path / "text.parquet").write_text("no Parquet")
     with pytest.raises(UserError, match="text.parquet is no readable Parquet table"):

@@ -72,10 +72,19 @@ def test_stages_that_build_blocks_depend_on_the_files(own):
     assert own / "blocks/gate.py" not in reached_files(ROOT / "workflow/scripts/pattern.py", ROOT)
 
 
+@pytest.mark.parametrize("text", [b"def (", b"# caf\xe9", b"x = 1\0"])
+def test_files_that_are_no_python_are_named(own, text):
+    write_block(own)
+    (own / "blocks/gate.py").write_bytes(text)
+    with pytest.raises(UserError, match="blocks/gate.py is no Python module: .+"):
+        reached_files(ROOT / "workflow/scripts/retrain.py", ROOT)
+
+
 @pytest.mark.parametrize(
     ("specification", "name", "message"),
     [
         ("import nothing_of_this_name", "gate", "specs/gate.py cannot be imported: No module named"),
+        ("import sys; sys.exit(3)", "gate", "specs/gate.py cannot be imported: 3"),
         ("x = 1", "gate", "specs/gate.py must define one BlockSpec, with kind = 'gate'"),
         (SPECIFICATION, "gates", "specs/gates.py must define one BlockSpec, with kind = 'gates'"),
         (SPECIFICATION, "moe", "moe.py has the name of one of planer's own files"),
