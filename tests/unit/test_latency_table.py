@@ -126,7 +126,7 @@ def test_a_table_of_another_device_or_shape_is_refused(tmp_path, key, value):
         loaded.check(loaded.identity | {key: value})
     assert str(error.value) == (
         f"{path} was measured with {key} {loaded.identity[key]}, but this run has {key} {value}; "
-        f"make it anew: snakemake --cores all --force results/demo/latency_table.parquet"
+        "make it anew: snakemake --cores all --force results/demo/latency_table.parquet"
     )
 
 
