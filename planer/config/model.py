@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+import typing
+from dataclasses import dataclass, field, fields, make_dataclass, replace
 from typing import Annotated, Literal
 
 from planer.config.bounds import Count, Positive, Share, Width
 from planer.config.corpora import CORPORA
 from planer.errors import UserError
 from planer.heads import HeadSpec
-from planer.parsing import Items, Matching, show
+from planer.parsing import Items, Matching, build, merge, show
 from planer.specs import Architecture, BlockSpec, from_notation, kinds
 
 DesignSpace = Annotated[tuple[str, ...], Items(2, 100)]
@@ -53,6 +54,23 @@ def one_source(layer: dict) -> dict:
     return {**layer, "data": other | data}
 
 
+class BlockSettings(dict):
+    """Values of the fields that ``settings`` of a specification names, by kind of block and name."""
+
+    @classmethod
+    def from_values(cls, values: object, path: str) -> BlockSettings:
+        """From a mapping of kinds to mappings.  Raises UserError naming what is wrong and what is allowed."""
+        classes, defaults = {}, {}
+        for kind, spec in kinds().items():
+            if spec.settings:
+                hints = typing.get_type_hints(spec, include_extras=True)
+                classes[kind] = make_dataclass(kind, [(name, hints[name]) for name in spec.settings])
+                defaults[kind] = {each.name: each.default for each in fields(spec) if each.name in spec.settings}
+        given = merge(defaults, values) if isinstance(values, dict) else values
+        settings = build(make_dataclass("BlockSettings", classes.items()), given, path)
+        return cls({kind: vars(getattr(settings, kind)) for kind in values})
+
+
 @dataclass(frozen=True)
 class ModelConfig:
     """The backbone that all variants of an experiment share."""
@@ -67,6 +85,7 @@ class ModelConfig:
     attention_dropout: Share
     init_std: Positive
     head: HeadSpec
+    blocks: BlockSettings = field(default_factory=BlockSettings)
 
     def __post_init__(self) -> None:
         if self.d_model % self.num_heads or self.d_model % 2:
@@ -91,7 +110,10 @@ class ModelConfig:
             raise UserError(f"{key}: unknown option {show(name)}; allowed: {allowed}")
         if block.name != name:
             raise UserError(f"{key}: {show(name)} is not how this option is spelled; write it {block.name}")
-        return block
+        return self._with_settings(block)
+
+    def _with_settings(self, block: BlockSpec) -> BlockSpec:
+        return replace(block, **self.blocks.get(block.kind, {}))
 
     def symbols(self) -> dict[str, BlockSpec]:
         """Blocks by their symbol in patterns.  Raises UserError when two kinds have the same symbol."""
@@ -100,7 +122,7 @@ class ModelConfig:
             symbols = kind.symbols(self)
             if taken := found.keys() & symbols.keys():
                 raise UserError(f"the block {kind.kind} has the symbol {min(taken)} of another block; change it")
-            found |= symbols
+            found |= {symbol: self._with_settings(block) for symbol, block in symbols.items()}
         return found
 
     def architecture(self, vocab_size: int, blocks: tuple[BlockSpec, ...] | str) -> Architecture:

@@ -158,6 +158,7 @@ def identity(
         **{key: getattr(model, key) for key in shapes},
         "vocab_size": vocab_size,
         "head": model.head.label,
+        **({"blocks": json.dumps(model.blocks, sort_keys=True)} if model.blocks else {}),
     }
 
 

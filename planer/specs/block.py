@@ -47,6 +47,8 @@ class BlockSpec:
     """Of its symbol on its colour."""
     options: ClassVar[tuple[str, ...]] = ()
     """How its options are spelled, for messages; none where no design space may name it."""
+    settings: ClassVar[tuple[str, ...]] = ()
+    """Fields with a default that ``model.blocks`` of a configuration may set."""
     starts_from: ClassVar[str] = ""
     """Kind of the parent's block that its weights are taken from; its own kind by default."""
     shared_under: ClassVar[tuple[str, ...]] = ()

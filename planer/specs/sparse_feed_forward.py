@@ -42,6 +42,7 @@ class SparseFeedForward(BlockSpec):
     colour: ClassVar[str] = "#f0e442"
     text_colour: ClassVar[str] = "#231a05"
     options: ClassVar[tuple[str, ...]] = ("sparse_feed_forward_<N>",)
+    settings: ClassVar[tuple[str, ...]] = ("rank", "relu", "hard_share", "temperature", "scaled", "weighted")
     starts_from: ClassVar[str] = "feed_forward"
 
     @classmethod

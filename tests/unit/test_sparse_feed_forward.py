@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 from test_parent_start import output, parent_of, same_sublayers, started
-from toy import experiment
+from toy import experiment, latency_table_of_this_machine
 
 from planer.blocks.sparse_feed_forward import build
 from planer.config import WorkloadConfig
@@ -261,3 +261,29 @@ def test_options_and_symbols():
     with pytest.raises(ValueError, match="sparse_feed_forward: 5 does not divide d_inner, 64"):
         Architecture.from_dict(Architecture(11, 32, (SparseFeedForward(64, 5),)).to_dict())
     assert build(spec, model.architecture(11, "s")).sublayer.w1.shape == (64, 32)
+
+
+def test_settings_hold_for_options_patterns_and_the_latency_table():
+    plain, config = experiment(), experiment(model={"blocks": {"sparse_feed_forward": {"rank": 5, "relu": "before"}}})
+    spec = config.model.option("sparse_feed_forward_16")
+    assert spec == SparseFeedForward(64, 16, 5, "before") and config.model.architecture(11, "n16").blocks == (spec,)
+    assert Architecture.from_dict(config.model.architecture(11, "n16").to_dict()).blocks == (spec,)
+    sides = [latency_table_of_this_machine(each) for each in (plain, config)]
+    with pytest.raises(UserError, match="was measured with blocks unknown, but this run has blocks .*rank.*5"):
+        sides[0].check(sides[1].identity)
+
+
+@pytest.mark.parametrize(
+    ("blocks", "message"),
+    [
+        ([], "model.blocks is \\[\\]; it must be a mapping"),
+        ({"feed_forward": {}}, "unknown key model.blocks.feed_forward; did you mean model.blocks.sparse_feed_forward"),
+        ({"sparse_feed_forward": 3}, "model.blocks.sparse_feed_forward is 3; it must be a mapping"),
+        ({"sparse_feed_forward": {"ranks": 3}}, "unknown key model.blocks.sparse_feed_forward.ranks; did you mean"),
+        ({"sparse_feed_forward": {"hard_share": 2}}, "sparse_feed_forward.hard_share is 2; it must be from 0 to 1"),
+        ({"sparse_feed_forward": {"relu": "x"}}, "sparse_feed_forward.relu is 'x'; allowed: after, before"),
+    ],
+)
+def test_wrong_settings_are_one_line(blocks, message):
+    with pytest.raises(UserError, match=message):
+        experiment(model={"blocks": blocks})

@@ -1,4 +1,5 @@
-"""A block of the user's own goes through every stage, the report included, though no file of planer knows it."""
+"""Blocks go through every stage, the report included: one of the user's own, which no file of planer knows, and sparse
+ones."""
 
 from __future__ import annotations
 
@@ -16,9 +17,12 @@ from tests.workflow.conftest import COSTS_MS, ROOT, plant_costs
 from tests.workflow.jobs import BASELINE, CORPUS, DATA, JOBS, RESULTS, TABLE, Job, Runner, network
 
 pytestmark = pytest.mark.workflow
+SPARSE = {"sparse_attention_4": 0.5, "sparse_conv_attention_4": 0.4, "sparse_feed_forward_16": 0.2}
+"""Costs in ms as an idle device may have them."""
 CHANGES = {
-    "patterns": {"baseline": "sgsf"},
-    "design_space": ["skip", "attention_2", "feed_forward", "moe_top1", "gate"],
+    "model": {"blocks": {"sparse_feed_forward": {"rank": 4}}},
+    "patterns": {"baseline": "sgc4n16f"},
+    "design_space": ["skip", "attention_2", "feed_forward", "moe_top1", "gate", *SPARSE],
     "profile_blocks": {"rounds": 3},
     "search": {"steps": 10, "epoch_steps": 5, "log_steps": 5},
     "retrain": {"steps": 4, "eval_steps": 4, "log_steps": 2},
@@ -62,7 +66,7 @@ STAGES = [
 ]
 
 
-def test_every_stage_runs_a_block_of_the_users_own(finished, tmp_path):
+def test_every_stage_runs_blocks_of_the_users_own_and_sparse_ones(finished, tmp_path):
     write_block(tmp_path / "own")
     for name in ("data", "tiny/additivity.json"):
         source, copy = finished.folder / "results" / name, tmp_path / "results" / name
@@ -77,13 +81,14 @@ def test_every_stage_runs_a_block_of_the_users_own(finished, tmp_path):
             ended = runner.run_job(job)
             assert ended["status"] == 0, (job.rule, ended)
             if job.rule == "profile_blocks":
-                plant_costs(tmp_path / TABLE, COSTS_MS | {"gate": 0.3})
+                plant_costs(tmp_path / TABLE, COSTS_MS | {"gate": 0.3} | SPARSE)
     finally:
         runner.close()
     network = yaml.safe_load((tmp_path / BASELINE / "retrain/architecture.yaml").read_text())
-    assert network["pattern"] == "sgsf" and network["blocks"][1] == {"kind": "gate"}
+    assert network["pattern"] == "sgc4n16f" and network["blocks"][1] == {"kind": "gate"}
+    assert network["blocks"][3]["rank"] == 4
     report = json.loads((tmp_path / BASELINE / "eval.json").read_text())
     assert report["architecture"]["blocks"][1] == {"kind": "gate", "option": "gate", "symbol": "g"}
     assert report["flops"]["counted"] == report["flops"]["closed_form"]
     figures = "".join(path.read_text() for path in (tmp_path / RESULTS / "figures").iterdir())
-    assert "#123456" in figures and (tmp_path / RESULTS / "report.html").exists()
+    assert all(colour in figures for colour in ("#123456", "#5d3a9b", "#f0e442")) and (tmp_path / RESULTS / "report.html").exists()
