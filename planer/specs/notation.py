@@ -1,15 +1,18 @@
 """The notation of the Sandwich Transformer and PAR papers, ``(sfff)x6(f)x8``: one symbol per block.
 
-======  =====================================================  =====================
+======  =====================================================  ============================
 symbol  block                                                  option name
-======  =====================================================  =====================
+======  =====================================================  ============================
 ``i``   skip, the bare identity                                ``skip``
 ``s``   self-attention with all heads                          ``attention_<heads>``
 ``s4``  self-attention with 4 heads, d_head unchanged          ``attention_4``
 ``f``   feed-forward layer                                     ``feed_forward``
 ``m2``  mixture of experts, 2 experts per token                ``moe_top2``
+``n16`` feed-forward layer of which one neuron in 16 runs      ``sparse_feed_forward_16``
+``q16`` attention with multiplicative projections              ``sparse_attention_16``
+``c16`` the same with convolutions                             ``sparse_conv_attention_16``
 ``d16`` dense layer split into experts of 16 neurons           (conversion only)
-======  =====================================================  =====================
+======  =====================================================  ============================
 """
 
 from __future__ import annotations

@@ -91,4 +91,5 @@ def test_every_stage_runs_blocks_of_the_users_own_and_sparse_ones(finished, tmp_
     assert report["architecture"]["blocks"][1] == {"kind": "gate", "option": "gate", "symbol": "g"}
     assert report["flops"]["counted"] == report["flops"]["closed_form"]
     figures = "".join(path.read_text() for path in (tmp_path / RESULTS / "figures").iterdir())
-    assert all(colour in figures for colour in ("#123456", "#5d3a9b", "#f0e442")) and (tmp_path / RESULTS / "report.html").exists()
+    assert all(colour in figures for colour in ("#123456", "#5d3a9b", "#f0e442"))
+    assert (tmp_path / RESULTS / "report.html").exists()
