@@ -90,7 +90,9 @@ def test_ids_follow_the_labels_that_are_given(name, tmp_path):
     path = WRITERS[name](tmp_path / name, {"text": SIMPLE, "label": STARS})
     examples = read_labelled(path, label_names=("good", "bad", "never", "fair"))
     assert examples.labels.tolist() == [0, 1, 0, 3] and examples.label_names == ("good", "bad", "never", "fair")
-    with pytest.raises(UserError, match=r"set.*, (line|row) \d: the label 'fair' is unknown; known: bad, good$"):
+    with pytest.raises(
+        UserError, match=r"set.*, (line|row) \d: column 'label' has the unknown 'fair'; known: bad, good$"
+    ):
         read_labelled(path, label_names=("bad", "good"))
 
 
@@ -108,7 +110,7 @@ def test_an_id_without_a_name_is_refused(label, tmp_path):
     columns = {"text": SIMPLE, "label": pyarrow.array([0, 2, label, 1])}
     path = write_parquet(tmp_path / "set.parquet", columns, INFO)
     found = "empty" if label is None else label
-    with pytest.raises(UserError, match=rf"set.parquet, row 3: the label is {found}; .* ids 0 to 3"):
+    with pytest.raises(UserError, match=rf"set.parquet, row 3: column 'label' is {found}; .* ids 0 to 3"):
         read_labelled(path)
 
 
@@ -132,7 +134,7 @@ def test_an_empty_text_is_refused_with_column_and_row(name, tmp_path):
 )
 def test_a_label_that_is_none_is_refused(labels, found, tmp_path):
     path = write_parquet(tmp_path / "set.parquet", {"text": SIMPLE, "label": labels})
-    with pytest.raises(UserError, match=rf"row \d: the label is {found}; write text or a whole number from 0"):
+    with pytest.raises(UserError, match=rf"row \d: column 'label' is {found}; write text or a whole number from 0"):
         read_labelled(path)
 
 
@@ -149,7 +151,7 @@ FAULTS = {
         b"text,label,text\n",
         "set.csv: there are 2 columns 'text'; columns: text, la",
     ),
-    "no label": ("set.tsv", b"text\tlabel\na\tb\nc\t\n", "set.tsv, line 3: the label is empty"),
+    "no label": ("set.tsv", b"text\tlabel\na\tb\nc\t\n", "set.tsv, line 3: column 'label' is empty"),
     "one label": ("set.tsv", b"text\tlabel\na\tb\nc\tb\n", "every row has the label 'b'; a classification needs two"),
     "no JSON": ("set.jsonl", b'{"text": "a", "label": 1}\n{"text"', r"set.jsonl, line 2: no valid JSON \("),
     "no object": ("set.jsonl", b"[1]\n", "set.jsonl, line 1: no object; write"),
@@ -175,6 +177,17 @@ def test_a_damaged_saved_set_is_one_line(damage, tmp_path):
     with pytest.raises(UserError, match=r"set is no readable saved data set \(.*\); save it again") as refused:
         read_labelled(folder)
     assert "\n" not in str(refused.value)
+
+
+def test_a_table_with_wrong_offsets_is_refused_before_it_is_read(tmp_path):
+    """Reading it would end the process."""
+    offsets = np.array([0, 10**6, 2], np.int32).tobytes()
+    texts = pyarrow.Array.from_buffers(
+        pyarrow.string(), 2, [None, pyarrow.py_buffer(offsets), pyarrow.py_buffer(b"ab")]
+    )
+    write_saved(tmp_path / "set", {"text": texts, "label": ["a", "b"]})
+    with pytest.raises(UserError, match=r"set is no readable saved data set \("):
+        read_labelled(tmp_path / "set")
 
 
 def pictures() -> list[np.ndarray]:

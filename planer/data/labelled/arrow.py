@@ -5,6 +5,7 @@ The package datasets is not needed.  Columns hold texts, or images as structures
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from planer.data.labelled.examples import Columns, Rows, text_rows
 from planer.data.labelled.images import Images
 from planer.errors import UserError
 from planer.files import one_line
+from planer.parsing import show
 
 
 def read_parquet(path: Path, columns: Columns) -> Rows:
@@ -24,10 +26,11 @@ def read_parquet(path: Path, columns: Columns) -> Rows:
         file = pyarrow.parquet.ParquetFile(path)
         columns.check(path, file.schema_arrow.names)
         table = file.read(columns=columns.names)
+        table.validate(full=True)  # reading a damaged table would end the process
         described = json.loads((file.schema_arrow.metadata or {}).get(b"huggingface", b"{}"))
     except (pyarrow.ArrowException, OSError, ValueError) as error:
         raise UserError(f"{path} is no readable Parquet file ({one_line(error)}); write it again") from error
-    return _rows(path, columns, table, described.get("info", {}))
+    return _rows(path, columns, table, _label_names(described, "info", "features", columns.label))
 
 
 def read_saved(folder: Path, columns: Columns) -> Rows:
@@ -39,33 +42,40 @@ def read_saved(folder: Path, columns: Columns) -> Rows:
             pyarrow.ipc.open_stream(pyarrow.memory_map(str(folder / Path(file).name))).read_all() for file in files
         ]
         table = pyarrow.concat_tables(tables)
+        table.validate(full=True)
     except (pyarrow.ArrowException, OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{folder} is no readable saved data set ({one_line(error)}); save it again") from error
     columns.check(folder, table.column_names)
-    return _rows(folder, columns, table.select(columns.names), described)
+    return _rows(folder, columns, table.select(columns.names), _label_names(described, "features", columns.label))
 
 
-def _rows(path: Path, columns: Columns, table: pyarrow.Table, described: dict) -> Rows:
+def _label_names(described: object, *keys: str) -> list[str] | None:
+    """Names of labels in the description of a data set; None where it has none."""
+    for key in (*keys, "names"):
+        described = described.get(key) if isinstance(described, dict) else None
+    return list(map(str, described)) if isinstance(described, list) and described else None
+
+
+def _rows(path: Path, columns: Columns, table: pyarrow.Table, names: list[str] | None) -> Rows:
     """Texts or images of a table, with labels by name where their ids have names."""
-    feature = (described.get("features") or {}).get(columns.label)
-    names = feature.get("names") if isinstance(feature, dict) else None
     values = table.to_pydict()
     places = [f"row {number}" for number in range(1, table.num_rows + 1)]
     if names:
+        numbered = zip(places, values[columns.label], strict=True)
         values[columns.label] = [
-            _named(path, place, names, label) for place, label in zip(places, values[columns.label], strict=True)
+            _named(f"{path}, {place}: column {columns.label!r}", names, id_) for place, id_ in numbered
         ]
     if pyarrow.types.is_struct(table.schema.field(columns.input).type):
         rows = Rows(Images(path, places, values[columns.input]), values[columns.label], places)
     else:
         rows = text_rows(path, columns, zip(places, _mappings(values), strict=True))
-    return Rows(rows.values, rows.labels, rows.places, tuple(names) if names else None)
+    return dataclasses.replace(rows, label_names=tuple(names) if names else None, label_column=columns.label)
 
 
-def _named(path: Path, place: str, names: list[str], label: object) -> str:
+def _named(place: str, names: list[str], label: object) -> str:
     if not isinstance(label, int) or not 0 <= label < len(names):
-        found = "empty" if label is None else label
-        raise UserError(f"{path}, {place}: the label is {found}; the file's label names have ids 0 to {len(names) - 1}")
+        found = "empty" if label is None else show(label)
+        raise UserError(f"{place} is {found}; the file names labels with the ids 0 to {len(names) - 1}")
     return names[label]
 
 

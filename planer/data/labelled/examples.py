@@ -66,6 +66,12 @@ class Rows:
     labels: Sequence
     places: Sequence[str]
     label_names: tuple[str, ...] | None = None
+    label_column: str = ""
+
+    @property
+    def label(self) -> str:
+        """What messages call a label."""
+        return f"column {show(self.label_column)}" if self.label_column else "the label"
 
 
 def text_rows(path: Path, columns: Columns, rows: Iterable[tuple[str, Mapping]]) -> Rows:
@@ -76,7 +82,7 @@ def text_rows(path: Path, columns: Columns, rows: Iterable[tuple[str, Mapping]])
         values.append(tuple(texts) if columns.pair else texts[0])
         labels.append(row[columns.label])
         places.append(place)
-    return Rows(values, labels, places)
+    return Rows(values, labels, places, label_column=columns.label)
 
 
 def _text(path: Path, place: str, column: str, value: object) -> str:
@@ -95,23 +101,24 @@ def number_labels(path: Path, rows: Rows, label_names: Sequence[str] | None) -> 
     """
     if not len(rows.labels):
         raise UserError(f"{path} holds no rows; name a file with examples")
-    labels = [_label(path, place, value) for place, value in zip(rows.places, rows.labels, strict=True)]
+    labels = [_label(path, rows, index) for index in range(len(rows.labels))]
     names = tuple(label_names or rows.label_names or _sorted(set(labels)))
     if len(names) < 2:
         raise UserError(f"{path}: every row has the label {show(names[0])}; a classification needs two labels")
     ids = {name: i for i, name in enumerate(names)}
     for place, label in zip(rows.places, labels, strict=True):
         if label not in ids:
-            raise UserError(f"{path}, {place}: the label {show(label)} is unknown; known: {show_names(names)}")
+            raise UserError(f"{path}, {place}: {rows.label} has the unknown {show(label)}; known: {show_names(names)}")
     return LabelledSet(rows.values, np.array([ids[label] for label in labels], np.int64), names)
 
 
-def _label(path: Path, place: str, value: object) -> str:
+def _label(path: Path, rows: Rows, index: int) -> str:
+    value = rows.labels[index]
     whole = isinstance(value, (int, np.integer))
     if isinstance(value, str) and value.strip() or whole and value >= 0:
         return str(value)
     found = "-1, which marks a missing label" if whole else "empty" if value in (None, "") else f"{value!r:.60}"
-    raise UserError(f"{path}, {place}: the label is {found}; write text or a whole number from 0")
+    raise UserError(f"{path}, {rows.places[index]}: {rows.label} is {found}; write text or a whole number from 0")
 
 
 def _sorted(labels: set[str]) -> list[str]:
