@@ -18,7 +18,7 @@ from torch import Tensor
 
 from planer.kernels.expert_ffn import expert_ffn
 from planer.kernels.routing import route
-from planer.latency.gates import zipf_shares
+from planer.latency.routings import zipf_shares
 
 ROUTINGS = ("balanced", "zipf", "half", "one_hot")
 

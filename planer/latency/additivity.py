@@ -23,7 +23,7 @@ from planer.latency.networks import Pool, affordable_copies
 from planer.latency.table import LatencyTable, identity
 from planer.measure import MIN_ROUNDS, by_round, measure, summary
 from planer.runtime import resolve_device, resolve_dtype
-from planer.specs import Architecture, BlockSpec
+from planer.specs import EMBEDDING_AND_HEAD, Architecture, BlockSpec
 
 IDLE_BAR = {"pearson_r": 0.99, "mape": 0.03, "max_ape": 0.08}
 """Bar for an idle device: r at least, errors at most.  The configuration may set another one."""
@@ -143,7 +143,7 @@ def _networks(
     baseline = config.model.architecture(vocab_size, config.patterns.baseline)
     positions = len(baseline.blocks)
     costs = np.array([table.lookup(option, attention) for option in config.design_space])
-    typical_ms = table.lookup("stem", attention) + positions * (costs.min() + costs.max()) / 2
+    typical_ms = table.lookup(EMBEDDING_AND_HEAD, attention) + positions * (costs.min() + costs.max()) / 2
     affordable = int((profile.max_seconds * 1e3 / (MIN_ROUNDS + 1) - stacks_ms) / typical_ms)
     count = max(MIN_NETWORKS, min(profile.networks, affordable))
     options = [config.model.option(name) for name in config.design_space]

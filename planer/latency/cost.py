@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from planer.config import TrainingConfig
 from planer.errors import Damaged, UserError
 from planer.files import read_json
-from planer.specs import BlockSpec
+from planer.specs import EMBEDDING_AND_HEAD, BlockSpec
 
 if TYPE_CHECKING:  # every parse of the Snakefile imports this module, and the table imports PyTorch
     from planer.latency.table import LatencyTable
@@ -42,7 +42,7 @@ def training_hours(config: SimpleNamespace, vocab_size: int, table: LatencyTable
         return training.batch * training.tgt_len / (work.batch * work.tgt_len)
 
     def fixed_ms(training: TrainingConfig) -> float:
-        return table.lookup("stem", "recompute") * scale(training)
+        return table.lookup(EMBEDDING_AND_HEAD, "recompute") * scale(training)
 
     def blocks_ms(blocks: Iterable[BlockSpec], training: TrainingConfig) -> float:
         total = 0.0

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from planer.config import WorkloadConfig
 from planer.latency.execution import check_execution, executable, prepared
-from planer.latency.gates import set_routing
+from planer.latency.routings import set_routing
 from planer.latency.table import ATTENTIONS
 from planer.models import LanguageModel, initialise
 from planer.specs import Architecture, BlockSpec
@@ -107,8 +107,8 @@ class Pool:
     ) -> Callable[[], Tensor]:
         """A call that scores one segment with these blocks in this order; without head it stops at the last block.
 
-        routing: how the routers of mixtures of experts spread tokens (``planer.latency.gates``).  Raises UserError when
-        the network cannot be compiled or captured.
+        routing: how the routers of mixtures of experts spread tokens (``planer.latency.routings``).  Raises UserError
+        when the network cannot be compiled or captured.
         """
         used: Counter[BlockSpec] = Counter()
         indices = []

@@ -5,7 +5,7 @@ other costs that occur once cancel.  Each copy has separate weights and a separa
 are measured alternately (``measure``), and a cost is the median over rounds of the difference within a round.  A
 negative cost is measured again, never set to zero.
 
-Mixtures of experts are measured under three routings (``planer.latency.gates``).  Everything is measured for every
+Mixtures of experts are measured under three routings (``planer.latency.routings``).  Everything is measured for every
 requested batch size and execution mode, each of which may take max_seconds.
 """
 
@@ -23,12 +23,12 @@ import torch
 from planer.config import WorkloadConfig, derive_seed
 from planer.errors import UserError
 from planer.latency.execution import check_execution
-from planer.latency.gates import ROUTINGS
 from planer.latency.networks import Pool, affordable_copies
+from planer.latency.routings import ROUTINGS
 from planer.latency.table import ATTENTIONS, LatencyTable, identity
 from planer.measure import MIN_ROUNDS, by_round, measure, summary
 from planer.runtime import resolve_device, resolve_dtype
-from planer.specs import Attention, BlockSpec, FeedForward, Skip, from_notation
+from planer.specs import EMBEDDING_AND_HEAD, Attention, BlockSpec, FeedForward, Skip, from_notation
 
 ATTEMPTS = 6
 """Most measurements of an option with a negative cost, each with twice the rounds of the one before."""
@@ -79,12 +79,12 @@ def _profile(
     began = time.perf_counter()
     profiler = _Profiler(config, workload, vocab_size, device, dtype)
     before = profiler.control_ms("start")
-    costs, stem, stacks_ms = profiler.costs()
+    costs, fixed, stacks_ms = profiler.costs()
     after = profiler.control_ms("end")
     spread = pd.Series([(cost.quantile(0.9) - cost.quantile(0.1)) / cost.median() for cost in costs.values()])
-    return list(_rows(costs, stem)), {
+    return list(_rows(costs, fixed)), {
         "copies": profiler.copies,
-        "rounds": len(stem),
+        "rounds": len(fixed),
         "seconds": round(time.perf_counter() - began, 1),
         "stacks_ms": stacks_ms,
         "control_drift": after / before - 1,
@@ -157,8 +157,8 @@ class _Profiler:
     def costs(self) -> tuple[dict[_Stack, pd.Series], pd.Series, dict[str, dict[str, float]]]:
         """Cost in ms of one block, by stack and round; time in ms of embedding and head, by round; and time in ms of N
         copies under balanced routing, by attention mode and option."""
-        stem = {"stem": self.pool.network((), ATTENTIONS[0])}
-        samples = self._time(self._pairs(self.stacks) | stem, self.profile.rounds, "blocks")
+        fixed = {EMBEDDING_AND_HEAD: self.pool.network((), ATTENTIONS[0])}
+        samples = self._time(self._pairs(self.stacks) | fixed, self.profile.rounds, "blocks")
         costs = {stack: self._differences(samples, stack) for stack in self.stacks}
         copies_ms = {stack: float(samples[stack.named(self.copies)].median()) for stack in self.stacks}
         stacks_ms = {
@@ -181,7 +181,7 @@ class _Profiler:
                     f"profile_blocks: {stack.spec.name} with {stack.attention} attention costs {cost.median():.4g} ms "
                     f"after {ATTEMPTS} measurements, so the device is too busy; free it, or raise profile_blocks.copies"
                 )
-        return costs, samples["stem"], stacks_ms
+        return costs, samples[EMBEDDING_AND_HEAD], stacks_ms
 
     def control_ms(self, when: str) -> float:
         """Time in ms of the control stack; it is measured at the start and at the end."""
@@ -217,12 +217,12 @@ class _Profiler:
         return (double - single) / self.copies
 
 
-def _rows(costs: dict[_Stack, pd.Series], stem: pd.Series) -> Iterator[dict]:
+def _rows(costs: dict[_Stack, pd.Series], fixed: pd.Series) -> Iterator[dict]:
     """Table rows for both attention modes: embedding and head, skip, and every option."""
     for attention in ATTENTIONS:
         setting = {"attention": attention, "routing": ROUTINGS[0]}
-        yield {"option": "stem", **setting, **summary(stem)}
-        yield {"option": Skip.kind, **setting, **summary([0.0] * len(stem))}
+        yield {"option": EMBEDDING_AND_HEAD, **setting, **summary(fixed)}
+        yield {"option": Skip.kind, **setting, **summary([0.0] * len(fixed))}
         for stack, cost in costs.items():
             if stack.serves(attention):
                 yield {"option": stack.spec.name, **setting, "routing": stack.routing, **summary(cost)}

@@ -21,9 +21,9 @@ import torch
 from planer.config import ModelConfig, WorkloadConfig
 from planer.errors import Damaged, UserError, remake
 from planer.files import parse_json, read_parquet, write_parquet
-from planer.latency.gates import ROUTINGS
+from planer.latency.routings import ROUTINGS
 from planer.runtime import device_name
-from planer.specs import Architecture
+from planer.specs import EMBEDDING_AND_HEAD, Architecture
 
 ATTENTIONS = ("cached", "recompute")
 """Attention modes in inference: keys and values of the memory kept, or recomputed from hidden states."""
@@ -52,8 +52,8 @@ class LatencyTable:
     """Costs in ms, their identity, and notes on the measurement."""
 
     rows: pd.DataFrame
-    """COLUMNS; ``stem`` is embedding and head, ``skip`` is 0 by construction.  Routing is ``balanced``, and in further
-    rows of mixtures of experts another one (``planer.latency.gates``)."""
+    """COLUMNS.  Options are blocks, of which ``skip`` is 0 by construction, and EMBEDDING_AND_HEAD.  Routing is
+    ``balanced``; mixtures of experts have further rows with other routings (``planer.latency.routings``)."""
     identity: dict
     """Result of ``identity`` where the table was measured."""
     notes: dict
@@ -105,7 +105,7 @@ class LatencyTable:
             raise UserError(f"{self.path} was measured with {there}, but this run has {here}; {remake(self.path)}")
 
     def lookup(self, option: str, attention: str, batch: int | None = None) -> float:
-        """Cost in ms of an option, or of the ``stem``, under cached or recomputed attention.
+        """Cost in ms of an option, or of EMBEDDING_AND_HEAD, under cached or recomputed attention.
 
         batch: the workload's by default.  Raises UserError when this was not measured.
         """
@@ -135,7 +135,7 @@ class LatencyTable:
                     f"{self.path} was measured for {key} {self.identity[key]}, but the network has {value}; "
                     "use the table of the network's experiment"
                 )
-        names = ("stem", *(block.name for block in architecture.blocks))
+        names = (EMBEDDING_AND_HEAD, *(block.name for block in architecture.blocks))
         return math.fsum(self.lookup(name, attention, batch) for name in names)
 
 
@@ -204,7 +204,7 @@ def _problem(rows: pd.DataFrame, sides: Mapping) -> str | None:
     options = {option for option, _, _ in headline}
     wanted = {(option, attention, ROUTINGS[0]) for option in options for attention in ATTENTIONS}
     wanted |= {(o, a, routing) for o, a, other in headline if other != ROUTINGS[0] for routing in ROUTINGS}
-    wanted |= headline | {("stem", ATTENTIONS[0], ROUTINGS[0]), ("skip", ATTENTIONS[0], ROUTINGS[0])}
+    wanted |= headline | {(EMBEDDING_AND_HEAD, ATTENTIONS[0], ROUTINGS[0]), ("skip", ATTENTIONS[0], ROUTINGS[0])}
     for (batch, execution), part in found.items():
         if wanted - part:
             return f"lacks rows for batch {batch}, {execution}, such as {', '.join(min(wanted - part))[:80]}"

@@ -25,7 +25,7 @@ INK, MUTED, GRID, SURFACE = "#1b2530", "#5c6875", "#dfe4e9", "#ffffff"
 THEME = {INK: "var(--ink)", MUTED: "var(--muted)", GRID: "var(--grid)", SURFACE: "var(--surface)"}
 """Colours that a page replaces by its own, so that a figure reads well on light and on dark ground."""
 
-STEM_COLOUR = "#8b97a3"
+EMBEDDING_COLOUR = "#8b97a3"
 """Of embedding and head, in figures of blocks."""
 BLUE, ORANGE = "#0072b2", "#d55e00"
 SERIES_COLOURS = (BLUE, ORANGE, "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8b97a3")

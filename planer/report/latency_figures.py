@@ -7,21 +7,21 @@ import math
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
-from planer.latency.gates import ROUTINGS
+from planer.latency.routings import ROUTINGS
 from planer.latency.table import LatencyTable
 from planer.report.drawing import (
+    EMBEDDING_COLOUR,
     INK,
     MUTED,
-    STEM_COLOUR,
     SURFACE,
     new_figure,
     option_number,
     workload_text,
 )
-from planer.specs import kind_of, kinds
+from planer.specs import EMBEDDING_AND_HEAD, kind_of, kinds
 
 LOADS = {"balanced": "balanced", "skewed": "as a trained gate", "one": "all to the same experts"}
-"""What the figures call the routings of planer/latency/gates.py."""
+"""Names in figures of the routings of planer/latency/routings.py."""
 
 
 def block_latencies(table: LatencyTable) -> Figure | None:
@@ -43,7 +43,7 @@ def block_latencies(table: LatencyTable) -> Figure | None:
             cost = per_option.loc[option]
             place = position + (index - (len(modes) - 1) / 2) * thickness
             look = {"hatch": "////", "alpha": 0.55} if mode == "recompute" else {}
-            colour = STEM_COLOUR if option == "stem" else kind_of(option).colour
+            colour = EMBEDDING_COLOUR if option == EMBEDDING_AND_HEAD else kind_of(option).colour
             axes.barh(place, cost["median_ms"], 0.88 * thickness, color=colour, edgecolor=SURFACE, linewidth=0, **look)
             axes.plot([cost["p10_ms"], cost["p90_ms"]], [place, place], color=INK, linewidth=1.1)
             end = max(cost["median_ms"], cost["p90_ms"], 0)
@@ -98,9 +98,9 @@ def routings(table: LatencyTable) -> Figure | None:
 
 def _option_order(option: str) -> tuple[int, int]:
     """Embedding and head last."""
-    kind = len(kinds()) if option == "stem" else list(kinds()).index(kind_of(option).kind)
+    kind = len(kinds()) if option == EMBEDDING_AND_HEAD else list(kinds()).index(kind_of(option).kind)
     return kind, option_number(option)
 
 
 def _option_label(option: str) -> str:
-    return "embedding and head" if option == "stem" else kind_of(option).option_label(option_number(option))
+    return "embedding and head" if option == EMBEDDING_AND_HEAD else kind_of(option).option_label(option_number(option))

@@ -18,7 +18,7 @@ from types import SimpleNamespace
 from planer.config import batch_of_limit
 from planer.errors import UserError
 from planer.latency.table import LatencyTable
-from planer.specs import Architecture, BlockSpec
+from planer.specs import EMBEDDING_AND_HEAD, Architecture, BlockSpec
 
 BYTES = 4
 """Of a weight or a remembered number: fp32."""
@@ -105,7 +105,7 @@ def limits_of(
         table.estimate(baseline, attention, batch)  # raises where the table was measured for other shapes
         names = (config.design_space, [block.name for block in baseline.blocks])
         costs, whole = ([table.lookup(block, attention, batch) for block in blocks] for blocks in names)
-        return latency_limit(name, share, costs, table.lookup("stem", attention, batch), whole)
+        return latency_limit(name, share, costs, table.lookup(EMBEDDING_AND_HEAD, attention, batch), whole)
 
     workload, empty = config.workload, config.model.architecture(baseline.vocab_size, ())
     cost, tokens = _costs(config, baseline), workload.batch * workload.tgt_len

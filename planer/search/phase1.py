@@ -36,6 +36,7 @@ from planer.search.latency_loss import LatencyLoss
 from planer.search.methods import config_of, stop_share
 from planer.search.supernet import Supernet, build_supernet
 from planer.search.supernet_start import start_supernet
+from planer.specs import EMBEDDING_AND_HEAD
 from planer.training.checkpoint import Checkpoint
 from planer.training.distillation import taught_score
 from planer.training.loop import Objective, Turn, fit
@@ -306,10 +307,10 @@ def _latency_loss(
     """Raises UserError when no network of the design space meets the target."""
     baseline, attention = config.model.architecture(vocab_size, config.patterns.baseline), config.workload.attention
     option_ms = [table.lookup(name, attention) for name in config.design_space]
-    stem_ms, baseline_ms = table.lookup("stem", attention), table.estimate(baseline, attention)
+    fixed_ms, baseline_ms = table.lookup(EMBEDDING_AND_HEAD, attention), table.estimate(baseline, attention)
     limits_of(config, baseline, table, target)[0].require_reachable(len(baseline.blocks))
     pressure = (config.search.latency_loss, config.search.latency_weight)
-    return LatencyLoss(option_ms, stem_ms, baseline_ms, target, *pressure, device)
+    return LatencyLoss(option_ms, fixed_ms, baseline_ms, target, *pressure, device)
 
 
 def _started(

@@ -4,7 +4,7 @@ from planer.specs.plugins import plugin_folders
 
 __path__ += plugin_folders("specs")
 
-from planer.specs.architecture import Architecture, load_selection  # noqa: E402
+from planer.specs.architecture import EMBEDDING_AND_HEAD, Architecture, load_selection  # noqa: E402
 from planer.specs.attention import Attention  # noqa: E402
 from planer.specs.block import BlockSpec  # noqa: E402
 from planer.specs.dynamic_moe import DynamicMoE  # noqa: E402
@@ -15,6 +15,7 @@ from planer.specs.registry import kind_of, kinds  # noqa: E402
 from planer.specs.skip import Skip  # noqa: E402
 
 __all__ = [
+    "EMBEDDING_AND_HEAD",
     "Architecture",
     "Attention",
     "BlockSpec",

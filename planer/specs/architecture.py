@@ -18,6 +18,8 @@ Share = Annotated[float, Range(0, 1, below=True)]
 """Dropout."""
 MAX_PARAMS = 1e12
 """Most parameters of a network."""
+EMBEDDING_AND_HEAD = "embedding_and_head"
+"""Name of what a network has beside its blocks, in latency tables among the names of options."""
 
 
 @dataclass(frozen=True)

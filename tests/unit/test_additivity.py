@@ -29,7 +29,7 @@ from planer.latency.table import LatencyTable, identity
 CONFIG = experiment(profile_blocks={"warmup": 1, "max_seconds": 20.0})
 VOCABULARY = 50
 MS = {
-    "stem": 0.5,
+    "embedding_and_head": 0.5,
     "skip": 0.0,
     "attention_1": 1.1,
     "attention_2": 2.3,
@@ -50,7 +50,7 @@ def table(config=CONFIG) -> LatencyTable:
             for mode in ("cached", "recompute")
         ]
     )
-    stacks_ms = {option: COPIES * ms for option, ms in MS.items() if ms and option != "stem"}
+    stacks_ms = {option: COPIES * ms for option, ms in MS.items() if ms and option != "embedding_and_head"}
     return LatencyTable(rows, sides, {"copies": COPIES, "stacks_ms": {"cached": stacks_ms, "recompute": stacks_ms}})
 
 
@@ -65,8 +65,8 @@ class Exact:
 
     def network(self, blocks, attention, head=True):
         self.networks.append(blocks)
-        scale, stem = (self.scale, MS["stem"]) if head else (self.slowdown, 0.0)
-        return lambda: scale * math.fsum([stem, *(MS[block.name] for block in blocks)])
+        scale, fixed = (self.scale, MS["embedding_and_head"]) if head else (self.slowdown, 0.0)
+        return lambda: scale * math.fsum([fixed, *(MS[block.name] for block in blocks)])
 
     def measure(self, callables, rounds, *arguments):
         rows = [(name, number, call()) for number in range(rounds) for name, call in callables.items()]

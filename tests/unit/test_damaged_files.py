@@ -134,7 +134,7 @@ def _without(rows: pd.DataFrame, **values: str) -> pd.DataFrame:
         (_rows(attention="sparse"), "the attention 'sparse'; allowed: cached, recompute"),
         (pd.concat([_rows(), _rows().tail(1)]), "two rows of moe_top2"),
         (_rows().head(0), "has no rows"),
-        (_without(_rows(), option="stem"), "lacks rows for batch 4, .*, such as stem"),
+        (_without(_rows(), option="embedding_and_head"), "lacks rows for batch 4, .*, such as embedding_and_head"),
         (_without(_rows(), option="skip", attention="recompute"), "such as skip, recompute"),
         (_without(_rows(), option="moe_top1", routing="one"), "such as moe_top1, .*one"),
         (_without(_rows(), option="attention_1", execution="compiled"), "batch 4, compiled, such as attention_1"),

@@ -154,8 +154,13 @@ def test_latency_against_baseline_and_table(searched):
         assert 0 < row["p10_ms"] <= row["median_ms"] <= row["p90_ms"] and row["n"] == 3
         assert row["speed_up"] == row["baseline_median_ms"] / row["median_ms"]
         dearer = 2 if mode == "recompute" else 1
-        assert row["table_ms"] == MS["stem"] + dearer * MS["attention_1"] + MS["feed_forward"] + MS["moe_top2"]
-        assert row["baseline_table_ms"] == MS["stem"] + 2 * (dearer * MS["attention_2"] + MS["feed_forward"])
+        assert (
+            row["table_ms"]
+            == MS["embedding_and_head"] + dearer * MS["attention_1"] + MS["feed_forward"] + MS["moe_top2"]
+        )
+        assert row["baseline_table_ms"] == MS["embedding_and_head"] + 2 * (
+            dearer * MS["attention_2"] + MS["feed_forward"]
+        )
         baseline = next(other for other in searched["baseline"]["latency"] if other["attention"] == mode)
         assert baseline["median_ms"] == row["baseline_median_ms"]
     headline = rows["cached"]

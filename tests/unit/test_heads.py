@@ -94,8 +94,8 @@ class TestEveryHead:
             model.zero_grad()
             nll = model.nll(hidden.requires_grad_(), words)
             nll.sum().backward()
-            stem = [*model.head.parameters(), *model.embedding.parameters()]
-            results.append([nll, hidden.grad, *(p.grad for p in stem if p.grad is not None)])
+            fixed = [*model.head.parameters(), *model.embedding.parameters()]
+            results.append([nll, hidden.grad, *(p.grad for p in fixed if p.grad is not None)])
             hidden.grad = None
         for whole, chunked in zip(*results, strict=True):
             torch.testing.assert_close(chunked, whole)

@@ -11,12 +11,12 @@ CPU = torch.device("cpu")
 
 
 def loss_of(kind: str, weight: float = 3.0) -> LatencyLoss:
-    """Options of 0, 2 and 4 ms, a stem of 1 ms, a budget of half of 20 ms."""
+    """Options of 0, 2 and 4 ms, 1 ms for embedding and head, a budget of half of 20 ms."""
     return LatencyLoss([0.0, 2.0, 4.0], 1.0, 20.0, 0.5, kind, weight, CPU)
 
 
 def mixture(share: float) -> torch.Tensor:
-    """Of 5 equal positions, together with the stem so much of the budget."""
+    """Of 5 equal positions, together with embedding and head so much of the budget."""
     level = (10.0 * share - 1.0) / 5
     return torch.tensor([[1 - level / 4, 0.0, level / 4]]).repeat(5, 1).requires_grad_()
 

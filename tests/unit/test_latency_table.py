@@ -16,8 +16,8 @@ from planer.errors import UserError
 from planer.files import write_parquet
 from planer.latency import networks as networks_module
 from planer.latency import profile as profile_module
-from planer.latency.gates import ROUTINGS
 from planer.latency.profile import measured_options, profile_blocks
+from planer.latency.routings import ROUTINGS
 from planer.latency.table import COLUMNS, LatencyTable, identity
 from planer.specs import Attention, DynamicMoE, FeedForward, MoE
 
@@ -83,7 +83,7 @@ def table() -> LatencyTable:
             | shared
             for batch, slower in ((4, 1.0), (8, 3.0))
             for execution, faster in (("compiled", 0.1), ("eager", 1.0))
-            for option, ms in {"stem": 0.5, "skip": 0.0, **MS}.items()
+            for option, ms in {"embedding_and_head": 0.5, "skip": 0.0, **MS}.items()
             for attention, scale in MODES.items()
             for routing in (("one", "balanced", "skewed") if option.startswith("moe") else ("balanced",))
         ]
@@ -152,7 +152,7 @@ def test_unreadable_files_are_refused(tmp_path):
 def test_lookup_names_what_there_is():
     assert table().lookup("attention_2", "cached") == 2.3
     assert table().lookup("attention_2", "recompute") == pytest.approx(3.45)
-    with pytest.raises(UserError, match="no 'attention_7' with cached attention; it has: stem, skip, attention_1"):
+    with pytest.raises(UserError, match="no 'attention_7' with cached attention; it has: embedding_and_head, skip, "):
         table().lookup("attention_7", "cached")
 
 
@@ -217,10 +217,10 @@ def test_costs_are_marginal(monkeypatch):
     """Fixed cost and drift between rounds cancel in the difference within a round."""
     monkeypatch.setattr(profile_module, "measure", fake_measure())
     result = profile_blocks(CONFIG, VOCABULARY)
-    for option in MS:
-        for attention in MODES:
+    for attention in MODES:
+        assert result.lookup("embedding_and_head", attention) == pytest.approx(0.4)
+        for option in MS:
             assert result.lookup(option, attention) == pytest.approx(true_ms(option, attention))
-    assert result.lookup("stem", "cached") == result.lookup("stem", "recompute") == pytest.approx(0.4)
     assert result.notes["control_drift"] == pytest.approx(0.0)
     assert result.notes["spread"] == pytest.approx(0.0)
     middle = 0.4 + 2.0  # of two copies, in the third of five rounds
@@ -318,7 +318,7 @@ def test_a_real_profile():
     rows = result.rows.set_index(["option", "attention", "routing"]).sort_index()
     assert set(rows.index) == {
         (option, attention, routing)
-        for option in ("stem", "skip", *MS)
+        for option in ("embedding_and_head", "skip", *MS)
         for attention in MODES
         for routing in (ROUTINGS if option.startswith("moe") else ROUTINGS[:1])
     }
@@ -326,7 +326,7 @@ def test_a_real_profile():
     assert (rows.loc["skip", ["median_ms", "p10_ms", "p90_ms"]] == 0).all(axis=None)
     assert (rows["p10_ms"] <= rows["median_ms"]).all() and (rows["median_ms"] <= rows["p90_ms"]).all()
     assert (rows["n"] >= 3).all()
-    for option in ("stem", "feed_forward", "moe_top1", "moe_top2"):
+    for option in ("embedding_and_head", "feed_forward", "moe_top1", "moe_top2"):
         assert rows.loc[(option, "cached")].equals(rows.loc[(option, "recompute")])
     assert set(rows["execution"]) == {"eager"}
     assert result.identity == identity(CPU, torch.float32, CONFIG.workload, CONFIG.model, VOCABULARY)

@@ -8,7 +8,7 @@ from collections import Counter
 import numpy as np
 import pytest
 import torch
-from planted import COSTS, OPTIONS, STEM, named, space
+from planted import COSTS, EMBEDDING_AND_HEAD_MS, OPTIONS, named, space
 from scipy.stats import chisquare
 
 from planer.errors import UserError
@@ -43,7 +43,7 @@ def test_networks_keep_all_limits_and_come_once(name, target):
     found = proposed(name, networks, 2 if name == "solver" else 6)
     assert found and len(set(found)) == len(found)
     for options in found:
-        assert STEM + sum(COSTS[option] for option in named(networks, options)) <= target * 1.0001
+        assert EMBEDDING_AND_HEAD_MS + sum(COSTS[option] for option in named(networks, options)) <= target * 1.0001
         assert SIZES.of(options) <= SIZES.budget
 
 
@@ -194,7 +194,7 @@ def test_the_solver_uses_its_budget_to_half_a_percent(target, seed):
 
 
 def test_where_no_network_is_that_close_the_solver_takes_the_closest_step():
-    """Sums of the stem and multiples of 0.1 of a baseline of 0.84: 0.44 is the most within half of it."""
+    """Sums of embedding and head, and multiples of 0.1 of a baseline of 0.84: 0.44 is the most within half of it."""
     costs = {"skip": 0.0, "feed_forward": 0.1}
     networks = space(0.55, pattern="f" * 8, options=tuple(costs), costs=costs, alpha=torch.zeros(8, 2), scores="alpha")
     best = next(PROPOSERS["solver"](networks))

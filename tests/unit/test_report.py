@@ -36,7 +36,14 @@ def evaluations() -> list[dict]:
 @pytest.fixture(scope="module")
 def table() -> LatencyTable:
     shape = {"execution": "eager", "batch": 16, "tgt_len": 64, "mem_len": 64}
-    costs = {"stem": 2.0, "skip": 0.0, "attention_1": 0.2, "attention_8": 1.1, "feed_forward": 0.8, "moe_top2": 1.9}
+    costs = {
+        "embedding_and_head": 2.0,
+        "skip": 0.0,
+        "attention_1": 0.2,
+        "attention_8": 1.1,
+        "feed_forward": 0.8,
+        "moe_top2": 1.9,
+    }
     usual = [
         {"option": option, "attention": mode, "routing": "balanced"} | shape | spread(ms * factor)
         for mode, factor in (("cached", 1), ("recompute", 1.4))

@@ -261,15 +261,15 @@ def test_gumbel_moments():
 @pytest.mark.parametrize("target, on", [(0.3, True), (0.9, False)])
 def test_the_gradient_of_the_expected_latency(supernet, target, on):
     """Against central differences in double precision, with the Gumbel noise held fixed."""
-    ms, stem, temperature = [0.0, 1.5, 3.0, 2.0, 2.5, 4.5], 0.7, 0.8
-    loss = LatencyLoss(ms, stem, 10.0, target, "switch", 2.0, CPU)
+    ms, fixed, temperature = [0.0, 1.5, 3.0, 2.0, 2.5, 4.5], 0.7, 0.8
+    loss = LatencyLoss(ms, fixed, 10.0, target, "switch", 2.0, CPU)
     nn.init.normal_(supernet.alpha, generator=seeded(8))
     penalty, ratio, beta = loss(supernet.sample_soft(temperature, seeded(9)))
     noise = gumbel((3, 6), seeded(9)).double()
 
     def exact(alpha: torch.Tensor) -> float:
         expected = ((alpha + noise) / temperature).softmax(-1) @ torch.tensor(ms, dtype=torch.float64)
-        return ((stem + expected.sum()) / (10.0 * target)).item()
+        return ((fixed + expected.sum()) / (10.0 * target)).item()
 
     alpha = supernet.alpha.detach().double()
     assert ratio.item() == pytest.approx(exact(alpha), rel=1e-5)

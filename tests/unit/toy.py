@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parents[2]
 VOCAB_SIZE = 256
 
 MS = {
-    "stem": 1.0,
+    "embedding_and_head": 1.0,
     "skip": 0.0,
     "attention_1": 2.0,
     "attention_2": 4.0,

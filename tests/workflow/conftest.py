@@ -58,7 +58,7 @@ class Workspace:
 
 
 COSTS_MS = {
-    "stem": 0.2,
+    "embedding_and_head": 0.2,
     "skip": 0.0,
     "attention_1": 0.5,
     "attention_2": 0.9,

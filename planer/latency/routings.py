@@ -29,7 +29,7 @@ def zipf_shares(num_experts: int) -> Tensor:
 
 
 @torch.no_grad()
-def set_routing(gate: Tensor, routing: str) -> None:
+def set_routing(weight: Tensor, routing: str) -> None:
     """Overwrite a fresh router weight [E, D] so that tokens pointing in all directions alike are routed as named.
 
     one: all logits are equal, and then the experts of the lowest numbers win.
@@ -39,14 +39,14 @@ def set_routing(gate: Tensor, routing: str) -> None:
     experts always share evenly, because a plane through the origin separates them.
     """
     if routing == "one":
-        gate.zero_()
-    elif routing == "skewed" and gate.shape[0] > 2:
-        around = [*reversed(range(1, gate.shape[0], 2)), *range(0, gate.shape[0], 2)]  # ... 3 1 0 2 4 ...
-        share = zipf_shares(gate.shape[0])[around]
+        weight.zero_()
+    elif routing == "skewed" and weight.shape[0] > 2:
+        around = [*reversed(range(1, weight.shape[0], 2)), *range(0, weight.shape[0], 2)]  # ... 3 1 0 2 4 ...
+        share = zipf_shares(weight.shape[0])[around]
         angle = 2 * math.pi * (share.cumsum(0) - share / 2)
         radius = 1 / (math.pi * share).cos()  # the sides touch the unit circle
         corner = radius[:, None] * torch.stack((angle.cos(), angle.sin()), dim=1)
-        plane = torch.linalg.qr(gate[:2].double().cpu().t()).Q  # [D, 2], orthonormal
-        gate[around] = (corner @ plane.t()).to(gate)
+        plane = torch.linalg.qr(weight[:2].double().cpu().t()).Q  # [D, 2], orthonormal
+        weight[around] = (corner @ plane.t()).to(weight)
     elif routing not in ROUTINGS:
         raise ValueError(f"routing is {routing!r}; allowed: {', '.join(ROUTINGS)}")

@@ -7,8 +7,8 @@ import torch
 from toy import experiment
 
 from planer.blocks.moe import MoE
-from planer.latency.gates import ROUTINGS, set_routing, zipf_shares
 from planer.latency.networks import Pool
+from planer.latency.routings import ROUTINGS, set_routing, zipf_shares
 from planer.specs import MoE as Spec
 
 WIDTH, TOKENS = 64, 20_000
