@@ -1,9 +1,8 @@
-"""What an experiment is: one frozen dataclass per stage, checked before any work starts.
+"""The configuration of an experiment: one frozen dataclass per section, checked before any work starts.
 
-Values come from ``config/config.yaml`` (every key, with its default), then the experiment's own file, then what
-the user overlays on the command line.  The dataclasses have no defaults of their own, so there is one place to
-look.  ``planer.parsing.build`` turns the merged mapping into an ``Experiment`` or raises ``UserError`` with one line
-that names the key, the value and what is allowed.
+``config/config.yaml`` has every key with its explanation and default; the dataclasses have neither.  The experiment's
+file comes next, then the user's overlays on the command line.  ``planer.parsing.build`` turns the merged mapping into an
+``Experiment``, or raises ``UserError`` with one line that names the key, the value and what is allowed.
 """
 
 from planer.config.conversion import ClusterConfig, RouterConfig, SparsifyConfig

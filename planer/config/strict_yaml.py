@@ -1,8 +1,8 @@
-"""Configuration in YAML that can be read in one way only.
+"""Configuration in strict YAML, without ambiguous values.
 
-The YAML 1.1 of most readers takes ``010`` for 8, ``1:30`` for 90 and ``no`` for false, keeps the last of two equal keys
-and expands aliases without limit.  Here numbers are decimal, only ``true`` and ``false`` are truth values (as in YAML
-1.2), equal keys, aliases and tags are refused, and size and depth are bounded.
+Most readers, with YAML 1.1, read ``010`` as 8, ``1:30`` as 90 and ``no`` as false, keep the last of two equal keys and
+expand aliases without limit.  Here numbers are decimal, and only ``true`` and ``false`` are truth values (as in YAML
+1.2).  Equal keys, aliases and tags are refused.  Size and depth are bounded.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ from planer.errors import UserError
 from planer.parsing import show
 
 MAX_BYTES = 50_000
-"""Largest file; PyYAML reads it in one to two seconds.  config/config.yaml has a fifth of it."""
+"""Largest file; PyYAML reads it in one to two seconds.  config/config.yaml has a third of it."""
 MAX_DEPTH = 10
-"""Most values inside one another."""
+"""Deepest nesting."""
 
 WORDS = {"": None, "~": None, "null": None, "true": True, "false": False}
 INTEGER = re.compile(r"[-+]?(0|[1-9][0-9]*)")
 FLOAT = re.compile(r"[-+]?(\.[0-9]+|(0|[1-9][0-9]*)(\.[0-9]*)?)([eE][-+]?[0-9]+)?")
 AMBIGUOUS = re.compile(r"[-+]?(0[0-9]+(\.[0-9]*)?|0[xob][0-9a-fA-F]+|[0-9][0-9.]*([:_][0-9.]+)+|[0-9]{19,})")
-"""What other readers take for octal, hexadecimal, base 60 or grouped digits, and integers beyond 64 bits."""
+"""Octal, hexadecimal, base-60 and grouped digits of other readers, and integers beyond 64 bits."""
 
 
 def read_yaml(path: str | Path) -> dict:
@@ -53,10 +53,9 @@ def read_yaml(path: str | Path) -> dict:
 
 
 def read_experiment(name: str, files: Mapping[str, Path]) -> list[dict]:
-    """The keys and values of an experiment's file, after those of the experiment that it names under ``base``, if any.
+    """The layers of an experiment: those of its ``base``, if any, then its file.
 
-    files: of all experiments by name.  Raises UserError for an unknown name and for experiments that are each other's
-    base.
+    files: of all experiments by name.  Raises UserError for an unknown name and for circular bases.
     """
     layers, seen = [], []
     while name:

@@ -1,10 +1,10 @@
-"""Variants: the names of the networks in an experiment, which are also its folders.
+"""Variants: the names of an experiment's networks, and of their folders.
 
-    baseline                    trained from random weights; what all others start from and are compared with
+    baseline                    trained from random weights; all others start from it and are compared with it
     continued                   control: the baseline, trained on for as long as the others are trained
     sandwich, par               patterns from the config
     target_<t>                  searched for a latency of t times the baseline's, t from 0.001 to 1 (PLANER)
-    isoparam_<t>                the same search with a wide dense layer in the place of mixtures of experts (PLANER)
+    isoparam_<t>                the same search with a wide dense layer instead of mixtures of experts (PLANER)
     par_search                  searched in PAR's space, without a latency term
     shared_<t>                  chosen for this latency from the supernet that serves all targets of pareto.json
     shallow_<t>                 control: the baseline's own blocks, fewer of them
@@ -28,11 +28,11 @@ from planer.errors import UserError
 from planer.parsing import show
 
 FOLDER = r"[A-Za-z0-9][A-Za-z0-9._+-]*"
-"""Names of datasets, experiments and variants.  Each is a folder, and reaches the shell through Snakemake's jobs."""
+"""Names of datasets, experiments and variants.  They name folders, and Snakemake's jobs pass them to a shell."""
 RESERVED = r"data|models|slurm|mlflow.*|mlartifacts"
-"""Names that no experiment may have: results/ and logs/ hold other things under them."""
+"""Names that no experiment may have: results/ and logs/ have other contents under them."""
 PATTERNS = {"baseline": "baseline", "continued": "baseline", "sandwich": "sandwich", "par": "par"}
-"""Variants given by their block order, and the names of these patterns in the config."""
+"""Variants with a given block order, and the names of these patterns in the configuration."""
 TARGETED = ("target", "isoparam", "shared", "shallow", "lts")
 """Variants whose name ends in a latency target."""
 SEARCHED = ("target", "isoparam", "par_search")
@@ -48,25 +48,25 @@ ALLOWED = (
 
 @dataclass(frozen=True)
 class Variant:
-    """What a variant's name says."""
+    """The parts of a variant's name."""
 
     name: str
     method: str
-    """The name without its numbers, which says how the network comes about."""
+    """The name without numbers and suffixes."""
     target: float | None = None
-    """Wanted latency over the baseline's, or None where latency has no say."""
+    """Wanted latency over the baseline's; None for methods without a latency target."""
     number: int = 0
     """The n of a random control."""
     loss: float | None = None
     """The q of keep_<q>."""
     scratch: bool = False
-    """Whether search and training begin with random weights, as for the baseline and ``-scratch``."""
+    """Whether search and training start from random weights: the baseline and ``-scratch``."""
     repeat: int = 0
     """The k of ``-seed<k>``; 0 without the suffix."""
 
     @property
     def pattern(self) -> str | None:
-        """Name of the pattern in the config, or None."""
+        """Name of the pattern in the configuration, or None."""
         return PATTERNS.get(self.method)
 
     @property
@@ -86,22 +86,22 @@ class Variant:
 
     @property
     def baseline(self) -> str:
-        """The baseline that it starts from and is compared with: the one with the same random streams."""
+        """The baseline with the same seed: the variant starts from it and is compared with it."""
         return f"baseline{_seed(self.repeat)}"
 
 
-def check_name(what: str, name: str) -> None:
-    """Raise UserError unless a dataset, experiment or variant (``what``) may have this name."""
+def check_name(kind: str, name: str) -> None:
+    """Raise UserError unless a dataset, experiment or variant (``kind``) may have this name."""
     if not re.fullmatch(FOLDER, name):
         raise UserError(
-            f"{what} {show(name)}: names hold letters, digits, . _ + and -, and begin with a letter or digit"
+            f"{kind} {show(name)}: names hold letters, digits, . _ + and -, and begin with a letter or digit"
         )
-    if what == "experiment" and re.fullmatch(RESERVED, name):
-        raise UserError(f"experiment {show(name)}: results/{name} holds other things; give the experiment another name")
+    if kind == "experiment" and re.fullmatch(RESERVED, name):
+        raise UserError(f"experiment {show(name)}: results/{name} has other contents; give the experiment another name")
 
 
 def spelled(number: float) -> str:
-    """The one spelling of a number in names: the shortest decimal, ``0.5`` or ``1``; below 0.0001 with an exponent,
+    """The spelling of a number in names: the shortest decimal, ``0.5`` or ``1``; below 0.0001 with an exponent,
     ``1e-9``."""
     exact = Decimal(repr(float(number))).normalize()
     if 0 < abs(exact) < Decimal("0.0001"):
@@ -128,7 +128,7 @@ def name_of(
 def parse_variant(name: str) -> Variant:
     """Read a variant's name.
 
-    Raises UserError naming the value and what is allowed, or the one spelling of the variant that is meant.
+    Raises UserError naming the value and what is allowed, or the right spelling of the name.
     """
     variant = _parse(name)
     fields = {key: value for key, value in vars(variant).items() if key != "name"}
@@ -139,19 +139,19 @@ def parse_variant(name: str) -> Variant:
 
 def _parse(name: str) -> Variant:
     """Like parse_variant, for every spelling of the numbers."""
-    stem, separator, repeat = name.partition("-seed")
+    base, separator, repeat = name.partition("-seed")
     if separator and not _counts(repeat):
         raise UserError(f"variant {show(name)}: the seed suffix must be -seed1, -seed2, ...; allowed: {ALLOWED}")
-    suffix = re.search(r"-([a-z]+)$", stem)
+    suffix = re.search(r"-([a-z]+)$", base)
     if suffix and suffix[0] != SCRATCH:
         raise UserError(f"variant {show(name)}: unknown suffix {suffix[0]}; allowed: {ALLOWED}")
-    stem = stem.removesuffix(SCRATCH)
-    fields = {"scratch": bool(suffix) or stem == "baseline", "repeat": int(repeat) if separator else 0}
-    method, separator, rest = stem.partition("_")
-    if stem in (*PATTERNS, "par_search"):
-        if suffix and stem in ("baseline", "continued"):
-            raise UserError(f"variant {show(name)}: {stem} has no {SCRATCH}; allowed: {ALLOWED}")
-        return Variant(name, stem, **fields)
+    base = base.removesuffix(SCRATCH)
+    fields = {"scratch": bool(suffix) or base == "baseline", "repeat": int(repeat) if separator else 0}
+    method, separator, rest = base.partition("_")
+    if base in (*PATTERNS, "par_search"):
+        if suffix and base in ("baseline", "continued"):
+            raise UserError(f"variant {show(name)}: {base} has no {SCRATCH}; allowed: {ALLOWED}")
+        return Variant(name, base, **fields)
     if separator and method in TARGETED:
         return Variant(name, method, _target(name, rest, method), **fields)
     if separator and method == "random":

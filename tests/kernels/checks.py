@@ -163,8 +163,8 @@ class Dynamic:
         n, d, f = self.tokens, self.d_model, self.size * self.experts
         scales = 1, d**-0.5, 1, f**-0.5, 1
         shapes = (n, d), (f, d), (f,), (f, d), (d,)
-        drawn = [torch.randn(shape, generator=generator) * scale for shape, scale in zip(shapes, scales, strict=True)]
-        return [value.double().to(device) for value in drawn]
+        sampled = [torch.randn(shape, generator=generator) * scale for shape, scale in zip(shapes, scales, strict=True)]
+        return [value.double().to(device) for value in sampled]
 
     def mask(self, device="cpu") -> torch.Tensor:
         """[N, n]."""

@@ -1,4 +1,4 @@
-"""Made-up evaluations of networks, valid by the schema of eval.json, for tests of what is drawn from them."""
+"""Made-up evaluations of networks, valid by the schema of eval.json, for tests of tables and figures."""
 
 from __future__ import annotations
 

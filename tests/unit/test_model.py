@@ -200,8 +200,8 @@ class TestInitialisation:
     def test_distribution(self):
         model = build(Architecture(300, 64, (Attention(4, 16), MoE(64, 4, 1), DynamicMoE(64, 8, 32)), init_std=0.02))
         attention, moe, split = (block.sublayer for block in model.blocks)
-        drawn = (model.embedding.weight, attention.qkv.weight, attention.u, moe.gate, moe.experts.w1, split.w2)
-        for weight in drawn:
+        initial = (model.embedding.weight, attention.qkv.weight, attention.u, moe.gate, moe.experts.w1, split.w2)
+        for weight in initial:
             assert weight.std().item() == pytest.approx(0.02, rel=0.25)
         for bias in (model.head.bias, moe.experts.b1, moe.experts.b2, split.b1, split.b2, model.blocks[0].norm.bias):
             assert not bias.any()

@@ -25,7 +25,7 @@ from planer.evaluation.repeatability import (
 from planer.files import write_json
 from planer.report.repeatability import repeatability_section
 
-OWN, RIVAL = [1.62, 1.60, 1.61], [1.600, 1.605, 1.592]
+VARIANT, BASELINE = [1.62, 1.60, 1.61], [1.600, 1.605, 1.592]
 
 
 def test_agreement_by_hand():
@@ -49,10 +49,12 @@ def test_spread_by_hand():
 
 
 @pytest.mark.parametrize("factor", [1.0, 1.005, 1.1])
-@pytest.mark.parametrize("own, rival", [(OWN, RIVAL), ([3.0, 5.0], [4.0, 4.1, 3.7, 4.4])])
-def test_welch_is_that_of_the_scaled_baseline(own, rival, factor):
-    expected = ttest_ind(own, factor * np.array(rival), equal_var=False, alternative="less")
-    assert welch(own, rival, factor) == pytest.approx((expected.statistic, expected.df, expected.pvalue), rel=1e-9)
+@pytest.mark.parametrize("variant, baseline", [(VARIANT, BASELINE), ([3.0, 5.0], [4.0, 4.1, 3.7, 4.4])])
+def test_welch_is_that_of_the_scaled_baseline(variant, baseline, factor):
+    expected = ttest_ind(variant, factor * np.array(baseline), equal_var=False, alternative="less")
+    assert welch(variant, baseline, factor) == pytest.approx(
+        (expected.statistic, expected.df, expected.pvalue), rel=1e-9
+    )
 
 
 def test_the_test_by_hand():
@@ -71,10 +73,10 @@ def test_the_bound_is_below_the_margin_when_the_test_rejects():
     random = np.random.default_rng(0)
     verdicts = set()
     for _ in range(60):
-        own, rival = random.normal(1.6, 0.01, 3), random.normal(1.6, 0.004, 4)
-        found = non_inferiority(own, rival, margin=0.008, alpha=0.05, power=0.8)
+        variant, baseline = random.normal(1.6, 0.01, 3), random.normal(1.6, 0.004, 4)
+        found = non_inferiority(variant, baseline, margin=0.008, alpha=0.05, power=0.8)
         assert (found["upper_bound"] < 0.008) == (found["verdict"] == "non-inferior") == (found["p_value"] < 0.05)
-        assert welch(own, rival, 1 + found["upper_bound"])[2] == pytest.approx(0.05, abs=1e-6)
+        assert welch(variant, baseline, 1 + found["upper_bound"])[2] == pytest.approx(0.05, abs=1e-6)
         verdicts.add(found["verdict"])
     assert len(verdicts) == 2
 
@@ -88,36 +90,38 @@ def test_repeats_that_are_all_the_same_are_a_mistake():
         welch([1.6, 1.6], [1.6, 1.6], 1.005)
 
 
-def rejected(random, repeats, own_mean, own_sd, rival_sd, margin, trials=40_000):
+def rejected(random, repeats, variant_mean, variant_sd, baseline_sd, margin, experiments=40_000):
     """Share of simulated experiments in which the test shows non-inferiority to a baseline of mean 1, at alpha 0.05."""
-    own = random.normal(own_mean, own_sd, (trials, repeats))
-    rival = (1 + margin) * random.normal(1.0, rival_sd, (trials, repeats))
-    return (ttest_ind(own, rival, axis=1, equal_var=False, alternative="less").pvalue < 0.05).mean()
+    variant = random.normal(variant_mean, variant_sd, (experiments, repeats))
+    baseline = (1 + margin) * random.normal(1.0, baseline_sd, (experiments, repeats))
+    return (ttest_ind(variant, baseline, axis=1, equal_var=False, alternative="less").pvalue < 0.05).mean()
 
 
-@pytest.mark.parametrize("repeats, own_sd, rival_sd", [(3, 0.004, 0.004), (3, 0.008, 0.002), (10, 0.01, 0.003)])
-def test_size_by_simulation(repeats, own_sd, rival_sd):
+@pytest.mark.parametrize("repeats, variant_sd, baseline_sd", [(3, 0.004, 0.004), (3, 0.008, 0.002), (10, 0.01, 0.003)])
+def test_size_by_simulation(repeats, variant_sd, baseline_sd):
     """A variant that is worse by just the margin passes in at most 5 % of the experiments, and Welch wastes little."""
-    size = rejected(np.random.default_rng(1), repeats, 1.005, own_sd, rival_sd, 0.005)
+    size = rejected(np.random.default_rng(1), repeats, 1.005, variant_sd, baseline_sd, 0.005)
     assert 0.025 < size < 0.065
 
 
 @pytest.mark.parametrize(
-    "repeats, own_sd, rival_sd", [(2, 0.002, 0.002), (3, 0.003, 0.003), (3, 0.004, 0.001), (8, 0.005, 0.002)]
+    "repeats, variant_sd, baseline_sd", [(2, 0.002, 0.002), (3, 0.003, 0.003), (3, 0.004, 0.001), (8, 0.005, 0.002)]
 )
-def test_power_by_simulation(repeats, own_sd, rival_sd):
-    power = power_of(repeats, own_sd**2, rival_sd**2, 1.0, 0.005, 0.05)
+def test_power_by_simulation(repeats, variant_sd, baseline_sd):
+    power = power_of(repeats, variant_sd**2, baseline_sd**2, 1.0, 0.005, 0.05)
     assert 0.1 < power < 0.99
-    assert power == pytest.approx(rejected(np.random.default_rng(2), repeats, 1.0, own_sd, rival_sd, 0.005), abs=0.01)
+    assert power == pytest.approx(
+        rejected(np.random.default_rng(2), repeats, 1.0, variant_sd, baseline_sd, 0.005), abs=0.01
+    )
 
 
 def test_repeats_needed_are_the_fewest():
-    needed = repeats_needed(OWN, RIVAL, margin=0.005, alpha=0.05, power=0.8)
+    needed = repeats_needed(VARIANT, BASELINE, margin=0.005, alpha=0.05, power=0.8)
     assert 3 < needed < 50
-    variances = np.var(OWN, ddof=1), np.var(RIVAL, ddof=1)
-    before, at = (power_of(n, *variances, float(np.mean(RIVAL)), 0.005, 0.05) for n in (needed - 1, needed))
+    variances = np.var(VARIANT, ddof=1), np.var(BASELINE, ddof=1)
+    before, at = (power_of(n, *variances, float(np.mean(BASELINE)), 0.005, 0.05) for n in (needed - 1, needed))
     assert before < 0.8 <= at
-    scale = np.mean(RIVAL)
+    scale = np.mean(BASELINE)
     deviations = [math.sqrt(variance) / scale for variance in variances]
     assert rejected(np.random.default_rng(3), needed, 1.0, *deviations, 0.005) == pytest.approx(at, abs=0.01)
 
@@ -135,9 +139,9 @@ def report() -> dict:
     shares = (0.51, 0.50, 0.49)
     variant = [
         evaluation(name, pattern, nll, share, 0.5)
-        for name, pattern, nll, share in zip(names, patterns, OWN, shares, strict=True)
+        for name, pattern, nll, share in zip(names, patterns, VARIANT, shares, strict=True)
     ]
-    baseline = [evaluation(f"baseline-seed{k}", "(s8f)x4", nll, 1.0) for k, nll in enumerate(RIVAL)]
+    baseline = [evaluation(f"baseline-seed{k}", "(s8f)x4", nll, 1.0) for k, nll in enumerate(BASELINE)]
     return repeatability(experiment().repeatability, variant, baseline)
 
 
@@ -150,7 +154,7 @@ def test_the_report_reads_evaluations(report, tmp_path):
     assert report["latency"]["table"]["max"] == pytest.approx(0.51 * 0.97 / 0.98)
     quality = report["quality"]
     assert quality["unit"] == "bpc" and quality["variant"]["mean"] == pytest.approx(1.61 / math.log(2))
-    assert quality["relative"]["min"] == pytest.approx(1.60 / np.mean(RIVAL))
+    assert quality["relative"]["min"] == pytest.approx(1.60 / np.mean(BASELINE))
     values = (quality[group]["values"] for group in ("variant", "baseline"))
     assert report["non_inferiority"] == non_inferiority(*values, 0.005, 0.05, 0.8)
     write_json(tmp_path / "repeatability.json", report)

@@ -99,7 +99,7 @@ def test_repeats_search_and_train_anew(workspace, experiment):
 def test_a_shared_supernet_spares_searches(workspace, experiment):
     """Ten targets from one supernet; beside it two more searches, and the baseline and five networks to train.
 
-    The mildest target has one network, not two: its own search is the shared one.
+    The loosest target has one network, not two: its separate search is the shared one.
     """
     jobs = workspace.planned(f"results/{experiment}/pareto.json")
     assert jobs == ONCE | {"pareto": 1, "teacher": 1, "search": 3, "choose": 9 + 3} | dict.fromkeys(STAGES, 6)

@@ -13,7 +13,7 @@ TARGETS = (0.5, 0.55, 0.6, 0.65, 0.7, 0.75, 0.8, 0.85, 0.9)
 
 @pytest.fixture
 def trained(workspace, finished):
-    """Writes what the road of a variant leaves: real files of the baseline or of target_0.5, a little worse."""
+    """Writes the files of all stages of a variant: real files of the baseline or of target_0.5, a little worse."""
 
     def write(variant: str, model: str, worse: float = 0.0) -> None:
         source, folder = finished.folder / "results/tiny" / model, workspace.folder / "results/tiny" / variant
