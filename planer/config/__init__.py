@@ -1,7 +1,7 @@
 """The configuration of an experiment: one frozen dataclass per section, checked before any work starts.
 
 ``config/config.yaml`` has every key with its explanation and default; the dataclasses have neither.  The experiment's
-file comes next, then the user's overlays on the command line.  ``planer.parsing.build`` turns the merged mapping into an
+file comes next, then the overlays on the command line.  ``planer.parsing.build`` turns the merged mapping into an
 ``Experiment``, or raises ``UserError`` with one line that names the key, the value and what is allowed.
 """
 

@@ -32,7 +32,7 @@ class DataConfig:
         if bool(self.dataset) == bool(self.text):
             raise UserError(f"dataset: name a dataset or a text, {'not both' if self.text else 'one of them'}")
         if self.dataset and self.tokenizer != "bytes":
-            raise UserError(f"tokenizer is for data.text; {self.dataset} has one already: leave it out")
+            raise UserError(f"tokenizer is for data.text; {self.dataset} has its own: leave it out")
 
     def folder(self, experiment: str) -> str:
         """The name of its prepared files' folder in results/data."""
