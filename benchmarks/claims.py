@@ -27,7 +27,7 @@ ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
 from benchmarks import figures  # noqa: E402
-from benchmarks.output import RESULTS, table, write_results  # noqa: E402
+from benchmarks.output import RESULTS, start, table, write_results  # noqa: E402
 from planer.config.strict_yaml import read_experiment  # noqa: E402
 from planer.data.corpora import find_local  # noqa: E402
 from planer.errors import UserError  # noqa: E402
@@ -220,24 +220,19 @@ def main() -> None:
     parser.add_argument("--list", action="store_true", help="list the tables, their figures and bars, and run nothing")
     options = parser.parse_args()
     if options.name and options.name not in paths:
-        sys.exit(f"planer: unknown claims {show(options.name)}; allowed: {', '.join(paths)}")
+        raise UserError(f"unknown claims {show(options.name)}; allowed: {', '.join(paths)}")
     succeeded = True
-    try:
-        chosen = {name: read_table(name, paths) for name in ([options.name] if options.name else paths)}
-        for name, claims in chosen.items():
-            reason = reason_to_skip(claims)
-            if options.list:
-                show_claims(name, claims, reason)
-            elif reason:
-                print(f"\n{name}: skipped: {reason}")
-            else:
-                succeeded = measure(name, claims) and succeeded
-    except UserError as error:
-        sys.exit(f"planer: {error}")
-    except KeyboardInterrupt:
-        sys.exit("planer: interrupted; the same command goes on where it stopped")
+    chosen = {name: read_table(name, paths) for name in ([options.name] if options.name else paths)}
+    for name, claims in chosen.items():
+        reason = reason_to_skip(claims)
+        if options.list:
+            show_claims(name, claims, reason)
+        elif reason:
+            print(f"\n{name}: skipped: {reason}")
+        else:
+            succeeded = measure(name, claims) and succeeded
     sys.exit(0 if succeeded else 1)
 
 
 if __name__ == "__main__":
-    main()
+    start(main)

@@ -19,7 +19,7 @@ import torch.nn.functional as F  # noqa: E402
 from torch import Tensor  # noqa: E402
 
 from benchmarks.experts import Case, Sizes, case, forward_backward, providers  # noqa: E402
-from benchmarks.output import RESULTS, table, write_results  # noqa: E402
+from benchmarks.output import RESULTS, positive, start, table, write_results  # noqa: E402
 from planer.kernels.dynamic_ffn import dynamic_ffn, unsupported  # noqa: E402
 from planer.measure import by_round, measure, summary  # noqa: E402
 from planer.progress import Progress  # noqa: E402
@@ -172,8 +172,8 @@ def verdict(row: dict, bar: float | None) -> list[str]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="default: %(default)s")
-    parser.add_argument("--rounds", type=int, default=25, help="calls of every candidate (default: %(default)s)")
+    parser.add_argument("--threads", type=positive, default=torch.get_num_threads(), help="default: %(default)s")
+    parser.add_argument("--rounds", type=positive, default=25, help="calls of every candidate (default: %(default)s)")
     parser.add_argument("--seconds", type=float, default=6.0, help="most seconds a comparison (default: %(default)s)")
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder (default: %(default)s)")
     options = parser.parse_args()
@@ -195,4 +195,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    start(main)

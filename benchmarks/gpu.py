@@ -24,7 +24,7 @@ import torch.nn.functional as F  # noqa: E402
 
 from benchmarks.experts import ROUTINGS, Sizes, case, forward_backward, providers  # noqa: E402
 from benchmarks.graphs import Candidate, candidate, interleaved  # noqa: E402
-from benchmarks.output import RESULTS, table, write_results  # noqa: E402
+from benchmarks.output import RESULTS, start, table, write_results  # noqa: E402
 from planer.config import WorkloadConfig  # noqa: E402
 from planer.kernels.dynamic_ffn import dynamic_ffn  # noqa: E402
 from planer.latency.networks import Pool, timed_forward  # noqa: E402
@@ -302,4 +302,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    start(main)

@@ -21,13 +21,14 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 import torch  # noqa: E402
 
 from benchmarks.experts import Sizes, case, providers  # noqa: E402
-from benchmarks.output import RESULTS, table, write_results  # noqa: E402
+from benchmarks.output import RESULTS, positive, start, table, write_results  # noqa: E402
 from planer.kernels.expert_ffn import BACKENDS, unsupported  # noqa: E402
 from planer.measure import by_round, measure, summary  # noqa: E402
 from planer.runtime import device_name, keep_freed_memory  # noqa: E402
 
 CPU, DTYPE = torch.device("cpu"), torch.float32
 WIDTHS = (128, 256, 512, 1024)
+EXPERTS = 8
 TOKENS = (64, 256, 1024, 2048, 4096)
 BAR = 1.1
 """Time over a feed-forward layer's that a mixture may take to be called as fast."""
@@ -36,7 +37,7 @@ BAR = 1.1
 def measured(widths: tuple[int, ...], tokens: tuple[int, ...], rounds: int, seconds: float) -> Iterator[dict]:
     """A row per width, tokens of a call and kernel, with the ratio to the feed-forward layer."""
     for width in widths:
-        sizes = Sizes(width, 4 * width, 8)
+        sizes = Sizes(width, 4 * width, EXPERTS)
         kernels = [name for name in BACKENDS[1:] if unsupported(name, CPU, DTYPE, width, 4 * width) is None]
         for count in tokens:
             made = providers(sizes, case(sizes, count, 1, "balanced", DTYPE, CPU), tuple(kernels))
@@ -66,13 +67,15 @@ def show(rows: list[dict], tokens: tuple[int, ...]) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="default: %(default)s")
-    parser.add_argument("--widths", type=int, nargs="+", default=WIDTHS, help="d_model (default: %(default)s)")
-    parser.add_argument("--tokens", type=int, nargs="+", default=TOKENS, help="of a call (default: %(default)s)")
-    parser.add_argument("--rounds", type=int, default=40, help="calls of every candidate (default: %(default)s)")
+    parser.add_argument("--threads", type=positive, default=torch.get_num_threads(), help="default: %(default)s")
+    parser.add_argument("--widths", type=positive, nargs="+", default=WIDTHS, help="d_model (default: %(default)s)")
+    parser.add_argument("--tokens", type=positive, nargs="+", default=TOKENS, help="of a call (default: %(default)s)")
+    parser.add_argument("--rounds", type=positive, default=40, help="calls of every candidate (default: %(default)s)")
     parser.add_argument("--seconds", type=float, default=6.0, help="most seconds a comparison (default: %(default)s)")
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder (default: %(default)s)")
     options = parser.parse_args()
+    if min(options.widths) < EXPERTS:
+        parser.error(f"--widths: {min(options.widths)} is below the number of experts, {EXPERTS}")
     torch.set_num_threads(options.threads)
     keep_freed_memory()
     load = os.getloadavg()[0]
@@ -90,4 +93,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    start(main)

@@ -28,7 +28,7 @@ import numpy as np  # noqa: E402
 import pandas as pd  # noqa: E402
 import torch  # noqa: E402
 
-from benchmarks.output import RESULTS, table, write_results  # noqa: E402
+from benchmarks.output import RESULTS, positive, start, table, write_results  # noqa: E402
 from planer.config import Experiment  # noqa: E402
 from planer.config.strict_yaml import read_yaml  # noqa: E402
 from planer.data.stream import EvalBatches  # noqa: E402
@@ -243,10 +243,10 @@ def main() -> None:
         "--balance", type=float, default=0.1, help="weight of the load's balance (default: %(default)s)"
     )
     parser.add_argument("--data", type=Path, default=ROOT / "results/data", help="folder of prepared texts")
-    parser.add_argument("--parent-steps", type=int, default=900, help="default: %(default)s")
-    parser.add_argument("--steps", type=int, default=360, help="of every student (default: %(default)s)")
-    parser.add_argument("--slices", type=int, default=4, help="looks at the networks (default: %(default)s)")
-    parser.add_argument("--scored", type=int, default=100_000, help="tokens of a look (default: %(default)s)")
+    parser.add_argument("--parent-steps", type=positive, default=900, help="default: %(default)s")
+    parser.add_argument("--steps", type=positive, default=360, help="of every student (default: %(default)s)")
+    parser.add_argument("--slices", type=positive, default=4, help="looks at the networks (default: %(default)s)")
+    parser.add_argument("--scored", type=positive, default=100_000, help="tokens of a look (default: %(default)s)")
     parser.add_argument("--minutes", type=float, default=math.inf, help="begin no slice that would end after this")
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder (default: %(default)s)")
     options = parser.parse_args()
@@ -264,4 +264,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    start(main)

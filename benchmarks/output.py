@@ -1,16 +1,38 @@
-"""What benchmarks write: tables on standard output, results in benchmarks/results/<device>-<date>.json."""
+"""What benchmarks have in common: their command lines, tables on standard output, and results in
+benchmarks/results/<device>-<date>.json."""
 
 from __future__ import annotations
 
+import argparse
 import datetime
 import re
+import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
 
+from planer.errors import UserError
 from planer.files import write_json
 
 RESULTS = Path(__file__).parent / "results"
+
+
+def positive(text: str) -> int:
+    """A whole number above 0, for argparse."""
+    if not (text.isascii() and text.isdigit() and 0 < int(text[:10]) < 10**9):
+        raise argparse.ArgumentTypeError(f"{text!r} must be a whole number from 1 to 999,999,999")
+    return int(text)
+
+
+def start(main: Callable[[], None]) -> None:
+    """Run a benchmark.  A user's mistake ends it with one line."""
+    try:
+        main()
+    except UserError as error:
+        sys.exit(f"planer: {error}")
+    except KeyboardInterrupt:
+        sys.exit("planer: interrupted")
 
 
 def table(title: str, head: list[str], lines: list[list[str]]) -> None:

@@ -27,7 +27,7 @@ import numpy as np  # noqa: E402
 import torch  # noqa: E402
 from scipy.stats import kendalltau  # noqa: E402
 
-from benchmarks.output import RESULTS, table, write_results  # noqa: E402
+from benchmarks.output import RESULTS, positive, start, table, write_results  # noqa: E402
 from planer import models  # noqa: E402
 from planer.config import Experiment, derive_seed  # noqa: E402
 from planer.config.strict_yaml import read_yaml  # noqa: E402
@@ -114,7 +114,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--experiment", default="demo", help="default: %(default)s")
     parser.add_argument("--target", type=float, default=0.5, help="of a search that has ended (default: %(default)s)")
-    parser.add_argument("--networks", type=int, default=12, help="default: %(default)s")
+    parser.add_argument("--networks", type=positive, default=12, help="default: %(default)s")
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder (default: %(default)s)")
     options = parser.parse_args()
     files = (ROOT / "config/config.yaml", ROOT / f"config/experiments/{options.experiment}.yaml")
@@ -136,4 +136,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    start(main)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import re
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ import torch
 
 from benchmarks import cpu, gpu, mixture_latency, mixtures, ranking, waiting
 from benchmarks.experts import Sizes
+from benchmarks.output import start
 from planer.config import Experiment
 from planer.config.strict_yaml import read_yaml
 from planer.parsing import build, merge
@@ -198,6 +200,22 @@ def test_networks_are_compared_with_the_dense_one(monkeypatch, capsys):
     with pytest.raises(SystemExit):
         mixtures.main()
     assert "--networks: the first one must be dense" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("benchmark", "arguments", "reason"),
+    [
+        (cpu, ["--threads", "0"], "argument --threads: '0' must be a whole number from 1 to 999,999,999"),
+        (mixture_latency, ["--rounds", "many"], "argument --rounds: 'many' must be a whole number"),
+        (mixture_latency, ["--widths", "8", "7"], "--widths: 7 is below the number of experts, 8"),
+        (ranking, ["--experiment", "nope"], "planer: cannot read .*config/experiments/nope.yaml"),
+    ],
+)
+def test_options_that_mean_nothing(monkeypatch, capsys, benchmark, arguments, reason):
+    monkeypatch.setattr("sys.argv", ["benchmark", *arguments])
+    with pytest.raises(SystemExit) as ended:
+        start(benchmark.main)
+    assert re.search(reason, f"{ended.value.code} {capsys.readouterr().err}")
 
 
 def test_mixtures_need_a_text(monkeypatch, tmp_path):

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks import claims, figures
+from benchmarks.output import start
 from planer.errors import UserError
 from planer.files import read_json
 from tests.unit.made_up import evaluation
@@ -56,7 +57,7 @@ def main(monkeypatch, *arguments):
     """The exit status, or the line that ended it."""
     monkeypatch.setattr("sys.argv", ["claims.py", *arguments])
     with pytest.raises(SystemExit) as ended:
-        claims.main()
+        start(claims.main)
     return ended.value.code
 
 
