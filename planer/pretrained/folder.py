@@ -9,6 +9,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NoReturn
 
 from safetensors import SafetensorError, safe_open
 
@@ -60,7 +61,7 @@ def check_folder(folder: str | Path, head: str) -> Folder:
     return Folder(path, config, adapter, head, weights)
 
 
-def _refuse(path: str | Path, problem: str, advice: str, cause: Exception | None = None) -> None:
+def _refuse(path: str | Path, problem: str, advice: str, cause: Exception | None = None) -> NoReturn:
     raise UserError(f"pretrained.folder: {path} {problem}; {advice}") from cause
 
 

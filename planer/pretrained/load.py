@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import ModuleType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 import torch
 from torch import nn
@@ -141,5 +141,5 @@ def _first(names: list[str]) -> str:
     return min(names) if len(names) == 1 else f"{min(names)} and {len(names) - 1:,} others"
 
 
-def _refuse(folder: Folder, problem: str) -> None:
+def _refuse(folder: Folder, problem: str) -> NoReturn:
     raise UserError(f"pretrained.folder: {folder.path} {problem}")

@@ -48,14 +48,18 @@ def copied(saved, tmp_path):
 
 @pytest.fixture
 def no_network(monkeypatch):
-    """Sockets that cannot be opened, as on a machine without network; and no switch that says so."""
+    """Sockets that cannot be opened, and no switch that says so; the test fails when one was tried."""
+    tried = []
 
     def refuse(*arguments, **options):
-        raise AssertionError("a network connection was tried")
+        tried.append(arguments)
+        raise OSError("no network")
 
     monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
     monkeypatch.setattr(socket, "getaddrinfo", refuse)
     monkeypatch.setattr(socket.socket, "connect", refuse)
+    yield
+    assert not tried
 
 
 @pytest.mark.parametrize("family", FAMILIES)

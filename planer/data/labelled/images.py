@@ -8,6 +8,7 @@ from __future__ import annotations
 import io
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NoReturn
 
 import numpy as np
 from PIL import Image
@@ -56,7 +57,7 @@ class Images(Sequence):
         except Exception as error:  # as above
             self._refuse(index, error)
 
-    def _refuse(self, index: int, error: Exception) -> None:
+    def _refuse(self, index: int, error: Exception) -> NoReturn:
         reason = one_line(error)
         raise UserError(f"{self._path}, {self._places[index]}: no readable image ({reason}); replace it") from error
 
