@@ -63,8 +63,9 @@ bench: $(INSTALLED)  ## time the kernels on this CPU; leave it alone meanwhile (
 
 # NAME is no variable of the environment: some systems keep the machine's name there.
 NAME =
+export NAME
 claims: $(INSTALLED)  ## measure the figures of the README anew, or one table of them (NAME=demo); hours for all
-	python benchmarks/claims.py $(NAME)
+	python benchmarks/claims.py $${NAME:+"$$NAME"}
 
 assets: $(INSTALLED)  ## fetch real networks and data into PLANER_ASSETS, or some by name (NAME="minilm news"); 0.3 GB
 	python -m planer.data.assets $(NAME)

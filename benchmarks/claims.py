@@ -193,7 +193,8 @@ def measure(name: str, claims: Table) -> bool:
     runs = [run(command, claims.files) for command in claims.commands]
     failed = [entry for entry in runs if entry["status"]]
     entries = judged(claims)
-    table(claims.title, ["", "figure", "measured", "bar", "", "control"], [line(entry) for entry in entries])
+    title = f"{claims.title} (load average before: {before:.2f})"
+    table(title, ["", "figure", "measured", "bar", "", "control"], [line(entry) for entry in entries])
     for entry in failed:
         print(f"FAILED with status {entry['status']}: {shlex.join(entry['command'])}; figures above may be older")
     found = {"title": claims.title, "git_commit": git_commit(), "load_before": before, "commands": runs}
