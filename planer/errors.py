@@ -1,4 +1,4 @@
-"""What a user is told in one line."""
+"""Errors that end a command in one line."""
 
 from __future__ import annotations
 

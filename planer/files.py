@@ -1,9 +1,9 @@
-"""Files that appear whole or not at all, and are read through one checked reader a format.
+"""Atomic writers of files, and one checked reader a format.
 
-Writers use a temporary name, then rename.  JSON, YAML, Parquet and safetensors files (tensors.py) carry a checksum of
-their contents under the key CHECKSUM, and a reader refuses contents that do not fit it.  A file without the key is
-accepted if its shape is right: somebody else wrote it.  Complaints are one line with the command that makes the file
-anew.
+Writers use a temporary name, then rename, so that a file is complete or absent.  JSON, YAML, Parquet and safetensors
+files (tensors.py) have a checksum of their contents under the key CHECKSUM.  A reader refuses contents that do not fit
+it.  A file without the key comes from elsewhere; it is accepted if its shape is right.  An error is one line with the
+command that makes the file again.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from safetensors import SafetensorError
 
 from planer.errors import Damaged, UserError
 
-if TYPE_CHECKING:  # every parse of the Snakefile comes here, and these take half a second or more
+if TYPE_CHECKING:  # every parse of the Snakefile imports this module, and these take half a second or more
     import numpy as np
     import pandas as pd
     import pyarrow
@@ -46,7 +46,7 @@ def replacing(path: str | Path) -> Iterator[Path]:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
         os.replace(temporary, path)
-    except (OSError, SafetensorError) as error:  # safetensors reports a full disk in its own way
+    except (OSError, SafetensorError) as error:  # safetensors reports a full disk as its own error
         reason = getattr(error, "strerror", None) or error
         raise UserError(f"cannot write {path}: {reason}; free space or make the folder writable") from error
     finally:
@@ -55,7 +55,7 @@ def replacing(path: str | Path) -> Iterator[Path]:
 
 
 def check_writable(folder: str | Path, free_bytes: int = 2**20) -> None:
-    """Write free_bytes into the folder, making it if need be, and take them away again.
+    """Write free_bytes into the folder, which is created if necessary, and delete them.
 
     Raises UserError when the folder cannot be written or has less room than that.
     """
@@ -75,7 +75,7 @@ def check_writable(folder: str | Path, free_bytes: int = 2**20) -> None:
 
 
 def sync(path: Path) -> None:
-    """Have the operating system bring a file, or a folder's names, to the disk."""
+    """Flush a file, or a folder's names, to the disk."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -84,24 +84,24 @@ def sync(path: Path) -> None:
 
 
 def write_text(path: str | Path, text: str) -> None:
-    """Write text whole."""
+    """Write a text file atomically."""
     with replacing(path) as temporary:
         temporary.write_text(text)
 
 
 def checksum(value: object) -> str:
-    """Sha256 of a JSON value, whatever its layout in a file.  Raises TypeError or ValueError for other values."""
+    """Sha256 of a JSON value, independent of its layout in a file.  Raises TypeError or ValueError for other values."""
     return hashlib.sha256(json.dumps(value, separators=(",", ":")).encode()).hexdigest()
 
 
 def with_checksum(content: dict) -> dict:
-    """The same keys after that of their checksum."""
+    """The checksum, then the same keys."""
     content = {key: value for key, value in content.items() if key != CHECKSUM}
     return {CHECKSUM: checksum(content), **content}
 
 
 def without_checksum(path: str | Path, content: dict) -> dict:
-    """The other keys, for a reader.  Raises UserError when they do not fit the checksum."""
+    """The same keys without the checksum.  Raises UserError when they do not fit it."""
     values = {key: value for key, value in content.items() if key != CHECKSUM}
     require_checksum(path, content.get(CHECKSUM), lambda: checksum(values), list(values.values())[:1])
     return values
@@ -110,7 +110,7 @@ def without_checksum(path: str | Path, content: dict) -> dict:
 def require_checksum(path: str | Path, given: object, expected: Callable[[], str], others: Iterable[object]) -> None:
     """Raise UserError unless a checksum, where there is one, is the expected one.
 
-    others: values beside it, among which a checksum is one whose key was damaged.
+    others: values beside it.  A checksum among them means that its key was damaged.
     """
     if given is None and any(re.fullmatch(r"[^\s{}]{64}", str(other)) for other in others):
         raise Damaged(path, f"was changed after it was written: its {CHECKSUM} has another name")

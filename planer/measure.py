@@ -1,8 +1,8 @@
 """Timing several computations against each other on one device.
 
-A machine's speed drifts: clocks change, other processes come and go.  So the candidates are measured in turn, in
-rounds of one call each, in a new random order every round; what is compared is compared within a round.
-What is reported as the speed of a network is measured in several places of memory (``measure_placed``).
+A machine's speed drifts: clocks change, other processes come and go.  So the candidates are measured alternately, in
+rounds of one call each, in a new random order every round.  Comparisons are made within a round.  The reported speed of
+a network is measured at several places in memory (``measure_placed``).
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ import torch
 from planer.progress import Progress
 
 MIN_ROUNDS = 3
-"""Whole rounds measured even when time is up: the fewest that have a median apart from their extremes."""
+"""Least number of rounds, even after max_seconds: the fewest whose median is not one of the extremes."""
 
 WARMUP_SHARE = 0.1
-"""Share of max_seconds after which no further warm-up round begins; one is always made when any is asked for."""
+"""Share of max_seconds after which no further warm-up round starts.  At least one is made when warmup is above 0."""
 
 
 def measure(
@@ -35,10 +35,10 @@ def measure(
 ) -> pd.DataFrame:
     """Call every callable once a round and time it.
 
-    rounds: stops earlier, but not before MIN_ROUNDS, after a whole round past max_seconds (warm-up included).
-    warmup: untimed rounds at the start.  seed: of the order within rounds.  On CUDA a call begins on an idle device
-    and ends when its last kernel has, so the time to launch kernels counts where it is the longer one.  Caches are as
-    the call before, of another candidate, left them.
+    rounds: fewer after max_seconds (warm-up included), but at least MIN_ROUNDS.
+    warmup: untimed rounds at the start.  seed: of the order within rounds.  On CUDA a call starts on an idle device
+    and ends with its last kernel, so the time to launch kernels counts where it is longer than their work.  Caches are
+    in the state that the call before, of another candidate, left.
     Returns one row per call, in the order of the calls: name, round, ms.
     """
     order = np.random.default_rng(seed)
@@ -48,7 +48,7 @@ def measure(
     began = time.perf_counter()
     collecting = gc.isenabled()
     gc.collect()
-    gc.disable()  # a collection in the middle of a call would be counted as its time
+    gc.disable()  # a collection during a call would count as its time
     try:
         for done in range(warmup):
             if done and time.perf_counter() - began > WARMUP_SHARE * max_seconds:
@@ -78,26 +78,26 @@ def measure_placed(
     device: torch.device,
     description: str = "measuring",
 ) -> pd.DataFrame:
-    """``measure`` callables that are built anew so many times; rounds and seconds are shared out among them.
+    """``measure`` callables that are built ``placements`` times; rounds and seconds are divided among the builds.
 
-    Where weights and buffers happen to lie makes a call a percent faster or slower for as long as they lie there, which
-    no number of rounds averages out (Mytkowicz et al., ASPLOS 2009, doi 10.1145/1508244.1508275).
+    The place of weights and buffers in memory makes a call a percent faster or slower.  More rounds do not average this
+    out (Mytkowicz et al., ASPLOS 2009, doi 10.1145/1508244.1508275).
 
-    build: from 0, 1, ... to callables of the same names, in memory of their own.
-    Returns what ``measure`` does, rounds numbered throughout.
+    build: from 0, 1, ... to callables of the same names, in new memory.
+    Returns rows like ``measure``, with rounds numbered over all builds.
     """
-    kept, samples = [], []  # memory that is given back would be given out again, and be no other place
+    kept, samples = [], []  # kept alive, so that the next build gets other memory
     each = -(-rounds // placements)
     for number in range(placements):
         kept.append(build(number))
-        seconds, what = max_seconds / placements, f"{description}, {number + 1} of {placements}"
-        found = measure(kept[-1], each, warmup, seed + number, seconds, device, what)
+        seconds, label = max_seconds / placements, f"{description}, {number + 1} of {placements}"
+        found = measure(kept[-1], each, warmup, seed + number, seconds, device, label)
         samples.append(found.assign(round=found["round"] + number * each))
     return pd.concat(samples, ignore_index=True)
 
 
 def by_round(samples: pd.DataFrame) -> pd.DataFrame:
-    """What ``measure`` returned as a table of ms: a row per round, a column per name."""
+    """The result of ``measure`` as a table of ms: a row per round, a column per name."""
     return samples.pivot(index="round", columns="name", values="ms")
 
 

@@ -1,4 +1,4 @@
-"""Two networks on the same segments of text: the mean difference of their losses, and how certain it is.
+"""The mean difference of two networks' losses on the same segments of text, and its confidence interval.
 
 Segments differ far more from one another than two networks differ on one segment.  The difference is therefore taken
 segment by segment.  With losses a_i and b_i and weights w_i that sum to 1, over n segments:
@@ -19,7 +19,7 @@ import numpy as np
 from scipy.stats import t as student
 
 CONFIDENCE = 0.95
-"""Chance that an interval holds the true difference."""
+"""Probability that an interval contains the true difference."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class Paired:
 
     @property
     def share_interval(self) -> tuple[float, float]:
-        """Both ends of the interval over the reference's mean, which is taken as known."""
+        """Both ends of the interval over the reference's mean; the error of that mean is neglected."""
         return self.low / self.reference, self.high / self.reference
 
     @property

@@ -1,6 +1,6 @@
-"""Progress with rate and time left: a bar on a terminal, or now and then a plain line in a log.
+"""Progress with rate and time left: a bar on a terminal, or plain lines in a log.
 
-A job's log is not what its user looks at, so that its lines also go to the console, more rarely (``show_on``).
+Users rarely look at a job's log, so its lines also go to the console, less often (``show_on``).
 """
 
 from __future__ import annotations
@@ -16,27 +16,27 @@ from tqdm import tqdm
 Item = TypeVar("Item")
 
 LINE_SECONDS = 10.0
-"""Plain lines are at least this far apart, so that a day of training stays a readable log."""
+"""Least time between plain lines, so that the log of a day of training stays readable."""
 CONSOLE_SECONDS = 30.0
-"""The same on the console, over all that a process does."""
+"""The same for the console, over all bars of a process."""
 
 
 class _Console:
-    """Where lines for the user go beside the log."""
+    """A second stream for lines, beside the log."""
 
     def __init__(self, stream: TextIO, label: str) -> None:
         self._stream, self._label = stream, label
         self._last_line = time.monotonic()
 
     def due(self) -> bool:
-        """Whether the last line is long enough ago."""
+        """Whether CONSOLE_SECONDS have passed since the last line."""
         return time.monotonic() - self._last_line >= CONSOLE_SECONDS
 
     def show(self, line: str) -> None:
-        """Print a line.  The stage, which it may begin with, stands in the label already."""
+        """Print a line, without the stage at its start, which the label already has."""
         self._last_line = time.monotonic()
         stage = self._label.split()[-1]
-        with suppress(OSError):  # a terminal that was closed ends no training
+        with suppress(OSError):  # a closed terminal must not end a training
             print(f"{self._label}: {line.removeprefix(f'{stage}: ')}", file=self._stream, flush=True)
 
 
@@ -44,13 +44,13 @@ _console: _Console | None = None
 
 
 def show_on(stream: TextIO, label: str) -> None:
-    """From now on, show progress on this stream too, behind the label: ``demo/target_0.5 retrain``."""
+    """Show further progress on this stream too, after the label, such as ``demo/target_0.5 retrain``."""
     global _console
     _console = _Console(stream, label)
 
 
 def tell(line: str) -> None:
-    """Print a line on the console at once, where there is one."""
+    """Print a line on the console at once, if there is one."""
     if _console is not None:
         _console.show(line)
 
@@ -58,9 +58,8 @@ def tell(line: str) -> None:
 class Progress:
     """Counts steps towards total and shows rate, time left and named numbers such as the loss.
 
-    total None means that the end is unknown; start is the step that a resumed run begins at, which counts as done
-    but not towards the rate.  Without a terminal, lines go to stderr at most every LINE_SECONDS, and work that is
-    over sooner prints nothing.
+    total: None where the end is unknown.  start: the first step of a resumed run; earlier steps count as done but not
+    for the rate.  Without a terminal, lines go to stderr at most every LINE_SECONDS; shorter work prints nothing.
     """
 
     def __init__(self, total: int | None, description: str, start: int = 0) -> None:
@@ -72,7 +71,7 @@ class Progress:
             self._bar = tqdm(total=total, initial=start, desc=description, file=sys.stderr, dynamic_ncols=True)
 
     def advance(self, **shown: float) -> None:
-        """One step is done; shown are the numbers to print beside it, and the last ones stay when none are given."""
+        """Count one step.  shown: numbers to print beside it; without any, the last ones stay."""
         self.done += 1
         if shown:
             self._shown = ", ".join(f"{name} {value:.4g}" for name, value in shown.items())
@@ -85,7 +84,7 @@ class Progress:
             _console.show(self.line(time.monotonic() - self._began))
 
     def close(self) -> None:
-        """Leave the terminal in order, or close a log that has progress lines with a last one."""
+        """Close the bar, or print a last line where there were lines."""
         if self._bar is not None:
             self._bar.close()
         elif self._last_line > self._began:
@@ -96,7 +95,7 @@ class Progress:
         print(self.line(self._last_line - self._began), file=sys.stderr, flush=True)
 
     def line(self, seconds: float) -> str:
-        """The plain line after so many seconds: ``retrain: step 120/600, 3.1 it/s, 2 min 34 s left, loss 1.234``."""
+        """The plain line after these seconds: ``retrain: step 120/600, 3.1 it/s, 2 min 34 s left, loss 1.234``."""
         steps = self.done - self.start
         parts = [f"step {self.done}" if self.total is None else f"step {self.done}/{self.total}"]
         if steps and seconds > 0:
@@ -114,7 +113,7 @@ class Progress:
 
 
 def progress(items: Iterable[Item] | int, description: str) -> Iterator[Item]:
-    """Yield the items (or 0 .. items - 1) and show how far the loop over them is."""
+    """Yield the items (or 0 .. items - 1) and show the progress of the loop over them."""
     items = range(items) if isinstance(items, int) else items
     with Progress(len(items) if isinstance(items, Sized) else None, description) as bar:
         for item in items:

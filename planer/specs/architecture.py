@@ -1,4 +1,4 @@
-"""Architectures: what a network is, before any weight exists."""
+"""Architectures: descriptions of networks, without weights."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Share = Annotated[float, Range(0, 1, below=True)]
 MAX_PARAMS = 1e12
 """Most parameters of a network."""
 EMBEDDING_AND_HEAD = "embedding_and_head"
-"""Name of what a network has beside its blocks, in latency tables among the names of options."""
+"""Option of latency tables for the parts of a network beside its blocks."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class Architecture:
         return self._shared_params() + sum(block.params(self.d_model) for block in self.blocks)
 
     def active_params(self) -> int:
-        """Parameters that one token meets."""
+        """Parameters used for one token."""
         return self._shared_params() + sum(block.active_params(self.d_model) for block in self.blocks)
 
     def flops(self, batch: int, tgt_len: int, mem_len: int, attention: str) -> float:
@@ -92,7 +92,7 @@ class Architecture:
         return architecture
 
     def save(self, path: str | Path, **notes) -> None:
-        """Write YAML; notes (selection scores, solver status, ...) go beside the network and load() ignores them."""
+        """Write YAML.  notes (selection scores, solver status, ...) are stored too; load() ignores them."""
         write_yaml(path, {"pattern": self.pattern, **self.to_dict(), **notes})
 
     @classmethod
@@ -112,9 +112,9 @@ class Architecture:
 
 
 def load_selection(path: str | Path) -> dict:
-    """How the network was chosen: the note ``selection`` that ``Architecture.save`` wrote beside it.
+    """The note ``selection`` of an architecture.yaml, which says how the network was chosen.
 
-    Raises UserError when the file is missing, damaged or changed, or the note is not as selection.schema.json says.
+    Raises UserError when the file is missing, damaged or changed, or the note does not fit selection.schema.json.
     """
     selection = _read(path).get("selection")
     check_shape(path, selection, "selection")
@@ -130,7 +130,7 @@ def _read(path: str | Path) -> dict:
 
 
 def _block_from_dict(entry: object) -> BlockSpec:
-    """Raises ValueError or UserError for what is no block."""
+    """A block from plain values.  Raises ValueError or UserError for others."""
     kind = kinds().get(str(entry.get("kind"))) if isinstance(entry, dict) else None
     if kind is None:
         name = entry.get("kind") if isinstance(entry, dict) else entry

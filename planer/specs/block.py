@@ -1,4 +1,4 @@
-"""What every kind of block says about itself.
+"""The specification that every kind of block has.
 
 Counts follow the closed forms of Transformer-XL: FLOPs are 2 x multiply-adds of the matrix products.
 """
@@ -22,7 +22,7 @@ Size = Annotated[int, Range(1, 2**24)]
 
 
 class Backbone(Protocol):
-    """The sizes that names of options are relative to; ``planer.config.ModelConfig`` has them."""
+    """The sizes that options are relative to; ``planer.config.ModelConfig`` has them."""
 
     d_model: int
     num_heads: int
@@ -33,7 +33,7 @@ class Backbone(Protocol):
 
 @dataclass(frozen=True)
 class BlockSpec:
-    """One position of a network.  A subclass, alone in the file planer/specs/<kind>.py, says which block stands there.
+    """A block at one position of a network.  Every kind is a subclass in the file planer/specs/<kind>.py.
 
     planer/blocks/<kind>.py has its module: a function ``build(spec, shared)``.
     """
@@ -41,24 +41,24 @@ class BlockSpec:
     kind: ClassVar[str]
     """The name of the two files.  Names of options begin with it."""
     label: ClassVar[str]
-    """What figures call it."""
+    """Name in figures."""
     colour: ClassVar[str] = "#56b4e9"
     text_colour: ClassVar[str] = "#ffffff"
     """Of its symbol on its colour."""
     options: ClassVar[tuple[str, ...]] = ()
-    """How its options are spelled, for messages; none where no design space may name it."""
+    """Spellings of its options, for messages; empty for a kind that no design space may have."""
     settings: ClassVar[tuple[str, ...]] = ()
     """Fields with a default that ``model.blocks`` of a configuration may set."""
     starts_from: ClassVar[str] = ""
-    """Kind of the parent's block that its weights are taken from; its own kind by default."""
+    """Kind of the parent's block that its initial weights come from; the same kind by default."""
     shared_under: ClassVar[tuple[str, ...]] = ()
-    """Values of search.weight_sharing under which its options of a position use the weights of the largest."""
+    """Values of search.weight_sharing for which its options of a position use the weights of the largest one."""
     identity: ClassVar[bool] = False
-    """Whether it does nothing: no weights, no latency."""
+    """Whether it is the identity: no weights, no latency."""
     remembers: ClassVar[bool] = False
     """Whether it reads other positions.  Its latency depends on the attention mode."""
     has_heads: ClassVar[bool] = False
-    """Whether the number in the names of its options counts heads; figures draw the block as high."""
+    """Whether the number in its options' names counts heads; in figures it is the height of the block."""
     routes: ClassVar[bool] = False
     """Whether a router spreads tokens over num_experts experts.  Its latency depends on the routing.  Its sublayer has
     the attributes ``routes = True``, ``balance`` and ``load`` of planer/blocks/moe.py."""
@@ -70,7 +70,7 @@ class BlockSpec:
 
     @classmethod
     def parse(cls, option: str, backbone: Backbone) -> BlockSpec | None:
-        """The block that an option's name stands for, in any spelling of its number; None for names of other kinds.
+        """The block of an option's name, in any spelling of its number; None for names of other kinds.
 
         Raises ValueError for a number that is not allowed.
         """
@@ -78,12 +78,12 @@ class BlockSpec:
 
     @classmethod
     def symbols(cls, backbone: Backbone) -> dict[str, BlockSpec]:
-        """Symbols of pattern notation, a letter with or without a number, and the blocks they stand for."""
+        """Blocks by their symbol in pattern notation, a letter with or without a number."""
         return {}
 
     @classmethod
     def option_label(cls, number: int) -> str:
-        """What figures call an option with this number in its name, 0 for none."""
+        """Name in figures of an option with this number in its name, 0 for none."""
         return f"{cls.label}, {number}" if number else cls.label
 
     @property
@@ -102,14 +102,14 @@ class BlockSpec:
 
     @property
     def size(self) -> int:
-        """How large it is among the options of its kind: heads, experts per token."""
+        """Size among the options of its kind: heads, experts per token."""
         return 1
 
     def check(self) -> None:
         """Raise ValueError for sizes that do not fit each other."""
 
     def shapes(self) -> dict[str, int]:
-        """Sizes of the backbone that a latency of this block holds for, by their names in the configuration."""
+        """Sizes of the backbone that this block's latency depends on, by their names in the configuration."""
         return {}
 
     def params(self, d_model: int) -> int:
@@ -117,7 +117,7 @@ class BlockSpec:
         raise NotImplementedError
 
     def active_params(self, d_model: int) -> int:
-        """Parameters that one token meets (a mixture of experts uses top_k of its experts)."""
+        """Parameters used for one token (a mixture of experts uses top_k of its experts)."""
         return self.params(d_model)
 
     def flops(self, d_model: int, batch: int, tgt_len: int, mem_len: int, attention: str) -> float:
@@ -137,7 +137,7 @@ class BlockSpec:
         return import_module(f"planer.blocks.{self.kind}").build(self, shared)
 
 
-def number_after(stem: str, option: str) -> int | None:
-    """4 of attention_4 after ``attention_``; None where the name is another one."""
-    match = re.fullmatch(rf"{re.escape(stem)}(\d{{1,9}})", option)
+def number_after(prefix: str, option: str) -> int | None:
+    """The number after a prefix, such as 4 in attention_4; None for other names."""
+    match = re.fullmatch(rf"{re.escape(prefix)}(\d{{1,9}})", option)
     return int(match[1]) if match else None

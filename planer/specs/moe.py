@@ -11,7 +11,7 @@ from planer.specs.block import Backbone, BlockSpec, Size, number_after
 
 @dataclass(frozen=True)
 class MoE(BlockSpec):
-    """num_experts feed-forward layers behind a bias-free softmax gate, top_k of them per token."""
+    """num_experts feed-forward layers, of which a softmax router without bias picks top_k per token."""
 
     d_inner: Size
     num_experts: Size

@@ -23,14 +23,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from planer.specs.block import BlockSpec
 
 MAX_BLOCKS = 1_000
-"""Most blocks of a network: thirty times as many as the papers' deepest."""
+"""Most blocks of a network: thirty times those of the papers' deepest network."""
 
 
 def from_notation(text: str, options: Mapping[str, BlockSpec]) -> tuple[BlockSpec, ...]:
     """Read ``(sfff)x6(f)x8`` into block specifications.
 
     options maps symbols (``s``, ``f``, ``s4``, ``m2``, ...) to specifications.
-    Raises ValueError, naming the symbol or the place, for anything else and for more than MAX_BLOCKS blocks.
+    Raises ValueError, naming the symbol or the position, for other text and for more than MAX_BLOCKS blocks.
     """
     blocks: list[BlockSpec] = []
     position = 0
@@ -86,7 +86,7 @@ def to_notation(blocks: Sequence[BlockSpec], d_model: int) -> str:
 
 
 def _longest_repeat(symbols: list[str]) -> tuple[int, int]:
-    """Group width and repeat count covering most of the list's head; (1, 1) when nothing repeats."""
+    """Width and repeats of the group that covers most of the list from its start; (1, 1) without repeats."""
     best = (1, 1)
     for width in range(1, len(symbols) // 2 + 1):
         repeats = 1

@@ -1,4 +1,4 @@
-"""The kinds of blocks: one a file in this folder, or in the folder ``specs`` of a user's own blocks."""
+"""The kinds of blocks: each is a file in this folder, or in the folder ``specs`` of a user's own blocks."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from planer.specs.plugins import VARIABLE, check_plugin_folders, plugin_folders
 
 @cache
 def kinds() -> dict[str, type[BlockSpec]]:
-    """Specifications by kind: blocks that do nothing, those that remember, all others, those made by conversion.
+    """Specifications by kind: first skip, then attention, then others, then those made by conversion.
 
     Raises UserError when a user's own file defines no block of its name, or cannot be imported.
     """
     check_plugin_folders()
-    own = {module.name for module in pkgutil.iter_modules(specs.__path__[1:])}
+    plugins = {module.name for module in pkgutil.iter_modules(specs.__path__[1:])}
     found: dict[str, type[BlockSpec]] = {}
     for name in sorted({module.name for module in pkgutil.iter_modules(specs.__path__)}):
-        here = _own_specs(name) if name in own else _specs_in(import_module(f"planer.specs.{name}"))
+        here = _plugin_specs(name) if name in plugins else _specs_in(import_module(f"planer.specs.{name}"))
         found |= {spec.kind: spec for spec in here}
     return dict(sorted(found.items(), key=lambda item: _order(item[1])))
 
@@ -39,7 +39,7 @@ def _specs_in(module: ModuleType) -> list[type[BlockSpec]]:
     return [value for value in values if value.__module__ == module.__name__ and value is not BlockSpec]
 
 
-def _own_specs(name: str) -> list[type[BlockSpec]]:
+def _plugin_specs(name: str) -> list[type[BlockSpec]]:
     """The specification in a user's own file.  Raises UserError where there is not exactly one of its name."""
     if any(module.name == name for module in pkgutil.iter_modules(specs.__path__[:1])):
         raise UserError(f"{VARIABLE}: {name}.py has the name of one of planer's own files; rename it")
@@ -55,5 +55,5 @@ def _own_specs(name: str) -> list[type[BlockSpec]]:
 
 
 def kind_of(option: str) -> type[BlockSpec]:
-    """The kind whose name an option's name begins with, the longest such name.  Raises KeyError for other names."""
+    """The kind of an option: the longest kind that its name starts with.  Raises KeyError for other names."""
     return kinds()[max((kind for kind in kinds() if option.startswith(kind)), key=len, default=option)]
