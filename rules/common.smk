@@ -6,23 +6,24 @@ from pathlib import Path
 
 import planer
 from snakemake.logging import logger
-from planer.config import DataConfig, Experiment, derive_seed
+from planer.config import Experiment, derive_seed
 from planer.config.lengths import check_lengths
 from planer.config.model import TEXT_SUFFIX, one_source
+from planer.config.strict_yaml import read_assignments, read_experiment, read_yaml
 from planer.config.text import corpus_of
-from planer.workflow.environment import prepare_environment
-from planer.workflow.failures import FAILURES
+from planer.config.variant import FOLDER, PATTERNS, check_name, parse_variant
 from planer.errors import UserError
 from planer.files import check_writable
 from planer.parsing import build, merge
-from planer.workflow.source import source_hash
-from planer.config.strict_yaml import read_assignments, read_experiment, read_yaml
-from planer.config.variant import FOLDER, PATTERNS, check_name, parse_variant
+from planer.workflow.environment import prepare_environment
+from planer.workflow.failures import FAILURES
+from planer.workflow.source import source_hashes
 
 ROOT = Path(workflow.basedir)
 assert Path(planer.__file__).parent == ROOT / "planer", f"another planer is installed: {planer.__file__}"
 prepare_environment(ROOT, "scratch/home")
 logger.addFilter(FAILURES)
+CODE = source_hashes(ROOT, ROOT / "planer/workflow/__pycache__/sources.json")
 
 
 BASELINE = r"baseline(-seed\d+)?"
@@ -47,8 +48,11 @@ def experiment_files():
 
 
 @cache
-def settings(experiment):
-    """All keys of an experiment: defaults, then its file, then --configfile and --config; checked."""
+def read(experiment):
+    """All keys of an experiment: defaults, then its file, then --configfile and --config; checked.
+
+    Returns them as plain values, which params hold, and as Experiment.
+    """
     check_name("experiment", experiment)
     own = read_experiment(experiment, experiment_files())
     # Snakemake's own reading keeps the last of two equal keys in --configfile, and takes --config values as text.
@@ -59,13 +63,17 @@ def settings(experiment):
     corpus = corpus_of(checked.data)
     check_lengths(checked, corpus)
     checked.model.head.check(corpus.vocab_size, checked.model.d_model)
-    return values
+    return values, checked
 
 
-@cache
-def data_of(experiment):
-    """The section data of an experiment."""
-    return build(DataConfig, settings(experiment)["data"])
+def settings(experiment):
+    """All keys of an experiment, as plain values."""
+    return read(experiment)[0]
+
+
+def config_of(experiment):
+    """All keys of an experiment, as Experiment."""
+    return read(experiment)[1]
 
 
 def sections(*names):
@@ -99,7 +107,7 @@ def seed(stage):
 
 def code_hash(script):
     """Params: a hash of the code of a script and of every planer module that it imports, directly or not."""
-    return source_hash(ROOT / "workflow/scripts" / script, ROOT)
+    return CODE[script]
 
 
 onstart:

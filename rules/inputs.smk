@@ -2,39 +2,31 @@
 from dataclasses import fields
 from types import SimpleNamespace
 
-from planer.config import (
-    CandidatesConfig,
-    DistillConfig,
-    ParetoConfig,
-    RepeatabilityConfig,
-    SearchConfig,
-    ThresholdConfig,
-)
+from planer.config import ThresholdConfig
 from planer.config.corpora import CORPORA, entry
-from planer.parsing import build
-from planer.search.methods import needs_supernet, search_config
 from planer.config.variant import name_of, parse_variant
+from planer.search.methods import needs_supernet, search_config
 
 
 def dataset_file(name):
     """Input function: a file of the experiment's prepared corpus."""
 
     def path(wildcards):
-        return f"results/data/{data_of(wildcards.experiment).folder(wildcards.experiment)}/{name}"
+        return f"results/data/{config_of(wildcards.experiment).data.folder(wildcards.experiment)}/{name}"
 
     return path
 
 
 def vocab_size(wildcards):
     """Params: symbols of the experiment's corpus."""
-    return corpus_of(data_of(wildcards.experiment)).vocab_size
+    return corpus_of(config_of(wildcards.experiment).data).vocab_size
 
 
 def source_of(wildcards):
     """Params of prepared files: the entry of a corpus, or the path, checksum and vocabulary of a user's own text."""
     if wildcards.dataset in CORPORA:
         return entry(wildcards.dataset)
-    data, corpus = data_of(wildcards.dataset.removesuffix(TEXT_SUFFIX)), prepared(wildcards)
+    data, corpus = config_of(wildcards.dataset.removesuffix(TEXT_SUFFIX)).data, prepared(wildcards)
     return {
         "text": data.text,
         "tokenizer": data.tokenizer,
@@ -47,26 +39,24 @@ def prepared(wildcards):
     """The corpus of a folder in results/data."""
     if wildcards.dataset in CORPORA:
         return CORPORA[wildcards.dataset]
-    return corpus_of(data_of(wildcards.dataset.removesuffix(TEXT_SUFFIX)))
+    return corpus_of(config_of(wildcards.dataset.removesuffix(TEXT_SUFFIX)).data)
 
 
 def search_of(wildcards):
     """The variant whose supernet a variant's network is chosen with, or None."""
     variant = parse_variant(wildcards.variant)
-    config = build(CandidatesConfig, settings(wildcards.experiment)["candidates"])
+    config = config_of(wildcards.experiment).candidates
     if variant.pattern or not needs_supernet(config, variant):
         return None
     if variant.method == "shared":
-        loosest = build(ParetoConfig, settings(wildcards.experiment)["pareto"]).supernet
+        loosest = config_of(wildcards.experiment).pareto.supernet
         return name_of("target", parse_variant(loosest).target, scratch=variant.scratch, repeat=variant.repeat)
     return variant.name
 
 
 def search_parent(wildcards):
     """The trained baseline, where the variant's search starts from it or has it as teacher."""
-    config = search_config(
-        build(SearchConfig, settings(wildcards.experiment)["search"]), parse_variant(wildcards.variant)
-    )
+    config = search_config(config_of(wildcards.experiment).search, parse_variant(wildcards.variant))
     return trained_baseline(wildcards) if config.needs_parent else {}
 
 
@@ -90,7 +80,7 @@ def recipe_inputs(wildcards):
 def teacher_of(wildcards):
     """The baseline whose logits the variant's training reads from a file, or None."""
     variant = parse_variant(wildcards.variant)
-    config = build(DistillConfig, settings(wildcards.experiment)["distill"])
+    config = config_of(wildcards.experiment).distill
     cached = variant.is_taught and config.weight and config.cache_bytes(vocab_size(wildcards)) <= 1e9 * config.cache_gb
     return variant.baseline if cached else None
 
@@ -99,7 +89,7 @@ def teaching(wildcards):
     """Params: weight and temperature of the teacher during sparsify; empty without a teacher."""
     if parse_variant(wildcards.variant).from_papers:
         return {}
-    distill = build(DistillConfig, settings(wildcards.experiment)["distill"])
+    distill = config_of(wildcards.experiment).distill
     return {"weight": distill.weight, "temperature": distill.temperature} if distill.weight else {}
 
 
@@ -185,7 +175,7 @@ def compared_files(wildcards):
 
 def repeated_reports(wildcards):
     """Evaluations of the repeats of a variant and of the baseline."""
-    config = build(RepeatabilityConfig, settings(wildcards.experiment)["repeatability"])
+    config = config_of(wildcards.experiment).repeatability
     names = {"variant": config.repeats(config.variant), "baseline": config.repeats("baseline")}
     path = "results/{experiment}/{variant}/eval.json"
     return {role: expand(path, variant=repeats, allow_missing=True) for role, repeats in names.items()}
@@ -193,7 +183,7 @@ def repeated_reports(wildcards):
 
 def pareto_files(wildcards):
     """Networks of all targets, and evaluations of both networks of the compared ones."""
-    config = build(ParetoConfig, settings(wildcards.experiment)["pareto"])
+    config = config_of(wildcards.experiment).pareto
     chosen = [config.shared(target) for target in config.targets]
     trained = dict.fromkeys(
         variant for target in config.compared for variant in (config.shared(target), config.own(target))

@@ -25,7 +25,7 @@ def whole_machine(wildcards):
 
 @cache
 def requested_of(stage, experiment, variant):
-    return request(stage, build(Experiment, settings(experiment)), variant)
+    return request(stage, config_of(experiment), variant)
 
 
 def memory(stage):

@@ -23,7 +23,7 @@ def check_cost(experiment):
     """Raise UserError when an experiment that was estimated earlier would now train too long, with more steps."""
     estimate = Path(f"results/{experiment}/cost.json")
     if estimate.exists():
-        earlier, config = load_cost(estimate), build(Experiment, settings(experiment))
+        earlier, config = load_cost(estimate), config_of(experiment)
         check_hours(rescaled(earlier, config), earlier["device"], config)
 
 
@@ -40,7 +40,7 @@ def check_targets():
             check_cost(names["experiment"])
         elif (
             names.get("dataset", "").endswith(TEXT_SUFFIX)
-            and not data_of(names["dataset"].removesuffix(TEXT_SUFFIX)).text
+            and not config_of(names["dataset"].removesuffix(TEXT_SUFFIX)).data.text
         ):
             raise UserError(f"target {target!r}: this experiment has no data.text")
         check_made(target, names, made)

@@ -18,18 +18,21 @@ from __future__ import annotations
 
 import ast
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Mapping
+from contextlib import suppress
 from functools import cache
 from itertools import accumulate
 from pathlib import Path
+from types import MappingProxyType
+from typing import NamedTuple
 
 from planer.errors import UserError
-from planer.files import one_line
+from planer.files import one_line, read_json, write_json
 from planer.specs.plugins import plugin_folders
 
-CHANGES_NO_RESULT = ("__init__", "git", "parsing", "progress", "workflow")
+CHANGES_NO_RESULT = ("__init__", "errors", "git", "parsing", "progress", "workflow")
 """Modules and packages of planer whose edits repeat nothing."""
-REGISTRIES = ("planer/blocks", "planer/heads", "planer/specs")
+REGISTRIES = ("planer/blocks", "planer/heads", "planer/pretrained/adapters", "planer/specs")
 """Folders whose modules are found by their files: who reaches one of them reaches all, a user's own blocks too."""
 VALUES = "config"
 """The package whose fields and checks repeat nothing."""
@@ -38,84 +41,129 @@ DATA = (".cpp", ".json")
 last bits of results differ, and measured latencies by more."""
 
 
-def source_hash(script: Path, root: Path) -> str:
-    """Hash of a script's code and of all that it reaches in planer; root is the repository's folder."""
-    digest = hashlib.sha256()
-    for path in sorted(reached_files(script, root)):
-        content = path.read_bytes() if path.suffix in DATA else _module(path, root)[0].encode()
-        name = path.relative_to(root).as_posix() if path.is_relative_to(root) else f"{path.parent.name}/{path.name}"
-        digest.update(name.encode() + b"\0" + content)
-    return digest.hexdigest()[:12]
+def source_hashes(root: Path, cache_file: Path) -> dict[str, str]:
+    """Hashes of the scripts of all rules, by the scripts' names; root is the repository's folder.
 
-
-def reached_files(script: Path, root: Path) -> set[Path]:
-    """The script, the modules of planer that it imports, directly or not, and the data in these modules' folders."""
-    waiting, reached = [script], set()
-    while waiting:
-        path = waiting.pop()
-        if path not in reached and _part(path, root) not in CHANGES_NO_RESULT:
-            reached.add(path)
-            waiting += [file for name in _module(path, root)[1] for file in _imported(*name, root)]
-            waiting += _registered_beside(path, root)
-    folders = {path.parent for path in reached - {script}}
-    return reached | {path for folder in folders for path in folder.iterdir() if path.suffix in DATA}
-
-
-def _registered_beside(path: Path, root: Path) -> list[Path]:
-    """All modules of the registry that a file belongs to; none for other files."""
-    if not path.is_relative_to(root) or path.parent.relative_to(root).as_posix() not in REGISTRIES:
-        return []
-    return [
-        file for where in (path.parent, *map(Path, plugin_folders(path.parent.name))) for file in where.glob("*.py")
-    ]
-
-
-def _part(path: Path, root: Path) -> str:
-    """The module or package directly under planer that a file belongs to; nothing for a script."""
-    parts = path.relative_to(root).parts if path.is_relative_to(root) else (path.parent.name,)
-    return parts[1].removesuffix(".py") if parts[0] == "planer" else ""
-
-
-def _imported(module: str, name: str, root: Path) -> Iterator[Path]:
-    """Files that count where a name, or with "" the module itself, is imported from a module."""
-    if module.split(".")[0] != "planer":
-        return
-    if _file(f"{module}.{name}", root):
-        module, name = f"{module}.{name}", ""
-    for package in accumulate(module.split("."), "{}.{}".format):
-        path = _file(package, root)
-        if path and not (path.name == "__init__.py" and _only_exports(path.read_text())):
-            yield path
-        elif path and package == module:
-            yield from [path] if name in ("", "*") else _exported(path, name, root)
-
-
-def _exported(package: Path, name: str, root: Path) -> Iterator[Path]:
-    """Files that count where a name is imported from a package that only re-exports names."""
-    for module, exported in _module(package, root)[1]:
-        if exported == name:
-            yield from _imported(module, exported, root)
-
-
-def _file(module: str, root: Path) -> Path | None:
-    """A module's file, or a package's ``__init__.py``."""
-    stem = root.joinpath(*module.split("."))
-    return next((file for file in (stem.with_suffix(".py"), stem / "__init__.py") if file.is_file()), None)
-
-
-def _module(path: Path, root: Path) -> tuple[str, tuple[tuple[str, str], ...]]:
-    """The code in a module that can change a result, and the (module, name) pairs that it imports.
-
-    Raises UserError when the file is no Python, as a user's own block may be.
+    cache_file keeps the analysis of every module by its text, which takes a second.  Without write access there is
+    none.
     """
-    try:
-        return _analysed(path.read_text(), _part(path, root) == VALUES and path.name != "__init__.py")
-    except (SyntaxError, ValueError) as error:  # ValueError: wrong bytes
-        raise UserError(f"{path} is no Python module: {one_line(error)}") from error
+    known = {}
+    with suppress(UserError):
+        known = read_json(cache_file)
+    sources = Sources(root, known)
+    hashes = {path.name: sources.hash_of(path) for path in (root / "workflow/scripts").glob("*.py")}
+    if sources.analysed != known:
+        with suppress(UserError):
+            write_json(cache_file, sources.analysed)
+    return hashes
 
 
-@cache
-def _analysed(text: str, only_functions: bool) -> tuple[str, tuple[tuple[str, str], ...]]:
+class Sources:
+    """The code of a checkout.  Every file is read once: later edits are not seen."""
+
+    def __init__(self, root: Path, known: Mapping[str, list] = MappingProxyType({})):
+        """root: the repository's folder; known: what ``analysed`` was in an earlier process."""
+        self._root, self._known = root, known
+        self.analysed: dict[str, list] = {}
+        """The fields of Module by a hash of the module's text."""
+        self._name, self._module, self._imported = map(cache, (self._find_name, self._read_module, self._find_imported))
+        self._file, self._next, self._data = map(cache, (self._find_file, self._find_next, self._find_data))
+
+    def hash_of(self, script: Path) -> str:
+        """Hash of a script's code and of all that it reaches in planer."""
+        digest = hashlib.sha256()
+        for path in sorted(self.reached(script)):
+            content = self._data(path.parent)[path] if path.suffix in DATA else self._module(path).code
+            digest.update(f"{self._name(path)}\0{content}".encode())
+        return digest.hexdigest()[:12]
+
+    def reached(self, script: Path) -> set[Path]:
+        """The script, the modules of planer that it imports, directly or not, and the data beside these modules."""
+        waiting, reached = [script], set()
+        while waiting:
+            path = waiting.pop()
+            if path not in reached:
+                reached.add(path)
+                waiting += self._next(path)
+        return reached.union(*(self._data(path.parent) for path in reached - {script}))
+
+    def _find_next(self, path: Path) -> list[Path]:
+        """What counts of a file's imports, and all modules of the registry that it belongs to."""
+        files = [file for name in self._module(path).imports for file in self._imported(*name)]
+        if self._name(path).rpartition("/")[0] in REGISTRIES:
+            folders = (path.parent, *map(Path, plugin_folders(path.parent.name)))
+            files += [file for folder in folders for file in folder.glob("*.py")]
+        return [file for file in files if self._part(file) not in CHANGES_NO_RESULT]
+
+    def _find_data(self, folder: Path) -> dict[Path, str]:
+        """Hashes of the data files in a folder."""
+        files = [path for path in folder.iterdir() if path.suffix in DATA]
+        return {path: hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+    def _find_name(self, path: Path) -> str:
+        """A file's path in the repository; of a user's own block, the folder and the file."""
+        return path.relative_to(self._root if path.is_relative_to(self._root) else path.parents[1]).as_posix()
+
+    def _part(self, path: Path) -> str:
+        """The module or package directly under planer that a file belongs to; nothing for a script."""
+        parts = self._name(path).split("/")
+        return parts[1].removesuffix(".py") if parts[0] == "planer" else ""
+
+    def _find_imported(self, module: str, name: str) -> list[Path]:
+        """Files that count where a name, or with "" the module itself, is imported from a module."""
+        if module.split(".")[0] != "planer":
+            return []
+        if self._file(f"{module}.{name}"):
+            module, name = f"{module}.{name}", ""
+        files = []
+        for package in accumulate(module.split("."), "{}.{}".format):
+            path = self._file(package)
+            if path and not (path.name == "__init__.py" and self._module(path).only_exports):
+                files.append(path)
+            elif path and package == module:
+                files += [path] if name in ("", "*") else self._exported(path, name)
+        return files
+
+    def _exported(self, package: Path, name: str) -> list[Path]:
+        """Files that count where a name is imported from a package that only re-exports names."""
+        imports = self._module(package).imports
+        return [file for module, exported in imports if exported == name for file in self._imported(module, exported)]
+
+    def _find_file(self, module: str) -> Path | None:
+        """A module's file, or a package's ``__init__.py``."""
+        stem = self._root.joinpath(*module.split("."))
+        return next((file for file in (stem.with_suffix(".py"), stem / "__init__.py") if file.is_file()), None)
+
+    def _read_module(self, path: Path) -> Module:
+        """Raises UserError when the file is no Python, as a user's own block may be."""
+        only_functions = self._part(path) == VALUES and path.name != "__init__.py"
+        try:
+            text = path.read_text()
+            key = hashlib.sha256(f"{_ANALYSIS}{only_functions}{text}".encode()).hexdigest()
+            self.analysed[key] = self._known.get(key) or _analysed(text, only_functions)
+        except (SyntaxError, ValueError) as error:  # ValueError: wrong bytes
+            raise UserError(f"{path} is no Python module: {one_line(error)}") from error
+        code, imports, only_exports = self.analysed[key]
+        return Module(code, tuple(map(tuple, imports)), only_exports)
+
+
+class Module(NamedTuple):
+    """What counts of a module."""
+
+    code: str
+    """Hash of the code that can change a result."""
+    imports: tuple[tuple[str, str], ...]
+    """Modules and names that it imports from them."""
+    only_exports: bool
+    """Whether it does nothing but import names."""
+
+
+_ANALYSIS = hashlib.sha256(Path(__file__).read_bytes()).hexdigest()
+"""An analysis that is kept holds for this text of the module that you read."""
+
+
+def _analysed(text: str, only_functions: bool) -> list:
+    """The fields of Module, as JSON has them."""
     tree = _Executed().visit(ast.parse(text))
     nodes = _functions(tree) if only_functions else [tree]
     used = _names(nodes) if only_functions else set()
@@ -127,8 +175,9 @@ def _analysed(text: str, only_functions: bool) -> tuple[str, tuple[tuple[str, st
             found = [(alias.asname or alias.name, node.module or "", alias.name) for alias in node.names]
         else:
             continue
-        imports += [(module, name) for local, module, name in found if local in used or not only_functions]
-    return "".join(map(_canonical, nodes)), tuple(imports)
+        imports += [[module, name] for local, module, name in found if local in used or not only_functions]
+    code = "".join(map(_canonical, nodes))
+    return [hashlib.sha256(code.encode()).hexdigest(), imports, _only_exports(tree)]
 
 
 class _Executed(ast.NodeTransformer):
@@ -156,14 +205,12 @@ def _names(nodes: list[ast.AST]) -> set[str]:
     return {name.id for node in nodes for name in ast.walk(node) if isinstance(name, ast.Name)}
 
 
-@cache
-def _only_exports(text: str) -> bool:
+def _only_exports(tree: ast.Module) -> bool:
     """Whether a package's ``__init__.py`` does nothing but import names."""
-    nodes = _Executed().visit(ast.parse(text)).body
     return all(
         isinstance(node, (ast.Import, ast.ImportFrom))
         or (isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "__all__")
-        for node in nodes
+        for node in tree.body
     )
 
 

@@ -15,7 +15,7 @@ from planer.heads import Softmax
 from planer.models import LanguageModel, initialise
 from planer.specs import Architecture, kinds
 from planer.specs.plugins import plugin_folders
-from planer.workflow.source import reached_files
+from planer.workflow.source import Sources
 from tests.own_block import MODULE, SPECIFICATION, write_block
 from tests.workflow.conftest import ROOT
 
@@ -67,9 +67,9 @@ def test_options_patterns_and_networks_know_the_block(own):
 
 def test_stages_that_build_blocks_depend_on_the_files(own):
     write_block(own)
-    reached = reached_files(ROOT / "workflow/scripts/retrain.py", ROOT)
+    reached = Sources(ROOT).reached(ROOT / "workflow/scripts/retrain.py")
     assert {own / "specs/gate.py", own / "blocks/gate.py"} <= reached
-    assert own / "blocks/gate.py" not in reached_files(ROOT / "workflow/scripts/pattern.py", ROOT)
+    assert own / "blocks/gate.py" not in Sources(ROOT).reached(ROOT / "workflow/scripts/pattern.py")
 
 
 @pytest.mark.parametrize("text", [b"def (", b"# caf\xe9", b"x = 1\0"])
@@ -77,7 +77,7 @@ def test_files_that_are_no_python_are_named(own, text):
     write_block(own)
     (own / "blocks/gate.py").write_bytes(text)
     with pytest.raises(UserError, match="blocks/gate.py is no Python module: .+"):
-        reached_files(ROOT / "workflow/scripts/retrain.py", ROOT)
+        Sources(ROOT).reached(ROOT / "workflow/scripts/retrain.py")
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from planer.workflow.source import reached_files, source_hash
+from planer.workflow.source import REGISTRIES, Sources, source_hashes
 
 FILES = {
     "workflow/scripts/train.py": "from planer.model import Model\nfrom planer.settings import seed\n",
@@ -63,9 +63,9 @@ def small(tmp_path) -> Path:
 @pytest.mark.parametrize("file", [name for name in FILES if not name.endswith("settings/__init__.py")])
 def test_edits(small, file):
     script = small / "workflow/scripts/train.py"
-    before = source_hash(script, small)
+    before = Sources(small).hash_of(script)
     (small / file).write_text(FILES[file] + "\nedited = 1\n")
-    assert (source_hash(script, small) != before) == (file not in UNREACHED)
+    assert (Sources(small).hash_of(script) != before) == (file not in UNREACHED)
 
 
 def test_who_reaches_a_module_of_a_registry_reaches_all(small):
@@ -73,18 +73,18 @@ def test_who_reaches_a_module_of_a_registry_reaches_all(small):
     for name in ("softmax", "other"):
         (small / "planer/heads").mkdir(exist_ok=True)
         (small / f"planer/heads/{name}.py").write_text("x = 1\n")
-    assert other not in reached_files(script, small)
+    assert other not in Sources(small).reached(script)
     script.write_text(script.read_text() + "from planer.heads.softmax import x\n")
-    assert other in reached_files(script, small)
+    assert other in Sources(small).reached(script)
 
 
 def test_a_package_that_does_more_than_export_counts(small):
     script, package = small / "workflow/scripts/train.py", small / "planer/settings/__init__.py"
-    before = source_hash(script, small)
+    before = Sources(small).hash_of(script)
     package.write_text(package.read_text() + "from planer.settings.other import y\n__all__ = []\n")
-    assert source_hash(script, small) == before
+    assert Sources(small).hash_of(script) == before
     package.write_text(package.read_text() + "print(x)\n")
-    assert {package, small / "planer/settings/other.py"} <= reached_files(script, small)
+    assert {package, small / "planer/settings/other.py"} <= Sources(small).reached(script)
 
 
 COMMENTED = '''"""A module."""
@@ -107,18 +107,33 @@ def build(): return 1 + choice
 """
 
 
+@pytest.mark.parametrize("cache", ["", "{}", '{"damaged": [], "checksum": "no"}'])
+def test_what_is_cached_changes_no_hash(small, tmp_path, monkeypatch, cache):
+    file, module = tmp_path / "cache/file.json", small / "planer/model.py"
+    before = source_hashes(small, file)
+    file.write_text(cache)
+    assert source_hashes(small, file) == before
+    with monkeypatch.context() as patched:
+        patched.setattr(ast, "parse", None)
+        assert source_hashes(small, file) == before, "nothing is analysed twice"
+    module.write_text(FILES["planer/model.py"] + "\nedited = 1\n")
+    assert source_hashes(small, file) != before
+    module.write_text(FILES["planer/model.py"])
+    assert source_hashes(small, tmp_path / "cache/file.json/no folder") == before
+
+
 def test_comments_docstrings_layout_and_imports_for_types_do_not_count(small):
     script, module = small / "workflow/scripts/train.py", small / "planer/model.py"
     hashes = []
     for text in (COMMENTED, PLAIN, PLAIN.replace("1", "2")):
         module.write_text(text)
-        assert small / "planer/unused.py" not in reached_files(script, small)
-        hashes.append(source_hash(script, small))
+        assert small / "planer/unused.py" not in Sources(small).reached(script)
+        hashes.append(Sources(small).hash_of(script))
     assert hashes[0] == hashes[1] != hashes[2]
 
 
 def hashes(root: Path) -> dict[str, str]:
-    return {path.stem: source_hash(path, root) for path in (root / "workflow/scripts").glob("*.py")}
+    return {name.removesuffix(".py"): value for name, value in source_hashes(root, root / "cache.json").items()}
 
 
 @pytest.fixture(scope="module")
@@ -194,9 +209,9 @@ def test_checks_of_the_config_set_nothing(pytestconfig):
 
 
 def test_no_import_is_relative_or_computed(pytestconfig):
-    """Such imports are not followed.  Specifications and modules of blocks count without imports."""
+    """Such imports are not followed.  The modules of registries count without imports."""
     for path in (pytestconfig.rootpath / "planer").rglob("*.py"):
-        if path.parent.name == "specs":
+        if path.parent.relative_to(pytestconfig.rootpath).as_posix() in REGISTRIES:
             continue
         for node in ast.walk(ast.parse(path.read_text())):
             assert not (isinstance(node, ast.ImportFrom) and node.level), path
