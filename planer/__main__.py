@@ -1,9 +1,11 @@
-"""python -m planer: generate text with a trained network, serve it, show what it is, export it."""
+"""python -m planer: generate text with a trained network, serve it, show what it is, export or register it."""
 
 from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NoReturn
 
@@ -62,6 +64,9 @@ def parser() -> Parser:
     add("info", info, "show what a network is")
     command = add("export", export, "write a Hugging Face folder")
     command.add_argument("out", metavar="OUT", help="a new or empty folder")
+    command = add("register", register, "register a network as a model in MLflow")
+    command.add_argument("name", metavar="NAME", help="of the model; a known one gets its next version")
+    command.add_argument("--results", metavar="PATH", type=Path, default="results", help="where mlflow.db is (results)")
     return top
 
 
@@ -88,10 +93,8 @@ def serve(options: argparse.Namespace) -> None:
     limits = Limits.of(**{name: getattr(options, name) for name in LIMITS})
     import planer
 
-    try:
+    with _packages("'planer[serve]'"):
         from planer.serving.server import Server, is_loopback, run
-    except ModuleNotFoundError as error:
-        raise UserError(f"the server needs {error.name}: pip install 'planer[serve]'") from error
     network = planer.load(options.folder, options.device, options.vocab)
     name = options.name or network.surroundings.variant or Path(options.folder).resolve().name
     server = Server(network, name, limits, options.host, options.port)
@@ -114,6 +117,24 @@ def export(options: argparse.Namespace) -> None:
 
     export_network(options.folder, options.out, options.vocab)
     print(f"wrote {options.out}; its README.md says how to load it")
+
+
+def register(options: argparse.Namespace) -> None:
+    """Log the network and say how to serve it."""
+    with _packages("mlflow"):
+        from planer.serving.register import register
+
+        address = register(options.folder, options.name, options.results, options.vocab)
+    print(f"registered {address}; docs/serving.md says how to serve it")
+
+
+@contextmanager
+def _packages(names: str) -> Iterator[None]:
+    """Raise UserError, saying what to install, when an import in the block fails."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        raise UserError(f"there is no package {error.name}; pip install {names}") from error
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -1,0 +1,39 @@
+"""A network as an MLflow model: text for a table of prompts.
+
+MLflow imports this module to load a model that ``register.py`` wrote.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pandas as pd
+
+from planer.models.network import Network, load
+
+
+class TextModel:
+    """A network behind MLflow's interface; ``generate`` of a network says what the parameters mean."""
+
+    def __init__(self, network: Network):
+        self._network = network
+
+    def predict(self, model_input: pd.DataFrame, params: dict | None = None) -> pd.DataFrame:
+        """What follows each prompt.
+
+        model_input: a column ``prompt``.  params: max_tokens, temperature, top_k, top_p, seed; those that are absent
+        have the defaults of ``Sampling``.  Returns a column ``text``.  Raises UserError as ``Network.generate``.
+        """
+        sampling = dict(params or {})
+        if "max_tokens" in sampling:
+            sampling["tokens"] = sampling.pop("max_tokens")
+        return pd.DataFrame({"text": [self._following(prompt, sampling) for prompt in model_input["prompt"]]})
+
+    def _following(self, prompt: str, sampling: dict) -> str:
+        tokens = self._network.stream(self._network.encode(prompt), **sampling)
+        return self._network.surroundings.vocabulary.decode(tokens)
+
+
+def _load_pyfunc(path: str) -> TextModel:
+    """What MLflow calls with the folder of the network."""
+    return TextModel(load(Path(path)))

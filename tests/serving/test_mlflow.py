@@ -1,0 +1,124 @@
+"""A network as an MLflow model: saved, registered, loaded, and served by MLflow."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+
+import mlflow
+import pandas as pd
+import pytest
+
+from planer.__main__ import main
+from planer.serving.register import model_parts, signature
+
+PARAMS = {"max_tokens": 9, "temperature": 0.9, "top_k": 40, "top_p": 0.9, "seed": 4}
+SAMPLING = {"tokens": 9, "temperature": 0.9, "top_k": 40, "top_p": 0.9, "seed": 4}
+
+
+@pytest.fixture(scope="module")
+def saved(folder, tmp_path_factory):
+    path = tmp_path_factory.mktemp("mlflow") / "model"
+    with model_parts(folder) as parts:
+        mlflow.pyfunc.save_model(path, signature=signature(), **parts)
+    return path
+
+
+def test_a_saved_network_writes_the_same_text(saved, continuation):
+    model = mlflow.pyfunc.load_model(str(saved))
+    texts = model.predict(pd.DataFrame({"prompt": ["ab", "c"]}), params=PARAMS)
+    assert texts["text"].tolist() == [continuation("ab", **SAMPLING), continuation("c", **SAMPLING)]
+    (text,) = model.predict([{"prompt": "ab"}])["text"]
+    assert text == continuation("ab")
+    assert model.metadata.signature.params.to_dict()[0]["name"] == "max_tokens"
+
+
+def test_a_saved_network_has_no_pickle_and_brings_planer(saved):
+    files = [path.relative_to(saved).as_posix() for path in saved.rglob("*") if path.is_file()]
+    assert not [name for name in files if name.endswith((".pkl", ".pickle", ".pt", ".pyc"))]
+    assert {"data/network/model.safetensors", "code/planer/serving/pyfunc.py"} <= set(files)
+    requirements = (saved / "requirements.txt").read_text()
+    assert "torch==" in requirements and "+" not in requirements
+
+
+def test_mlflow_serves_it(saved, continuation, tmp_path):
+    """From a folder where there is no other planer, with the packages of this environment."""
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port = probe.getsockname()[1]
+    command = [
+        "models",
+        "serve",
+        "-m",
+        str(saved),
+        "--env-manager",
+        "local",
+        "--host",
+        "127.0.0.1",
+        "--port",
+        str(port),
+    ]
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    environment["PATH"] = f"{Path(sys.executable).parent}:{environment['PATH']}"  # MLflow looks for uvicorn there
+    environment["MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR"] = "false"
+    process = subprocess.Popen([sys.executable, "-m", "mlflow", *command], cwd=tmp_path, env=environment)
+    try:
+        for _ in range(1200):
+            assert process.poll() is None
+            try:
+                socket.create_connection(("127.0.0.1", port)).close()
+                break
+            except OSError:
+                time.sleep(0.1)
+        body = {"dataframe_split": {"columns": ["prompt"], "data": [["ab"]]}, "params": PARAMS}
+        request = urllib.request.Request(
+            f"http://127.0.0.1:{port}/invocations", json.dumps(body).encode(), {"Content-Type": "application/json"}
+        )
+        with urllib.request.urlopen(request, timeout=120) as answer:
+            assert json.load(answer) == {"predictions": [{"text": continuation("ab", **SAMPLING)}]}
+    finally:
+        process.terminate()
+        process.wait(60)
+
+
+@pytest.fixture
+def store(tmp_path, monkeypatch):
+    """A results folder whose store MLflow uses in this test alone."""
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "results").mkdir()
+    yield
+    mlflow.set_tracking_uri(None)
+
+
+def test_a_network_is_registered_version_after_version(folder, store, continuation, capsys):
+    for version in (1, 2):
+        main(["register", str(folder), "tiny"])
+        assert f"registered models:/tiny/{version}; " in capsys.readouterr().out
+    model = mlflow.pyfunc.load_model("models:/tiny/2")
+    assert model.predict(pd.DataFrame({"prompt": ["ab"]}), params=PARAMS)["text"][0] == continuation("ab", **SAMPLING)
+
+
+@pytest.mark.parametrize(
+    ("name", "results", "uri", "reason"),
+    [
+        ("a/b", "results", "", "the model's name is 'a/b'; allowed: letters, digits and ._+- after the first"),
+        (
+            "tiny",
+            "nowhere",
+            "",
+            "no folder nowhere; run in the folder of a workflow, or name its results with --results",
+        ),
+        ("tiny", "results", "none", "MLFLOW_TRACKING_URI=none switches MLflow off"),
+    ],
+)
+def test_a_mistake_is_one_line(folder, store, monkeypatch, name, results, uri, reason):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    with pytest.raises(SystemExit) as end:
+        main(["register", str(folder), name, "--results", results])
+    assert end.value.code.startswith(f"planer: {reason}") and "\n" not in end.value.code
