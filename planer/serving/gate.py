@@ -71,6 +71,7 @@ class Gate:
         self._figures.observe(seconds, route=route)
         tokens = ""
         if generation:
+            generation.cancel()  # where the client hung up before the last token
             finish = generation.finish or "cancelled"
             self._figures.add("planer_generations_total", finish=finish)
             self._figures.add("planer_prompt_tokens_total", generation.prompt_tokens)

@@ -10,6 +10,7 @@ from dataclasses import replace
 
 from planer.errors import UserError
 from planer.models.network import Network
+from planer.parsing import show
 from planer.serving.engine import Closing, Engine, Full, Generation
 from planer.serving.errors import ApiError
 from planer.serving.limits import Limits
@@ -60,7 +61,7 @@ class ServedModel:
     def require(self, name: str) -> None:
         """Raise ApiError for another model's name."""
         if name != self.name:
-            message = f"there is no model {name!r}; this server has {self.name!r}"
+            message = f"there is no model {show(name)}; this server has {self.name!r}"
             raise ApiError(404, message, "model_not_found", "model")
 
     async def submit(self, asked: CompletionRequest | ChatRequest) -> tuple[Generation, Inbox]:

@@ -8,7 +8,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import pandas as pd
+from mlflow.exceptions import MlflowException
 
+from planer.errors import UserError
 from planer.models.network import Network, load
 
 
@@ -22,12 +24,14 @@ class TextModel:
         """What follows each prompt.
 
         model_input: a column ``prompt``.  params: max_tokens, temperature, top_k, top_p, seed; those that are absent
-        have the defaults of ``Sampling``.  Returns a column ``text``.  Raises UserError as ``Network.generate``.
+        have the defaults of ``Sampling``.  Returns a column ``text``.
+        Raises MlflowException where ``Network.generate`` raises UserError.
         """
-        sampling = dict(params or {})
-        if "max_tokens" in sampling:
-            sampling["tokens"] = sampling.pop("max_tokens")
-        return pd.DataFrame({"text": [self._following(prompt, sampling) for prompt in model_input["prompt"]]})
+        sampling = {{"max_tokens": "tokens"}.get(name, name): value for name, value in (params or {}).items()}
+        try:
+            return pd.DataFrame({"text": [self._following(prompt, sampling) for prompt in model_input["prompt"]]})
+        except UserError as error:
+            raise MlflowException.invalid_parameter_value(str(error)) from error
 
     def _following(self, prompt: str, sampling: dict) -> str:
         tokens = self._network.stream(self._network.encode(prompt), **sampling)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import JSONResponse, StreamingResponse
@@ -62,10 +61,11 @@ async def _answer(
     request.scope["generation"] = generation
     if asked.stream:
         with_usage = asked.stream_options is not None and asked.stream_options.include_usage
-        events = _events(request, model, generation, inbox, answer, with_usage)
+        events = _events(model, generation, inbox, answer, with_usage)
         return StreamingResponse(events, media_type="text/event-stream", headers={"Cache-Control": "no-cache"})
-    async with _cancelled_at_hang_up(request, generation):
-        text = "".join([part async for part in inbox])
+    watcher = asyncio.ensure_future(_cancel_at_hang_up(request, generation))
+    text = "".join([part async for part in inbox])
+    watcher.cancel()
     if error := failure(generation.finish, model.limits):
         raise error
     counts = usage(generation.prompt_tokens, generation.tokens)
@@ -73,19 +73,13 @@ async def _answer(
 
 
 async def _events(
-    request: Request,
-    model: ServedModel,
-    generation: Generation,
-    inbox: Inbox,
-    answer: CompletionAnswer,
-    with_usage: bool,
+    model: ServedModel, generation: Generation, inbox: Inbox, answer: CompletionAnswer, with_usage: bool
 ) -> AsyncIterator[str]:
     """The events of a stream.  An error is its last event."""
-    async with _cancelled_at_hang_up(request, generation):
-        if answer.first:
-            yield event(answer.chunk(answer.first))
-        async for text in inbox:
-            yield event(answer.chunk(answer.part(text)))
+    if answer.first:
+        yield event(answer.chunk(answer.first))
+    async for text in inbox:
+        yield event(answer.chunk(answer.part(text)))
     if error := failure(generation.finish, model.limits):
         yield event(error.body())
         return
@@ -95,18 +89,8 @@ async def _events(
     yield DONE
 
 
-@asynccontextmanager
-async def _cancelled_at_hang_up(request: Request, generation: Generation) -> AsyncIterator[None]:
-    """Cancel the generation when the client hangs up, or when the block ends in another way before its last token."""
-
-    async def watch() -> None:
-        while (await request.receive())["type"] != "http.disconnect":
-            pass
-        generation.cancel()
-
-    watcher = asyncio.ensure_future(watch())
-    try:
-        yield
-    finally:
-        generation.cancel()
-        watcher.cancel()
+async def _cancel_at_hang_up(request: Request, generation: Generation) -> None:
+    """For an answer in one piece; a stream is stopped by the framework."""
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+    generation.cancel()

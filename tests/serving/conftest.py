@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import json
+import os
 import string
 import threading
 import time
@@ -20,6 +21,8 @@ from planer.models.network import Network
 from planer.serving.limits import Limits
 from planer.serving.server import Server
 from planer.specs import Architecture, Attention, FeedForward
+
+os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # before MLflow is imported
 
 SYMBOLS = sorted(f"{string.ascii_letters}{string.digits}{string.punctuation} \n".encode())
 NAME = "mine/target_0.5"

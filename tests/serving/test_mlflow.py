@@ -14,6 +14,7 @@ from pathlib import Path
 import mlflow
 import pandas as pd
 import pytest
+from mlflow.exceptions import MlflowException
 
 from planer.__main__ import main
 from planer.serving.register import model_parts, signature
@@ -37,6 +38,16 @@ def test_a_saved_network_writes_the_same_text(saved, continuation):
     (text,) = model.predict([{"prompt": "ab"}])["text"]
     assert text == continuation("ab")
     assert model.metadata.signature.params.to_dict()[0]["name"] == "max_tokens"
+
+
+@pytest.mark.parametrize(
+    ("prompt", "params", "reason"),
+    [("é", {}, "the prompt's byte 0xc3"), ("a", {"max_tokens": 0}, "tokens is 0; it must be from 1 to 1,000,000")],
+)
+def test_a_mistake_of_a_caller_is_one_line(saved, prompt, params, reason):
+    with pytest.raises(MlflowException, match=reason) as error:
+        mlflow.pyfunc.load_model(str(saved)).predict(pd.DataFrame({"prompt": [prompt]}), params=params)
+    assert "\n" not in error.value.message
 
 
 def test_a_saved_network_has_no_pickle_and_brings_planer(saved):
