@@ -21,7 +21,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
-from benchmarks.output import RESULTS, table, write_results  # noqa: E402
+from benchmarks.output import RESULTS, positive, start, table, write_results  # noqa: E402
 from planer.runtime import device_name, resolve_device  # noqa: E402
 
 TARGET = "results/demo/target_0.5/eval.json"
@@ -73,8 +73,8 @@ def measure(rounds: int) -> dict:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition(":")[0])
-    parser.add_argument("--rounds", type=int, default=10)
-    parser.add_argument("--results", type=Path, default=RESULTS)
+    parser.add_argument("--rounds", type=positive, default=10, help="dry runs of each (default: %(default)s)")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="folder (default: %(default)s)")
     options = parser.parse_args()
     found = measure(options.rounds)
     lines = [[name, f"{row['cpu_s']:.2f}", f"{row['wall_s']:.2f}"] for name, row in found["rows"].items()]
@@ -85,4 +85,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    start(main)

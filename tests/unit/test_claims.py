@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import claims, figures
+from benchmarks import claims, dry_run, figures
 from benchmarks.output import start
 from planer.errors import UserError
 from planer.files import read_json
@@ -198,6 +198,14 @@ def test_figures_of_benchmarks_stand_in_their_results(name, files):
     for row in table.rows.values():
         content = json.loads((ROOT / f"benchmarks/results/amd-epyc-{files[row.runs[0]]}.json").read_text())
         assert all(figures.measured(table.figures[figure], [content]).value > 0 for figure in row.figures)
+
+
+def test_figures_of_a_dry_run_are_ratios_to_a_bare_one(monkeypatch):
+    seconds = {dry_run.ROOT: (3.0, 6.0)}
+    monkeypatch.setattr(dry_run, "dry_run", lambda folder, target: (*seconds.get(folder, (2.0, 3.0)), 5))
+    table, found = claims.read_table("dry-run", SHIPPED), dry_run.measure(rounds=2)
+    values = {name: figures.measured(figure, [found]).value for name, figure in table.figures.items()}
+    assert values == {"processor time": 1.5, "wall-clock time": 2.0}
 
 
 def test_every_row_of_the_readme_has_claims():
