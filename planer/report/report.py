@@ -12,14 +12,14 @@ from matplotlib.figure import Figure
 from planer.config.variant import parse_variant
 from planer.evaluation.comparison import compare, headline
 from planer.evaluation.controls import CONTROLS
+from planer.evaluation.summary import summary_line
 from planer.files import write_text
 from planer.latency.additivity import IDLE_BAR, missed
 from planer.report.control_tables import control_table, shallow_finding
 from planer.report.drawing import inline, to_svg
 from planer.report.figures import UNITS
-from planer.report.page import TEMPLATE, cell, count, milliseconds, section, table
+from planer.report.page import cell, count, milliseconds, section, table
 from planer.report.search_tables import path_tables, proxy_training_tables, search_tables
-from planer.report.summary import summary_line
 from planer.report.sweep_tables import sweep_table
 from planer.report.verdict import rules, verdict
 
@@ -81,11 +81,12 @@ def render(
     evaluations: Sequence[dict], additivity: dict, figures: Mapping[str, str], analyses: Sequence[dict] = ()
 ) -> str:
     """The page as text; figures are SVG documents by name."""
-    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
+    loader = jinja2.FileSystemLoader(Path(__file__).parent)
+    environment = jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined)
     first, verdicts = evaluations[0], [verdict(evaluation, evaluations) for evaluation in evaluations]
     parts = [*_network_sections(evaluations), *_measured_sections(evaluations, additivity), *analyses]
     parts.append(_provenance(evaluations))
-    return environment.from_string(TEMPLATE).render(
+    return environment.get_template("report.html.jinja").render(
         experiment=first["experiment"],
         setting=_setting(first),
         verdicts=verdicts,

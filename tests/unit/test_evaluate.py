@@ -18,12 +18,12 @@ from planer.conversion.routers import initialise_routers, with_routers
 from planer.conversion.thresholds import ThresholdChoice
 from planer.errors import UserError
 from planer.evaluation.evaluate import _search_cost, config_hash, evaluate
+from planer.evaluation.summary import summary_line
 from planer.files import write_json
 from planer.git import git_commit
 from planer.latency.networks import random_model
 from planer.latency.table import LatencyTable
 from planer.models import LanguageModel, save
-from planer.report.summary import summary_line
 from planer.specs import Architecture
 
 SCHEMA = json.loads((ROOT / "planer/schemas/eval.schema.json").read_text())

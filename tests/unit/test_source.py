@@ -184,6 +184,7 @@ def test_an_edit_that_changes_no_result_repeats_nothing(changed, file, old, new)
             "import torch as t, torch",
             {"choose", "retrain", "search"},
         ),
+        ("planer/report/report.html.jinja", "<h2>", "<h3>", {"compare", "pareto"}),
         ("planer/data/prepare.py", "len(text) // 20", "len(text) // 10", {"prepare_data"}),
         ("planer/evaluation/quality.py", "import torch", "import torch as t, torch", {"evaluate"}),
         (

@@ -3,10 +3,10 @@
 from pathlib import Path
 
 from planer.evaluation.evaluate import evaluate
+from planer.evaluation.summary import summary_line
 from planer.files import read_json, write_json
 from planer.latency.table import LatencyTable
 from planer.progress import tell
-from planer.report.summary import summary_line
 from planer.runtime import resolve_device
 from planer.specs import Architecture, load_selection
 from planer.workflow.job import stage
