@@ -186,7 +186,7 @@ def pareto_files(wildcards):
     config = config_of(wildcards.experiment).pareto
     chosen = [config.shared(target) for target in config.targets]
     trained = dict.fromkeys(
-        variant for target in config.compared for variant in (config.shared(target), config.own(target))
+        variant for target in config.compared for variant in (config.shared(target), config.separate(target))
     )
     return {
         "architectures": expand("results/{experiment}/{variant}/architecture.yaml", variant=chosen, allow_missing=True),

@@ -54,9 +54,9 @@ class ParetoConfig:
     @property
     def supernet(self) -> str:
         """The variant whose supernet serves all targets: the loosest."""
-        return self.own(max(self.targets))
+        return self.separate(max(self.targets))
 
-    def own(self, target: float) -> str:
+    def separate(self, target: float) -> str:
         """The variant that is searched separately for a target."""
         return f"target_{spelled(target)}"
 

@@ -53,8 +53,8 @@ class Comparison:
 def compare_with_controls(evaluation: dict, evaluations: Sequence[dict] = ()) -> list[Comparison]:
     """A network beside each of its controls among the evaluations, in the order of CONTROLS.
 
-    The baseline's values stand in the evaluation itself.  A control is compared with the baseline alone, the baseline
-    with nothing.
+    The evaluation itself has the baseline's values.  A control is compared with the baseline alone, the baseline with
+    nothing.
     """
     variant = parse_variant(evaluation["variant"])
     if variant.method == "baseline":
@@ -64,8 +64,8 @@ def compare_with_controls(evaluation: dict, evaluations: Sequence[dict] = ()) ->
         others = [(parse_variant(other["variant"]), other["quality"]) for other in evaluations]
         for control in ("continued", "shallow", "random"):
             found[control] = [quality for other, quality in others if _is_control(other, control, variant)]
-    own = evaluation["quality"]
-    return [_compare(variant.name, control, own, references) for control, references in found.items() if references]
+    quality = evaluation["quality"]
+    return [_compare(variant.name, control, quality, references) for control, references in found.items() if references]
 
 
 def _is_control(other: Variant, control: str, variant: Variant) -> bool:
@@ -75,20 +75,20 @@ def _is_control(other: Variant, control: str, variant: Variant) -> bool:
     return control == "continued" or other.target == variant.target
 
 
-def _compare(network: str, control: str, own: dict, references: Sequence[dict]) -> Comparison:
-    unit = own["unit"]
-    quality, *others = (known["final"]["test"][unit] for known in (own, *references))
+def _compare(network: str, control: str, quality: dict, references: Sequence[dict]) -> Comparison:
+    unit = quality["unit"]
+    value, *others = (one["final"]["test"][unit] for one in (quality, *references))
     if len(references) == 1:
-        segments = own["segments"]
+        segments = quality["segments"]
         losses = (segments["nll"], references[0]["segments"]["nll"], segments["tokens"])
-        return Comparison(network, control, quality, tuple(others), "segments", compare_pairs(*losses))
-    losses = [known["final"]["test"]["nll"] for known in references]
-    paired = compare_pairs([own["final"]["test"]["nll"]] * len(losses), losses)
-    return Comparison(network, control, quality, tuple(others), "networks", paired)
+        return Comparison(network, control, value, tuple(others), "segments", compare_pairs(*losses))
+    losses = [reference["final"]["test"]["nll"] for reference in references]
+    paired = compare_pairs([quality["final"]["test"]["nll"]] * len(losses), losses)
+    return Comparison(network, control, value, tuple(others), "networks", paired)
 
 
 def compare_seeds(evaluations: Sequence[dict]) -> list[Comparison]:
-    """Networks with several seeds beside their controls, paired by seed; seeds without a control do not count."""
+    """Networks with several seeds and their controls, paired by seed; seeds without a control do not count."""
     found: dict[tuple[Variant, str], list[Comparison]] = {}
     for evaluation in evaluations:
         variant = parse_variant(evaluation["variant"])

@@ -1,9 +1,9 @@
-"""One supernet for many latency targets, against a search of its own for each.
+"""One supernet for many latency targets, against a separate search for each.
 
-The supernet of the mildest target serves all targets: its networks are picked by replace-one scores under each budget,
-which costs no training.  For some targets both networks are trained and evaluated by the same road, that from the
-shared supernet (``shared_<t>``) and that from a search at the target itself (``target_<t>``).  For the mildest target
-they are the same network by construction.
+The supernet of the loosest target serves all targets: its networks are chosen by replace-one scores under each budget,
+without training.  For some targets two networks are trained and evaluated in the same way: that from the shared
+supernet (``shared_<t>``) and that from a search at the target itself (``target_<t>``).  For the loosest target they are
+the same network.
 """
 
 from __future__ import annotations
@@ -14,17 +14,17 @@ from planer.config import ParetoConfig
 from planer.evaluation.comparison import headline
 
 RULE = (
-    "Both networks of a target keep the same latency budget and are retrained alike; the one with the better test "
-    "quality wins. A target is charged the seconds of the shared search over the number of targets that it serves, or "
-    "all seconds of a search of its own; choosing from a supernet costs both alike and is left out."
+    "Both networks of a target have the same latency budget and the same training; the one with the better test "
+    "quality wins. A target costs the seconds of the shared search over the number of its targets, or all seconds of a "
+    "separate search; choosing from a supernet costs the same for both and is left out."
 )
-ROADS = {"shared": "from the shared supernet", "own": "from a search of its own"}
+SEARCHES = {"shared": "from the shared supernet", "separate": "from a separate search"}
 
 
 def pareto(config: ParetoConfig, networks: Sequence[dict], evaluations: Sequence[dict]) -> dict:
-    """The content of pareto.json; rows go from the tightest target to the mildest.
+    """The content of pareto.json; rows go from the strictest target to the loosest.
 
-    networks: contents of architecture.yaml of ``config.shared(target)``, one per target, in the order of the config.
+    networks: contents of architecture.yaml of ``config.shared(target)``, one per target, in the configured order.
     evaluations: contents of eval.json of both networks of the compared targets, in any order.
     """
     found = {evaluation["variant"]: evaluation for evaluation in evaluations}
@@ -42,7 +42,7 @@ def pareto(config: ParetoConfig, networks: Sequence[dict], evaluations: Sequence
 
 
 def _choice(config: ParetoConfig, target: float, network: dict) -> dict:
-    """What the shared supernet led to for a target."""
+    """The shared supernet's network for a target."""
     selection = network["selection"]
     return {
         "target": target,
@@ -57,7 +57,7 @@ def _choice(config: ParetoConfig, target: float, network: dict) -> dict:
 def supernet_nll(network: dict) -> float | None:
     """The supernet's validation loss on the network of an architecture.yaml, in nats per token.
 
-    None for networks that were chosen by architecture weights, without a look at the loss.
+    None for networks that were chosen by architecture weights, without this loss.
     """
     candidates = network["selection"]["candidates"]
     return next(entry["supernet_nll"] for entry in candidates if entry["pattern"] == network["pattern"])
@@ -75,12 +75,12 @@ def _on_front(row: dict, rows: Sequence[dict]) -> bool | None:
 
 
 def _comparison(config: ParetoConfig, target: float, evaluations: dict[str, dict]) -> dict:
-    """Both networks of a target, after retraining; the winner is shared, own, or same when they are one or equal."""
-    shared, own = (_trained(evaluations[name]) for name in (config.shared(target), config.own(target)))
+    """Both networks of a target, after training; the winner is shared, separate, or same when they are equal."""
+    shared, separate = (_trained(evaluations[name]) for name in (config.shared(target), config.separate(target)))
     shared["search_seconds"] /= len(config.targets)
-    difference = shared["test"] - own["test"]
-    winner = "same" if difference == 0 else "shared" if difference < 0 else "own"
-    return {"target": target, "shared": shared, "own": own, "winner": winner}
+    difference = shared["test"] - separate["test"]
+    winner = "same" if difference == 0 else "shared" if difference < 0 else "separate"
+    return {"target": target, "shared": shared, "separate": separate, "winner": winner}
 
 
 def _trained(evaluation: dict) -> dict:
@@ -95,14 +95,14 @@ def _trained(evaluation: dict) -> dict:
 
 
 def _totals(config: ParetoConfig, compared: Sequence[dict]) -> dict:
-    """Seconds of the one search and of the compared targets' own, and of own searches for all targets at their mean."""
-    own_seconds = sum(row["own"]["search_seconds"] for row in compared)
+    """Seconds of the shared and of the separate searches, and of separate ones for all targets at their mean."""
+    separate_seconds = sum(row["separate"]["search_seconds"] for row in compared)
     return {
         "targets": len(config.targets),
         "compared": len(compared),
         "shared_search_seconds": compared[0]["shared"]["search_seconds"] * len(config.targets),
-        "own_search_seconds": own_seconds,
-        "own_search_seconds_all_targets": own_seconds / len(compared) * len(config.targets),
-        "mean_test": {road: sum(row[road]["test"] for row in compared) / len(compared) for road in ROADS},
-        "wins": {winner: sum(row["winner"] == winner for row in compared) for winner in (*ROADS, "same")},
+        "separate_search_seconds": separate_seconds,
+        "separate_search_seconds_all_targets": separate_seconds / len(compared) * len(config.targets),
+        "mean_test": {search: sum(row[search]["test"] for row in compared) / len(compared) for search in SEARCHES},
+        "wins": {winner: sum(row["winner"] == winner for row in compared) for winner in (*SEARCHES, "same")},
     }

@@ -1,21 +1,21 @@
 """Does a search find the same network again, and is that network as good as the baseline?
 
-A repeat is a variant's whole road, search and training, with other random streams (``-seed<k>``).  Of n repeats, and n
-of the baseline, this tells how often they choose the same block, how far latency and quality spread, and whether the
-variant's quality is worse than the baseline's by no more than a margin (non-inferiority, lower is better):
+A repeat is the search and training of a variant with other random streams (``-seed<k>``).  For n repeats, and n of the
+baseline, this reports how often they choose the same block, the spread of latency and quality, and whether the
+variant's quality is worse than the baseline's by at most a margin (non-inferiority, lower is better):
 
     H0: mu_v >= (1 + m) mu_b        H1: mu_v < (1 + m) mu_b
 
-with Welch's t, the groups being independent and of unequal variances s_v^2 and s_b^2.  The margin scales the baseline's
-mean and therefore its variance too:
+with Welch's t for independent groups of unequal variances s_v^2 and s_b^2.  The margin scales the baseline's mean, and
+so its variance:
 
     D = v - (1 + m) b,   A = s_v^2 / n,   B = (1 + m)^2 s_b^2 / n,   T = D / sqrt(A + B),
     df = (A + B)^2 / (A^2 / (n - 1) + B^2 / (n - 1)),   p = P(t_df <= T)
 
-The upper confidence bound is the factor 1 + m for which p is alpha, less 1 (Fieller's bound for a ratio of means), so
-that it lies below the margin exactly when p is below alpha.  Power is exact for normal values: given the two sample
-variances D is normal and the critical value known, and sample variances are scaled chi squares, over which the chance
-of rejecting is averaged.
+The upper confidence bound is the factor 1 + m for which p is alpha, minus 1 (Fieller's bound for a ratio of means).  It
+is below the margin exactly when p is below alpha.  Power is exact for normal values: given the two sample variances, D
+is normal and the critical value is known.  The probability of rejection is averaged over the sample variances, which
+are scaled chi squares.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def repeatability(config: RepeatabilityConfig, variant: Sequence[dict], baseline
     """
     first = variant[0]
     unit = first["quality"]["unit"]
-    own, reference = ([e["quality"]["final"]["test"][unit] for e in group] for group in (variant, baseline))
+    found, reference = ([e["quality"]["final"]["test"][unit] for e in group] for group in (variant, baseline))
     latencies = [headline(evaluation) for evaluation in variant]
     return {
         "experiment": first["experiment"],
@@ -62,12 +62,12 @@ def repeatability(config: RepeatabilityConfig, variant: Sequence[dict], baseline
         "quality": {
             "split": "test",
             "unit": unit,
-            "variant": spread(own),
+            "variant": spread(found),
             "baseline": spread(reference),
             "relative_to": "the mean of the baseline's repeats",
-            "relative": spread([value / np.mean(reference) for value in own]),
+            "relative": spread([value / np.mean(reference) for value in found]),
         },
-        "non_inferiority": non_inferiority(own, reference, config.margin, config.alpha, config.power),
+        "non_inferiority": non_inferiority(found, reference, config.margin, config.alpha, config.power),
     }
 
 
@@ -93,9 +93,9 @@ def non_inferiority(
 ) -> dict:
     """One-sided test that the variant's mean is less than 1 + margin times the baseline's; lower values are better.
 
-    Returns, with the test's numbers, the estimated excess over the baseline and its one-sided upper bound as shares of
-    the baseline's mean (None when the repeats bound it nowhere), and how many repeats per group would show it with the
-    wanted power if the variant were as good as the baseline.
+    Returns the test's numbers, the estimated excess over the baseline and its one-sided upper bound as shares of the
+    baseline's mean (None without a bound), and the repeats per group that would show non-inferiority with the wanted
+    power if the variant were as good as the baseline.
     """
     statistic, freedom, p_value = welch(variant, baseline, 1 + margin)
     return {
@@ -119,24 +119,24 @@ def welch(variant: Sequence[float], baseline: Sequence[float], factor: float) ->
 
     Both groups need at least two values.  Raises UserError when neither group varies.
     """
-    own = np.var(variant, ddof=1) / len(variant)
+    found = np.var(variant, ddof=1) / len(variant)
     reference = factor**2 * np.var(baseline, ddof=1) / len(baseline)
-    if own + reference == 0:
+    if found + reference == 0:
         raise UserError("all repeats have the same quality: there is no noise to test a difference against")
-    statistic = (np.mean(variant) - factor * np.mean(baseline)) / math.sqrt(own + reference)
-    freedom = _freedom(own, reference, len(variant), len(baseline))
+    statistic = (np.mean(variant) - factor * np.mean(baseline)) / math.sqrt(found + reference)
+    freedom = _freedom(found, reference, len(variant), len(baseline))
     return float(statistic), float(freedom), float(student.cdf(statistic, freedom))
 
 
-def _freedom(own, reference, own_n: int, reference_n: int):
+def _freedom(first, second, first_n: int, second_n: int):
     """Welch and Satterthwaite's degrees of freedom of the sum of two squared standard errors."""
-    return (own + reference) ** 2 / (own**2 / (own_n - 1) + reference**2 / (reference_n - 1))
+    return (first + second) ** 2 / (first**2 / (first_n - 1) + second**2 / (second_n - 1))
 
 
 def upper_bound(variant: Sequence[float], baseline: Sequence[float], alpha: float) -> float | None:
-    """The largest excess of the variant's mean, as a share of the baseline's, that the test at alpha does not rule out.
+    """The largest excess of the variant's mean, as a share of the baseline's, that the test at alpha does not reject.
 
-    None when it rules out nothing because the baseline's mean is not known to be above 0.
+    None when it rejects nothing, because the baseline's mean may be 0.
     """
     ratio = float(np.mean(variant) / np.mean(baseline))
     highest = ratio
@@ -150,14 +150,12 @@ def upper_bound(variant: Sequence[float], baseline: Sequence[float], alpha: floa
 def power_of(
     repeats: int, variance: float, baseline_variance: float, mean: float, margin: float, alpha: float
 ) -> float:
-    """Chance that the test with so many repeats per group shows non-inferiority when both true means are ``mean``."""
-    own, reference = variance / repeats, (1 + margin) ** 2 * baseline_variance / repeats
-    seen = chi2.ppf((np.arange(QUANTILES) + 0.5) / QUANTILES, repeats - 1) / (repeats - 1)  # over the true variance
-    own_seen, reference_seen = own * seen[:, None], reference * seen
-    critical = student.ppf(alpha, _freedom(own_seen, reference_seen, repeats, repeats)) * np.sqrt(
-        own_seen + reference_seen
-    )
-    return float(norm.cdf((critical + margin * mean) / math.sqrt(own + reference)).mean())
+    """Probability that the test with ``repeats`` per group shows non-inferiority when both true means are ``mean``."""
+    true, true_baseline = variance / repeats, (1 + margin) ** 2 * baseline_variance / repeats
+    ratios = chi2.ppf((np.arange(QUANTILES) + 0.5) / QUANTILES, repeats - 1) / (repeats - 1)  # sample / true
+    sample, baseline = true * ratios[:, None], true_baseline * ratios
+    critical = student.ppf(alpha, _freedom(sample, baseline, repeats, repeats)) * np.sqrt(sample + baseline)
+    return float(norm.cdf((critical + margin * mean) / math.sqrt(true + true_baseline)).mean())
 
 
 def repeats_needed(

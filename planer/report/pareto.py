@@ -9,17 +9,17 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from planer.evaluation.pareto import ROADS
+from planer.evaluation.pareto import SEARCHES
 from planer.report.drawing import MUTED, SERIES_COLOURS, SERIES_MARKERS, SURFACE, label_points, new_figure, style
 from planer.report.figures import UNITS
 from planer.report.page import cell, section, table
 
 SHOWN = (("test", ".3f"), ("measured", ".3f"), ("search_seconds", ".0f"))
-"""What the report shows of a trained network, and how."""
+"""Numbers of a trained network in the report, and their formats."""
 
 
 def pareto_section(report: dict) -> dict:
-    """The report's section on pareto.json: which road wins, at what cost."""
+    """The report's section on pareto.json: the better search, and the costs."""
     totals, unit = report["totals"], report["unit"]
     wins, tests = totals["wins"], totals["mean_test"]
     chosen = [
@@ -33,19 +33,25 @@ def pareto_section(report: dict) -> dict:
         for row in report["targets"]
     ]
     trained = [
-        [f"{row['target']:g}", *(f"{row[road][key]:{show}}" for key, show in SHOWN for road in ROADS), row["winner"]]
+        [
+            f"{row['target']:g}",
+            *(f"{row[search][key]:{show}}" for key, show in SHOWN for search in SEARCHES),
+            row["winner"],
+        ]
         for row in report["compared"]
     ]
-    columns = [f"{what}, {road}" for what in (f"test {unit}", "measured", "search seconds") for road in ROADS]
+    columns = [
+        f"{figure}, {search}" for figure in (f"test {unit}", "measured", "search seconds") for search in SEARCHES
+    ]
     return section(
         "One supernet for many targets",
         (
-            f"The search of {report['supernet']} lent its supernet to {totals['targets']} targets; for "
-            f"{totals['compared']} of them the network was trained beside that of a search at the target itself. The "
-            f"shared supernet's was better {wins['shared']} times, the own search's {wins['own']} times, equal "
-            f"{wins['same']} times; mean test {unit} {tests['shared']:.3f} against {tests['own']:.3f}. For all targets "
-            f"the shared search takes {totals['shared_search_seconds']:.0f} s, searches of their own about "
-            f"{totals['own_search_seconds_all_targets']:.0f} s. {report['rule']}"
+            f"The search of {report['supernet']} served {totals['targets']} targets with its supernet; for "
+            f"{totals['compared']} of them the network was compared with that of a search at the target itself. The "
+            f"shared supernet's was better {wins['shared']} times, the separate search's {wins['separate']} times, "
+            f"equal {wins['same']} times; mean test {unit} {tests['shared']:.3f} against {tests['separate']:.3f}. For "
+            f"all targets the shared search takes {totals['shared_search_seconds']:.0f} s, separate searches about "
+            f"{totals['separate_search_seconds_all_targets']:.0f} s. {report['rule']}"
         ),
         "pareto",
         table(["target", *columns, "better"], trained),
@@ -53,29 +59,29 @@ def pareto_section(report: dict) -> dict:
             ["target", "blocks", "estimated", "supernet nll", "on the front"],
             chosen,
             text=("target", "blocks"),
-            title="What the shared supernet led to",
+            title="Networks of the shared supernet",
         ),
     )
 
 
 @style()
 def pareto_figure(report: dict) -> Figure:
-    """The supernet's loss over table latency for all targets, and test quality over measured latency of both roads.
+    """The supernet's loss over table latency for all targets, and test quality over measured latency of both searches.
 
-    The first panel is left out when networks were chosen without a look at the supernet's loss.
+    The first panel is left out when networks were chosen without the supernet's loss.
     """
     rows = [row for row in report["targets"] if row["supernet_nll"] is not None]
     figure, panels = new_figure(3.8, columns=2 if rows else 1)
     if rows:
         _draw_front(panels[0], rows)
-    _draw_roads(panels[-1], report)
+    _draw_trained(panels[-1], report)
     figure.legend(handles=_handles(rows), loc="outside upper left", ncols=4, handletextpad=0.3)
     if rows:
         points = [(row["estimated"], row["supernet_nll"], f"{row['target']:g}") for row in rows]
         steps = itertools.pairwise(_front(rows))
         label_points(panels[0], points, [(x, end, y) for (x, y), (end, _) in steps])
-    ends = {_place(row[road]): row for row in report["compared"] for road in ROADS}
-    both = {end: " (both)" if _place(row["shared"]) == _place(row["own"]) else "" for end, row in ends.items()}
+    ends = {_point(row[search]): row for row in report["compared"] for search in SEARCHES}
+    both = {end: " (both)" if _point(row["shared"]) == _point(row["separate"]) else "" for end, row in ends.items()}
     label_points(panels[-1], [(*end, f"{row['target']:g}{both[end]}") for end, row in ends.items()])
     return figure
 
@@ -94,35 +100,35 @@ def _front(rows: Sequence[dict]) -> list[tuple[float, float]]:
     return sorted((row["estimated"], row["supernet_nll"]) for row in rows if row["on_front"])
 
 
-def _place(network: dict) -> tuple[float, float]:
-    """Where a trained network stands in the figure."""
+def _point(network: dict) -> tuple[float, float]:
+    """Coordinates of a trained network in the figure."""
     return network["measured"], network["test"]
 
 
-def _draw_roads(axes: Axes, report: dict) -> None:
+def _draw_trained(axes: Axes, report: dict) -> None:
     for row in report["compared"]:
-        ends = [_place(row[road]) for road in ROADS]
+        ends = [_point(row[search]) for search in SEARCHES]
         axes.plot(*zip(*ends, strict=True), color=MUTED, linewidth=0.8, zorder=1)
-        for road, end in zip(ROADS, ends, strict=True):
-            _dot(axes, *end, road)
+        for search, end in zip(SEARCHES, ends, strict=True):
+            _dot(axes, *end, search)
     axes.margins(0.14)
     axes.set_xlabel("measured latency over the baseline's")
     axes.set_ylabel(f"test {UNITS[report['unit']]} (lower is better)")
 
 
-def _look(road: str, hollow: bool = False) -> dict:
-    number = list(ROADS).index(road)
+def _look(search: str, hollow: bool = False) -> dict:
+    number = list(SEARCHES).index(search)
     colour = SERIES_COLOURS[number]
     ground = {"markerfacecolor": SURFACE, "markeredgecolor": colour} if hollow else {"markeredgecolor": SURFACE}
     return {"marker": SERIES_MARKERS[number], "color": colour, "linestyle": "", "markersize": 7, **ground}
 
 
-def _dot(axes: Axes, x: float, y: float, road: str, hollow: bool = False) -> None:
-    axes.plot(x, y, markeredgewidth=1.2 if hollow else 0.8, zorder=3, **_look(road, hollow))
+def _dot(axes: Axes, x: float, y: float, search: str, hollow: bool = False) -> None:
+    axes.plot(x, y, markeredgewidth=1.2 if hollow else 0.8, zorder=3, **_look(search, hollow))
 
 
 def _handles(rows: Sequence[dict]) -> list[Line2D]:
-    handles = [Line2D([], [], label=label, **_look(road)) for road, label in ROADS.items()]
+    handles = [Line2D([], [], label=label, **_look(search)) for search, label in SEARCHES.items()]
     if any(not row["on_front"] for row in rows):
         handles.append(Line2D([], [], label="another is as fast and better", **_look("shared", hollow=True)))
     return handles

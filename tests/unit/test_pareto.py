@@ -1,4 +1,4 @@
-"""One supernet for many targets: which networks it led to, and who wins against searches of their own."""
+"""One supernet for many targets, compared with separate searches."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def report(networks, evaluations) -> dict:
     return pareto(CONFIG, networks, evaluations)
 
 
-def test_rows_go_from_the_tightest_target_to_the_loosest(report, tmp_path):
+def test_rows_go_from_the_strictest_target_to_the_loosest(report, tmp_path):
     assert [row["target"] for row in report["targets"]] == [0.5, 0.6, 0.7, 0.9]
     assert [row["variant"] for row in report["targets"]] == ["shared_0.5", "shared_0.6", "shared_0.7", "target_0.9"]
     assert [row["supernet_nll"] for row in report["targets"]] == [1.80, 1.85, 1.75, 1.60]
@@ -76,12 +76,12 @@ def test_rows_go_from_the_tightest_target_to_the_loosest(report, tmp_path):
     write_json(tmp_path / "pareto.json", report)
 
 
-def test_the_section_says_which_road_wins_at_which_cost(report):
+def test_the_section_names_the_better_search_and_the_costs(report):
     page = pareto_section(report)
-    wins = "The shared supernet's was better 1 times, the own search's 1 times, equal 1 times"
-    assert wins in page["text"] and "takes 80 s, searches of their own about 280 s" in page["text"]
+    wins = "The shared supernet's was better 1 times, the separate search's 1 times, equal 1 times"
+    assert wins in page["text"] and "takes 80 s, separate searches about 280 s" in page["text"]
     trained, chosen = page["tables"]
-    assert [row["cells"][-1] for row in trained["rows"]] == ["own", "shared", "same"]
+    assert [row["cells"][-1] for row in trained["rows"]] == ["separate", "shared", "same"]
     assert [row["cells"][0] for row in chosen["rows"]] == ["0.5", "0.6", "0.7", "0.9"]
     for table in page["tables"]:
         assert all(len(row["cells"]) == len(table["columns"]) for row in table["rows"])
@@ -99,19 +99,19 @@ def test_the_loss_is_that_of_the_network_that_was_kept():
 
 def test_the_shared_search_costs_its_share(report):
     half, seventy, loosest = report["compared"]
-    assert half["shared"]["search_seconds"] == 20 and half["own"]["search_seconds"] == 60
-    assert half["winner"] == "own" and seventy["winner"] == "shared"
+    assert half["shared"]["search_seconds"] == 20 and half["separate"]["search_seconds"] == 60
+    assert half["winner"] == "separate" and seventy["winner"] == "shared"
     assert half["shared"]["test"] == pytest.approx(1.71 / math.log(2)) and half["shared"]["measured"] == 0.49
-    assert half["own"]["latency_ms"] == pytest.approx(5.0)
-    assert loosest["shared"] | {"search_seconds": 80} == loosest["own"] and loosest["winner"] == "same"
+    assert half["separate"]["latency_ms"] == pytest.approx(5.0)
+    assert loosest["shared"] | {"search_seconds": 80} == loosest["separate"] and loosest["winner"] == "same"
 
 
 def test_totals(report):
     totals = report["totals"]
-    assert totals["shared_search_seconds"] == 80 and totals["own_search_seconds"] == 60 + 70 + 80
-    assert totals["own_search_seconds_all_targets"] == pytest.approx(4 * 70)
-    assert totals["wins"] == {"shared": 1, "own": 1, "same": 1}
-    assert totals["mean_test"]["own"] == pytest.approx(1.65 / math.log(2))
+    assert totals["shared_search_seconds"] == 80 and totals["separate_search_seconds"] == 60 + 70 + 80
+    assert totals["separate_search_seconds_all_targets"] == pytest.approx(4 * 70)
+    assert totals["wins"] == {"shared": 1, "separate": 1, "same": 1}
+    assert totals["mean_test"]["separate"] == pytest.approx(1.65 / math.log(2))
     assert (totals["targets"], totals["compared"]) == (4, 3)
 
 
@@ -153,16 +153,16 @@ def test_a_shared_supernet_is_read_like_an_own_one():
         found.append(
             chosen_network(config, variant, space, table, None, lambda c, share: losses(float(sum(c.options))))
         )
-    shared, own = found
-    assert shared[0] == own[0]
-    assert shared[1]["selection"] | {"variant": "target_0.6"} == own[1]["selection"]
-    assert None not in [candidate["supernet_nll"] for candidate in own[1]["selection"]["candidates"]]
+    shared, separate = found
+    assert shared[0] == separate[0]
+    assert shared[1]["selection"] | {"variant": "target_0.6"} == separate[1]["selection"]
+    assert None not in [candidate["supernet_nll"] for candidate in separate[1]["selection"]["candidates"]]
 
 
-def test_names_of_both_roads():
+def test_names_of_both_searches():
     config = experiment().pareto
-    assert config.supernet == config.shared(0.95) == config.own(0.95) == "target_0.95"
-    assert config.shared(0.5) == "shared_0.5" and config.own(0.5) == "target_0.5"
+    assert config.supernet == config.shared(0.95) == config.separate(0.95) == "target_0.95"
+    assert config.shared(0.5) == "shared_0.5" and config.separate(0.5) == "target_0.5"
 
 
 @pytest.mark.parametrize(

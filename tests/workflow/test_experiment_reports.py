@@ -49,7 +49,7 @@ def test_pareto(workspace, trained, finished):
     for target in (0.5, 0.75, 0.95):
         trained(f"target_{target:g}", "target_0.5", -0.01 if target == 0.5 else 0.01)
     found = report(workspace, "pareto")
-    assert [row["winner"] for row in found["compared"]] == ["own", "shared", "same"]
+    assert [row["winner"] for row in found["compared"]] == ["separate", "shared", "same"]
     chosen = yaml.safe_load((finished.folder / "results/tiny/target_0.5/architecture.yaml").read_text())["selection"]
     assert {row["supernet_nll"] for row in found["targets"]} == {chosen["rounds"][-1]["supernet_nll"]}
     assert "</svg>" in (workspace.folder / "results/tiny/pareto.svg").read_text()

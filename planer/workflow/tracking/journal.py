@@ -133,7 +133,7 @@ class _Writer:
     def _begin(self, path: Path) -> None:
         self._open(path)
         for old in sorted(journals(path.parent))[:-KEPT]:
-            forget(old)
+            delete_journal(old)
 
     def _continue(self, path: Path, digest: str) -> bool:
         """Open the journal of an earlier attempt at the same run, if it is one."""
@@ -236,15 +236,17 @@ def state_path(journal: Path) -> Path:
     return journal.with_suffix(".state")
 
 
-def forget(journal: Path) -> None:
-    """Delete a journal."""
+def delete_journal(journal: Path) -> None:
+    """Delete a journal and its state."""
     for path in (state_path(journal), journal):
         path.unlink(missing_ok=True)
 
 
 def fingerprint(path: Path) -> str | None:
-    """What tells a file from the one that takes its place later: its size, beginning and end; of a folder, names and
-    sizes.  None when it is missing.  Dates tell nothing: Snakemake touches outputs after their job has ended."""
+    """Size, start and end of a file, or names and sizes of a folder, to notice changes; None when it is missing.
+
+    Dates are no help: Snakemake touches outputs after their job has ended.
+    """
     digest = hashlib.sha256()
     try:
         if path.is_dir():

@@ -21,7 +21,7 @@ IDENTITY = "planer_id"
 
 
 class Memory:
-    """What a file remembers about one run in the store at hand; it forgets what it knew of other stores."""
+    """A file with the state of one run in the present store; states of other stores are dropped."""
 
     def __init__(self, path: Path, key: str):
         self._path = path

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from itertools import groupby
 from pathlib import Path
 
-from planer.workflow.tracking.journal import FOLDER, Journal, forget, journals
+from planer.workflow.tracking.journal import FOLDER, Journal, delete_journal, journals
 from planer.workflow.tracking.runs import StageMirror
 from planer.workflow.tracking.secrets import plain
 from planer.workflow.tracking.store import Store
@@ -76,7 +76,7 @@ def _sync_owner(
             if path == paths[-1]:
                 memories.append(mirror.memory)
             elif not mirror.pending:
-                forget(path)  # a newer run of the stage took its place, and MLflow has it
+                delete_journal(path)  # a newer run of the stage took its place, and MLflow has it
     if variant.update(memories, start):
         outcome.updated.append(f"{experiment}/{owner}")
         say(f"{experiment}/{owner}")
