@@ -29,8 +29,8 @@ class MoE(BlockSpec):
         if (top_k := number_after("moe_top", option)) is None:
             return None
         if not 1 <= top_k <= backbone.num_experts:
-            allowed = f"more than num_experts allows; allowed: 1 to {backbone.num_experts}"
-            raise ValueError(f"{show(option)} has top_k {top_k}, {allowed}")
+            allowed = f"1 to {backbone.num_experts}, the number of experts"
+            raise ValueError(f"{show(option)} has top_k {top_k}; allowed: {allowed}")
         return cls(backbone.d_inner, backbone.num_experts, top_k)
 
     @classmethod

@@ -46,7 +46,7 @@ def from_notation(text: str, options: Mapping[str, BlockSpec]) -> tuple[BlockSpe
             raise ValueError(f"pattern {_shortened(text)!r}: more than {MAX_BLOCKS:,} blocks")
         for symbol in symbols:
             if symbol not in options:
-                spelling = re.sub("^(.)0+", r"\1", symbol)
+                spelling = re.sub(r"^(.)0+(?=\d)", r"\1", symbol)
                 hint = f"write it {spelling}" if spelling in options else f"allowed: {_summary(options)}"
                 raise ValueError(f"pattern {_shortened(text)!r}: unknown block {symbol!r}; {hint}")
         blocks += [options[symbol] for symbol in symbols] * repeats
