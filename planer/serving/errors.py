@@ -37,6 +37,11 @@ class ApiError(Exception):
         return JSONResponse(self.body(), self.status, headers=self.headers)
 
 
+def hung_up() -> ApiError:
+    """What becomes of a request whose client is gone: nobody reads it, but the log and the figures have its status."""
+    return ApiError(499, "the client hung up", "cancelled")
+
+
 def invalid(problem: Mapping) -> ApiError:
     """The first of pydantic's findings in one line."""
     param = ".".join(map(str, problem["loc"][1:])) or None

@@ -7,7 +7,7 @@ import sys
 import time
 from typing import TYPE_CHECKING
 
-from planer.serving.errors import ApiError
+from planer.serving.errors import ApiError, hung_up
 from planer.serving.limits import Limits
 from planer.serving.metrics import Metrics
 
@@ -51,10 +51,12 @@ class Gate:
             self._record(scope, status or 500, time.monotonic() - began)
 
     async def _body(self, receive: Receive) -> bytes:
-        """The whole body.  Raises ApiError when it is too large."""
+        """The whole body.  Raises ApiError when it is too large, and when the client hangs up meanwhile."""
         body, size, more, limit = bytearray(), 0, True, self._limits.request_bytes
         while more and size <= max(limit, DISCARDED):
             message = await receive()
+            if message["type"] == "http.disconnect":
+                raise hung_up()
             part, more = message.get("body", b""), message.get("more_body", False)
             size += len(part)
             if size <= limit:

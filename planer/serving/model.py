@@ -12,7 +12,7 @@ from planer.errors import UserError
 from planer.models.network import Network
 from planer.parsing import show
 from planer.serving.engine import Closing, Engine, Full, Generation
-from planer.serving.errors import ApiError
+from planer.serving.errors import ApiError, hung_up
 from planer.serving.limits import Limits
 from planer.serving.requests import ChatRequest, CompletionRequest
 
@@ -110,5 +110,5 @@ def failure(finish: str, limits: Limits) -> ApiError | None:
     if finish == "error":
         return ApiError(500, "the server has a fault; its log says more", "internal_error")
     if finish == "cancelled":
-        return ApiError(499, "the client hung up", "cancelled")  # nobody reads it: it is for the log
+        return hung_up()
     return None

@@ -6,6 +6,7 @@ import json
 import re
 import socket
 import threading
+import time
 from itertools import islice
 
 import openai
@@ -16,6 +17,7 @@ from tests.serving.conftest import NAME
 ENDLESS = {"model": NAME, "prompt": "x", "max_tokens": 1_000_000}
 SHORT = {"model": NAME, "prompt": "x", "max_tokens": 8, "temperature": 0}
 ACTIVE, WAITING = "planer_requests_active", "planer_requests_waiting"
+COUNT = tuple(f'planer_request_seconds_count{{route="{route}"}}' for route in ("/v1/completions", "other"))
 CANCELLED = 'planer_generations_total{finish="cancelled"}'
 
 
@@ -73,6 +75,21 @@ def test_clients_that_hang_up_end_their_generations_active_or_waiting(endless):
     endless.wait_for(ACTIVE, 0)
     endless.wait_for(CANCELLED, before + 2)
     assert endless.figures()["planer_generated_tokens_total"] < ENDLESS["max_tokens"]
+
+
+@pytest.mark.parametrize("length", [None, 5], ids=["after the request", "within the request"])
+@pytest.mark.parametrize("stream", [False, True], ids=["whole", "streamed"])
+def test_a_client_that_hangs_up_at_once_leaves_nothing_behind(endless, stream, length):
+    before = sum(value for name, value in endless.figures().items() if name.startswith(COUNT))
+    sent(endless, ENDLESS | {"stream": stream}, length).close()
+    for _ in range(3000):
+        after = sum(value for name, value in endless.figures().items() if name.startswith(COUNT))
+        if after == before + 1:
+            break
+        time.sleep(0.02)
+    assert after == before + 1
+    endless.wait_for(ACTIVE, 0)
+    assert endless.figures()[WAITING] == 0
 
 
 @pytest.fixture(scope="module")
