@@ -16,7 +16,7 @@ rule sparsify:
     log:
         "logs/{experiment}/{variant}/sparsify.log",
     benchmark:
-        "benchmarks/runs/{experiment}/{variant}/sparsify.tsv"
+        "logs/{experiment}/{variant}/sparsify.tsv"
     conda:
         "../envs/torch.yaml"
     threads: threads_of
@@ -47,7 +47,7 @@ rule cluster_experts:
     log:
         "logs/{experiment}/{variant}/cluster_experts.log",
     benchmark:
-        "benchmarks/runs/{experiment}/{variant}/cluster_experts.tsv"
+        "logs/{experiment}/{variant}/cluster_experts.tsv"
     conda:
         "../envs/torch.yaml"
     threads: threads_of
@@ -80,7 +80,7 @@ rule train_routers:
     log:
         "logs/{experiment}/{variant}/train_routers.log",
     benchmark:
-        "benchmarks/runs/{experiment}/{variant}/train_routers.tsv"
+        "logs/{experiment}/{variant}/train_routers.tsv"
     conda:
         "../envs/torch.yaml"
     threads: threads_of

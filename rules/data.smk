@@ -11,7 +11,7 @@ rule prepare_data:
     log:
         "logs/data/{dataset}.log",
     benchmark:
-        "benchmarks/runs/data/{dataset}.tsv"
+        "logs/data/{dataset}.tsv"
     conda:
         "../envs/torch.yaml"
     threads: 1

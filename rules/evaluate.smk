@@ -20,7 +20,7 @@ rule evaluate:
     log:
         "logs/{experiment}/{variant}/evaluate.log",
     benchmark:
-        "benchmarks/runs/{experiment}/{variant}/evaluate.tsv"
+        "logs/{experiment}/{variant}/evaluate.tsv"
     conda:
         "../envs/torch.yaml"
     threads: whole_machine

@@ -7,7 +7,7 @@ rule profile_blocks:
     log:
         "logs/{experiment}/profile_blocks.log",
     benchmark:
-        "benchmarks/runs/{experiment}/profile_blocks.tsv"
+        "logs/{experiment}/profile_blocks.tsv"
     priority: 2
     conda:
         "../envs/torch.yaml"
@@ -47,7 +47,7 @@ rule check_additivity:
     log:
         "logs/{experiment}/check_additivity.log",
     benchmark:
-        "benchmarks/runs/{experiment}/check_additivity.tsv"
+        "logs/{experiment}/check_additivity.tsv"
     conda:
         "../envs/torch.yaml"
     threads: whole_machine

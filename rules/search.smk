@@ -14,7 +14,7 @@ rule search:
     log:
         "logs/{experiment}/{variant}/search.log",
     benchmark:
-        "benchmarks/runs/{experiment}/{variant}/search.tsv"
+        "logs/{experiment}/{variant}/search.tsv"
     conda:
         "../envs/torch.yaml"
     threads: threads_of
@@ -84,7 +84,7 @@ rule choose:
     log:
         "logs/{experiment}/{variant}/choose.log",
     benchmark:
-        "benchmarks/runs/{experiment}/{variant}/choose.tsv"
+        "logs/{experiment}/{variant}/choose.tsv"
     wildcard_constraints:
         variant=CHOSEN,
     conda:

@@ -46,7 +46,7 @@ rule retrain:
     log:
         "logs/{experiment}/{variant}/retrain.log",
     benchmark:
-        "benchmarks/runs/{experiment}/{variant}/retrain.tsv"
+        "logs/{experiment}/{variant}/retrain.tsv"
     conda:
         "../envs/torch.yaml"
     threads: threads_of

@@ -25,10 +25,10 @@ from planer.errors import UserError
 from planer.latency.execution import check_execution
 from planer.latency.networks import Pool, affordable_copies
 from planer.latency.routings import ROUTINGS
-from planer.latency.table import ATTENTIONS, LatencyTable, identity
+from planer.latency.table import ATTENTIONS, LatencyTable, free_options, identity
 from planer.measure import MIN_ROUNDS, by_round, measure, summary
 from planer.runtime import resolve_device, resolve_dtype
-from planer.specs import EMBEDDING_AND_HEAD, Attention, BlockSpec, FeedForward, Skip, from_notation
+from planer.specs import EMBEDDING_AND_HEAD, Attention, BlockSpec, FeedForward, from_notation
 
 ATTEMPTS = 6
 """Most measurements of an option with a negative cost, each with twice the rounds of the one before."""
@@ -222,7 +222,8 @@ def _rows(costs: dict[_Stack, pd.Series], fixed: pd.Series) -> Iterator[dict]:
     for attention in ATTENTIONS:
         setting = {"attention": attention, "routing": ROUTINGS[0]}
         yield {"option": EMBEDDING_AND_HEAD, **setting, **summary(fixed)}
-        yield {"option": Skip.kind, **setting, **summary([0.0] * len(fixed))}
+        for option in free_options():
+            yield {"option": option, **setting, **summary([0.0] * len(fixed))}
         for stack, cost in costs.items():
             if stack.serves(attention):
                 yield {"option": stack.spec.name, **setting, "routing": stack.routing, **summary(cost)}

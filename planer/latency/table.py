@@ -23,7 +23,7 @@ from planer.errors import Damaged, UserError, remake
 from planer.files import parse_json, read_parquet, write_parquet
 from planer.latency.routings import ROUTINGS
 from planer.runtime import device_name
-from planer.specs import EMBEDDING_AND_HEAD, Architecture
+from planer.specs import EMBEDDING_AND_HEAD, Architecture, kinds
 
 ATTENTIONS = ("cached", "recompute")
 """Attention modes in inference: keys and values of the memory kept, or recomputed from hidden states."""
@@ -181,6 +181,11 @@ def _triton_version() -> str:
     return triton.__version__
 
 
+def free_options() -> list[str]:
+    """Options that do nothing, whose latency is 0."""
+    return [name for name, kind in kinds().items() if kind.identity]
+
+
 def _problem(rows: pd.DataFrame, sides: Mapping) -> str | None:
     """What is wrong with a table's rows; None when they are complete, plausible and fit the identity."""
     workloads = ["batch", "execution"]
@@ -191,8 +196,9 @@ def _problem(rows: pd.DataFrame, sides: Mapping) -> str | None:
     for column, allowed in {"attention": ATTENTIONS, "routing": ROUTINGS}.items():
         if unknown := set(rows[column]) - set(allowed):
             return f"has the {column} {min(unknown)[:80]!r}; allowed: {', '.join(allowed)}"
+    always_free = free_options()
     for row in rows.itertuples():
-        free, ms = row.option == "skip", row.median_ms
+        free, ms = row.option in always_free, row.median_ms
         if ms != 0 if free else not 0 < ms < MAX_MS:
             return f"says that {row.option[:80]} costs {ms:g} ms; it must be {'0' if free else 'above 0'}"
         if not row.p10_ms <= ms <= row.p90_ms or row.n < 1:
@@ -204,7 +210,7 @@ def _problem(rows: pd.DataFrame, sides: Mapping) -> str | None:
     options = {option for option, _, _ in headline}
     wanted = {(option, attention, ROUTINGS[0]) for option in options for attention in ATTENTIONS}
     wanted |= {(o, a, routing) for o, a, other in headline if other != ROUTINGS[0] for routing in ROUTINGS}
-    wanted |= headline | {(EMBEDDING_AND_HEAD, ATTENTIONS[0], ROUTINGS[0]), ("skip", ATTENTIONS[0], ROUTINGS[0])}
+    wanted |= headline | {(option, ATTENTIONS[0], ROUTINGS[0]) for option in (EMBEDDING_AND_HEAD, *always_free)}
     for (batch, execution), part in found.items():
         if wanted - part:
             return f"lacks rows for batch {batch}, {execution}, such as {', '.join(min(wanted - part))[:80]}"

@@ -81,9 +81,9 @@ def routings(table: LatencyTable) -> Figure | None:
             end = max(cost["median_ms"], cost["p90_ms"])
             text = f"{cost['median_ms']:#.3g}"
             axes.annotate(text, (end, height), (4, 0), textcoords="offset points", va="center", fontsize=7.5)
-    dense = rows[rows["option"] == "feed_forward"]
-    if not dense.empty:
-        axes.axvline(dense["median_ms"].iloc[0], color=MUTED, linewidth=0.8, linestyle=(0, (4, 3)), zorder=1)
+    dense = rows[rows["option"].isin({kind_of(option).starts_from for option in options})]
+    for cost in dense.drop_duplicates("option")["median_ms"]:
+        axes.axvline(cost, color=MUTED, linewidth=0.8, linestyle=(0, (4, 3)), zorder=1)
     axes.set_yticks(range(len(options)), [_option_label(option) for option in options])
     axes.invert_yaxis()
     axes.margins(x=0.08)

@@ -1,6 +1,7 @@
 """What every job does around its one call of the library: a log, a mirror in MLflow, one line for a user's mistake.
 
 Scripts of rules are adapters: ``with stage(snakemake) as job:`` read inputs, call one function, write outputs.
+PyTorch is imported where it is used: no module of this package needs it to be imported itself.
 """
 
 from __future__ import annotations
@@ -14,20 +15,22 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
+from typing import TYPE_CHECKING
 
-import numpy as np
-import torch
-from pandas import DataFrame
-
-from planer import models, progress
+from planer import progress
 from planer.config import sections
 from planer.errors import Damaged, UserError
 from planer.files import file_sha256, read_json, read_tokens, write_json, write_parquet
-from planer.models import LanguageModel
-from planer.runtime import device_name, keep_freed_memory, resolve_device, resolve_dtype
-from planer.training.checkpoint import Checkpoint
 from planer.workflow import tracking
 from planer.workflow.failures import MISTAKE, STATUS
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+    from pandas import DataFrame
+
+    from planer.models import LanguageModel
+    from planer.training.checkpoint import Checkpoint
 
 SHARED = "shared"
 """What stands for the variant of a job that all variants of an experiment share."""
@@ -37,6 +40,10 @@ class Job:
     """One run of one rule, seen from its script."""
 
     def __init__(self, snakemake, run: tracking.StageRun):
+        import torch
+
+        from planer.runtime import keep_freed_memory
+
         self._snakemake = snakemake
         self.run = run
         self.config: SimpleNamespace = sections(snakemake.params.get("config", {}))
@@ -69,11 +76,15 @@ class Job:
 
     def runtime(self) -> tuple[torch.device, torch.dtype]:
         """Device of the job, and dtype of its matrix products."""
+        from planer.runtime import resolve_device, resolve_dtype
+
         device = resolve_device(self.config.device)
         return device, resolve_dtype(self.config.dtype, device)
 
     def write_training(self, network: LanguageModel, history: DataFrame, metrics: dict, checkpoint: Checkpoint) -> None:
         """Write what a training leaves, then delete its checkpoint."""
+        from planer import models
+
         outputs = self._snakemake.output
         models.save(network, Path(outputs.model).parent)
         write_parquet(outputs.history, history)
@@ -82,11 +93,15 @@ class Job:
 
     def parent(self) -> LanguageModel | None:
         """The trained baseline among the inputs; None for networks that are trained from random weights."""
+        from planer import models
+
         path = self._snakemake.input.get("parent")
         return models.load(Path(path).parent) if path else None
 
     def checkpoint(self) -> Checkpoint:
         """Where a training stage resumes from.  A checkpoint of other params or other input files does not count."""
+        from planer.training.checkpoint import Checkpoint
+
         digest = hashlib.sha256(repr(sorted(self._snakemake.params.items())).encode())
         for name, path in sorted(self._snakemake.input.items()):
             if name != "cost":  # an estimate in hours changes no result
@@ -107,6 +122,8 @@ def stage(snakemake) -> Iterator[Job]:
     too, now and then.  A UserError ends the job with STATUS and one line, the last one of the log, from where
     planer/workflow/failures.py fetches it; other exceptions keep their traceback, in the log.
     """
+    from planer.runtime import device_name, resolve_device
+
     experiment, variant, rule = _identity(snakemake)
     label = f"{experiment} {rule}" if variant == SHARED else f"{experiment}/{variant} {rule}"
     progress.show_on(open(os.dup(2), "w"), label)  # noqa: SIM115  open until the process ends

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ast
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -63,6 +65,16 @@ def test_a_floor_imports_only_downwards(height):
 def test_the_ground_imports_no_floor(name):
     (path,) = modules(name)
     assert imported(path) <= set(GROUND)
+
+
+def test_what_rules_import_needs_no_torch():
+    """A dry run would take seconds longer."""
+    floors = [path for name in ("specs", "config", "workflow") for path in modules(name) if "__" not in path.stem]
+    names = [".".join(path.relative_to(PLANER.parent).with_suffix("").parts) for path in floors]
+    rules = "\n".join(path.read_text() for path in (PLANER.parent / "rules").glob("*.smk"))
+    names += re.findall(r"^from (planer[\w.]*) import", rules, re.MULTILINE)
+    code = f"import sys\nfor name in {names}: assert not __import__(name) or 'torch' not in sys.modules, name"
+    subprocess.run([sys.executable, "-c", code], cwd=PLANER.parent, check=True)
 
 
 def test_every_module_has_its_floor():
