@@ -21,4 +21,4 @@ class Damaged(UserError):
 def remake(path: str | Path) -> str:
     """What a user does to get a file anew: the command for a file of the workflow, which lies in results."""
     _, found, rest = f"/{path}".rpartition("/results/")
-    return f"make it anew: snakemake --cores all --force results/{rest}" if found else "replace it by a whole copy"
+    return f"make it anew: snakemake --cores all --force results/{rest}" if found else "put a whole copy there"

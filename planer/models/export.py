@@ -32,7 +32,7 @@ def export_network(folder: str | Path, out: str | Path, vocab: str | Path | None
     network = load(folder, vocab=vocab)
     if network.surroundings.vocabulary is None:
         raise UserError(f"no vocab.json belongs to {show(str(folder))}; name that of its text with --vocab")
-    existed = out.exists()
+    existed = os.path.isdir(out)
     try:
         _write(network, out, model_card(folder, network, vocab))
     except BaseException:

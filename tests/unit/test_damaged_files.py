@@ -101,7 +101,7 @@ def test_a_damaged_file_is_one_line_or_what_it_was(tmp_path, kind):
             found = read(path)
         except UserError as error:
             assert str(error).startswith(f"{path} ") and "\n" not in str(error), how
-            assert "; replace it by a whole copy" in str(error), how
+            assert "; put a whole copy there" in str(error), how
             outcomes.append("refused")
         else:
             assert how.startswith("bare") or found == expected, f"{how}, {number}: another value"

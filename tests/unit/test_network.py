@@ -172,6 +172,7 @@ def test_an_exported_network_is_the_same_and_stands_alone(evaluated, tmp_path, c
         (["info", FOLDER, "--vocab", "no.json"], "no.json does not exist"),
         (["export", FOLDER, "results"], "'results' exists and is not an empty folder"),
         (["export", FOLDER, FOLDER + "/model.safetensors"], "exists and is not an empty folder"),
+        (["export", FOLDER, "x" * 5000], "File name too long"),
         (["export", FOLDER], "the following arguments are required: OUT"),
         (["exprot", FOLDER], "invalid choice: 'exprot'"),
     ],

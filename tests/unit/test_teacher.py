@@ -110,5 +110,5 @@ def test_a_damaged_file_is_refused_in_one_line(cache, tmp_path, place):
 
 
 def test_a_missing_file_is_refused_in_one_line(tmp_path):
-    with pytest.raises(UserError, match="logits.safetensors does not exist; replace it by a whole copy"):
+    with pytest.raises(UserError, match="logits.safetensors does not exist; put a whole copy there"):
         CachedTeacher(tmp_path / "logits.safetensors", *SHAPE)
