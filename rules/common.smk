@@ -54,10 +54,10 @@ def read(experiment):
     Returns them as plain values, which params hold, and as Experiment.
     """
     check_name("experiment", experiment)
-    own = read_experiment(experiment, experiment_files())
+    experiment_layers = read_experiment(experiment, experiment_files())
     # Snakemake's own reading keeps the last of two equal keys in --configfile, and takes --config values as text.
     given = workflow.config_settings
-    layers = [read_yaml(ROOT / "config/config.yaml"), *own, *map(read_yaml, given.configfiles)]
+    layers = [read_yaml(ROOT / "config/config.yaml"), *experiment_layers, *map(read_yaml, given.configfiles)]
     values = merge(*map(one_source, [*layers, read_assignments(given.config_args)]))
     checked = build(Experiment, values)
     corpus = corpus_of(checked.data)

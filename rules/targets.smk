@@ -10,13 +10,13 @@ from planer.workflow.targets import check_folders, check_made, names_in
 
 
 def targets():
-    """What the command line asks for: rules, and files relative to the working directory."""
-    arguments, more = sys.argv[1:], []
+    """The targets of the command line: rules, and files relative to the working directory."""
+    arguments, rest = sys.argv[1:], []
     if "--" in arguments:
         end = arguments.index("--")
-        arguments, more = arguments[:end], arguments[end + 1 :]
+        arguments, rest = arguments[:end], arguments[end + 1 :]
     parsed, _ = get_argument_parser().parse_known_args(arguments)
-    return [*parsed.targets, *more] or ["results/demo/report.html"]
+    return [*parsed.targets, *rest] or ["results/demo/report.html"]
 
 
 def check_cost(experiment):
