@@ -1,4 +1,4 @@
-"""The environment variables that a workflow and all of its jobs run with.
+"""Environment variables of a workflow and its jobs.
 
 Snakemake passes its own environment on to every job, so one call while the Snakefile is read sets them for all.
 """
@@ -10,12 +10,12 @@ import os
 from pathlib import Path
 
 SPINS = "3000"
-"""How often libgomp's threads look for work before they sleep.  By default they spin so long that beside other work
-hardly anything gets done (benchmarks/waiting.py)."""
+"""How often libgomp's threads look for work before they sleep.  With the default they spin very long, and everything is
+slow on a busy machine (benchmarks/waiting.py)."""
 
 
 def prepare_environment(root: Path, home: str | Path) -> None:
-    """Set what jobs need: a home folder, a user's name, the library of this checkout, and how threads wait.
+    """Set the home folder, the user's name, the library of this checkout, and the spinning of waiting threads.
 
     root: the checkout.  home: the home folder for users without one.  What the user has set about threads stays.  All
     jobs wait the same way, so that their latencies are comparable.

@@ -1,9 +1,9 @@
-"""What Snakemake's process shows of failed jobs: the last lines on the screen say what went wrong and where to look.
+"""Reports of failed jobs: the last lines on the screen say what went wrong and where to look.
 
-Snakemake reports a failed job in fifteen lines with the log among them, and prints its own summary after them.  A job
-that ends by a user's mistake (``UserError``) has one line to say, the last one of its log.  This filter of Snakemake's
-log takes the report of such a job out and prints the line when the process ends, after everything else.  Other failures
-are reported as Snakemake does, and the path of the log is repeated at the end.
+Snakemake reports a failed job in fifteen lines, log included, and prints a summary after them.  A job that fails by a
+user's mistake (``UserError``) explains it in the last line of its log.  This filter of Snakemake's log removes the
+report of such a job and prints its line when the process ends.  Other failures are reported by Snakemake, and the path
+of the log is repeated at the end.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ class Failures(logging.Filter):
 
 
 def _mistake(log: str) -> str:
-    """The last line of a log, if it tells of a user's mistake."""
+    """The last line of a log, if it is a user's mistake."""
     try:
         lines = Path(log).read_text(errors="replace").splitlines()
     except OSError:

@@ -1,4 +1,4 @@
-"""What every job does around its one call of the library: a log, a mirror in MLflow, one line for a user's mistake.
+"""The frame of every job around its call of the library: a log, a mirror in MLflow, one line for a user's mistake.
 
 Scripts of rules are adapters: ``with stage(snakemake) as job:`` read inputs, call one function, write outputs.
 PyTorch is imported where it is used: no module of this package needs it to be imported itself.
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from planer.training.checkpoint import Checkpoint
 
 SHARED = "shared"
-"""What stands for the variant of a job that all variants of an experiment share."""
+"""In place of a variant's name, for jobs that all variants of an experiment share."""
 
 
 class Job:
@@ -159,7 +159,7 @@ def stage(snakemake) -> Iterator[Job]:
 
 
 def scratch_folder(experiment: str, variant: str, rule: str) -> Path:
-    """Where a job keeps what it needs to resume; never an output, so that a failed attempt does not lose it."""
+    """Folder of the checkpoint of a job; not an output, because Snakemake deletes outputs of failed attempts."""
     return Path("scratch") / experiment / variant / rule
 
 

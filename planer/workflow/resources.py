@@ -33,7 +33,7 @@ CUDA_MB = 3000
 COMPILE_MB = 4000
 """torch.compile's worker processes."""
 MARGIN = 1.5
-"""On memory beyond what every job takes, and twice that on time."""
+"""Factor on memory beyond BASE_MB; twice as much on time."""
 STORED_BYTES = 24
 """Host memory of a parameter that is trained on a GPU: weight and two moments on their way to and from a checkpoint."""
 TRAINED_BYTES = 28
@@ -43,7 +43,7 @@ READ_BYTES = 8
 LOGITS = 3 * 2**26
 """Most logits at a time, with gradient and softmax (planer.models computes at most 2**26 at once)."""
 POOL_BYTES = 6 * 2**30
-"""Most that the stacks of a latency measurement take (planer.latency.networks)."""
+"""Most memory of the stacks of a latency measurement (planer.latency.networks)."""
 CPU_FLOPS = 1e10
 """FLOPs per second and thread that a slow processor reaches in training; a server's core of 2023 reaches 34 to 44e9."""
 GPU_FLOPS = 3e13
@@ -53,7 +53,7 @@ PASS_SECONDS = 0.1
 FLOW_SECONDS, FLOW_BYTES = 5e-6, 200
 """Time and memory of an assignment in constrained k-means per pair of a neuron and a cluster."""
 MEASUREMENT_SECONDS = 240
-"""Most that a network is measured beside the baseline, or at its thresholds."""
+"""Longest measurement of a network with the baseline, or at its thresholds."""
 VALID_SHARE = 0.05
 """Of a byte corpus, validation and test text each."""
 START_MINUTES = 15
@@ -62,7 +62,7 @@ START_MINUTES = 15
 
 @dataclass(frozen=True)
 class Request:
-    """What one job asks for."""
+    """Resources of one job."""
 
     mem_mb: int
     """Host memory in MiB."""
@@ -70,17 +70,17 @@ class Request:
     """Wall-clock time."""
 
     def memory_of(self, attempt: int) -> int:
-        """Half as much again in every further attempt: twice as much would not fit on a small node."""
+        """50 % more in every further attempt; 100 % more would not fit on a small node."""
         return self.mem_mb * (attempt + 1) // 2
 
     def minutes_of(self, attempt: int) -> int:
-        """As long again in every further attempt."""
+        """100 % more in every further attempt."""
         return self.minutes * attempt
 
 
 @dataclass(frozen=True)
 class _Need:
-    """What a stage adds to what every job takes."""
+    """Resources of a stage beyond those of every job."""
 
     params: int = 0
     """Parameters that are trained, or held as many times as training would."""
@@ -333,4 +333,4 @@ STAGES = {
 }
 """Stages that need more than every job, by rule."""
 ON_CPU = ("estimate_cost", "pattern", "cluster_experts", "export", "compare", "repeatability", "pareto")
-"""Stages that run on the CPU whatever the experiment's device."""
+"""Stages that always run on the CPU."""

@@ -1,10 +1,10 @@
-"""What a stage's result depends on in the code: its script, the modules that it reaches, and the data beside them.
+"""The code that a stage's result depends on: its script, the modules that it imports, and the data beside them.
 
-Snakemake's own trigger looks at the date and text of a script and never at the library behind it.  A hash among the
-params of a rule does both: a fresh clone repeats nothing, and an edited module repeats the stages that import it,
-directly or not, and no others.
+Snakemake's own trigger checks the date and text of a script, not the library that it calls.  A hash in the params of a
+rule checks both.  A fresh clone repeats nothing.  An edited module repeats exactly the stages that import it, directly
+or not.
 
-What cannot change a result does not count:
+Code that cannot change a result does not count:
 
 - comments, docstrings and layout, and imports for annotations (``if TYPE_CHECKING``);
 - modules that log, mirror, report progress or convert a configuration (CHANGES_NO_RESULT);
@@ -148,7 +148,7 @@ class Sources:
 
 
 class Module(NamedTuple):
-    """What counts of a module."""
+    """The parts of a module that count."""
 
     code: str
     """Hash of the code that can change a result."""
@@ -181,7 +181,7 @@ def _analysed(text: str, only_functions: bool) -> list:
 
 
 class _Executed(ast.NodeTransformer):
-    """Drops docstrings and what only type checkers read."""
+    """Drops docstrings and code for type checkers."""
 
     def visit_Expr(self, node: ast.Expr) -> ast.Expr | None:
         text = isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)

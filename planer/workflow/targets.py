@@ -1,4 +1,4 @@
-"""Targets of the command line: what their paths name, and one line for those that nothing makes."""
+"""Targets of the command line: the names in their paths, and one line for those that no rule makes."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def names_in(path: str, datasets: Iterable[str]) -> dict[str, str]:
 
 
 def check_folders(*names: str) -> None:
-    """Raise UserError where something that is no folder has the name of a folder that jobs write in."""
+    """Raise UserError where a folder that jobs write in is something else."""
     for name in names:
         if os.path.lexists(name) and not os.path.isdir(name):
             raise UserError(f"{name} is no folder; move it away: jobs write in a folder of this name")

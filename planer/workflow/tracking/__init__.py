@@ -1,4 +1,4 @@
-"""The MLflow mirror: what every stage does, shown in MLflow.
+"""The mirror of all stages in MLflow.
 
 Files under ``results/`` are the truth.  MLflow holds a view of them.  No trouble with MLflow, from a missing package
 to a dead server, costs a result or delays a job: it ends as one line of warning at the end of the workflow.

@@ -1,4 +1,4 @@
-"""The address of MLflow's store: what ``MLFLOW_TRACKING_URI`` may say, checked before anything is read or written."""
+"""The address of MLflow's store in ``MLFLOW_TRACKING_URI``, checked before anything is read or written."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def _check(uri: str) -> None:
 
 
 def _check_database(database: Path) -> None:
-    """Refuse a file that the user names and that is none of ours, before a lock is made beside it."""
+    """Refuse a user's file that is no MLflow database, before a lock is created beside it."""
     advice = "name another file in MLFLOW_TRACKING_URI"
     try:
         if not database.parent.is_dir():

@@ -1,7 +1,7 @@
-"""The process beside a workflow that tells MLflow what its jobs write, wherever they run.
+"""The process beside a workflow that writes its jobs' records to MLflow, also those of jobs on other nodes.
 
-The workflow's process starts it, ``start``, and tells it that all jobs have ended, ``finish``, by closing its standard
-input; so it ends when the workflow is killed, too.  Jobs neither know of it nor wait for it.
+The workflow's process starts it (``start``).  When all jobs have ended, it closes the standard input of this process
+(``finish``), which therefore also ends when the workflow is killed.  Jobs do not wait for it.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ from planer.workflow.tracking.sync import sync
 ROWS_SECONDS = 10
 """Between two looks at the rows of running jobs."""
 LOOK_SECONDS = 1
-"""Between two looks for jobs that have ended: what these wrote is mirrored before another job measures latencies."""
+"""Between two looks for ended jobs: their records are mirrored before another job measures latencies."""
 END_SECONDS = 60
-"""What a workflow waits at its end at most, for a slow server; one that does not answer costs twice REQUEST_SECONDS."""
+"""Longest wait of a workflow at its end, for a slow server; one that does not answer costs twice REQUEST_SECONDS."""
 ROOT = Path(__file__).resolve().parents[3]
 _follower: subprocess.Popen | None = None
 
@@ -58,7 +58,7 @@ def start(results: str | Path) -> None:
 
 
 def finish(results: str | Path) -> None:
-    """Wait until the process has told MLflow everything, and say in one line what it could not."""
+    """Wait until the process has written everything to MLflow, and print what it could not in one line."""
     global _follower
     if _follower is None:
         return
@@ -86,7 +86,7 @@ def _warn(trouble: str, results: str | Path) -> None:
 
 
 def follow(results: Path) -> None:
-    """Mirror until standard input closes and once more then; write to standard output what MLflow did not take."""
+    """Mirror until standard input closes, and once more; write records that MLflow refused to standard output."""
     for number in (signal.SIGTERM, signal.SIGINT):  # meant for the workflow, whose end shows here anyway
         signal.signal(number, signal.SIG_IGN)
     report = os.dup(1)

@@ -1,8 +1,8 @@
-"""What a job leaves for MLflow: a file of records, one JSON object a line.
+"""A job's records for MLflow: a file with one JSON object a line.
 
 ``results/.tracking/<experiment>/<variant>/<stage>/<start>-<pid>.jsonl`` holds one run.  A job that follows a failed or
-killed one with the same params appends to its journal and so continues its run; any other job begins another journal.
-While a job runs it holds a lock on its journal, so that a journal without an end and without a lock is a killed job's.
+killed one with the same params appends to its journal and so continues its run.  Any other job starts a new journal.
+A running job holds a lock on its journal, so a journal without an end and without a lock is that of a killed job.
 
 Records: ``start`` (name, params and tags of the run; again, with tags only, for each further attempt), ``series``
 (points of metric series), ``results`` (metrics of the whole stage), ``artifacts`` (files), ``end`` (status).
@@ -77,7 +77,7 @@ def track(
 
 
 class StageRun:
-    """What a stage tells MLflow about itself.  No call raises or waits."""
+    """A stage's records for MLflow.  No call raises or waits."""
 
     def __init__(self, journal: _Writer | None):
         self._journal = journal
@@ -89,7 +89,7 @@ class StageRun:
         self._write("series", {name: value for name, value in values.items() if name != "step"})
 
     def metrics(self, values: Mapping) -> None:
-        """Results of the whole stage, nested or not, logged at the last row's step.  What is no number is left out."""
+        """Results of the whole stage, nested or not, logged at the last row's step.  Only numbers are kept."""
         self._write("results", values)
 
     def artifact(self, *paths: str | Path) -> None:
@@ -173,7 +173,7 @@ class _Writer:
                 self._file.flush()
 
     def close(self) -> str:
-        """Let the journal go; return what went wrong, or nothing."""
+        """Close the journal; return what went wrong, or nothing."""
         with self.keeping_trouble():
             if self._file:
                 self._file.close()
@@ -232,7 +232,7 @@ def journals(folder: Path) -> list[Path]:
 
 
 def state_path(journal: Path) -> Path:
-    """The file that says how far MLflow took a journal."""
+    """The file with the state of a journal in MLflow."""
     return journal.with_suffix(".state")
 
 

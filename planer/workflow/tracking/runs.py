@@ -1,4 +1,4 @@
-"""One run in MLflow and the file that remembers it."""
+"""One run in MLflow and the file with its state."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Memory:
 
 
 class Run:
-    """A run in MLflow.  Whatever it is told twice it knows once."""
+    """A run in MLflow.  Repeated values are written once."""
 
     def __init__(self, store: Store, run_id: str):
         self.run_id = run_id

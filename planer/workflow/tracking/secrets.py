@@ -1,4 +1,4 @@
-"""Passwords in the address of a tracking server: taken out of every text that leaves this package."""
+"""Passwords in the address of a tracking server: removed from every text that leaves this package."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from urllib.parse import unquote
 from planer.errors import UserError
 
 SHORTEST = 3
-"""Characters of the shortest password that is looked for by itself: replacing a single letter would ruin any text."""
+"""Length of the shortest password that is replaced everywhere: a single letter would ruin any text."""
 
 
 def redacted(text: str) -> str:
@@ -20,17 +20,17 @@ def redacted(text: str) -> str:
 
 
 def one_line(error: BaseException) -> str:
-    """An exception as the beginning of one line, without passwords."""
+    """An exception as one line of at most 300 characters, without passwords."""
     return redacted(" ".join(f"{type(error).__name__}: {error}".split()))[:300]
 
 
 def plain(error: BaseException) -> str:
-    """What to show of an exception: a UserError's own words, or one line."""
+    """An exception for the user: the text of a UserError, or one line."""
     return redacted(" ".join(str(error).split())) if isinstance(error, UserError) else one_line(error)
 
 
 def _secrets() -> list[str]:
-    """What must not be shown, the longest first."""
+    """Texts that must not be shown, the longest first."""
     _, _, rest = os.environ.get("MLFLOW_TRACKING_URI", "").partition("://")
     login = rest.rpartition("@")[0]
     password = login.partition(":")[2]

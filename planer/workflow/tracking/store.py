@@ -1,4 +1,4 @@
-"""MLflow's store, opened so that nothing can break it: one that is created appears whole, one process at a time."""
+"""MLflow's store, opened safely: a new store is created atomically, and one process opens it at a time."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ if TYPE_CHECKING:
     from mlflow.tracking import MlflowClient
 
 REQUEST_SECONDS = 5
-"""How long a server may take for an answer.  A sync stops at the first answer that does not come."""
+"""Timeout of an answer.  A sync stops at the first missing answer."""
 DEFAULTS = {
-    "MLFLOW_HTTP_REQUEST_TIMEOUT": str(REQUEST_SECONDS),  # MLflow's own 120 and 7 retries outlast any patience
-    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",  # the next sync tries again
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": str(REQUEST_SECONDS),  # MLflow's defaults, 120 s and 7 retries, are too long
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",  # the next sync repeats it
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_LOGGING_LEVEL": "ERROR",
-    "MLFLOW_SQLALCHEMYSTORE_POOLCLASS": "NullPool",  # no connection to a database that was deleted since
+    "MLFLOW_SQLALCHEMYSTORE_POOLCLASS": "NullPool",  # no old connection to a deleted database
 }
 """Set where the user's environment does not say otherwise."""
 

@@ -1,4 +1,4 @@
-"""Bring what jobs and results say into MLflow.  Doing it again changes nothing."""
+"""Write journals and evaluations to MLflow.  Repeating it changes nothing."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from planer.workflow.tracking.variants import SHARED, VariantMirror, owner_of
 
 @dataclass
 class Outcome:
-    """What a sync did."""
+    """Result of a sync."""
 
     updated: list[str] = field(default_factory=list)
     """Runs that it created or changed, as experiment/variant/stage or experiment/variant."""
     current: int = 0
     """Runs of stages in which nothing had changed."""
     troubles: list[str] = field(default_factory=list)
-    """What MLflow did not take, one line each."""
+    """Records that MLflow refused, one line each."""
 
 
 def sync(results: Path, store: Store, say: Callable[[str], None] = lambda line: None) -> Outcome:
-    """Bring all journals and evaluations below results into the open store.  What fails does not stop the rest, unless
+    """Write all journals and evaluations below results to the open store.  A failure does not stop the rest, unless
     the server does not answer.  say is told of every run that changes."""
     outcome = Outcome()
     stages = _stages(results)

@@ -1,4 +1,4 @@
-"""The run of a variant, above the runs of its stages: what its network is worth, from eval.json.
+"""The run of a variant, above the runs of its stages: the metrics of its network, from eval.json.
 
 The step of its series: 1000 times tau for the dynamic-k sweep, the row's index for latencies of several workloads.
 """

@@ -1,4 +1,4 @@
-"""What MLflow's page of runs shows of an experiment: the columns, and a chart of quality against speed-up.
+"""MLflow's page of an experiment's runs: the columns, and a chart of quality against speed-up.
 
 MLflow keeps a shared view as a tag of the experiment and opens it by the page's parameter ``viewStateShareKey``.
 """
@@ -11,9 +11,9 @@ KEY = "planer"
 """Of the shared view."""
 VIEW_TAG = f"mlflow.sharedViewState.{KEY}"
 KIND_TAG = {"mlflow.experimentKind": "custom_model_development"}
-"""Makes model training what MLflow opens an experiment with."""
+"""Opens an experiment in MLflow's page for model training."""
 WIDTH = 145
-"""Of a column, in pixels: its name is whole."""
+"""Of a column, in pixels: enough for its name."""
 
 
 def columns(unit: str) -> list[str]:
