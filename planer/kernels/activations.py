@@ -1,4 +1,4 @@
-"""Activations of feed-forward layers, and their gradients.
+"""Activations of feed-forward layers, and their gradients, in PyTorch.
 
 A gated activation takes twice as many values as it gives: the first half is the gate.  Its first weight matrix has the
 rows of the gate, then those of the other factor.
@@ -12,6 +12,8 @@ from torch import Tensor
 
 ACTIVATIONS = ("relu", "gelu", "gelu_tanh", "silu", "swiglu")
 """gelu with the error function, gelu_tanh its approximation, swiglu silu(gate) times the other factor."""
+GATED = {"swiglu": "silu"}
+"""Of gated activations, the function that acts on the gate."""
 APPROXIMATION = {"gelu": "none", "gelu_tanh": "tanh"}
 
 
@@ -23,7 +25,12 @@ def check_activation(operation: str, activation: str) -> None:
 
 def factors(activation: str) -> int:
     """Values before the activation per neuron: 2 for a gated activation, else 1."""
-    return 2 if activation == "swiglu" else 1
+    return 2 if activation in GATED else 1
+
+
+def function_of(activation: str) -> str:
+    """What compiled kernels are told: the function without the gate, which shows in the weights' shapes."""
+    return GATED.get(activation, activation)
 
 
 def activate(z: Tensor, activation: str) -> Tensor:
@@ -32,9 +39,9 @@ def activate(z: Tensor, activation: str) -> Tensor:
         return F.relu_(z)
     if activation == "silu":
         return F.silu(z)
-    if activation == "swiglu":
+    if activation in GATED:
         gate, up = z.chunk(2, dim=-1)
-        return F.silu(gate) * up
+        return activate(gate, GATED[activation]) * up
     return F.gelu(z, approximate=APPROXIMATION[activation])
 
 
@@ -47,7 +54,8 @@ def through_activation(grad: Tensor, z: Tensor, activation: str) -> Tensor:
         return torch.ops.aten.threshold_backward(grad, z, 0)
     if activation == "silu":
         return torch.ops.aten.silu_backward(grad, z)
-    if activation == "swiglu":
+    if activation in GATED:
         gate, up = z.chunk(2, dim=-1)
-        return torch.cat((torch.ops.aten.silu_backward(grad * up, gate), grad * F.silu(gate)), dim=-1)
+        function = GATED[activation]
+        return torch.cat((through_activation(grad * up, gate, function), grad * activate(gate, function)), dim=-1)
     return torch.ops.aten.gelu_backward(grad, z, approximate=APPROXIMATION[activation])

@@ -25,8 +25,9 @@ def test_outputs(layer, dtype):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("size", [1, 6, 16, 32, 64, 128])
 @pytest.mark.parametrize("tokens", [7, 4096, 20_000])
-def test_at_the_sizes_of_the_paper(tokens, size, dtype):
-    layer = Dynamic(tokens=tokens, d_model=512, size=size, experts=2048 // size, share=0.05)
+@pytest.mark.parametrize("activation", ["relu", "swiglu"])
+def test_at_the_sizes_of_the_paper(tokens, size, activation, dtype):
+    layer = Dynamic(tokens, 512, size, 2048 // size, 0.05, activation)
     tolerance = {torch.float32: 5e-6, torch.float16: 2e-3, torch.bfloat16: 8e-3}[dtype]
     assert dynamic_error(layer, dtype, CUDA, masked_dense) <= tolerance
 

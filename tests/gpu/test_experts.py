@@ -35,6 +35,7 @@ def test_outputs_and_all_gradients(layer, dtype):
         dataclasses.replace(PLANER, k=1, tokens=12_288, routing="one_hot"),
         dataclasses.replace(PLANER, k=2, tokens=12_288, routing="half"),
         dataclasses.replace(PLANER, k=2, tokens=300, activation="gelu"),
+        dataclasses.replace(PLANER, k=1, activation="swiglu"),
         dataclasses.replace(PLANER, k=0, tokens=1000),
     ],
     ids=str,
@@ -175,7 +176,7 @@ def test_as_operators():
     grouped = plan(pairs)
     leaves = [t.detach().requires_grad_() for t in (x, *weights, pairs.gate)]
     torch.library.opcheck(
-        torch.ops.planer.expert_ffn, (*leaves, *vars(grouped).values(), None, 2, "relu", "triton", True)
+        torch.ops.planer.expert_ffn, (*leaves, list(vars(grouped).values()), None, 2, "relu", "triton", True)
     )
 
 

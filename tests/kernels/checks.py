@@ -9,6 +9,7 @@ from unittest import mock
 
 import torch
 
+from planer.kernels.activations import factors, function_of
 from planer.kernels.dynamic_ffn import dynamic_ffn_reference
 from planer.kernels.dynamic_ffn.triton import layer as dynamic_kernels
 from planer.kernels.expert_ffn import expert_ffn, expert_ffn_reference
@@ -45,10 +46,11 @@ class Layer:
             return (torch.randn(shape, generator=generator) * scale).double().to(device)
 
         n, d, i, e = self.tokens, self.d_model, self.d_inner, self.experts
+        rows = factors(self.activation) * i
         return {
             "x": draw(n, d),
-            "w1": draw(e, i, d, scale=d**-0.5),
-            "b1": draw(e, i) if self.bias else None,
+            "w1": draw(e, rows, d, scale=d**-0.5),
+            "b1": draw(e, rows) if self.bias else None,
             "w2": draw(e, d, i, scale=i**-0.5),
             "b2": draw(e, d) if self.bias else None,
         }
@@ -96,6 +98,9 @@ EXPERTS = {
     "GELU, no biases, any number": Layer(activation="gelu", bias=False, k=0),
     "tanh GELU": Layer(activation="gelu_tanh", k=1),
     "SiLU": Layer(activation="silu", k=2),
+    "gated SiLU": Layer(activation="swiglu", k=2),
+    "gated SiLU, odd sizes, any number": Layer(activation="swiglu", d_model=37, d_inner=29, k=0),
+    "gated SiLU, experts without tokens": Layer(activation="swiglu", routing="half", bias=False, gated=False, k=1),
     "no tokens": Layer(tokens=0, k=2),
 }
 
@@ -161,8 +166,9 @@ class Dynamic:
         """x, w1, b1, w2, b2 in double precision, scaled so that outputs are about 1."""
         generator = torch.Generator().manual_seed(self.tokens + self.size)
         n, d, f = self.tokens, self.d_model, self.size * self.experts
+        rows = factors(self.activation) * f
         scales = 1, d**-0.5, 1, f**-0.5, 1
-        shapes = (n, d), (f, d), (f,), (f, d), (d,)
+        shapes = (n, d), (rows, d), (rows,), (f, d), (d,)
         sampled = [torch.randn(shape, generator=generator) * scale for shape, scale in zip(shapes, scales, strict=True)]
         return [value.double().to(device) for value in sampled]
 
@@ -187,6 +193,8 @@ DYNAMIC = {
     "GELU": Dynamic(activation="gelu"),
     "tanh GELU": Dynamic(activation="gelu_tanh"),
     "SiLU": Dynamic(activation="silu"),
+    "gated SiLU": Dynamic(activation="swiglu"),
+    "gated SiLU, odd width": Dynamic(activation="swiglu", d_model=37, size=5, experts=7),
 }
 
 
@@ -194,8 +202,8 @@ def dynamic_error(layer: Dynamic, dtype: torch.dtype, device="cpu", oracle=dynam
     """How far the kernel's output is from the oracle in double precision, on the same numbers."""
     values, mask = [value.to(dtype) for value in layer.values(device)], layer.mask(device)
     with poisoned():
-        y = dynamic_kernels.forward(*values, mask, layer.activation)
-    return normalised_error(y, oracle(*(value.double() for value in values), mask, layer.activation))
+        y = dynamic_kernels.forward(*values, mask, function_of(layer.activation))
+    return normalised_error(y, oracle(*(value.double() for value in values), mask, activation=layer.activation))
 
 
 @contextlib.contextmanager

@@ -24,8 +24,11 @@ triton = pytest.importorskip("triton")
 from triton.backends.compiler import GPUTarget  # noqa: E402
 from triton.compiler import ASTSource  # noqa: E402
 
+from planer.kernels.activations import factors, function_of  # noqa: E402
 from planer.kernels.dynamic_ffn.triton import layer as dynamic_ffn  # noqa: E402
+from planer.kernels.expert_ffn.products import Layer  # noqa: E402
 from planer.kernels.expert_ffn.triton import layer as expert_ffn  # noqa: E402
+from planer.kernels.routing import Plan  # noqa: E402
 from planer.kernels.routing.triton import gate, plan  # noqa: E402
 from planer.kernels.triton import tiles  # noqa: E402
 
@@ -131,28 +134,29 @@ def layer(kind, tokens, k, activation="relu", gated=True, dropout=False) -> list
     """Launches of experts forward and backward, top-k; k = 0 for tokens with their own number of pairs."""
     dtype, tf32 = KINDS[kind]
     pairs = tokens * max(k, 1)
-    x, w1, w2 = (meta(*s, dtype=dtype) for s in ((tokens, D), (EXPERTS, INNER, D), (EXPERTS, D, INNER)))
-    b1, b2 = meta(EXPERTS, INNER, dtype=dtype), meta(EXPERTS, D, dtype=dtype)
+    rows = factors(activation) * INNER
+    shapes = (tokens, D), (EXPERTS, rows, D), (EXPERTS, rows), (EXPERTS, D, INNER), (EXPERTS, D)
+    values = [meta(*shape, dtype=dtype) for shape in shapes]
     gate = meta(pairs, dtype=torch.float32) if gated else None
     order, inverse, token = (meta(pairs, dtype=torch.int64) for _ in range(3))
     offsets, token_offsets = meta(EXPERTS + 1, dtype=torch.int64), meta(tokens + 1, dtype=torch.int64)
     keep = meta(pairs, INNER, dtype=dtype) if dropout else None
-    arguments = x, w1, b1, w2, b2, gate, order, inverse, token, offsets, token_offsets, keep, activation, k or None
+    experts = Layer(*values, gate, Plan(order, inverse, token, offsets, token_offsets), keep, k, activation)
 
     def call():
-        y, saved = expert_ffn.forward(*arguments)
-        expert_ffn.backward(y, saved, *arguments)
+        expert_ffn.backward(experts, *expert_ffn.forward(experts))
 
     with tf32_is(tf32):
         return launches(call)
 
 
-def dynamic(kind, tokens, width=D) -> list[Launch]:
+def dynamic(kind, tokens, width=D, activation="relu") -> list[Launch]:
     dtype, tf32 = KINDS[kind]
-    shapes = (tokens, width), (INNER, width), (INNER,), (INNER, width), (width,)
+    rows = factors(activation) * INNER
+    shapes = (tokens, width), (rows, width), (rows,), (INNER, width), (width,)
     arguments = [*(meta(*s, dtype=dtype) for s in shapes), meta(tokens, INNER // 16, dtype=torch.bool)]
     with tf32_is(tf32):
-        return launches(lambda: dynamic_ffn.forward(*arguments))
+        return launches(lambda: dynamic_ffn.forward(*arguments, function_of(activation)))
 
 
 def everything() -> list[Launch]:
@@ -162,12 +166,14 @@ def everything() -> list[Launch]:
             found += layer(kind, tokens, k)
         for tokens in (12_288, 512):
             found += layer(kind, tokens, 1, activation="gelu", dropout=True)
-        for activation in ("gelu_tanh", "silu"):
+        for activation in ("gelu_tanh", "silu", "swiglu"):
             found += layer(kind, 12_288, 1, activation=activation, dropout=True)
+        found += layer(kind, 512, 1, activation="swiglu", dropout=True)
         for tokens in (12_288, 4_096, 512):
             found += layer(kind, tokens, 1, dropout=True)
-        found += dynamic(kind, 12_288) + dynamic(kind, 64)
-        found += dynamic(kind, 512, 8_192)
+        for activation in ("relu", "swiglu"):
+            for tokens, width in ((12_288, D), (64, D), (512, 8_192)):
+                found += dynamic(kind, tokens, width, activation)
     for dtype in (torch.bfloat16, torch.float32):
         x, weight = meta(12_288, D, dtype=dtype), meta(EXPERTS, D, dtype=dtype)
         for k in (1, 2):
@@ -179,10 +185,12 @@ def everything() -> list[Launch]:
 
 
 def label(launch: Launch) -> str:
-    sizes = "x".join(str(launch[name]) for name in ("BM", "BN", "PIECE", "BK") if name in dict(launch.constants))
+    sizes = "x".join(str(launch[name]) for name in ("BM", "BN", "BK") if name in dict(launch.constants))
     types = {dict(launch.signature).get(name) for name in ("a", "x", "dy", "rows")} - {None}
     kind = "-".join((*sorted(types), dict(launch.constants).get("PRECISION", ""))).replace("*", "")
-    return f"{launch.name.strip('_')}-{kind}-{sizes}-w{launch.warps}-s{launch.stages}"
+    activation = dict(launch.constants).get("ACTIVATION") or ""
+    gated = "gated-" * bool(dict(launch.constants).get("GATED"))
+    return f"{launch.name.strip('_')}-{kind}-{sizes}-w{launch.warps}-s{launch.stages}-{gated}{activation}"
 
 
 LAUNCHES = everything() if os.environ.get("TRITON_INTERPRET") != "1" else []
@@ -201,7 +209,7 @@ BUFFERS = {
     "_grouped_gemm": lambda stages: stages,
     "_hidden_gradient": lambda stages: stages,
     "_weight_gradient": lambda stages: (stages - 1) // 2 + 1,
-    "_dynamic_ffn": lambda stages: stages - 1,
+    "_dynamic_ffn": lambda stages: 2,
 }
 """Pieces of the operands that tensor cores find in shared memory, by stages; a row that must be looked up takes two."""
 
@@ -218,7 +226,7 @@ def check_product(launch: Launch, code: Code) -> None:
     if launch.name == "_dynamic_ffn":
         if constants["BK"] < constants["DP"]:
             return
-        piece = 2 * constants["PIECE"] * constants["DP"] * width
+        piece = (2 + constants["GATED"]) * constants["BN"] * constants["DP"] * width
         kept = constants["BM"] * constants["DP"] * width
     else:
         piece = (constants["BM"] + constants["BN"]) * constants["BK"] * width
@@ -229,16 +237,15 @@ def check_product(launch: Launch, code: Code) -> None:
 def test_every_shipped_tile_is_launched():
     """By some size that ``everything`` asks for."""
 
-    def tile(launch, m, n, k):
-        c = dict(launch.constants)
-        return tiles.Tile(c[m], c[n], c[k], launch.warps, launch.stages)
+    def launched(*names):
+        sizes = {tuple(launch[size] for size in ("BM", "BN", "BK")) + (launch.warps, launch.stages)
+                 for launch in LAUNCHES if launch.name in names}  # fmt: skip
+        return {tiles.Tile(*size) for size in sizes}
 
-    products = {tile(launch, "BM", "BN", "BK") for launch in LAUNCHES if {"BN", "BK"} <= dict(launch.constants).keys()}
+    products = launched("_grouped_gemm", "_hidden_gradient", "_weight_gradient")
     assert {t for table in tiles.GROUPED.values() for _, t in table} == products
-    pieces = {tile(launch, "BM", "PIECE", "BK") for launch in LAUNCHES if launch.name == "_dynamic_ffn"}
-    assert set(tiles.DYNAMIC.values()) == pieces
-    wide = {tile(launch, "BM", "PIECE", "BK") for launch in LAUNCHES if launch.name == "_wide_hidden"}
-    assert set(tiles.WIDE.values()) == wide
+    assert set(tiles.DYNAMIC.values()) == launched("_dynamic_ffn")
+    assert set(tiles.WIDE.values()) == launched("_wide_hidden")
 
 
 def test_a_spill_is_found():

@@ -1,8 +1,26 @@
-"""How far a result is from what it should be."""
+"""How far a result is from what it should be, and formulas of activations."""
 
 from __future__ import annotations
 
+import math
+
+import torch
 from torch import Tensor
+
+
+def swiglu(z: Tensor) -> Tensor:
+    gate, up = z.tensor_split(2, dim=-1)
+    return gate / (1 + torch.exp(-gate)) * up
+
+
+FORMULAS = {
+    "relu": lambda z: z * (z > 0),
+    "gelu": lambda z: z * 0.5 * (1 + torch.erf(z / math.sqrt(2))),
+    "gelu_tanh": lambda z: z * 0.5 * (1 + torch.tanh(math.sqrt(2 / math.pi) * (z + 0.044715 * z**3))),
+    "silu": lambda z: z / (1 + torch.exp(-z)),
+    "swiglu": swiglu,
+}
+"""By the names in planer.kernels.activations."""
 
 
 def normalised_error(ours: Tensor, expected: Tensor) -> float:

@@ -2,20 +2,11 @@
 
 from __future__ import annotations
 
-import math
-
 import pytest
 import torch
+from numerics import FORMULAS
 
 from planer.kernels.activations import ACTIVATIONS, activate, check_activation, factors, through_activation
-
-FORMULAS = {
-    "relu": lambda z: z * (z > 0),
-    "gelu": lambda z: z * 0.5 * (1 + torch.erf(z / math.sqrt(2))),
-    "gelu_tanh": lambda z: z * 0.5 * (1 + torch.tanh(math.sqrt(2 / math.pi) * (z + 0.044715 * z**3))),
-    "silu": lambda z: z / (1 + torch.exp(-z)),
-    "swiglu": lambda z: z[:, :3] / (1 + torch.exp(-z[:, :3])) * z[:, 3:],
-}
 
 
 @pytest.mark.parametrize("activation", ACTIVATIONS)

@@ -54,12 +54,12 @@ def test_a_killed_build_stands_in_nobodys_way(compiler):
     assert build._library() == path and path.exists()
 
 
-@pytest.mark.parametrize("change", ["source", "instructions", "version"])
+@pytest.mark.parametrize("change", ["SOURCES", "HEADERS", "instructions", "version"])
 def test_changes_build_anew(compiler, monkeypatch, change, tmp_path):
     before = build._library()
-    if change == "source":
-        (tmp_path / "other.cpp").write_text("")
-        monkeypatch.setattr(build, "SOURCES", [tmp_path / "other.cpp"])
+    if change in ("SOURCES", "HEADERS"):
+        (tmp_path / "other").write_text("")
+        monkeypatch.setattr(build, change, [tmp_path / "other"])
     elif change == "instructions":
         monkeypatch.setattr(build, "_processor", lambda: "another")
     else:

@@ -8,8 +8,7 @@ import torch.nn.functional as F
 from numerics import normalised_error
 from torch.utils.flop_counter import FlopCounterMode
 
-from planer.kernels import choice
-from planer.kernels.activations import activate
+from planer.kernels.activations import ACTIVATIONS, activate, factors
 from planer.kernels.cpp import build
 from planer.kernels.dynamic_ffn import backends as dynamic
 from planer.kernels.dynamic_ffn import dynamic_ffn, dynamic_ffn_reference
@@ -24,10 +23,11 @@ def available():
     return build.available()
 
 
-def arguments(tokens, neurons, width=37, dtype=torch.float32):
+def arguments(tokens, neurons, width=37, dtype=torch.float32, activation="relu"):
     """x, w1, b1, w2, b2, scaled so that outputs are about 1."""
     generator = torch.Generator().manual_seed(tokens + neurons)
-    shapes = (tokens, width), (neurons, width), (neurons,), (neurons, width), (width,)
+    rows = factors(activation) * neurons
+    shapes = (tokens, width), (rows, width), (rows,), (neurons, width), (width,)
     x, w1, b1, w2, b2 = (torch.randn(shape, dtype=torch.float64, generator=generator) for shape in shapes)
     return [v.to(dtype) for v in (x, w1 / width**0.5, b1, w2 / neurons**0.5, b2)]
 
@@ -41,9 +41,9 @@ def masks(tokens, experts):
     return {"some": some, "all": torch.ones_like(some), "none": torch.zeros_like(some)}
 
 
-def error(values, mask, backend):
-    expected = dynamic_ffn_reference(*(v.double() for v in values), mask)
-    return normalised_error(dynamic_ffn(*values, mask, backend), expected)
+def error(values, mask, backend, activation="relu"):
+    expected = dynamic_ffn_reference(*(v.double() for v in values), mask, activation)
+    return normalised_error(dynamic_ffn(*values, mask, backend, activation), expected)
 
 
 @pytest.mark.parametrize("backend", ["auto", *BACKENDS])
@@ -54,9 +54,18 @@ def test_outputs(backend, kind, tokens, size, experts):
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("activation", ACTIVATIONS)
 @pytest.mark.parametrize("size", [1, 2, 5, 6, 16, 100, 128, 300])
-def test_any_size_of_expert(backend, size):
-    assert error(arguments(21, 3 * size), masks(21, 3)["some"], backend) < TOLERANCE
+def test_any_size_of_expert(backend, size, activation):
+    values = arguments(21, 3 * size, activation=activation)
+    assert error(values, masks(21, 3)["some"], backend, activation) < TOLERANCE
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_wide_rows(backend, activation):
+    values = arguments(5, 12, 8_192, activation=activation)
+    assert error(values, masks(5, 3)["some"], backend, activation) < TOLERANCE
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -111,16 +120,18 @@ def test_permuting_tokens_permutes_outputs(backend):
 
 
 @pytest.mark.parametrize("backend", [CPP])
+@pytest.mark.parametrize("activation", ACTIVATIONS)
 @pytest.mark.parametrize("threads", [1, 2])
-def test_a_token_gets_the_same_bits_whatever_the_others_are(backend, threads):
-    x, *weights = arguments(83, 30, 40)
+def test_a_token_gets_the_same_bits_whatever_the_others_are(backend, threads, activation):
+    x, *weights = arguments(83, 30, 40, activation=activation)
     mask = masks(83, 5)["some"]
-    whole = dynamic_ffn(x, *weights, mask, backend)
+    whole = dynamic_ffn(x, *weights, mask, backend, activation)
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
         for chosen in (slice(0, 1), slice(5, 9), slice(40, 83)):
-            assert torch.equal(dynamic_ffn(x[chosen], *weights, mask[chosen], backend), whole[chosen])
+            part = dynamic_ffn(x[chosen], *weights, mask[chosen], backend, activation)
+            assert torch.equal(part, whole[chosen])
     finally:
         torch.set_num_threads(before)
 
@@ -255,10 +266,8 @@ def test_a_loop_over_experts_computes_no_more_than_that():
 @pytest.mark.parametrize(
     ("activation", "bias"), [("gelu", True), ("gelu_tanh", False), ("silu", True), ("swiglu", True)]
 )
-def test_further_activations(backend, activation, bias):
-    x, w1, b1, w2, b2 = (v.double() for v in arguments(9, 12))
-    if activation == "swiglu":
-        w1, b1 = (torch.cat((t, -t.flip(0))) for t in (w1, b1))
+def test_activations_with_and_without_biases(backend, activation, bias):
+    x, w1, b1, w2, b2 = arguments(9, 12, dtype=torch.float64, activation=activation)
     values, mask = (x, w1, b1 if bias else None, w2, b2 if bias else None), masks(9, 4)["some"]
     neurons = mask.repeat_interleave(3, dim=1)
     expected = (activate(F.linear(*values[:3]), activation) * neurons) @ w2 + (b2 if bias else 0)
@@ -267,19 +276,12 @@ def test_further_activations(backend, activation, bias):
 
 
 @pytest.mark.parametrize("backend", ["auto", *BACKENDS])
-def test_without_biases(backend):
-    x, w1, b1, w2, b2 = arguments(9, 12)
+@pytest.mark.parametrize("activation", ["relu", "swiglu"])
+def test_without_biases(backend, activation):
+    x, w1, b1, w2, b2 = arguments(9, 12, activation=activation)
     mask = masks(9, 4)["some"]
-    expected = dynamic_ffn_reference(x, w1, 0 * b1, w2, 0 * b2, mask)
-    assert normalised_error(dynamic_ffn(x, w1, None, w2, None, mask, backend), expected) < TOLERANCE
-
-
-def test_backends_without_an_activation_say_so_and_auto_takes_another(monkeypatch):
-    values, mask = arguments(9, 12), masks(9, 4)["some"]
-    with pytest.raises(ValueError, match="backend cpp has relu only, not silu"):
-        dynamic_ffn(*values, mask, "cpp", "silu")
-    monkeypatch.setattr(choice, "order", lambda *_: ("cpp",))
-    assert torch.equal(dynamic_ffn(*values, mask, "auto", "silu"), dynamic_ffn(*values, mask, "masked_dense", "silu"))
+    expected = dynamic_ffn_reference(x, w1, 0 * b1, w2, 0 * b2, mask, activation)
+    assert normalised_error(dynamic_ffn(x, w1, None, w2, None, mask, backend, activation), expected) < TOLERANCE
 
 
 def test_gradients_are_those_of_the_reference_or_an_error():

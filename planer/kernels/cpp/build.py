@@ -24,6 +24,7 @@ from planer.errors import UserError
 from planer.files import replacing
 
 SOURCES = sorted(Path(__file__).parents[1].glob("*/*.cpp"))
+HEADERS = sorted(Path(__file__).parent.glob("*.h"))
 OPTIONS = ("-O3", "-march=native", "-std=c++20", "-fopenmp", "-fPIC", "-shared", "-w")
 
 log = logging.getLogger(__name__)
@@ -82,7 +83,7 @@ def _run(command: list[str]) -> str:
 def _key(compiler: str) -> str:
     """Hash of everything that decides what is built."""
     digest = hashlib.sha256()
-    for source in SOURCES:
+    for source in (*SOURCES, *HEADERS):
         digest.update(source.read_bytes())
     for part in (torch.__version__, _run([compiler, "--version"]), *OPTIONS, _processor()):
         digest.update(part.encode() + b"\0")

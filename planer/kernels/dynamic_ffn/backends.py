@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from planer.kernels.activations import activate, factors
+from planer.kernels.activations import activate, factors, function_of
 
 Bias = Tensor | None
 
@@ -58,14 +58,14 @@ def _affine(weight: Tensor, row: Tensor, bias: Bias) -> Tensor:
 
 def cpp(x: Tensor, w1: Tensor, b1: Bias, w2: Tensor, b2: Bias, mask: Tensor, activation: str) -> Tensor:
     """planer/kernels/dynamic_ffn/dynamic.cpp."""
-    return torch.ops.planer_cpp.dynamic_ffn(x, w1, *_biases(b1, w2, b2), mask)
+    return torch.ops.planer_cpp.dynamic_ffn(x, w1, *_biases(w1, b1, w2, b2), mask, function_of(activation))
 
 
 def triton(x: Tensor, w1: Tensor, b1: Bias, w2: Tensor, b2: Bias, mask: Tensor, activation: str) -> Tensor:
     """planer/kernels/dynamic_ffn/triton/layer.py."""
     from planer.kernels.dynamic_ffn.triton import layer as kernels
 
-    return kernels.forward(x, w1, *_biases(b1, w2, b2), mask, activation)
+    return kernels.forward(x, w1, *_biases(w1, b1, w2, b2), mask, function_of(activation))
 
 
 def _own_rows(tensor: Tensor, own: slice, activation: str) -> Tensor:
@@ -74,7 +74,7 @@ def _own_rows(tensor: Tensor, own: slice, activation: str) -> Tensor:
     return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
-def _biases(b1: Bias, w2: Tensor, b2: Bias) -> tuple[Tensor, Tensor, Tensor]:
-    """Compiled kernels take zeros where there is no bias."""
-    neurons, width = w2.shape
-    return w2.new_zeros(neurons) if b1 is None else b1, w2, w2.new_zeros(width) if b2 is None else b2
+def _biases(w1: Tensor, b1: Bias, w2: Tensor, b2: Bias) -> tuple[Tensor, Tensor, Tensor]:
+    """b1, w2 and b2; compiled kernels take zeros where there is no bias."""
+    rows, width = w1.shape
+    return w1.new_zeros(rows) if b1 is None else b1, w2, w2.new_zeros(width) if b2 is None else b2

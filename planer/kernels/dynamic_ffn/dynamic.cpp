@@ -16,6 +16,8 @@
 #include <ATen/Parallel.h>
 #include <torch/library.h>
 
+#include "../cpp/activations.h"
+
 #ifdef __FMA__
 #include <immintrin.h>
 #endif
@@ -97,7 +99,7 @@ inline void sums_of(Lanes (&v)[T], float* out) {
   for (int t = 0; t < T; ++t) out[t] = lanes[t * GROUP];
 }
 
-// h[j][t] = relu(w_j . x_t + b_j) for T tokens and J neurons.
+// h[j][t] = w_j . x_t + b_j for T tokens and J neurons.
 template <int T, int J>
 void dots(const float* const* x, const float* w, const float* b, int64_t D, float* h) {
   Lanes sums[J][T] = {};
@@ -119,11 +121,19 @@ void dots(const float* const* x, const float* w, const float* b, int64_t D, floa
   for (int j = 0; j < J; ++j) {
     float totals[T];
     sums_of<T>(sums[j], totals);
-    for (int t = 0; t < T; ++t) {
-      const float z = totals[t] + b[j];
-      h[j * T + t] = z < 0 ? 0 : z;  // NaN stays
-    }
+    for (int t = 0; t < T; ++t) h[j * T + t] = totals[t] + b[j];
   }
+}
+
+inline int64_t whole_vectors(int64_t count) { return (count + LANES - 1) / LANES * LANES; }
+
+// h = act(h), times factor where there is one.  count: a multiple of LANES.  One copy of the code and whole vectors
+// only, so that a neuron gets the same bits wherever it stands.
+template <Activation A>
+[[gnu::noinline]] void activate(float* __restrict h, const float* __restrict factor, int64_t count) {
+  for (int64_t i = 0; i < count; ++i) h[i] = activated<A>(h[i]);
+  if (factor)
+    for (int64_t i = 0; i < count; ++i) h[i] *= factor[i];
 }
 
 // y[t] += sum over j < s of h[j][t] w_j, for T tokens and P x LANES columns; or for the lanes that are left at the end.
@@ -149,18 +159,22 @@ void add_columns(const float* h, const float* w, int64_t s, int64_t D, float* co
     for (int p = 0; p < P; ++p) store(y[t] + d + p * LANES, sums[t][p], lanes_left...);
 }
 
-// T tokens through s <= CHUNK neurons of one expert.
+// T tokens through the first products of s <= CHUNK neurons: h [s][T], then zeros to the end of a vector.
 template <int T>
-void tile(const float* const* x, const float* w1, const float* b1, const float* w2, int64_t s, int64_t D,
-          float* const* y) {
-  alignas(64) float h[T * CHUNK];
+void before(const float* const* x, const float* w, const float* b, int64_t s, int64_t D, float* h) {
   int64_t j = 0;
-  for (; j + NEURONS <= s; j += NEURONS) dots<T, NEURONS>(x, w1 + j * D, b1 + j, D, h + j * T);
-  for (; j < s; ++j) dots<T, 1>(x, w1 + j * D, b1 + j, D, h + j * T);
+  for (; j + NEURONS <= s; j += NEURONS) dots<T, NEURONS>(x, w + j * D, b + j, D, h + j * T);
+  for (; j < s; ++j) dots<T, 1>(x, w + j * D, b + j, D, h + j * T);
+  std::fill(h + s * T, h + whole_vectors(s * T), 0.0f);
+}
+
+// y += h w for T tokens and s neurons.
+template <int T>
+void after(const float* h, const float* w, int64_t s, int64_t D, float* const* y) {
   int64_t d = 0;
-  for (; d + PARTS * LANES <= D; d += PARTS * LANES) add_columns<T, PARTS>(h, w2, s, D, y, d);
-  for (; d + LANES <= D; d += LANES) add_columns<T, 1>(h, w2, s, D, y, d);
-  if (d < D) add_columns<T, 1>(h, w2, s, D, y, d, D - d);
+  for (; d + PARTS * LANES <= D; d += PARTS * LANES) add_columns<T, PARTS>(h, w, s, D, y, d);
+  for (; d + LANES <= D; d += LANES) add_columns<T, 1>(h, w, s, D, y, d);
+  if (d < D) add_columns<T, 1>(h, w, s, D, y, d, D - d);
 }
 
 struct Layer {
@@ -168,6 +182,8 @@ struct Layer {
   const bool* mask;
   float* y;
   int64_t D, n, s;
+  bool gated;  // rows n s to 2 n s - 1 of w1 are those of the other factor
+  void (*act)(float*, const float*, int64_t);
 
   // Tokens of one expert, tile after tile.
   void expert(int64_t e, const int32_t* tokens, int64_t count) const {
@@ -180,7 +196,11 @@ struct Layer {
           rows[t] = x + tokens[at + t] * D;
           results[t] = y + tokens[at + t] * D;
         }
-        tile<width()>(rows, w1 + neuron * D, b1 + neuron, w2 + neuron * D, size, D, results);
+        alignas(64) float h[width() * CHUNK], factor[width() * CHUNK];
+        before<width()>(rows, w1 + neuron * D, b1 + neuron, size, D, h);
+        if (gated) before<width()>(rows, w1 + (n * s + neuron) * D, b1 + n * s + neuron, size, D, factor);
+        act(h, gated ? factor : nullptr, whole_vectors(width() * size));
+        after<width()>(h, w2 + neuron * D, size, D, results);
       };
       int64_t at = 0;
       for (; at + TOKENS <= count; at += TOKENS) run(std::integral_constant<int, TOKENS>(), at);
@@ -223,12 +243,13 @@ struct Layer {
 };
 
 at::Tensor dynamic_ffn(const at::Tensor& x, const at::Tensor& w1, const at::Tensor& b1, const at::Tensor& w2,
-                       const at::Tensor& b2, const at::Tensor& mask) {
-  const int64_t N = x.size(0), D = x.size(1), n = mask.size(1);
+                       const at::Tensor& b2, const at::Tensor& mask, std::string_view activation) {
+  const int64_t N = x.size(0), D = x.size(1), n = mask.size(1), s = w2.size(0) / n;
   at::Tensor y = at::empty({N, D}, x.options());
   const Layer layer{x.const_data_ptr<float>(),  w1.const_data_ptr<float>(),  b1.const_data_ptr<float>(),
                     w2.const_data_ptr<float>(), b2.const_data_ptr<float>(),  mask.const_data_ptr<bool>(),
-                    y.mutable_data_ptr<float>(), D, n, w1.size(0) / n};
+                    y.mutable_data_ptr<float>(), D, n, s, w1.size(0) > w2.size(0),
+                    with_activation(activation, [](auto chosen) { return &activate<chosen()>; })};
   const int64_t share = (N + at::get_num_threads() - 1) / at::get_num_threads();
   at::parallel_for(0, N, std::max<int64_t>(1, share), [&](int64_t begin, int64_t end) {
     std::vector<int32_t> starts(n + 1), lists;
@@ -240,7 +261,8 @@ at::Tensor dynamic_ffn(const at::Tensor& x, const at::Tensor& w1, const at::Tens
 }  // namespace
 
 TORCH_LIBRARY_FRAGMENT(planer_cpp, library) {
-  library.def("dynamic_ffn(Tensor x, Tensor w1, Tensor b1, Tensor w2, Tensor b2, Tensor mask) -> Tensor");
+  library.def(
+      "dynamic_ffn(Tensor x, Tensor w1, Tensor b1, Tensor w2, Tensor b2, Tensor mask, str activation) -> Tensor");
 }
 
 TORCH_LIBRARY_IMPL(planer_cpp, CPU, library) { library.impl("dynamic_ffn", &dynamic_ffn); }

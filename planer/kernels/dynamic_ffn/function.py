@@ -108,8 +108,8 @@ def _run(
     activation: str,
 ) -> Tensor:
     if backend == "auto":
-        backend = _best(x, w2, mask, activation)
-    elif reason := unsupported(backend, x.device, x.dtype, x.shape[1], w2.shape[0], activation):
+        backend = _best(x, w2, mask)
+    elif reason := unsupported(backend, x.device, x.dtype, x.shape[1], w2.shape[0]):
         raise ValueError(f"dynamic_ffn: backend {backend} {reason}")
     return getattr(backends, backend)(x, w1, b1, w2, b2, mask, activation)
 
@@ -126,7 +126,7 @@ def _no_gradients(ctx, grad):
 torch.library.register_autograd("planer::dynamic_ffn", _no_gradients, lib=_library)
 
 
-def _best(x: Tensor, w2: Tensor, mask: Tensor, activation: str = "relu") -> str:
+def _best(x: Tensor, w2: Tensor, mask: Tensor) -> str:
     """The best backend of the device's table that can run this call."""
     tokens, experts = mask.shape
     share = None
@@ -134,18 +134,12 @@ def _best(x: Tensor, w2: Tensor, mask: Tensor, activation: str = "relu") -> str:
         share = choice.bucket(mask.count_nonzero().item() / max(1, mask.numel()))
     neurons, width = w2.shape
     order = choice.order("dynamic_ffn", x.device, x.dtype, "inference", tokens, neurons // experts, share)
-    kind = x.device, x.dtype, width, neurons, activation
+    kind = x.device, x.dtype, width, neurons
     return next(name for name in (*order, "masked_dense") if unsupported(name, *kind) is None)
 
 
-def unsupported(
-    backend: str, device: torch.device, dtype: torch.dtype, d_model: int, neurons: int, activation: str = "relu"
-) -> str | None:
-    """Why a backend cannot run on such arguments, or None."""
-    if backend == "cpp" and activation != "relu":
-        return f"has relu only, not {activation}"
-    if backend == "triton" and activation == "swiglu":
-        return "has no swiglu"
+def unsupported(backend: str, device: torch.device, dtype: torch.dtype, d_model: int, neurons: int) -> str | None:
+    """Why a backend cannot run on such arguments, or None.  Every backend has all activations."""
     if backend == "triton":
         if d_model > WIDEST:
             return f"needs a width of at most {WIDEST:,}, which is {d_model:,}"

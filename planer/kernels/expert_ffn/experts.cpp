@@ -5,13 +5,16 @@
 // so that threads meet once a call; elsewhere all threads share every product.  Either way each number is summed by one
 // thread in one order, so that results repeat bit by bit.
 //
-// Letters in shapes: N tokens, D model width, E experts, I neurons of an expert, P pairs, R rows of one expert.
+// Letters in shapes: N tokens, D model width, E experts, I neurons of an expert, H values before their activation (2 I
+// where it is gated, the gate's first), P pairs, R rows of one expert.
 
 #include <ATen/ATen.h>
 #include <ATen/Dispatch.h>
 #include <ATen/OpMathType.h>
 #include <ATen/Parallel.h>
 #include <torch/library.h>
+
+#include "../cpp/activations.h"
 
 #include <algorithm>
 #include <array>
@@ -58,18 +61,19 @@ struct Layer {
   const T *b1, *b2, *keep;
   const M* gate;
   const int64_t *order, *inverse, *token, *offsets, *token_offsets;
-  int64_t N, D, E, I, P;
-  bool single, gelu;  // single: one pair per token, in the order of tokens
+  int64_t N, D, E, H, I, P;
+  bool single, gated;  // single: one pair per token, in the order of tokens
+  std::string_view activation;
 
   Layer(const Tensor& x, const Tensor& w1, const MaybeTensor& b1, const Tensor& w2, const MaybeTensor& b2,
-        const MaybeTensor& gate, const Tensor& order, const Tensor& inverse, const Tensor& token, const Tensor& offsets,
-        const Tensor& token_offsets, const MaybeTensor& keep, int64_t per_token, bool gelu)
+        const MaybeTensor& gate, at::TensorList plan, const MaybeTensor& keep, int64_t per_token,
+        std::string_view activation)
       : x(x), w1(w1), w2(w2), b1(data_or_null<T>(b1)), b2(data_or_null<T>(b2)), keep(data_or_null<T>(keep)),
-        gate(data_or_null<M>(gate)), order(order.const_data_ptr<int64_t>()),
-        inverse(inverse.const_data_ptr<int64_t>()), token(token.const_data_ptr<int64_t>()),
-        offsets(offsets.const_data_ptr<int64_t>()), token_offsets(token_offsets.const_data_ptr<int64_t>()),
-        N(x.size(0)), D(x.size(1)), E(w1.size(0)), I(w1.size(1)), P(token.size(0)), single(per_token == 1), gelu(gelu) {
-  }
+        gate(data_or_null<M>(gate)), order(plan[0].const_data_ptr<int64_t>()),
+        inverse(plan[1].const_data_ptr<int64_t>()), token(plan[2].const_data_ptr<int64_t>()),
+        offsets(plan[3].const_data_ptr<int64_t>()), token_offsets(plan[4].const_data_ptr<int64_t>()),
+        N(x.size(0)), D(x.size(1)), E(w1.size(0)), H(w1.size(1)), I(w2.size(2)), P(plan[0].size(0)),
+        single(per_token == 1), gated(H > I), activation(activation) {}
 
   M gate_of(int64_t sorted) const { return gate ? gate[order[sorted]] : M(1); }
 
@@ -80,33 +84,41 @@ struct Layer {
     for_rows(out.size(0), D, [&](int64_t r) { std::memcpy(to + r * D, from + token[begin + r] * D, D * sizeof(T)); });
   }
 
-  // Adds the bias and activates, in place: h [R, I] after the first product.
-  void activate(int64_t expert, int64_t begin, const Tensor& h) const {
+  // Adds the bias to the first product h [R, H], in place; so do ReLU and its dropout act.
+  void finish(int64_t expert, int64_t begin, const Tensor& h) const {
     T* data = h.mutable_data_ptr<T>();
-    const T* bias = b1 ? b1 + expert * I : nullptr;
-    for_rows(h.size(0), I, [&](int64_t r) {
-      T* row = data + r * I;
-      const T* kept = keep && !gelu ? keep + (begin + r) * I : nullptr;
+    const T* bias = b1 ? b1 + expert * H : nullptr;
+    const bool relu = activation == "relu";
+    for_rows(h.size(0), H, [&](int64_t r) {
+      T* row = data + r * H;
+      const T* kept = keep && relu ? keep + (begin + r) * I : nullptr;
       if (bias)
-        for (int64_t i = 0; i < I; ++i) row[i] = row[i] + bias[i];
-      if (!gelu)
-        for (int64_t i = 0; i < I; ++i) row[i] = row[i] > T(0) ? row[i] : (row[i] == row[i] ? T(0) : row[i]);
+        for (int64_t i = 0; i < H; ++i) row[i] = row[i] + bias[i];
+      if (relu)
+        for (int64_t i = 0; i < H; ++i) row[i] = planer::activated<Activation::relu>(row[i]);
       if (kept)
-        for (int64_t i = 0; i < I; ++i) row[i] = row[i] * kept[i];
+        for (int64_t i = 0; i < H; ++i) row[i] = row[i] * kept[i];
     });
   }
 
   // Active neurons after dropout [R, I], from what is saved.
   Tensor active(int64_t begin, const Tensor& hidden) const {
-    if (!gelu) return hidden;
-    Tensor result = at::gelu(hidden);
-    if (keep) {
-      T* data = result.mutable_data_ptr<T>();
-      for_rows(hidden.size(0), I, [&](int64_t r) {
-        const T* kept = keep + (begin + r) * I;
-        for (int64_t i = 0; i < I; ++i) data[r * I + i] = data[r * I + i] * kept[i];
+    if (activation == "relu") return hidden;
+    Tensor result = at::empty({hidden.size(0), I}, hidden.options());
+    const T* from = hidden.const_data_ptr<T>();
+    T* to = result.mutable_data_ptr<T>();
+    with_activation(activation, [&](auto chosen) {
+      for_rows(hidden.size(0), H, [&](int64_t r) {
+        const T *z = from + r * H, *other = z + I, *kept = keep ? keep + (begin + r) * I : nullptr;
+        T* row = to + r * I;
+        for (int64_t i = 0; i < I; ++i) {
+          M value = planer::activated<chosen()>(M(z[i]));
+          if (gated) value *= M(other[i]);
+          if (kept) value *= M(kept[i]);
+          row[i] = static_cast<T>(value);
+        }
       });
-    }
+    });
     return result;
   }
 
@@ -160,13 +172,13 @@ struct Layer {
     return *std::max_element(loads.begin(), loads.end()) * loads.size() <= UNEVEN * P;
   }
 
-  // Calls f(task, in, out, wide) for all tasks: buffers of the thread for the task's rows, D, D and I wide.
+  // Calls f(task, in, out, wide) for all tasks: buffers of the thread for the task's rows, D, D and H wide.
   template <typename F>
   void run(const std::vector<Task>& tasks, bool dealt, const F& f) const {
     if (tasks.empty()) return;
     const int64_t most = tasks.front().rows, threads = dealt ? at::get_num_threads() : 1;
     // Whole cache lines, so that bits do not depend on which thread takes a task: products follow the alignment.
-    const int64_t narrow = (most * D + LINE - 1) / LINE * LINE, wide = (most * I + LINE - 1) / LINE * LINE;
+    const int64_t narrow = (most * D + LINE - 1) / LINE * LINE, wide = (most * H + LINE - 1) / LINE * LINE;
     const Tensor memory = at::empty({threads, 2 * narrow + wide}, x.options());
     std::atomic<size_t> next{0};
     const auto work = [&](int64_t thread) {
@@ -175,7 +187,7 @@ struct Layer {
         const auto buffer = [&](int64_t offset, int64_t width) {
           return memory[thread].narrow(0, offset, tasks[i].rows * width).view({tasks[i].rows, width});
         };
-        f(tasks[i], buffer(0, D), buffer(narrow, D), buffer(2 * narrow, I));
+        f(tasks[i], buffer(0, D), buffer(narrow, D), buffer(2 * narrow, H));
       }
     };
     if (dealt)
@@ -188,7 +200,7 @@ struct Layer {
 
   std::tuple<Tensor, Tensor> forward(bool save) const {
     Tensor y = at::empty({N, D}, x.options());
-    Tensor hidden = at::empty({save ? P : 0, I}, x.options());
+    Tensor hidden = at::empty({save ? P : 0, H}, x.options());
     Tensor pairs = at::empty({single ? 0 : P, D}, x.options());
     T *to_tokens = y.mutable_data_ptr<T>(), *to_pairs = pairs.mutable_data_ptr<T>();
     std::vector<Task> chosen = tasks(P);
@@ -203,7 +215,7 @@ struct Layer {
       gather(x, begin, in);
       Tensor h = save ? hidden.narrow(0, begin, rows) : wide;
       at::mm_out(h, in, w1.select(0, e).t());
-      activate(e, begin, h);
+      finish(e, begin, h);
       at::mm_out(out, active(begin, h), w2.select(0, e).t());
       deliver(e, begin, out, b2, true, to_tokens, to_pairs);
     });
@@ -233,29 +245,26 @@ struct Layer {
     return sum;
   }
 
-  // From the gradient of active neurons [R, I] to that of the values before the activation, times the gate; in place.
-  void through_activation(int64_t begin, const Tensor& d_active, const Tensor& hidden) const {
-    if (gelu && keep) multiply(d_active, keep + begin * I);
-    if (gelu) at::gelu_backward_out(const_cast<Tensor&>(d_active), d_active, hidden);
-    T* data = d_active.mutable_data_ptr<T>();
-    const T* active = hidden.const_data_ptr<T>();
-    for_rows(hidden.size(0), I, [&](int64_t r) {
-      T *row = data + r * I;
-      const T *h = active + r * I, *kept = keep ? keep + (begin + r) * I : nullptr;
-      const M scale = gate_of(begin + r);
-      if (gelu)
-        for (int64_t i = 0; i < I; ++i) row[i] = static_cast<T>(scale * M(row[i]));
-      else if (kept)
-        for (int64_t i = 0; i < I; ++i) row[i] = h[i] > T(0) ? static_cast<T>(scale * M(row[i]) * M(kept[i])) : T(0);
-      else
-        for (int64_t i = 0; i < I; ++i) row[i] = h[i] > T(0) ? static_cast<T>(scale * M(row[i])) : T(0);
-    });
-  }
-
-  void multiply(const Tensor& rows, const T* by) const {
-    T* data = rows.mutable_data_ptr<T>();
-    for_rows(rows.size(0), I, [&](int64_t r) {
-      for (int64_t i = r * I; i < (r + 1) * I; ++i) data[i] = data[i] * by[i];
+  // From the gradient of active neurons d_active [R, I] to that of the values before the activation dz [R, H], times
+  // the gate of the pair.  Without a gated activation both are the same tensor.
+  void through_activation(int64_t begin, const Tensor& d_active, const Tensor& hidden, const Tensor& dz) const {
+    const T* saved = hidden.const_data_ptr<T>();
+    T *from = d_active.mutable_data_ptr<T>(), *to = dz.mutable_data_ptr<T>();
+    with_activation(activation, [&](auto chosen) {
+      for_rows(hidden.size(0), H, [&](int64_t r) {
+        const T *z = saved + r * H, *kept = keep ? keep + (begin + r) * I : nullptr;
+        T *d = from + r * I, *row = to + r * H;
+        const M scale = gate_of(begin + r);
+        const auto grad = [&](int64_t i) { return kept ? scale * M(d[i]) * M(kept[i]) : scale * M(d[i]); };
+        if (gated)
+          for (int64_t i = 0; i < I; ++i) {
+            row[i] = static_cast<T>(planer::through_activation<chosen()>(grad(i) * M(z[I + i]), M(z[i])));
+            row[I + i] = static_cast<T>(grad(i) * planer::activated<chosen()>(M(z[i])));
+          }
+        else
+          for (int64_t i = 0; i < I; ++i)
+            d[i] = static_cast<T>(planer::through_activation<chosen()>(grad(i), M(z[i])));
+      });
     });
   }
 
@@ -292,7 +301,7 @@ struct Layer {
     const auto made = [&](bool need, at::IntArrayRef shape) {
       return at::empty(need ? shape : at::IntArrayRef{0}, options);
     };
-    Tensor dx = made(need_x, {N, D}), dw1 = made(need_w1, {E, I, D}), db1 = made(need_b1, {E, I});
+    Tensor dx = made(need_x, {N, D}), dw1 = made(need_w1, {E, H, D}), db1 = made(need_b1, {E, H});
     Tensor dw2 = made(need_w2, {E, D, I}), db2 = made(need_b2, {E, D});
     Tensor d_gate = at::empty({need_gate ? P : 0}, options.dtype(c10::CppTypeToScalarType<M>::value));
     Tensor pairs = at::empty({need_x && !single ? P : 0, D}, options);
@@ -306,10 +315,11 @@ struct Layer {
       const Tensor h = hidden.narrow(0, begin, rows), act = need_w2 || need_gate ? active(begin, h) : h;
       gather(grad, begin, dy);
       if (need_x || need_w1 || need_b1 || need_gate) {
-        at::mm_out(dz, dy, w2.select(0, e));
-        if (need_gate) gate_gradient(e, begin, dz, act, dy, d_gate.mutable_data_ptr<M>());
-        through_activation(begin, dz, h);
-        if (need_b1) column_sums(dz, db1.mutable_data_ptr<T>() + e * I);
+        Tensor d_active = gated ? at::empty({rows, I}, options) : dz;
+        at::mm_out(d_active, dy, w2.select(0, e));
+        if (need_gate) gate_gradient(e, begin, d_active, act, dy, d_gate.mutable_data_ptr<M>());
+        through_activation(begin, d_active, h, dz);
+        if (need_b1) column_sums(dz, db1.mutable_data_ptr<T>() + e * H);
         if (need_w1) {
           gather(x, begin, other);
           product(dw1, e, dz.t(), other);
@@ -330,23 +340,19 @@ struct Layer {
 
 std::tuple<Tensor, Tensor> forward(
     const Tensor& x, const Tensor& w1, const MaybeTensor& b1, const Tensor& w2, const MaybeTensor& b2,
-    const MaybeTensor& gate, const Tensor& order, const Tensor& inverse, const Tensor& token, const Tensor& offsets,
-    const Tensor& token_offsets, const MaybeTensor& keep, int64_t per_token, bool gelu, bool save) {
+    const MaybeTensor& gate, at::TensorList plan, const MaybeTensor& keep, int64_t per_token,
+    std::string_view activation, bool save) {
   return AT_DISPATCH_FLOATING_TYPES_AND(at::kBFloat16, x.scalar_type(), "expert_ffn", [&] {
-    const Layer<scalar_t> layer(
-        x, w1, b1, w2, b2, gate, order, inverse, token, offsets, token_offsets, keep, per_token, gelu);
-    return layer.forward(save);
+    return Layer<scalar_t>(x, w1, b1, w2, b2, gate, plan, keep, per_token, activation).forward(save);
   });
 }
 
 std::vector<Tensor> backward(
     const Tensor& grad, const Tensor& hidden, const Tensor& x, const Tensor& w1, const MaybeTensor& b1,
-    const Tensor& w2, const MaybeTensor& b2, const MaybeTensor& gate, const Tensor& order, const Tensor& inverse,
-    const Tensor& token, const Tensor& offsets, const Tensor& token_offsets, const MaybeTensor& keep, int64_t per_token,
-    bool gelu, std::array<bool, 6> needs) {
+    const Tensor& w2, const MaybeTensor& b2, const MaybeTensor& gate, at::TensorList plan, const MaybeTensor& keep,
+    int64_t per_token, std::string_view activation, std::array<bool, 6> needs) {
   return AT_DISPATCH_FLOATING_TYPES_AND(at::kBFloat16, x.scalar_type(), "expert_ffn_backward", [&] {
-    const Layer<scalar_t> layer(
-        x, w1, b1, w2, b2, gate, order, inverse, token, offsets, token_offsets, keep, per_token, gelu);
+    const Layer<scalar_t> layer(x, w1, b1, w2, b2, gate, plan, keep, per_token, activation);
     return layer.backward(grad, hidden, needs);
   });
 }
@@ -355,8 +361,8 @@ std::vector<Tensor> backward(
 
 TORCH_LIBRARY_FRAGMENT(planer_cpp, library) {
   const std::string layer =
-      "Tensor x, Tensor w1, Tensor? b1, Tensor w2, Tensor? b2, Tensor? gate, Tensor order, Tensor inverse, "
-      "Tensor token, Tensor offsets, Tensor token_offsets, Tensor? keep, int per_token, bool gelu";
+      "Tensor x, Tensor w1, Tensor? b1, Tensor w2, Tensor? b2, Tensor? gate, Tensor[] plan, Tensor? keep, "
+      "int per_token, str activation";
   library.def(("expert_ffn(" + layer + ", bool save) -> (Tensor, Tensor)").c_str());
   library.def(("expert_ffn_backward(Tensor grad, Tensor hidden, " + layer + ", bool[6] needs) -> Tensor[]").c_str());
 }

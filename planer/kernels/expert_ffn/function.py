@@ -77,11 +77,8 @@ def expert_ffn(
     x, w1, b1, w2, b2, gate = (None if t is None else t.contiguous() for t in (x, w1, b1, w2, b2, gate))
     differentiable = (t for t in (x, w1, b1, w2, b2, gate) if t is not None)
     save = torch.is_grad_enabled() and any(t.requires_grad for t in differentiable)
-    return torch.ops.planer.expert_ffn(
-        x, w1, b1, w2, b2, gate,
-        grouped.order, grouped.inverse, grouped.token, grouped.offsets, grouped.token_offsets, keep,
-        pairs.per_token or 0, activation, backend, save,
-    )[0]  # fmt: skip
+    layer = x, w1, b1, w2, b2, gate, list(vars(grouped).values()), keep, pairs.per_token or 0, activation
+    return torch.ops.planer.expert_ffn(*layer, backend, save)[0]
 
 
 def _check(x: Tensor, w1: Tensor, b1: Tensor | None, w2: Tensor, b2: Tensor | None, pairs: Pairs, factors: int) -> None:
@@ -103,18 +100,17 @@ def _check(x: Tensor, w1: Tensor, b1: Tensor | None, w2: Tensor, b2: Tensor | No
 
 
 LAYER = (
-    "Tensor x, Tensor w1, Tensor? b1, Tensor w2, Tensor? b2, Tensor? gate, "
-    "Tensor order, Tensor inverse, Tensor token, Tensor offsets, Tensor token_offsets, Tensor? keep, "
-    "SymInt per_token, str activation, str backend"
+    "Tensor x, Tensor w1, Tensor? b1, Tensor w2, Tensor? b2, Tensor? gate, Tensor[] plan, Tensor? keep, "
+    "SymInt per_token, str activation"
 )
-"""What both operators take; order to token_offsets are the fields of a Plan, the rest is as in Layer."""
+"""What both operators take: a Layer, with the fields of its Plan as a list."""
 
 
 @torch.library.custom_op(
-    "planer::expert_ffn", mutates_args=(), schema=f"({LAYER}, bool save) -> (Tensor y, Tensor hidden)"
+    "planer::expert_ffn", mutates_args=(), schema=f"({LAYER}, str backend, bool save) -> (Tensor y, Tensor hidden)"
 )
 def _forward_op(*arguments):
-    """y [N, D], and what backward needs, [P, I], or nothing, [0, I], unless save is set."""
+    """y [N, D], and what backward needs, [P, H], or nothing, [0, H], unless save is set."""
     *arguments, backend, save = arguments
     layer = _layer(*arguments)
     y, hidden = _backend(backend, layer, training=save).forward(save)
@@ -124,7 +120,7 @@ def _forward_op(*arguments):
 @torch.library.custom_op(
     "planer::expert_ffn_backward",
     mutates_args=(),
-    schema=f"(Tensor grad, Tensor hidden, {LAYER}, bool[] needs) -> "
+    schema=f"(Tensor grad, Tensor hidden, {LAYER}, str backend, bool[] needs) -> "
     "(Tensor dx, Tensor dw1, Tensor db1, Tensor dw2, Tensor db2, Tensor dgate)",
 )
 def _backward_op(grad, hidden, *arguments):
@@ -135,18 +131,14 @@ def _backward_op(grad, hidden, *arguments):
     return tuple(g if need else grad.new_empty(0) for g, need in zip(gradients, needs, strict=True))
 
 
-def _layer(
-    x, w1, b1, w2, b2, gate, order, inverse, token, offsets, token_offsets, keep, per_token, activation
-) -> Layer:
-    grouped = Plan(order, inverse, token, offsets, token_offsets)
-    return Layer(x, w1, b1, w2, b2, gate, grouped, keep, per_token, activation)
+def _layer(*arguments) -> Layer:
+    *tensors, grouped, keep, per_token, activation = arguments
+    return Layer(*tensors, Plan(*grouped), keep, per_token, activation)
 
 
 @_forward_op.register_fake
-def _(
-    x, w1, b1, w2, b2, gate, order, inverse, token, offsets, token_offsets, keep, per_token, activation, backend, save
-):
-    return torch.empty_like(x), x.new_empty(token.shape[0] if save else 0, w1.shape[1])
+def _(x, w1, b1, w2, b2, gate, grouped, keep, per_token, activation, backend, save):
+    return torch.empty_like(x), x.new_empty(grouped[0].shape[0] if save else 0, w1.shape[1])
 
 
 @_backward_op.register_fake
@@ -158,19 +150,21 @@ def _(grad, hidden, x, w1, b1, w2, b2, gate, *arguments):
 
 def _setup_context(ctx, inputs, output):
     ctx.set_materialize_grads(False)
-    ctx.save_for_backward(*inputs[:12], output[1])
-    ctx.options = inputs[12:15]
+    *tensors, grouped, keep = inputs[:8]
+    ctx.save_for_backward(*tensors, *grouped, keep, output[1])
+    ctx.options = inputs[8:11]
     ctx.mark_non_differentiable(output[1])
 
 
 def _backward(ctx, grad, _):
-    unused = (None,) * 16
+    unused = [None] * 5, *[None] * 5  # the plan, and what follows it
     if grad is None:
-        return unused
+        return *[None] * 6, *unused
     *tensors, hidden = ctx.saved_tensors
+    layer = *tensors[:6], tensors[6:11], tensors[11], *ctx.options
     needs = list(ctx.needs_input_grad[:6])
-    gradients = torch.ops.planer.expert_ffn_backward(grad.contiguous(), hidden, *tensors, *ctx.options, needs)
-    return *(g if need else None for g, need in zip(gradients, needs, strict=True)), *unused[6:]
+    gradients = torch.ops.planer.expert_ffn_backward(grad.contiguous(), hidden, *layer, needs)
+    return *(g if need else None for g, need in zip(gradients, needs, strict=True)), *unused
 
 
 _forward_op.register_autograd(_backward, setup_context=_setup_context)
@@ -198,9 +192,9 @@ def unsupported(
     backend: str, device: torch.device, dtype: torch.dtype, d_model: int, d_inner: int, activation: str = "relu"
 ) -> str | None:
     """Why a backend cannot run such a layer, or None."""
-    if backend == "grouped_mm":
-        return GroupedMM.unsupported(device, dtype, d_model, d_inner)
-    return None if backend == "loop" else CLASSES[backend].unsupported(device, dtype, activation)
+    if backend == "loop":
+        return None
+    return CLASSES[backend].unsupported(device, dtype, d_model, d_inner, factors(activation) * d_inner)
 
 
 @register_flop_formula(torch.ops.aten._grouped_mm)
@@ -212,15 +206,15 @@ def _grouped_mm_flops(a, b, *_, out_shape, **__) -> int:
 
 
 @register_flop_formula(torch.ops.planer.expert_ffn)
-def _forward_flops(x, w1, b1, w2, b2, gate, order, *_, **__) -> int:
+def _forward_flops(x, w1, b1, w2, b2, gate, grouped, *_, **__) -> int:
     """Two products a pair; the first is twice as large where the activation is gated."""
-    return 2 * order[0] * w1[2] * (w1[1] + w2[2])
+    return 2 * grouped[0][0] * w1[2] * (w1[1] + w2[2])
 
 
 @register_flop_formula(torch.ops.planer.expert_ffn_backward)
-def _backward_flops(grad, hidden, x, w1, b1, w2, b2, gate, order, *rest, **_) -> int:
+def _backward_flops(grad, hidden, x, w1, b1, w2, b2, gate, grouped, *rest, **_) -> int:
     """dy w2 where anything before the second product is needed, then one product for each of x, w1 and w2."""
     need_x, need_w1, need_b1, need_w2, _, need_gate = rest[-1]
     first = (need_x + need_w1) * w1[1]
     second = ((need_x or need_w1 or need_b1 or need_gate) + need_w2) * w2[2]
-    return 2 * (first + second) * order[0] * w1[2]
+    return 2 * (first + second) * grouped[0][0] * w1[2]

@@ -37,7 +37,7 @@ def _padded(size: int) -> int:
 # Products of grouped rows, by operation and arithmetic: (at least so many rows an expert, tile), most rows first.
 # half: float16 and bfloat16; tf32; ieee: float32 without tensor cores.
 GROUPED = {
-    ("up_gelu", "half"): ((128, Tile(128, 128, 64, 8, 3)), (0, Tile(64, 128, 64, 4, 4))),
+    ("up", "half"): ((128, Tile(128, 128, 64, 8, 3)), (0, Tile(64, 128, 64, 4, 4))),
     ("up_relu", "half"): (
         (1024, Tile(128, 256, 64, 8, 3)),
         (128, Tile(128, 128, 64, 8, 3)),
@@ -47,14 +47,14 @@ GROUPED = {
     ("hidden_gradient", "half"): ((0, Tile(128, 128, 64, 8, 3)),),
     ("hidden_gradient_sigmoid", "half"): ((0, Tile(128, 128, 64, 8, 3)),),
     ("weight_gradient", "half"): ((0, Tile(128, 128, 64, 8, 5)),),
-    ("up_gelu", "tf32"): ((0, Tile(128, 128, 32, 8, 3)),),
+    ("up", "tf32"): ((0, Tile(128, 128, 32, 8, 3)),),
     ("up_relu", "tf32"): ((0, Tile(128, 128, 32, 8, 3)),),
     ("down", "tf32"): ((0, Tile(128, 128, 32, 8, 3)),),
     ("hidden_gradient", "tf32"): ((0, Tile(128, 128, 32, 8, 3)),),
     # Twice as many columns need more registers than a thread has.
     ("hidden_gradient_sigmoid", "tf32"): ((0, Tile(128, 64, 32, 8, 3)),),
     ("weight_gradient", "tf32"): ((0, Tile(128, 128, 32, 8, 5)),),
-    ("up_gelu", "ieee"): ((0, Tile(64, 64, 16, 4, 3)),),
+    ("up", "ieee"): ((0, Tile(64, 64, 16, 4, 3)),),
     ("up_relu", "ieee"): ((0, Tile(64, 64, 16, 4, 3)),),
     ("down", "ieee"): ((0, Tile(64, 64, 16, 4, 3)),),
     ("hidden_gradient", "ieee"): ((0, Tile(64, 64, 16, 4, 3)),),
@@ -67,6 +67,8 @@ GROUPED = {
 # Blocks of tokens (m) and pieces of neurons (n) of dynamic_ffn; k, the part of a token's row taken at a time.
 DYNAMIC = {
     "half": Tile(64, 16, 512, 8, 3),
+    # With 3 stages, Triton 3.7.1 keeps 24 bytes of registers in local memory; both have 2 pieces in shared memory.
+    "half_gated": Tile(64, 16, 512, 8, 2),
     "tf32": Tile(64, 16, 32, 8, 3),
     "ieee": Tile(16, 16, 32, 4, 3),
 }
@@ -76,7 +78,7 @@ DYNAMIC = {
 WIDE = {
     "half": Tile(64, 64, 64, 4, 3),
     "tf32": Tile(64, 64, 32, 4, 3),
-    "ieee": Tile(32, 32, 16, 4, 3),
+    "ieee": Tile(32, 32, 32, 4, 3),
 }
 
 
@@ -96,9 +98,25 @@ def grouped_tile(operation: str, kind: str, pairs: int, experts: int) -> Tile:
     return next(tile for rows, tile in GROUPED[operation, kind] if pairs >= rows * experts)
 
 
-def dynamic_tile(kind: str) -> Tile:
+def dynamic_tile(kind: str, gated: bool) -> Tile:
     """The tile of dynamic_ffn."""
-    return DYNAMIC[kind]
+    return DYNAMIC.get(f"{kind}_gated", DYNAMIC[kind]) if gated else DYNAMIC[kind]
+
+
+def options(dtype: torch.dtype, tile: Tile) -> dict:
+    """What kernels of products take by name: how they multiply, and the pieces they work on, as BM, BN and BK."""
+    return {
+        "PRECISION": "tf32" if arithmetic(dtype) == "tf32" else "ieee",
+        "UPCAST": interpreted() and dtype == torch.bfloat16,
+        "BM": tile.m, "BN": tile.n, "BK": tile.k, "num_warps": tile.warps, "num_stages": tile.stages,
+    }  # fmt: skip
+
+
+def grouped_options(operation: str, dtype: torch.dtype, pairs: int, experts: int, n: int, k: int) -> tuple[int, dict]:
+    """Programs of a kernel that multiplies rows [P, k] by their expert's weight [n, k], and what it takes by name."""
+    tile = grouped_tile(operation, arithmetic(dtype), pairs, experts).fitted(n=n, k=k)
+    programs = (pairs // tile.m + min(experts, pairs)) * triton.cdiv(n, tile.n)
+    return programs, {"E": experts, "EP": triton.next_power_of_2(experts), "N": n, "K": k, **options(dtype, tile)}
 
 
 def interpreted() -> bool:

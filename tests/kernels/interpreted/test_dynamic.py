@@ -37,10 +37,11 @@ def test_one_program_a_block_or_several(tile, parts, small_tiles):
     assert dynamic_error(Dynamic(), torch.float32) <= TOLERANCE[torch.float32]
 
 
+@pytest.mark.parametrize("activation", ["relu", "swiglu"])
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_half_precision(dtype, parts, small_tiles):
+def test_half_precision(dtype, activation, parts, small_tiles):
     small_tiles(WHOLE)
-    assert dynamic_error(Dynamic(), dtype) <= TOLERANCE[dtype]
+    assert dynamic_error(Dynamic(activation=activation), dtype) <= TOLERANCE[dtype]
 
 
 def run(layer, mask=None):
@@ -80,9 +81,17 @@ def two_passes(monkeypatch):
     monkeypatch.setattr(wide, "COLUMNS", 16)
 
 
-@pytest.mark.parametrize("name", ["size 6", "one expert", "odd width", "one token", "none", "few", "SiLU"])
+@pytest.mark.parametrize(
+    "name", ["size 6", "one expert", "odd width", "one token", "none", "few", "SiLU", "gated SiLU, odd width"]
+)
 def test_wide_rows(name, two_passes):
     assert dynamic_error(DYNAMIC[name], torch.float32) <= TOLERANCE[torch.float32]
+
+
+def test_the_widest_rows(small_tiles):
+    small_tiles(Tile(16, 32, 512, 4, 2))
+    layer = Dynamic(tokens=3, d_model=8_192, size=3, experts=2, activation="swiglu")
+    assert dynamic_error(layer, torch.float32) <= 2 * TOLERANCE[torch.float32]
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])

@@ -19,7 +19,9 @@ def test_outputs_and_all_gradients(layer):
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-@pytest.mark.parametrize("layer", [Layer(k=1), Layer(k=2, activation="gelu"), Layer(k=0)])
+@pytest.mark.parametrize(
+    "layer", [Layer(k=1), Layer(k=2, activation="gelu"), Layer(k=1, activation="swiglu"), Layer(k=0)]
+)
 def test_half_precision(layer, dtype):
     check(layer, dtype)
 
@@ -28,6 +30,13 @@ def test_half_precision(layer, dtype):
 def test_other_tiles(tile, small_tiles):
     small_tiles(tile)
     check(Layer(tokens=48, d_model=64, d_inner=48, k=2), torch.float32)
+
+
+def test_wide_rows(small_tiles):
+    small_tiles(Tile(16, 512, 32, 4, 2))
+    check(
+        Layer(tokens=3, d_model=8_192, d_inner=24, experts=2, k=1, activation="swiglu"), torch.float32, tolerance=2e-6
+    )
 
 
 def test_tokens_without_pairs_at_all():
@@ -64,14 +73,15 @@ def test_strided_inputs_and_gradients():
     assert torch.autograd.grad(expanded, values["b2"])[0].isfinite().all()
 
 
-def test_dropped_neurons():
-    layer = Layer(k=1, bias=False)
+@pytest.mark.parametrize("activation", ["relu", "silu", "swiglu"])
+def test_dropped_neurons(activation):
+    layer = Layer(k=1, bias=False, activation=activation)
     values, gate = rounded(layer, torch.float32, "cpu")
     pairs = dataclasses.replace(layer.pairs(), gate=gate)
     y = {}
     for backend in ("triton", "loop"):
         torch.manual_seed(0)
-        y[backend] = expert_ffn(*values.values(), pairs, 0.4, True, backend=backend)
+        y[backend] = expert_ffn(*values.values(), pairs, 0.4, True, activation, backend)
     torch.testing.assert_close(y["triton"], y["loop"], rtol=1e-5, atol=1e-5)
     leaves = [values["x"], values["w1"], values["w2"], gate]
     for ours, expected in zip(*(torch.autograd.grad(out.square().sum(), leaves) for out in y.values()), strict=True):

@@ -41,11 +41,11 @@ def _combine(
 
 
 def combine(
-    rows: Tensor, inverse: Tensor, token_offsets: Tensor, gate: Tensor | None, per_token: int | None, out: Tensor
+    rows: Tensor, inverse: Tensor, token_offsets: Tensor, gate: Tensor | None, per_token: int, out: Tensor
 ) -> Tensor:
     """out[t] = sum over the pairs q of token t of gate[q] rows[inverse[q]]; returns out, whose every row is written.
 
-    rows: [P, D]; inverse, gate: [P]; token_offsets: [N + 1]; per_token: pairs of every token, None if they differ;
+    rows: [P, D]; inverse, gate: [P]; token_offsets: [N + 1]; per_token: pairs of every token, 0 if they differ;
     out: [N, D].
     """
     num_tokens, d_model = out.shape
@@ -53,6 +53,6 @@ def combine(
     with torch.cuda.device_of(out):
         _combine[triton.cdiv(num_tokens, TOKENS), triton.cdiv(d_model, width)](
             rows, inverse, token_offsets, gate, out, num_tokens,
-            D=d_model, K=per_token or 0, BT=TOKENS, BD=width, num_warps=4,
+            D=d_model, K=per_token, BT=TOKENS, BD=width, num_warps=4,
         )  # fmt: skip
     return out

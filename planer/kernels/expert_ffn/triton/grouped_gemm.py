@@ -3,7 +3,8 @@
 Rows may be gathered on the way in and scattered on the way out; bias, activation, dropout and gate are applied before
 the only store.
 
-Letters in shapes: E experts, P pairs, R rows of the source, K and N width of a row before and after.
+Letters in shapes: E experts, P pairs, R rows of the source, K and N width of a row before and after the product.  A
+gated activation makes N // 2 numbers of N: the first half is the gate.
 """
 
 from __future__ import annotations
@@ -14,29 +15,34 @@ import triton.language as tl
 from torch import Tensor
 
 from planer.kernels.triton.product import activated, expert_rows, product
-from planer.kernels.triton.tiles import arithmetic, grouped_tile, interpreted
+from planer.kernels.triton.tiles import grouped_options
 
 
 @triton.jit
 def _grouped_gemm(
     a, a_rows, w, bias, offsets, gate, keep, out, out_rows, before,
     E: tl.constexpr, EP: tl.constexpr, N: tl.constexpr, K: tl.constexpr, TRANSPOSED: tl.constexpr,
-    ACTIVATION: tl.constexpr, PRECISION: tl.constexpr, UPCAST: tl.constexpr,
+    ACTIVATION: tl.constexpr, GATED: tl.constexpr, PRECISION: tl.constexpr, UPCAST: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
 ):  # fmt: skip
     columns: tl.constexpr = (N + BN - 1) // BN
+    HALF: tl.constexpr = BN // 2
+    OUT: tl.constexpr = N // 2 if GATED else N
     expert, row, end = expert_rows(tl.program_id(0) // columns, offsets, E, EP, BM)
     if expert >= E:
         return
     p = row + tl.arange(0, BM)
     live = p < end
-    first = (tl.program_id(0) % columns) * BN
+    first = (tl.program_id(0) % columns) * (HALF if GATED else BN)
+    n = first + tl.arange(0, BN)
+    if GATED:  # half of the columns are the gate, the others what it multiplies
+        n += (OUT - HALF) * (tl.arange(0, BN) // HALF)
     if a_rows is not None:
         source = tl.load(a_rows + p, mask=live, other=0)
     else:
         source = tl.minimum(p, end - 1).to(tl.int64)
     weight = w + expert.to(tl.int64) * (N * K)
-    result = product(a, source, weight, first + tl.arange(0, BN), N, K, TRANSPOSED, PRECISION, UPCAST, BM, BN, BK)
+    result = product(a, source, weight, n, N, K, TRANSPOSED, PRECISION, UPCAST, BM, BN, BK)
     target = p.to(tl.int64)
     scale = 1.0
     if out_rows is not None:
@@ -44,23 +50,30 @@ def _grouped_gemm(
         if gate is not None:
             scale = tl.load(gate + target, mask=live, other=0.0).to(tl.float32)[:, None]
     # Half of the columns after the other: all at once need more registers than a thread has.
-    left, right = tl.split(tl.permute(tl.reshape(result, (BM, 2, BN // 2)), (0, 2, 1)))
+    left, right = tl.split(tl.permute(tl.reshape(result, (BM, 2, HALF)), (0, 2, 1)))
     for half in tl.static_range(2):
         result = left if half == 0 else right
-        n = first + half * (BN // 2) + tl.arange(0, BN // 2)
+        column = first + (0 if GATED else half * HALF) + tl.arange(0, HALF)
+        n = column + (half * OUT if GATED else 0)
         if bias is not None:
-            result += tl.load(bias + expert * N + n, mask=n < N, other=0.0).to(tl.float32)[None, :]
-        inside = live[:, None] & (n < N)[None, :]
-        at = p.to(tl.int64)[:, None] * N + n[None, :]
+            result += tl.load(bias + expert * N + n, mask=column < OUT, other=0.0).to(tl.float32)[None, :]
+        inside = live[:, None] & (column < OUT)[None, :]
         if before is not None:
+            at = p.to(tl.int64)[:, None] * N + n[None, :]
             tl.store(before + at, result.to(before.dtype.element_ty), mask=inside)
-        if ACTIVATION is not None:
-            result = activated(result, ACTIVATION)
-        if keep is not None:
-            result *= tl.load(keep + at, mask=inside, other=0.0).to(tl.float32)
-        if gate is not None:
-            result *= scale
-        tl.store(out + target[:, None] * N + n[None, :], result.to(out.dtype.element_ty), mask=inside)
+        if GATED and half == 0:
+            factor = activated(result, ACTIVATION)
+        else:
+            if GATED:
+                result *= factor
+            elif ACTIVATION is not None:
+                result = activated(result, ACTIVATION)
+            if keep is not None:
+                at = p.to(tl.int64)[:, None] * OUT + column[None, :]
+                result *= tl.load(keep + at, mask=inside, other=0.0).to(tl.float32)
+            if gate is not None:
+                result *= scale
+            tl.store(out + target[:, None] * OUT + column[None, :], result.to(out.dtype.element_ty), mask=inside)
 
 
 def grouped_gemm(
@@ -84,21 +97,16 @@ def grouped_gemm(
 
     operation: its row in the table of tiles.  a: [R, K], R = P unless a_rows [P] says which row each pair takes.
     w: [E, N, K], or [E, K, N] when transposed; bias: [E, N].  before: [P, N], receives what the activation gets.
-    keep: [P, N], multiplies what it returns.  out: [P, N]; with out_rows, row out_rows[p] of out gets pair p, times
-    gate[out_rows[p]].  Every row of out that a pair writes to is written once.
+    out: [P, N], or [P, N // 2] where the activation is gated; keep: like out, multiplies what the activation returns.
+    With out_rows, row out_rows[p] of out gets pair p, times gate[out_rows[p]].  Every row of out that a pair writes to
+    is written once.
     """
-    num_experts, width = w.shape[0], a.shape[1]
-    columns = out.shape[1]
-    kind = arithmetic(a.dtype)
-    tile = grouped_tile(operation, kind, pairs, num_experts).fitted(n=columns, k=width)
-    grid = ((pairs // tile.m + min(num_experts, pairs)) * triton.cdiv(columns, tile.n),)
+    num_experts, width = w.shape[0], w.shape[2 if transposed else 1]
+    programs, options = grouped_options(operation, a.dtype, pairs, num_experts, width, a.shape[1])
     if pairs:
         with torch.cuda.device_of(a):
-            _grouped_gemm[grid](
+            _grouped_gemm[programs,](
                 a, a_rows, w, bias, offsets, gate, keep, out, out_rows, before,
-                E=num_experts, EP=triton.next_power_of_2(num_experts), N=columns, K=width, TRANSPOSED=transposed,
-                ACTIVATION=activation, PRECISION="tf32" if kind == "tf32" else "ieee",
-                UPCAST=interpreted() and a.dtype == torch.bfloat16,
-                BM=tile.m, BN=tile.n, BK=tile.k, num_warps=tile.warps, num_stages=tile.stages,
+                TRANSPOSED=transposed, ACTIVATION=activation, GATED=width > out.shape[1], **options,
             )  # fmt: skip
     return out

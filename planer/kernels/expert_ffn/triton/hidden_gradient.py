@@ -4,9 +4,11 @@ With a = keep * act(z) and y = gate * (W2 a + b2), and d = W2^T dy without the g
 
     dz = gate * d * keep * act'(z),    dgate = d . a + dy . b2,    dW2 = dy (gate * a)^T
 
-so the outputs y of the pairs are never kept.
+so the outputs y of the pairs are never kept.  Where the activation is gated, a = keep * act(z) * u and u has a gradient
+like that of z: gate * d * keep * act(z).
 
-Letters in shapes: N tokens, D model d_inner, E experts, I neurons of an expert, P pairs.
+Letters in shapes: N tokens, D model width, E experts, I neurons of an expert, P pairs; H = I, or 2 I where the
+activation is gated, for z and u side by side.
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ import triton.language as tl
 from torch import Tensor
 
 from planer.kernels.triton.product import activated, activation_slope, expert_rows, product
-from planer.kernels.triton.tiles import arithmetic, grouped_tile, interpreted
+from planer.kernels.triton.tiles import grouped_options
 
 ROWS = 16
 """Pairs whose gate gradient one program finishes."""
@@ -26,8 +28,8 @@ ROWS = 16
 @triton.jit(do_not_specialize=["P"])
 def _hidden_gradient(
     dy, token, w2, offsets, saved, keep, gate, order, dz, weighted, shares, P,
-    E: tl.constexpr, EP: tl.constexpr, N: tl.constexpr, D: tl.constexpr,
-    ACTIVATION: tl.constexpr, PRECISION: tl.constexpr, UPCAST: tl.constexpr,
+    E: tl.constexpr, EP: tl.constexpr, N: tl.constexpr, K: tl.constexpr,
+    ACTIVATION: tl.constexpr, GATED: tl.constexpr, PRECISION: tl.constexpr, UPCAST: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
 ):  # fmt: skip
     columns: tl.constexpr = (N + BN - 1) // BN
@@ -39,8 +41,8 @@ def _hidden_gradient(
     first = (tl.program_id(0) % columns) * BN
     n = first + tl.arange(0, BN)
     source = tl.load(token + p, mask=live, other=0)
-    weight = w2 + expert.to(tl.int64) * (N * D)
-    d = product(dy, source, weight, n, N, D, True, PRECISION, UPCAST, BM, BN, BK)
+    weight = w2 + expert.to(tl.int64) * (N * K)
+    d = product(dy, source, weight, n, N, K, True, PRECISION, UPCAST, BM, BN, BK)
     # Half of the columns after the other: all at once need more registers than a thread has.
     left, right = tl.split(tl.permute(tl.reshape(d, (BM, 2, BN // 2)), (0, 2, 1)))
     scale = 1.0
@@ -52,7 +54,8 @@ def _hidden_gradient(
         n = first + half * (BN // 2) + tl.arange(0, BN // 2)
         inside = live[:, None] & (n < N)[None, :]
         at = p.to(tl.int64)[:, None] * N + n[None, :]
-        value = tl.load(saved + at, mask=inside, other=0.0).to(tl.float32)
+        z_at = p.to(tl.int64)[:, None] * (2 * N if GATED else N) + n[None, :]
+        value = tl.load(saved + z_at, mask=inside, other=0.0).to(tl.float32)
         if ACTIVATION == "relu":
             hidden = value
             slope = tl.where(value > 0, d, 0.0)
@@ -64,13 +67,22 @@ def _hidden_gradient(
             slope *= kept
             if ACTIVATION != "relu":
                 hidden *= kept
+        if GATED:
+            other_slope = d * hidden
+            other = tl.load(saved + z_at + N, mask=inside, other=0.0).to(tl.float32)
+            slope *= other
+            hidden *= other
         if gate is not None:
             share += tl.sum(d * hidden, axis=1)
             slope *= scale[:, None]
             hidden *= scale[:, None]
+            if GATED:
+                other_slope *= scale[:, None]
         if weighted is not None:
             tl.store(weighted + at, hidden.to(weighted.dtype.element_ty), mask=inside)
-        tl.store(dz + at, slope.to(dz.dtype.element_ty), mask=inside)
+        tl.store(dz + z_at, slope.to(dz.dtype.element_ty), mask=inside)
+        if GATED:
+            tl.store(dz + z_at + N, other_slope.to(dz.dtype.element_ty), mask=inside)
     if gate is not None:
         tl.store(shares + (tl.program_id(0) % columns).to(tl.int64) * P + p, share, mask=live)
 
@@ -113,35 +125,32 @@ def hidden_gradient(
     keep: Tensor | None,
     activation: str,
 ) -> tuple[Tensor, Tensor, Tensor | None]:
-    """dz [P, I], gate * a [P, I] and dgate [P], the last in the original order of pairs.
+    """dz [P, H], gate * a [P, I] and dgate [P], the last in the original order of pairs.
 
     dy: [N, D]; w2: [E, D, I]; b2: [E, D]; gate, order, token: [P]; offsets: [E + 1]; keep: [P, I].
-    saved: [P, I], a for ReLU and z for GELU.
+    saved: [P, H], a for ReLU and z for others.
     """
     pairs, (num_experts, d_model, d_inner) = token.shape[0], w2.shape
-    kind = arithmetic(dy.dtype)
     operation = "hidden_gradient_sigmoid" if activation in ("gelu_tanh", "silu") else "hidden_gradient"
-    tile = grouped_tile(operation, kind, pairs, num_experts).fitted(n=d_inner, k=d_model)
-    columns = triton.cdiv(d_inner, tile.n)
+    programs, options = grouped_options(operation, dy.dtype, pairs, num_experts, d_inner, d_model)
+    columns = triton.cdiv(d_inner, options["BN"])
     dz = torch.empty_like(saved)
-    weighted = saved if activation == "relu" and gate is None else torch.empty_like(saved)
+    weighted = saved if activation == "relu" and gate is None else saved.new_empty(pairs, d_inner)
     shares, dgate = None, None
     if gate is not None:
         shares, dgate = gate.new_empty(columns, pairs, dtype=torch.float32), torch.empty_like(gate)
     if not pairs:
         return dz, weighted, dgate
-    padded = triton.next_power_of_2(num_experts)
     with torch.cuda.device_of(dy):
-        _hidden_gradient[(pairs // tile.m + min(num_experts, pairs)) * columns,](
+        _hidden_gradient[programs,](
             dy, token, w2, offsets, saved, keep, gate, order,
             dz, None if weighted is saved else weighted, shares, pairs,
-            E=num_experts, EP=padded, N=d_inner, D=d_model, ACTIVATION=activation,
-            PRECISION="tf32" if kind == "tf32" else "ieee", UPCAST=interpreted() and dy.dtype == torch.bfloat16,
-            BM=tile.m, BN=tile.n, BK=tile.k, num_warps=tile.warps, num_stages=tile.stages,
+            ACTIVATION=activation, GATED=saved.shape[1] > d_inner, **options,
         )  # fmt: skip
         if gate is not None:
             _gate_gradient[triton.cdiv(pairs, ROWS),](
                 shares, columns, dy, b2, token, offsets, order, dgate, pairs,
-                E=num_experts, EP=padded, D=d_model, BR=ROWS, BD=min(triton.next_power_of_2(d_model), 512), num_warps=4,
+                E=num_experts, EP=options["EP"], D=d_model, BR=ROWS, BD=min(triton.next_power_of_2(d_model), 512),
+                num_warps=4,
             )  # fmt: skip
     return dz, weighted, dgate

@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from planer.kernels.triton.tiles import arithmetic, grouped_tile, interpreted
+from planer.kernels.triton.tiles import arithmetic, grouped_tile, options
 
 
 @triton.jit
@@ -105,15 +105,12 @@ def weight_gradient(
     experts without pairs get zeros.
     """
     num_experts, height, width = like.shape
-    kind = arithmetic(x.dtype)
-    tile = grouped_tile("weight_gradient", kind, 0, num_experts).fitted(m=height, n=width)
+    tile = grouped_tile("weight_gradient", arithmetic(x.dtype), 0, num_experts).fitted(m=height, n=width)
     dw, db = torch.empty_like(like), None if bias is None else torch.empty_like(bias)
     grid = (triton.cdiv(height, tile.m) * triton.cdiv(width, tile.n), num_experts)
     with torch.cuda.device_of(x):
         _weight_gradient[grid](
             x, x_rows, y, y_rows, offsets, gate, order, dw, db,
-            M=height, N=width, PRECISION="tf32" if kind == "tf32" else "ieee",
-            UPCAST=interpreted() and x.dtype == torch.bfloat16,
-            BM=tile.m, BN=tile.n, BK=tile.k, num_warps=tile.warps, num_stages=tile.stages,
+            M=height, N=width, **options(x.dtype, tile),
         )  # fmt: skip
     return dw, db
