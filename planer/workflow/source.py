@@ -36,7 +36,7 @@ REGISTRIES = ("planer/blocks", "planer/heads", "planer/pretrained/adapters", "pl
 """Folders whose modules are found by their files: who reaches one of them reaches all, a user's own blocks too."""
 VALUES = "config"
 """The package whose fields and checks repeat nothing."""
-DATA = (".cpp", ".jinja", ".json")
+DATA = (".cpp", ".h", ".jinja", ".json")
 """Files in a module's folder that belong to it: kernels in C++, the report's template, and tables of the fastest
 kernels, between which the last bits of results differ, and measured latencies by more."""
 
