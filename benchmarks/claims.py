@@ -133,11 +133,20 @@ def run(command: tuple[str, ...], files: list[str]) -> dict:
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
     started = time.monotonic()
     try:
-        status = subprocess.run(expanded, env={**os.environ, "PATH": path}).returncode
+        status = wait(subprocess.Popen(expanded, env={**os.environ, "PATH": path}))
     except OSError as error:
         print(f"cannot start {command[0]}: {error.strerror}")
         status = 127
     return {"command": expanded, "status": status, "seconds": time.monotonic() - started}
+
+
+def wait(process: subprocess.Popen) -> int:
+    """Exit status of a command.  Ctrl-C reaches it too: Snakemake then has time to stop its jobs and to unlock."""
+    try:
+        return process.wait()
+    except KeyboardInterrupt:
+        process.wait()
+        raise
 
 
 def content(path: str) -> dict:

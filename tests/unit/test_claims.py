@@ -99,6 +99,16 @@ def test_a_program_that_does_not_exist_is_a_failed_command(place, monkeypatch, c
     assert "cannot start no-such-program: No such file or directory\n" in capfd.readouterr().out
 
 
+def test_an_interrupted_command_ends_in_its_way(place):
+    """subprocess.run would kill it after a quarter of a second."""
+    (place / "slow.py").write_text(
+        "import os, signal, time\nos.kill(os.getppid(), signal.SIGINT)\ntime.sleep(0.6)\nopen('ended', 'w')\n"
+    )
+    with pytest.raises(KeyboardInterrupt):
+        claims.run(("python", "slow.py"), [])
+    assert Path("ended").exists()
+
+
 def test_unknown_names_and_the_list(place, monkeypatch, capsys):
     assert main(monkeypatch, "nonsense") == "planer: unknown claims 'nonsense'; allowed: made_up"
     assert main(monkeypatch, "--list") == 0
