@@ -1,4 +1,4 @@
-"""The report's table of networks beside their controls, and its sentence on the shallow control."""
+"""The report's comparison of networks with their controls, and its sentence on the shallow control."""
 
 from __future__ import annotations
 

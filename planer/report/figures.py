@@ -40,7 +40,7 @@ FAMILIES = {
     "LTS control": ("^", "#cc79a7"),
     "from random weights": ("v", "#d55e00"),
 }
-"""Marker and colour of a variant by how its block order came about, or by what its training started from."""
+"""Marker and colour of a variant, by the origin of its block order or of its initial weights."""
 METHODS = {
     "baseline": "baseline",
     "continued": "baseline trained on",
@@ -182,7 +182,7 @@ def estimated_measured(evaluations: Sequence[dict], additivity: dict) -> Figure 
 
 
 def _error(estimated: float, measured: float) -> float:
-    """As in additivity.json: above 0 when the table promises too much time."""
+    """As in additivity.json: above 0 when the estimate is too long."""
     return estimated / measured - 1
 
 
@@ -226,7 +226,7 @@ def dynamic_k(evaluations: Sequence[dict]) -> Figure | None:
 
 
 def _limit_quality(axes: Axes, converted: Sequence[dict], unit: str) -> None:
-    """Leave out the thresholds that ruin a network, and say how many."""
+    """Leave out thresholds of very poor quality, and say how many."""
     dense = [e["quality"]["final"]["test"][unit] for e in converted]
     values = dense + [row["test"][unit] for e in converted for row in e["dynamic_k"]]
     highest = WORST_SHOWN * min(dense)

@@ -20,7 +20,7 @@ from planer.report.drawing import (
 )
 from planer.specs import EMBEDDING_AND_HEAD, kind_of, kinds
 
-LOADS = {"balanced": "balanced", "skewed": "as a trained gate", "one": "all to the same experts"}
+LOADS = {"balanced": "balanced", "skewed": "like a trained router", "one": "all to the same experts"}
 """Names in figures of the routings of planer/latency/routings.py."""
 
 

@@ -29,7 +29,7 @@ def repeatability_section(report: dict) -> dict:
             f"Two repeats chose the same block at {report['agreement']['mean']:.0%} of the positions. The mean test "
             f"{unit} is {test['estimate']:+.2%} off the baseline's, with {1 - test['alpha']:.0%} confidence {bound}: "
             f"{test['verdict']} at a margin of {test['margin']:.1%} (one-sided Welch test, p = {test['p_value']:.3g}). "
-            f"To show it with a chance of {test['power']:.0%} where both are as good takes {needed} repeats of each."
+            f"To show it with a probability of {test['power']:.0%} for equal networks takes {needed} repeats of each."
         ),
         "",
         table(["", "mean", "standard deviation", "min", "max"], spreads),

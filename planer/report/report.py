@@ -1,4 +1,4 @@
-"""report.html: what an experiment found, on one page that needs nothing else, and its figures as files."""
+"""report.html: the results of an experiment on one self-contained page, and its figures as files."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ FIGURES = {
     "block_latencies": "Latency of every block, with cached and with recomputed attention",
     "routings": "Latency of mixtures of experts under even and uneven loads, beside a feed-forward layer",
     "estimated_measured": "Estimated against measured latency",
-    "expert_balance": "Load of every expert over retraining, one row per network with mixtures of experts",
+    "expert_balance": "Load of every expert during training, one row per network with mixtures of experts",
     "starts": "Validation loss over training steps, from the trained baseline and from random weights",
     "dynamic_k": "Test quality over executed FLOPs and over latency, one line per network",
-    "pareto": "Networks for many latency targets out of one supernet, and out of searches of their own",
+    "pareto": "Networks for many latency targets from one supernet, and from separate searches",
 }
-"""Every figure and what a reader who cannot see it is told."""
+"""Figures and their text alternatives."""
 
 FILES = {
     "architecture.yaml": "the blocks, and how they were chosen",
@@ -46,7 +46,7 @@ FILES = {
     "routers/model.safetensors": "the same network split into experts, with their routers",
     "eval.json": "every number of this page about the network",
 }
-"""What a network's folder holds for a user."""
+"""Files in a network's folder for users."""
 
 AGREEMENT = {
     "pearson_r": ("Pearson r", "{:.4f}"),
@@ -54,7 +54,7 @@ AGREEMENT = {
     "max_ape": ("largest error", "{:.1%}"),
     "bias": ("bias", "{:+.1%}"),
 }
-"""What the report calls the numbers of additivity.json, and how it writes them."""
+"""Names and formats of the numbers of additivity.json in the report."""
 
 
 def write_report(
@@ -68,7 +68,7 @@ def write_report(
     """Write the page to path and each figure as folder/<name>.svg.
 
     evaluations: contents of eval.json, in the order wanted.  additivity: contents of additivity.json.  figures: by the
-    names of FIGURES; a missing one is left out.  analyses: sections on what was concluded from several searches.  The
+    names of FIGURES; a missing one is left out.  analyses: sections on several searches.  The
     same arguments give the same bytes.
     """
     drawings = {name: to_svg(figure) for name, figure in figures.items()}
@@ -112,7 +112,7 @@ def _setting(evaluation: dict) -> str:
 
 
 def _files(evaluations: Sequence[dict]) -> dict:
-    """What a network's folder holds and how to load it, for the first network that is neither baseline nor control."""
+    """Files of a network's folder and how to load it, for the first network that is neither baseline nor control."""
     wanted = (e for e in evaluations if parse_variant(e["variant"]).method not in CONTROLS)
     shown = next(wanted, evaluations[0])
     folder = f"results/{shown['experiment']}/{shown['variant']}"
@@ -157,8 +157,8 @@ def _summary_note(evaluation: dict) -> str:
         f"Quality in {UNITS[unit]} ({unit}), lower is better: every token sees {final['mem_len'] + 1} positions "
         f"(E-final), or segments of {train['tgt_len']} with a memory of {train['mem_len']} as in training (E-train). "
         f"A bigram model scores {evaluation['reference']['bigram'][unit]:.3f} {unit} on the test split. "
-        "Latency is the median of one call, measured in turn with the baseline in one process. Requested and measured "
-        "are fractions of the baseline's latency. Active parameters are those that one token meets."
+        "Latency is the median of one call, measured alternately with the baseline in one process. Requested and "
+        "measured are fractions of the baseline's latency. Active parameters are those used for one token."
     )
 
 
@@ -173,41 +173,41 @@ def _network_sections(evaluations: Sequence[dict]) -> list[dict]:
         section(
             "Architectures",
             "Blocks from the embedding (left) to the head (right). s4 is attention with four heads, f a feed-forward "
-            "layer, m2 a mixture of experts with two experts per token; grey is skipped. Attention is drawn as high as "
-            "it has heads.",
+            "layer, m2 a mixture of experts with two experts per token; grey is skipped. The height of attention "
+            "is its number of heads.",
             "architectures",
         ),
         section(
             "Search",
-            "How every network was chosen. Estimated is by the latency table, measured before training; the slack is "
+            "How every network was chosen. Estimated is by the latency table, measured is before training. Slack is "
             "the part of the target that the estimate leaves unused. The search cost is its time over that of one "
             "training of the baseline. Where proxy training decided between candidates, all of them are listed. Below, "
-            "health over epochs: a search that works lowers the entropy of its architecture weights without leaving "
-            "all to skip, and ends near its budget (dashed).",
+            "health over epochs: a working search lowers the entropy of its architecture weights, does not choose skip "
+            "everywhere, and ends near its budget (dashed).",
             "search_health",
             *search_tables(evaluations),
             *proxy_training_tables(evaluations),
             *path_tables(evaluations),
         ),
         section(
-            "What the search found",
-            "Left, what the architecture weights would choose; right, how much the supernet's loss falls (blue) or "
+            "Results of the search",
+            "Left, the probabilities by the architecture weights; right, how much the supernet's loss falls (blue) or "
             "rises (orange) when one option of the last incumbent is switched, 0 where it keeps its option. Rings mark "
-            "the network that was chosen.",
+            "the chosen network.",
             "choices",
         ),
         section(
-            "What the supernet trained",
-            "Options and experts that got few updates cannot be judged: 1 is an even share. Attention options share "
-            "their heads and mixtures of experts their experts, so those are trained by several options; all kinds "
-            "are drawn equally often, skip half as often.",
+            "Training of the supernet",
+            "Options and experts with few updates cannot be judged: 1 is an even share. Attention options can share "
+            "their heads and mixtures of experts their experts, which several options then train. With fair sampling "
+            "all kinds are sampled equally often, skip half as often.",
             "updates",
         ),
     ]
 
 
 def _measured_sections(evaluations: Sequence[dict], additivity: dict) -> list[dict]:
-    """What was measured of blocks, trainings and thresholds."""
+    """Measurements of blocks, trainings and thresholds."""
     return [
         section(
             "Latency of the blocks",
@@ -217,14 +217,14 @@ def _measured_sections(evaluations: Sequence[dict], additivity: dict) -> list[di
         ),
         section(
             "Latency of mixtures of experts by load",
-            "The search counts on balanced experts. A trained gate spreads its tokens like 1 / (rank + 1); at worst "
-            "all tokens go to the same experts. Dashed, the feed-forward layer.",
+            "The search assumes balanced experts. Skewed loads are like those of a trained router, 1 / (rank + 1). At "
+            "worst all tokens go to the same experts. Dashed, the feed-forward layer.",
             "routings",
         ),
         section(
             "Estimated against measured latency",
             "The sum of table entries against the whole network's measured latency, for random networks of the design "
-            "space and for the networks of this report. Sums are scaled to the speed of the device at the time: for "
+            "space and for the networks of this report. Sums are scaled to the present speed of the device: for "
             f"the random networks by {additivity['slowdown']:.3f}, the change of stacks of equal blocks since the "
             f"table was measured; for the others by the baseline's. {_bar_sentence(additivity)}",
             "estimated_measured",
@@ -232,22 +232,22 @@ def _measured_sections(evaluations: Sequence[dict], additivity: dict) -> list[di
         ),
         section(
             "Balance of the experts",
-            "Left, the load-balancing loss, 1 when all experts of a layer get the same; right, each expert's share of "
+            "Left, the load-balancing loss, 1 for equal loads in a layer; right, each expert's share of "
             "its layer's assignments.",
             "expert_balance",
         ),
         section(
             "Starts of training",
-            "Search and training from the trained baseline, which is the teacher too, and from random weights.",
+            "Search and training from the trained baseline, which is also the teacher, and from random weights.",
             "starts",
         ),
         section(
             "Dynamic k",
-            "Feed-forward layers split into experts; each token runs those whose predicted contribution reaches tau "
-            "times its largest. FLOPs are relative to the same layers before conversion and contain the routers. The "
+            "Feed-forward layers split into experts; each token runs those whose predicted norm reaches tau times the "
+            "largest one. FLOPs are relative to the same layers before conversion and contain the routers. The "
             "chosen threshold (shaded) is the one with the fewest FLOPs whose validation nll is at most "
-            f"{evaluations[0]['tolerance']:.1%} above the better of two: the dense network before sparsification, and "
-            "the same network split into experts at tau = 0. All rows were measured in turn.",
+            f"{evaluations[0]['tolerance']:.1%} above the better of the dense network before sparsification and the "
+            "network split into experts at tau = 0. All rows were measured alternately.",
             "dynamic_k",
             *map(sweep_table, evaluations),
         ),
@@ -267,7 +267,7 @@ def _additivity_table(additivity: dict) -> dict:
 
 
 def _bar_sentence(additivity: dict) -> str:
-    """Whether the bars are met, and which of them are laxer than an idle device's."""
+    """Whether the bars are met, and which of them are looser than those of an idle device."""
     bar, short = additivity["bar"], missed(additivity, additivity["bar"])
     text = f"Missed: {', '.join(AGREEMENT[name][0] for name in short)}." if short else "All bars are met."
     loosened = [

@@ -28,7 +28,7 @@ from planer.specs import Architecture, load_selection
 TRAJECTORY = {name: "number" for name in ("entropy", "skip_share", "expected_ms", "argmax_ms", "budget_ms")}
 TRAJECTORY |= {"epoch": "integer", "flips": "integer", "beta_on": "gaps", "ce_alpha": "gaps"}
 TRAJECTORY |= {name: "lists" for name in ("alpha", "updates", "expert_tokens")}
-"""What the columns of trajectory.parquet hold."""
+"""Types of the columns of trajectory.parquet."""
 
 WHOLE = 0.95
 """Share of the scores that the colours resolve; the largest ones, of blocks that ruin the network, saturate."""
@@ -36,7 +36,7 @@ WHOLE = 0.95
 
 @dataclass(frozen=True)
 class Search:
-    """What a search left behind."""
+    """Results of a search."""
 
     trajectory: pd.DataFrame
     """One row per epoch; planer/search/phase1.py describes the columns."""

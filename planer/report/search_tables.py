@@ -52,7 +52,7 @@ SOURCES = {
 
 
 def chosen_by(evaluation: dict) -> str:
-    """What chose a network that is no pattern, in words."""
+    """How a network that is no pattern was chosen, in words."""
     how = evaluation["selection"]
     source = SOURCES[how["source"]] + (f" on {how['scored_by']}" if how["source"] == "solver" else "")
     if how["chosen_by"] == "proxy training":

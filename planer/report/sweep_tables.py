@@ -37,10 +37,10 @@ def sweep_table(evaluation: dict) -> dict:
 
 
 def _title(evaluation: dict) -> str:
-    """What was converted, and the verdict on it."""
+    """The conversion, and the verdict on it."""
     layers, judgement = evaluation["conversion"]["converted_layers"], verdict(evaluation).dynamic_k
-    what = f"{evaluation['variant']}: "
+    label = f"{evaluation['variant']}: "
     if layers:
         experts = max(evaluation["conversion"]["num_experts"])
-        what += f"{layers} of {len(evaluation['architecture']['blocks'])} blocks converted, {experts} experts each; "
-    return what + judgement.word + (f": {judgement.text}" if judgement.text else "")
+        label += f"{layers} of {len(evaluation['architecture']['blocks'])} blocks converted, {experts} experts each; "
+    return label + judgement.word + (f": {judgement.text}" if judgement.text else "")

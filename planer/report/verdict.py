@@ -1,4 +1,4 @@
-"""The verdict on one network: latency target met, quality kept, dynamic k faster; and what to try where it is not."""
+"""The verdict on one network: latency target met, quality kept, dynamic k faster; and remedies where it is not."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ CORRECTIONS = 3
 
 @dataclass(frozen=True)
 class Remedy:
-    """What a user can try."""
+    """A command for a user to try."""
 
     text: str
     command: str
@@ -41,7 +41,7 @@ class Judgement:
     word: str
     """The answer in one or two words: ``met``, ``lost``, ``not faster``, ..."""
     good: bool | None
-    """Whether the answer is what a user wants; None where the question does not apply."""
+    """Whether the answer is good for the user; None where the question does not apply."""
     text: str
     """The numbers behind the answer."""
     remedy: Remedy | None = None
@@ -58,7 +58,7 @@ class Verdict:
 
     @property
     def remedies(self) -> list[Remedy]:
-        """What to try, in the order of the questions, each once."""
+        """Remedies in the order of the questions, each once."""
         remedies = (judgement.remedy for judgement in (self.target, self.quality, self.dynamic_k))
         return list(dict.fromkeys(filter(None, remedies)))
 
@@ -66,7 +66,7 @@ class Verdict:
 def verdict(evaluation: dict, evaluations: Sequence[dict] = ()) -> Verdict:
     """The verdict on the network of an eval.json, whose quality is compared with controls among the evaluations.
 
-    A control gets no remedies: it is there to be compared.
+    Controls get no remedies.
     """
     quality = _quality(evaluation, evaluations)
     found = Verdict(evaluation["variant"], _target(evaluation), quality, _dynamic_k(evaluation))
@@ -78,14 +78,14 @@ def verdict(evaluation: dict, evaluations: Sequence[dict] = ()) -> Verdict:
 
 
 def rules(evaluation: dict) -> str:
-    """What the words of the verdicts mean, with the limits that apply."""
+    """Definitions of the verdicts' words, with their limits."""
     tolerance = f"{evaluation['tolerance']:.1%}"
     return (
         f"Target met: the measured latency is at most {TARGET_TOLERANCE:.0%} above the requested share of the "
         f"baseline's. Quality kept: the test nll is at most {tolerance} above the baseline's. Dynamic k: the threshold "
-        f"tau with the fewest FLOPs whose validation nll is at most {tolerance} above the better of two: the dense "
-        "network, and the same network split into experts at tau = 0. Faster: its median latency is below that of the "
-        "dense network, measured in turn on this device. Disturbed: a latency's p90 is above "
+        f"tau with the fewest FLOPs whose validation nll is at most {tolerance} above the better of the dense network "
+        "and the network split into experts at tau = 0. Faster: its median latency is below that of the dense network, "
+        "measured alternately on this device. Disturbed: a latency's p90 is above "
         f"{DISTURBED:g} times its p10."
     )
 
@@ -108,22 +108,21 @@ def _target(evaluation: dict) -> Judgement:
 
 
 def _again(evaluation: dict, *latencies: dict) -> Remedy | None:
-    """Another measurement, where one of the latencies was disturbed."""
+    """Advice to measure again, where one of the latencies was disturbed."""
     if all(latency["p90_ms"] <= DISTURBED * latency["p10_ms"] for latency in latencies):
         return None
-    return Remedy("measure again when nothing else runs", _command(evaluation) + " --forcerun evaluate")
+    return Remedy("measure again on an idle machine", _command(evaluation) + " --forcerun evaluate")
 
 
 def _faster(evaluation: dict, variant: Variant, requested: float, measured: float) -> Remedy | None:
-    """The closed loop where it was off; else the target that would measure what was requested, if the device deviates
-    from its table by as much again."""
+    """Measured candidates where they were not measured; else a target that corrects the deviation from the table."""
     if not evaluation["target"]["rounds"]:
-        text = "measure the choice before training, and choose again when it is too slow"
+        text = "measure candidates before training, and propose others for those that are too slow"
         return Remedy(text, _command(evaluation, config=f"candidates={{corrections: {CORRECTIONS}}}"))
     smaller = math.floor(100 * requested**2 / measured) / 100
     if smaller <= 0:
         return None
-    text = f"ask for a smaller share, {smaller:g}, which makes up for the miss"
+    text = f"ask for a smaller share, {smaller:g}, which corrects the miss"
     return Remedy(text, _command(evaluation, _at(variant, smaller)))
 
 
@@ -152,7 +151,7 @@ def _better(evaluation: dict, variant: Variant) -> Remedy:
     """From the trained baseline; then with more latency; then with longer training."""
     if variant.scratch:
         name = name_of(variant.method, variant.target, variant.number, repeat=variant.repeat)
-        return Remedy("start from the trained baseline and learn from it", _command(evaluation, name))
+        return Remedy("start from the trained baseline, with the baseline as teacher", _command(evaluation, name))
     if variant.target is not None and variant.target < 1:
         larger = min(1.0, round(variant.target + TARGET_STEP, 2))
         text = f"allow more latency, {larger:g} of the baseline's"
@@ -189,8 +188,8 @@ def _no_threshold(evaluation: dict) -> tuple[str, Remedy | None]:
     tolerance, without = evaluation["tolerance"], rows[0]["valid"]["nll"]
     if without > (1 + tolerance) * dense:
         text = f"sparsification alone costs {without / dense - 1:.1%} of the dense network's validation nll"
-        what = f"lower sparsify.weight or raise sparsify.steps in config/experiments/{evaluation['experiment']}.yaml"
-        return text, Remedy(what, _command(evaluation))
+        advice = f"lower sparsify.weight or raise sparsify.steps in config/experiments/{evaluation['experiment']}.yaml"
+        return text, Remedy(advice, _command(evaluation))
     above = [row for row in rows if row["tau"] > 0]
     if not above:
         smaller, text = [0.05, 0.1], "evaluate.taus has no threshold above 0"
@@ -204,7 +203,7 @@ def _no_threshold(evaluation: dict) -> tuple[str, Remedy | None]:
 
 
 def _larger_experts(evaluation: dict) -> Remedy | None:
-    """Routing costs time per expert: experts of twice the size.  None where those do not divide a layer into two."""
+    """Experts of twice the size, since routing costs time per expert; None where a layer would have fewer than two."""
     conversion = evaluation["conversion"]
     if any(number % 2 or number < 4 for number in conversion["num_experts"]):
         return None
