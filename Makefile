@@ -18,7 +18,7 @@ INSTALLED := $(VENV)/.installed
 # Snakemake and caches need a home folder; not every user has one, in containers for example.
 export HOME := $(shell test -w "$$HOME" && echo "$$HOME" || echo "$(CURDIR)/scratch/home")
 
-.PHONY: help venv demo test same slurm gpu bench claims assets lint ui lock
+.PHONY: help venv demo test quick same slurm gpu bench claims assets lint ui lock
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-6s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -44,6 +44,9 @@ demo: $(INSTALLED)  ## search, train, convert and evaluate a network for half th
 
 test: $(INSTALLED)  ## run the tests (CORES=2)
 	OMP_NUM_THREADS=1 python -m pytest --numprocesses $(CORES) --dist worksteal
+
+quick: $(INSTALLED)  ## run the unit tests that neither run Snakemake nor train for long; 2 minutes (CORES=2)
+	OMP_NUM_THREADS=1 python -m pytest --numprocesses $(CORES) --dist worksteal -m 'not assets and not slow' tests/unit
 
 same: $(INSTALLED)  ## check that a small experiment gives the same bits as before (one kind of processor; 4 minutes)
 	OMP_NUM_THREADS=1 PLANER_SAME_BITS=1 python -m pytest -q tests/workflow/test_same_results.py

@@ -52,7 +52,7 @@ def source_hashes(root: Path, cache_file: Path) -> dict[str, str]:
         known = read_json(cache_file)
     sources = Sources(root, known)
     hashes = {path.name: sources.hash_of(path) for path in (root / "workflow/scripts").glob("*.py")}
-    if sources.analysed != known:
+    if not sources.analysed.keys() <= known.keys():
         with suppress(UserError):
             write_json(cache_file, sources.analysed)
     return hashes

@@ -23,6 +23,7 @@ from planer.data.assets.convert import CONVERTERS, MOVIES
 from planer.data.labelled import find_splits, read_labelled
 from planer.errors import UserError
 
+pytestmark = pytest.mark.slow
 CONTENT = {"model/config.json": b"{}", "model/deep/weights.bin": b"123", "other.txt": b"no", "../../evil.json": b"[]"}
 COPY = "import shutil, sys; shutil.copy(sys.argv[1], sys.argv[2])"
 

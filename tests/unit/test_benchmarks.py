@@ -13,13 +13,14 @@ import pandas as pd
 import pytest
 import torch
 
-from benchmarks import cpu, gpu, mixture_latency, mixtures, ranking, waiting
+from benchmarks import cpu, dry_run, gpu, mixture_latency, mixtures, ranking, waiting
 from benchmarks.experts import Sizes
 from benchmarks.output import start
 from planer.config import Experiment
 from planer.config.strict_yaml import read_yaml
 from planer.parsing import build, merge
 
+pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[2]
 
 
@@ -222,3 +223,9 @@ def test_mixtures_need_a_text(monkeypatch, tmp_path):
     monkeypatch.setattr("sys.argv", ["mixtures.py", "--data", str(tmp_path)])
     with pytest.raises(SystemExit, match="enwik8-mini/train.npy does not exist; run snakemake --cores 2 results/data"):
         mixtures.main()
+
+
+def test_the_bare_dry_run_plans_as_many_jobs(tmp_path):
+    (tmp_path / "Snakefile").write_text(dry_run.bare_snakefile(rules=5, jobs=9))
+    cpu_s, wall_s, jobs = dry_run.dry_run(tmp_path, "done")
+    assert cpu_s > 0 and wall_s > 0 and jobs == 9

@@ -20,6 +20,7 @@ from planer.search.methods import config_of
 from planer.search.network import chosen_network, space_of
 from planer.search.space import Candidate
 
+pytestmark = pytest.mark.slow
 SOME = {"shallow": 2, "edited": 2, "random": 2}
 
 

@@ -11,6 +11,8 @@ from planer.errors import UserError
 from planer.tensors import write_tensors
 from planer.training.checkpoint import Checkpoint
 
+pytestmark = pytest.mark.slow
+
 
 def test_round_trip_keeps_every_bit(tmp_path):
     base = torch.randn(6, 5)

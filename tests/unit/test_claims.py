@@ -15,6 +15,7 @@ from planer.errors import UserError
 from planer.files import read_json
 from tests.unit.made_up import evaluation
 
+pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[2]
 SHIPPED = {path.stem: path for path in (ROOT / "benchmarks/claims").glob("*.yaml")}
 DESCRIPTIONS = {"run", "network", "blocks"}

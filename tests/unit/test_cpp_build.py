@@ -12,6 +12,8 @@ import pytest
 
 from planer.kernels.cpp import build
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def compiler(tmp_path, monkeypatch):

@@ -19,6 +19,7 @@ from planer.training.recipe import Recipe
 from planer.training.retrain import LanguageModelling
 from planer.training.terms import Balance
 
+pytestmark = pytest.mark.slow
 CPU = torch.device("cpu")
 TEACHER = Architecture(11, 24, (Attention(3, 8), FeedForward(48), Attention(1, 8)), dropout=0.5, init_std=0.3)
 

@@ -24,6 +24,7 @@ from planer.kernels.routing import threshold
 from planer.models import LanguageModel, initialise, save
 from planer.specs import Architecture, Attention, DynamicMoE, FeedForward
 
+pytestmark = pytest.mark.slow
 LAYERS = (DynamicMoE(96, 8, 6), DynamicMoE(64, 16, 4))
 PROTOCOL = {"batch": 2, "tgt_len": 16, "mem_len": 16, "clamp_len": 0, "same_length": True}
 PROTOCOL |= {"device": torch.device("cpu")}

@@ -26,6 +26,7 @@ from planer.latency.table import LatencyTable
 from planer.models import LanguageModel, save
 from planer.specs import Architecture
 
+pytestmark = pytest.mark.slow
 SCHEMA = json.loads((ROOT / "planer/schemas/eval.schema.json").read_text())
 CPU = torch.device("cpu")
 VOCAB_SIZE = 40

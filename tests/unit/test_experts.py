@@ -14,6 +14,7 @@ from planer.conversion.routers import with_routers
 from planer.models import LanguageModel, initialise, load, save
 from planer.specs import Architecture, Attention, DynamicMoE, FeedForward, MoE, Skip
 
+pytestmark = pytest.mark.slow
 CONFIG = ClusterConfig(expert_size=4, restarts=2, max_iterations=20)
 BLOCKS = (Attention(2, 4), FeedForward(32), Skip(), MoE(8, 2, 1), FeedForward(16))
 

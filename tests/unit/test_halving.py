@@ -8,6 +8,8 @@ from planted import losses
 
 from planer.search.halving import Losses, halve
 
+pytestmark = pytest.mark.slow
+
 
 def run(final, rungs=(0.2, 0.4), latency=None, noise=0.0):
     """A halving of networks whose loss falls to the planted one, and what was trained."""

@@ -13,6 +13,7 @@ from planer.errors import UserError
 from planer.search.keep import keep, refusal
 from planer.search.network import kept_network, space_of
 
+pytestmark = pytest.mark.slow
 LATENCIES = [0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3]
 REFERENCE = 2.0
 

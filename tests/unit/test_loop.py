@@ -17,6 +17,7 @@ from planer.training.loop import Objective, Turn, fit
 from planer.training.optimizer import make_optimizer
 from planer.training.schedule import learning_rate
 
+pytestmark = pytest.mark.slow
 LAMB = OptimizerConfig("lamb", 0.05, 0.01, 3, (0.9, 0.999), 1e-6, 0.01, 0.25)
 ADAM = OptimizerConfig("adamw", 0.02, 0.001, 0, (0.9, 0.999), 1e-8, 0.0, 0.0)
 

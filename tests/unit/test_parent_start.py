@@ -15,6 +15,7 @@ from planer.models import LanguageModel
 from planer.specs import Architecture, Attention, FeedForward, MoE, Skip
 from planer.training.parent_start import Parent, start_block, start_from_parent
 
+pytestmark = pytest.mark.slow
 TEXT = np.random.default_rng(0).integers(11, size=900, dtype=np.uint8)
 BLOCKS = (Attention(4, 8), FeedForward(24), Attention(4, 8), FeedForward(24), Attention(2, 8))
 

@@ -26,6 +26,7 @@ from planer.training.checkpoint import Checkpoint
 from planer.training.loop import fit
 from planer.training.parent_start import Parent
 
+pytestmark = pytest.mark.slow
 CPU = torch.device("cpu")
 SMALL = {"batch": 2, "tgt_len": 8, "mem_len": 12, "steps": 50, "epoch_steps": 10, "log_steps": 5, "checkpoint_steps": 7}
 CONFIG = experiment(search=SMALL)

@@ -19,6 +19,7 @@ from planer.training.checkpoint import Checkpoint
 from planer.training.recipe import Recipe, Student
 from planer.training.teacher import write_cache
 
+pytestmark = pytest.mark.slow
 CPU = torch.device("cpu")
 CONFIG = experiment(model={"dropout": 0.1, "moe_dropout": 0.1}, distill={"expert_noise": 0.05})
 TRAIN = np.random.default_rng(0).integers(0, 50, 3000).astype(np.uint8)

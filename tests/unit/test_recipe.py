@@ -19,6 +19,7 @@ from planer.training.recipe import Recipe, Student
 from planer.training.teacher import write_cache
 from planer.training.validate import VALID_BATCH, segment_nll
 
+pytestmark = pytest.mark.slow
 CPU = torch.device("cpu")
 STEPS = 8
 DISTILL = DistillConfig(

@@ -21,6 +21,7 @@ from planer.training.schedule import learning_rate
 from planer.training.terms import Balance, CrossEntropy, Term
 from planer.training.validate import SEGMENT_TOKENS, SEGMENTS, mean_nll, segment_nll
 
+pytestmark = pytest.mark.slow
 CPU = torch.device("cpu")
 OPTIMIZER = OptimizerConfig("lamb", 0.02, 0.001, 5, (0.9, 0.999), 1e-6, 0.0, 0.25)
 CONFIG = RetrainConfig(

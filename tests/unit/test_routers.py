@@ -18,6 +18,7 @@ from planer.models import LanguageModel, initialise
 from planer.specs import Architecture, Attention, DynamicMoE, FeedForward
 from planer.training.checkpoint import Checkpoint
 
+pytestmark = pytest.mark.slow
 CPU = torch.device("cpu")
 ADAMW = OptimizerConfig(
     name="adamw", lr=0.01, lr_min=0.001, warmup_steps=0, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.0, clip=1.0

@@ -22,6 +22,7 @@ from planer.training.distillation import taught_by
 from planer.training.retrain import LanguageModelling
 from planer.training.terms import Balance, CrossEntropy
 
+pytestmark = pytest.mark.slow
 CPU = torch.device("cpu")
 ADAMW = OptimizerConfig(
     name="adamw", lr=0.01, lr_min=0.001, warmup_steps=0, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.0, clip=1.0

@@ -13,6 +13,7 @@ from planer.search.latency_loss import LatencyLoss
 from planer.search.supernet import Supernet, gumbel, save_supernet
 from planer.specs import Architecture, Attention, FeedForward, MoE, Skip
 
+pytestmark = pytest.mark.slow
 OPTIONS = (Skip(), Attention(1, 8), Attention(2, 8), FeedForward(24), MoE(24, 3, 1), MoE(24, 3, 2))
 SKIP, ATTENTION, FEED_FORWARD, TOP1, TOP2 = 0, 2, 3, 4, 5
 SHARED = Architecture(vocab_size=13, d_model=16, blocks=(), dropout=0.0, moe_dropout=0.0, init_std=0.3)

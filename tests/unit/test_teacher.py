@@ -16,6 +16,7 @@ from planer.specs import Architecture, Attention, FeedForward, MoE
 from planer.tensors import write_tensors
 from planer.training.teacher import CachedTeacher, LiveTeacher, write_cache
 
+pytestmark = pytest.mark.slow
 CPU = torch.device("cpu")
 TEXT = np.random.default_rng(0).integers(11, size=4 * 30, dtype=np.uint8)
 """An epoch of four segments, of which the last one has 5 tokens."""
