@@ -13,7 +13,7 @@ def describe(folder: str | Path, vocab: str | Path | None = None) -> Iterator[tu
     architecture = read_architecture(folder)
     around = surroundings_of(folder, architecture.vocab_size, vocab)
     yield "blocks", f"{architecture.pattern} ({len(architecture.blocks)})"
-    yield "parameters", f"{architecture.params():,}, of which a token meets {architecture.active_params():,}"
+    yield "parameters", f"{architecture.params():,}, of which one token uses {architecture.active_params():,}"
     yield "d_model", f"{architecture.d_model}"
     yield "tokens", _vocabulary(architecture.vocab_size, around)
     if taus := {block.tau for block in architecture.blocks if hasattr(block, "tau")}:

@@ -128,7 +128,7 @@ def test_info(evaluated, capsys):
     out = capsys.readouterr().out
     lines = [
         "blocks:     sfs1 (3)",
-        f"parameters: {ARCHITECTURE.params():,}, of which a token meets {ARCHITECTURE.params():,}",
+        f"parameters: {ARCHITECTURE.params():,}, of which one token uses {ARCHITECTURE.params():,}",
         "memory:     7 tokens",
         "test:       2.25 bpc (dense, mem_len 7)",
         "speed:      2.00 times the baseline's at 101.0% of its test nll, on Toy Device 3000",
