@@ -17,6 +17,7 @@ from planer.latency.execution import check_execution, executable, prepared
 from planer.latency.networks import Pool, random_model, random_tokens, timed_forward
 from planer.specs import Attention, DynamicMoE, FeedForward, MoE, Skip
 
+pytestmark = pytest.mark.slow
 CPU = torch.device("cpu")
 CONFIG = experiment()
 VOCABULARY = 50

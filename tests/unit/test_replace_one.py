@@ -22,6 +22,7 @@ from planer.search.space import Candidate, Space
 from planer.search.supernet import Supernet, build_supernet
 from planer.training.validate import VALID_BATCH, mean_nll
 
+pytestmark = pytest.mark.slow
 CONFIG = experiment(candidates={"slack": 1.0, "rounds": 3})
 OPTIONS = list(CONFIG.design_space)
 COSTS = np.array([MS[option] for option in OPTIONS])
