@@ -176,7 +176,7 @@ def test_as_operators():
     grouped = plan(pairs)
     leaves = [t.detach().requires_grad_() for t in (x, *weights, pairs.gate)]
     torch.library.opcheck(
-        torch.ops.planer.expert_ffn, (*leaves, list(vars(grouped).values()), None, 2, "relu", "triton", True)
+        torch.ops.planer.expert_ffn, (*leaves, *vars(grouped).values(), None, 2, "relu", "triton", True)
     )
 
 

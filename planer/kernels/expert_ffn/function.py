@@ -77,7 +77,7 @@ def expert_ffn(
     x, w1, b1, w2, b2, gate = (None if t is None else t.contiguous() for t in (x, w1, b1, w2, b2, gate))
     differentiable = (t for t in (x, w1, b1, w2, b2, gate) if t is not None)
     save = torch.is_grad_enabled() and any(t.requires_grad for t in differentiable)
-    layer = x, w1, b1, w2, b2, gate, list(vars(grouped).values()), keep, pairs.per_token or 0, activation
+    layer = x, w1, b1, w2, b2, gate, *vars(grouped).values(), keep, pairs.per_token or 0, activation
     return torch.ops.planer.expert_ffn(*layer, backend, save)[0]
 
 
@@ -100,10 +100,11 @@ def _check(x: Tensor, w1: Tensor, b1: Tensor | None, w2: Tensor, b2: Tensor | No
 
 
 LAYER = (
-    "Tensor x, Tensor w1, Tensor? b1, Tensor w2, Tensor? b2, Tensor? gate, Tensor[] plan, Tensor? keep, "
+    "Tensor x, Tensor w1, Tensor? b1, Tensor w2, Tensor? b2, Tensor? gate, "
+    "Tensor order, Tensor inverse, Tensor token, Tensor offsets, Tensor token_offsets, Tensor? keep, "
     "SymInt per_token, str activation"
 )
-"""What both operators take: a Layer, with the fields of its Plan as a list."""
+"""What both operators take: a Layer and the fields of its Plan, not as a list, which takes longer with gradients."""
 
 
 @torch.library.custom_op(
@@ -132,13 +133,13 @@ def _backward_op(grad, hidden, *arguments):
 
 
 def _layer(*arguments) -> Layer:
-    *tensors, grouped, keep, per_token, activation = arguments
-    return Layer(*tensors, Plan(*grouped), keep, per_token, activation)
+    return Layer(*arguments[:6], Plan(*arguments[6:11]), *arguments[11:])
 
 
 @_forward_op.register_fake
-def _(x, w1, b1, w2, b2, gate, grouped, keep, per_token, activation, backend, save):
-    return torch.empty_like(x), x.new_empty(grouped[0].shape[0] if save else 0, w1.shape[1])
+def _(x, w1, b1, w2, b2, gate, order, *options):
+    *_, save = options
+    return torch.empty_like(x), x.new_empty(order.shape[0] if save else 0, w1.shape[1])
 
 
 @_backward_op.register_fake
@@ -150,21 +151,19 @@ def _(grad, hidden, x, w1, b1, w2, b2, gate, *arguments):
 
 def _setup_context(ctx, inputs, output):
     ctx.set_materialize_grads(False)
-    *tensors, grouped, keep = inputs[:8]
-    ctx.save_for_backward(*tensors, *grouped, keep, output[1])
-    ctx.options = inputs[8:11]
+    ctx.save_for_backward(*inputs[:12], output[1])
+    ctx.options = inputs[12:15]
     ctx.mark_non_differentiable(output[1])
 
 
 def _backward(ctx, grad, _):
-    unused = [None] * 5, *[None] * 5  # the plan, and what follows it
+    unused = (None,) * 16
     if grad is None:
-        return *[None] * 6, *unused
+        return unused
     *tensors, hidden = ctx.saved_tensors
-    layer = *tensors[:6], tensors[6:11], tensors[11], *ctx.options
     needs = list(ctx.needs_input_grad[:6])
-    gradients = torch.ops.planer.expert_ffn_backward(grad.contiguous(), hidden, *layer, needs)
-    return *(g if need else None for g, need in zip(gradients, needs, strict=True)), *unused
+    gradients = torch.ops.planer.expert_ffn_backward(grad.contiguous(), hidden, *tensors, *ctx.options, needs)
+    return *(g if need else None for g, need in zip(gradients, needs, strict=True)), *unused[6:]
 
 
 _forward_op.register_autograd(_backward, setup_context=_setup_context)
@@ -206,15 +205,15 @@ def _grouped_mm_flops(a, b, *_, out_shape, **__) -> int:
 
 
 @register_flop_formula(torch.ops.planer.expert_ffn)
-def _forward_flops(x, w1, b1, w2, b2, gate, grouped, *_, **__) -> int:
+def _forward_flops(x, w1, b1, w2, b2, gate, order, *_, **__) -> int:
     """Two products a pair; the first is twice as large where the activation is gated."""
-    return 2 * grouped[0][0] * w1[2] * (w1[1] + w2[2])
+    return 2 * order[0] * w1[2] * (w1[1] + w2[2])
 
 
 @register_flop_formula(torch.ops.planer.expert_ffn_backward)
-def _backward_flops(grad, hidden, x, w1, b1, w2, b2, gate, grouped, *rest, **_) -> int:
+def _backward_flops(grad, hidden, x, w1, b1, w2, b2, gate, order, *rest, **_) -> int:
     """dy w2 where anything before the second product is needed, then one product for each of x, w1 and w2."""
     need_x, need_w1, need_b1, need_w2, _, need_gate = rest[-1]
     first = (need_x + need_w1) * w1[1]
     second = ((need_x or need_w1 or need_b1 or need_gate) + need_w2) * w2[2]
-    return 2 * (first + second) * grouped[0][0] * w1[2]
+    return 2 * (first + second) * order[0] * w1[2]

@@ -21,6 +21,7 @@ EXPERTS = {
     "a product without the last expert": ("grouped_gemm", *LAST_EXPERT),
     "a product of other tokens' rows": ("grouped_gemm", "source = tl.load(a_rows", "source = 0 * tl.load(a_rows"),
     "a product without bias": ("grouped_gemm", "result += tl.load(bias", "0 * tl.load(bias"),
+    "a gated product without its gate": ("grouped_gemm", "result *= factor", "result *= 1.0"),
     "a sum without a token's last pair": ("combine", "live & (i < count)", "live & (i < count - 1)"),
     "a sum without gates": ("combine", "part *= tl.load(gate", "0 * tl.load(gate"),
     "hidden gradients without the last row of each expert": ("hidden_gradient", *LAST_ROW),
@@ -58,7 +59,8 @@ def mutant(operation, name, old, new, folder):
 @pytest.mark.parametrize(("name", "old", "new"), EXPERTS.values(), ids=EXPERTS.keys())
 def test_wrong_experts_are_found(name, old, new, tmp_path, monkeypatch):
     monkeypatch.setattr(kernels, name, getattr(mutant("expert_ffn", name, old, new, tmp_path), name))
-    layer = Layer(tokens=20, activation="swiglu" if "gated" in old + new else "relu")
+    gated = "other" in old or "factor" in old
+    layer = Layer(tokens=20, activation="swiglu" if gated else "relu")
     assert max(errors(layer, torch.float32).values()) > 100 * TOLERANCE[torch.float32]
 
 
