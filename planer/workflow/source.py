@@ -68,32 +68,35 @@ class Sources:
         """The fields of Module by a hash of the module's text."""
         self._name, self._module, self._imported = map(cache, (self._find_name, self._read_module, self._find_imported))
         self._file, self._next, self._data = map(cache, (self._find_file, self._find_next, self._find_data))
+        self._line = cache(self._describe)
 
     def hash_of(self, script: Path) -> str:
         """Hash of a script's code and of all that it reaches in planer."""
-        digest = hashlib.sha256()
-        for path in sorted(self.reached(script)):
-            content = self._data(path.parent)[path] if path.suffix in DATA else self._module(path).code
-            digest.update(f"{self._name(path)}\0{content}".encode())
-        return digest.hexdigest()[:12]
+        lines = sorted(map(self._line, self.reached(script)))
+        return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:12]
 
     def reached(self, script: Path) -> set[Path]:
         """The script, the modules of planer that it imports, directly or not, and the data beside these modules."""
-        waiting, reached = [script], set()
+        waiting, reached = {script}, set()
         while waiting:
             path = waiting.pop()
-            if path not in reached:
-                reached.add(path)
-                waiting += self._next(path)
-        return reached.union(*(self._data(path.parent) for path in reached - {script}))
+            reached.add(path)
+            waiting |= self._next(path) - reached
+        folders = {path.parent for path in reached - {script}}
+        return reached.union(*map(self._data, folders))
 
-    def _find_next(self, path: Path) -> list[Path]:
+    def _describe(self, path: Path) -> str:
+        """What a hash has of a file: its name and the hash of what counts of it."""
+        code = self._data(path.parent)[path] if path.suffix in DATA else self._module(path).code
+        return f"{self._name(path)} {code}"
+
+    def _find_next(self, path: Path) -> frozenset[Path]:
         """What counts of a file's imports, and all modules of the registry that it belongs to."""
         files = [file for name in self._module(path).imports for file in self._imported(*name)]
         if self._name(path).rpartition("/")[0] in REGISTRIES:
             folders = (path.parent, *map(Path, plugin_folders(path.parent.name)))
             files += [file for folder in folders for file in folder.glob("*.py")]
-        return [file for file in files if self._part(file) not in CHANGES_NO_RESULT]
+        return frozenset(file for file in files if self._part(file) not in CHANGES_NO_RESULT)
 
     def _find_data(self, folder: Path) -> dict[Path, str]:
         """Hashes of the data files in a folder."""
