@@ -37,10 +37,10 @@ from planer.models import LanguageModel  # noqa: E402
 from planer.parsing import build, merge  # noqa: E402
 from planer.runtime import device_name, keep_freed_memory  # noqa: E402
 from planer.specs import Architecture  # noqa: E402
+from planer.tasks.nll import VALID_BATCH  # noqa: E402
 from planer.training.checkpoint import Checkpoint  # noqa: E402
 from planer.training.recipe import Recipe, Student  # noqa: E402
 from planer.training.teacher import write_cache  # noqa: E402
-from planer.training.validate import VALID_BATCH  # noqa: E402
 
 CPU, DTYPE = torch.device("cpu"), torch.float32
 NOISE = 0.05
@@ -144,7 +144,8 @@ class Comparison:
         model.eval()
         found, memory = [], None
         for inputs, targets, counted in EvalBatches(text, VALID_BATCH, how.tgt_len, how.mem_len):
-            hidden, memory = model(inputs, memory, mem_len=how.mem_len, attention="cached")
+            output = model(inputs, memory, mem_len=how.mem_len, attention="cached")
+            hidden, memory = output.hidden, output.state
             if counted and inputs.shape[1] == how.tgt_len:
                 found.append(model.nll(hidden, targets).mean(dim=1))
         return torch.cat(found).double().numpy()

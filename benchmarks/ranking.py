@@ -29,7 +29,7 @@ from scipy.stats import kendalltau  # noqa: E402
 
 from benchmarks.output import RESULTS, positive, start, table, write_results  # noqa: E402
 from planer import models  # noqa: E402
-from planer.config import Experiment, derive_seed  # noqa: E402
+from planer.config import Experiment  # noqa: E402
 from planer.config.strict_yaml import read_yaml  # noqa: E402
 from planer.config.variant import spelled  # noqa: E402
 from planer.latency.table import LatencyTable  # noqa: E402

@@ -17,6 +17,9 @@ import torch
 
 from planer.progress import Progress
 
+PLACEMENTS = 3
+"""Copies of what is measured, in other places of memory, over which ``measure_placed`` spreads a measurement."""
+
 MIN_ROUNDS = 3
 """Least number of rounds, even after max_seconds: the fewest whose median is not one of the extremes."""
 
@@ -70,7 +73,6 @@ def measure(
 
 def measure_placed(
     build: Callable[[int], Mapping[str, Callable[[], object]]],
-    placements: int,
     rounds: int,
     warmup: int,
     seed: int,
@@ -78,7 +80,7 @@ def measure_placed(
     device: torch.device,
     description: str = "measuring",
 ) -> pd.DataFrame:
-    """``measure`` callables that are built ``placements`` times; rounds and seconds are divided among the builds.
+    """``measure`` callables that are built PLACEMENTS times; rounds and seconds are divided among the builds.
 
     The place of weights and buffers in memory makes a call a percent faster or slower.  More rounds do not average this
     out (Mytkowicz et al., ASPLOS 2009, doi 10.1145/1508244.1508275).
@@ -87,10 +89,10 @@ def measure_placed(
     Returns rows like ``measure``, with rounds numbered over all builds.
     """
     kept, samples = [], []  # kept alive, so that the next build gets other memory
-    each = -(-rounds // placements)
-    for number in range(placements):
+    each = -(-rounds // PLACEMENTS)
+    for number in range(PLACEMENTS):
         kept.append(build(number))
-        seconds, label = max_seconds / placements, f"{description}, {number + 1} of {placements}"
+        seconds, label = max_seconds / PLACEMENTS, f"{description}, {number + 1} of {PLACEMENTS}"
         found = measure(kept[-1], each, warmup, seed + number, seconds, device, label)
         samples.append(found.assign(round=found["round"] + number * each))
     return pd.concat(samples, ignore_index=True)

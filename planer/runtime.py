@@ -8,12 +8,15 @@ import random
 import re
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import torch
 
 from planer.errors import UserError
+from planer.seed import derive_seed
 
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD = -1, -2, -3
 """Options of glibc's mallopt (malloc.h)."""
@@ -60,9 +63,43 @@ def resolve_dtype(name: str, device: torch.device) -> torch.dtype:
     return dtypes[name]
 
 
-def autocast(device: torch.device, dtype: torch.dtype) -> AbstractContextManager:
-    """Run matrix products in dtype while parameters, gradients and optimiser stay in float32."""
-    return nullcontext() if dtype == torch.float32 else torch.autocast(device.type, dtype)
+@dataclass(frozen=True)
+class Runtime:
+    """Where and how a job computes, and the seed that all of its random streams are derived from."""
+
+    device: torch.device = torch.device("cpu")
+    dtype: torch.dtype = torch.float32
+    """Of matrix products."""
+    seed: int = 0
+
+    def autocast(self) -> AbstractContextManager:
+        """Run matrix products in dtype while parameters, gradients and optimiser stay in float32."""
+        return nullcontext() if self.dtype == torch.float32 else torch.autocast(self.device.type, self.dtype)
+
+    def derive(self, *names: object) -> int:
+        """The seed of a named random stream."""
+        return derive_seed(self.seed, *names)
+
+    def derived(self, *names: object) -> Runtime:
+        """The same with the seed of a named random stream."""
+        return replace(self, seed=self.derive(*names))
+
+    def generator(self, *names: object) -> torch.Generator:
+        """A named random stream, on the CPU: it is the same on every device."""
+        return torch.Generator().manual_seed(self.derive(*names))
+
+    def seed_everything(self, *names: object) -> None:
+        """Seed the global generators: PyTorch's on every device (dropout draws from them), NumPy's and Python's."""
+        seed = self.derive(*names)
+        torch.manual_seed(seed)
+        np.random.seed(seed)
+        random.seed(seed)
+
+
+def runtime_of(config: SimpleNamespace, seed: int) -> Runtime:
+    """The runtime that the keys device and dtype of a config ask for.  Raises UserError where there is none such."""
+    device = resolve_device(config.device)
+    return Runtime(device, resolve_dtype(config.dtype, device), seed)
 
 
 def keep_freed_memory() -> None:
@@ -76,13 +113,6 @@ def keep_freed_memory() -> None:
     if mallopt is not None:
         for option, value in ((M_MMAP_THRESHOLD, 2**30), (M_TRIM_THRESHOLD, 2**31 - 1), (M_TOP_PAD, 2**26)):
             mallopt(option, value)
-
-
-def seed_everything(seed: int) -> None:
-    """Seed the global generators: PyTorch's on every device (dropout draws from them), NumPy's and Python's."""
-    torch.manual_seed(seed)
-    np.random.seed(seed)
-    random.seed(seed)
 
 
 @contextmanager

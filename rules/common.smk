@@ -6,7 +6,7 @@ from pathlib import Path
 
 import planer
 from snakemake.logging import logger
-from planer.config import Experiment, derive_seed
+from planer.config import Experiment
 from planer.config.lengths import check_lengths
 from planer.config.model import TEXT_SUFFIX, one_source
 from planer.config.strict_yaml import read_assignments, read_experiment, read_yaml
@@ -15,6 +15,7 @@ from planer.config.variant import FOLDER, PATTERNS, check_name, parse_variant
 from planer.errors import UserError
 from planer.files import check_writable
 from planer.parsing import build, merge
+from planer.seed import derive_seed
 from planer.workflow.environment import prepare_environment
 from planer.workflow.failures import FAILURES
 from planer.workflow.source import source_hashes

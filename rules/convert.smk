@@ -28,6 +28,7 @@ rule sparsify:
         config=sections("device", "threads", "dtype", "data", "sparsify"),
         teaching=teaching,
         seed=seed("sparsify"),
+        vocab_size=vocab_size,
         code=code_hash("sparsify.py"),
     message:
         "{wildcards.experiment}/{wildcards.variant} sparsify: making activations sparse; log: {log}"
@@ -92,6 +93,7 @@ rule train_routers:
         config=sections("device", "threads", "dtype", "data", "train_routers"),
         choice=threshold_choice,
         seed=seed("train_routers"),
+        vocab_size=vocab_size,
         code=code_hash("train_routers.py"),
     message:
         "{wildcards.experiment}/{wildcards.variant} train_routers: training the routers and choosing tau; log: {log}"

@@ -34,6 +34,7 @@ rule evaluate:
             "seed", "device", "threads", "dtype", "data", "model", "patterns", "workload", "retrain", "evaluate"
         ),
         seed=seed("evaluate"),
+        vocab_size=vocab_size,
         code=code_hash("evaluate.py"),
     message:
         "{wildcards.experiment}/{wildcards.variant} evaluate: measuring quality, latency and FLOPs; log: {log}"

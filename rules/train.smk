@@ -57,6 +57,7 @@ rule retrain:
     params:
         config=recipe_sections,
         seed=seed("retrain"),
+        vocab_size=vocab_size,
         code=code_hash("retrain.py"),
     message:
         "{wildcards.experiment}/{wildcards.variant} retrain: training; log: {log}"

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from planer import specs
-from planer.blocks.block import Block, Segment, Source, repeated, set_weight
+from planer.blocks.block import Aux, Block, Segment, Source, repeated, set_weight
 
 
 class RelativeAttention(nn.Module):
@@ -156,18 +156,18 @@ class MemoryBlock(Block):
 
     uses_memory = True
 
-    def forward(self, x: Tensor, segment: Segment, memory=None) -> tuple[Tensor, tuple[Tensor, Tensor] | None]:
-        """x: [B, T, D]; memory: block inputs [B, M, D], or cached keys and values, or None for none.
+    def forward(self, x: Tensor, segment: Segment, state=None) -> tuple[Tensor, tuple[Tensor, Tensor] | None, Aux]:
+        """x: [B, T, D]; state: block inputs [B, M, D], or cached keys and values, or None for none.
 
         Returns the block's output and, in cached attention, the keys and values for the next segment.
         """
         if not self.pre_norm:
-            y, state = self.sublayer(x, segment, memory)
-            return self.norm(x + y), state
-        if torch.is_tensor(memory):
-            memory = self.norm(memory)
-        y, state = self.sublayer(self.norm(x), segment, memory)
-        return x + y, state
+            y, state = self.sublayer(x, segment, state)
+            return self.norm(x + y), state, {}
+        if torch.is_tensor(state):
+            state = self.norm(state)
+        y, state = self.sublayer(self.norm(x), segment, state)
+        return x + y, state, {}
 
 
 class AttentionBlock(MemoryBlock):

@@ -11,6 +11,19 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+Aux = dict[str, Tensor]
+"""What a block hands on beside its output, of what the segment wants and the block has:
+
+- balance: load-balancing loss of a mixture of experts, a scalar; only in training
+- load: tokens that each expert of a mixture received, [E]
+- activations: of a dense feed-forward layer after its nonlinearity, [B, T, F]
+- inputs: what a converted layer reads, [B, T, D]
+- executed: (token, expert) pairs that a converted layer ran, a scalar
+"""
+
+Wants = tuple[str, ...]
+"""Names of entries of ``Aux``.  A tuple, because torch.compile knows no frozenset."""
+
 
 @dataclass(frozen=True)
 class Segment:
@@ -22,6 +35,7 @@ class Segment:
     memory_len: M, the remembered positions present: the last ones of a memory, which may hold more.
     mem_len: the most positions that may be remembered, at least M.
     attention: ``recompute`` (memory holds block inputs) or ``cached`` (memory holds keys and values; inference only).
+    wants: names of what blocks should hand on beside their outputs (``Aux``).
     """
 
     positions: Tensor
@@ -29,6 +43,7 @@ class Segment:
     memory_len: int
     mem_len: int
     attention: str
+    wants: Wants = ()
 
 
 @dataclass(frozen=True)
@@ -65,11 +80,18 @@ class Block(nn.Module):
         self.norm = nn.LayerNorm(d_model)
         self.pre_norm = norm == "pre"
 
-    def forward(self, x: Tensor, segment: Segment, memory=None) -> tuple[Tensor, None]:
-        """x: [B, T, D].  Returns the block's output and None: there is nothing to remember."""
+    def forward(self, x: Tensor, segment: Segment, state=None) -> tuple[Tensor, object, Aux]:
+        """x: [B, T, D].  Returns the block's output, its state for the next segment (here None: there is nothing to
+        remember), and what the segment wants of it."""
         if self.pre_norm:
-            return x + self.sublayer(self.norm(x)), None
-        return self.norm(x + self.sublayer(x)), None
+            y, aux = self.run(self.norm(x), segment.wants)
+            return x + y, None, aux
+        y, aux = self.run(x, segment.wants)
+        return self.norm(x + y), None, aux
+
+    def run(self, x: Tensor, wants: Wants) -> tuple[Tensor, Aux]:
+        """The sublayer's output [B, T, D], and what is wanted of it."""
+        return self.sublayer(x), {}
 
     def start(self, source: Source, by_importance: bool = False, noise: Callable[[Tensor], None] | None = None) -> None:
         """Take the sublayer's weights from a parent; the LayerNorm has its own already.

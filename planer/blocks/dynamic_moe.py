@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from planer import specs
-from planer.blocks.block import Block
+from planer.blocks.block import Aux, Block, Wants
 from planer.initial import fan_in_uniform
 from planer.kernels.dynamic_ffn import dynamic_ffn
 from planer.kernels.routing import linear_fp32, threshold
@@ -35,8 +35,7 @@ class DynamicMoE(nn.Module):
     """Experts whose predicted norm reaches the share ``tau`` of the token's largest run; 0 runs all, without router.
 
     ``tau`` starts as the specification's.
-    Neuron-major weights: expert c owns rows c*s to (c+1)*s - 1 of w1, b1 and w2, s = F / n.  After a forward pass
-    ``executed`` holds the number of (token, expert) pairs run, as a tensor, and ``tokens`` the number of tokens.
+    Neuron-major weights: expert c owns rows c*s to (c+1)*s - 1 of w1, b1 and w2, s = F / n.
     Raises ValueError when the expert size does not divide the number of neurons.
     """
 
@@ -54,23 +53,24 @@ class DynamicMoE(nn.Module):
         self.router = Router(d_model, spec.router_width, spec.num_experts) if spec.router_width else None
         self.dropout = nn.Dropout(dropout)
         self.tau = spec.tau
-        self.executed: Tensor | None = None
-        self.tokens = 0
 
-    def forward(self, x: Tensor) -> Tensor:
-        """[..., D] to [..., D]; each position on its own."""
-        self.tokens = x.numel() // x.shape[-1]
+    def forward(self, x: Tensor, wants: Wants = ()) -> tuple[Tensor, Aux]:
+        """[..., D] to [..., D], each position on its own; and ``inputs`` and ``executed`` where wanted."""
+        aux = {"inputs": x} if "inputs" in wants else {}
         if self.tau == 0.0:
-            self.executed = x.new_full((), self.tokens * self.num_experts, dtype=torch.int64)
-            return self.dropout(F.linear(self.dropout(self.hidden(x)), self.w2.t(), self.b2))
+            if "executed" in wants:
+                pairs = x.numel() // x.shape[-1] * self.num_experts
+                aux["executed"] = x.new_full((), pairs, dtype=torch.int64)
+            return self.dropout(F.linear(self.dropout(self.hidden(x)), self.w2.t(), self.b2)), aux
         if self.training:
             raise ValueError(f"tau is {self.tau}: a threshold is for inference; call eval() or set tau to 0")
         if self.router is None:
             raise ValueError(f"tau is {self.tau}, but the layer has no router; train one or set tau to 0")
         tokens = x.flatten(0, -2)
         mask = threshold(self.router_scores(tokens), self.tau)
-        self.executed = mask.count_nonzero()
-        return dynamic_ffn(tokens, self.w1, self.b1, self.w2, self.b2, mask).view_as(x)
+        if "executed" in wants:
+            aux["executed"] = mask.count_nonzero()
+        return dynamic_ffn(tokens, self.w1, self.b1, self.w2, self.b2, mask).view_as(x), aux
 
     def hidden(self, x: Tensor) -> Tensor:
         """Activations after the ReLU: [..., D] to [..., F]."""
@@ -85,6 +85,10 @@ class DynamicMoEBlock(Block):
     """A split layer with its residual and LayerNorm."""
 
     compiles = False  # code would be made anew for every threshold
+
+    def run(self, x: Tensor, wants: Wants) -> tuple[Tensor, Aux]:
+        """See Block."""
+        return self.sublayer(x, wants)
 
 
 def build(spec: specs.DynamicMoE, shared: specs.Architecture) -> DynamicMoEBlock:

@@ -8,11 +8,11 @@ import torch
 from torch import Tensor, nn
 
 from planer import specs
-from planer.blocks.block import Block, Source, repeated, set_weight
+from planer.blocks.block import Aux, Block, Source, Wants, repeated, set_weight
 
 
 class FeedForward(nn.Module):
-    """Two linear maps around a ReLU.  The output of ``activation`` is what sparsification penalises."""
+    """Two linear maps around a ReLU."""
 
     splits = True
 
@@ -23,13 +23,19 @@ class FeedForward(nn.Module):
         self.w2 = nn.Linear(spec.d_inner, d_model)
         self.dropout = nn.Dropout(dropout)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """[..., D] to [..., D]; each position on its own."""
-        return self.dropout(self.w2(self.dropout(self.activation(self.w1(x)))))
+    def forward(self, x: Tensor, wants: Wants = ()) -> tuple[Tensor, Aux]:
+        """[..., D] to [..., D], each position on its own; and ``activations`` where wanted."""
+        hidden = self.activation(self.w1(x))
+        y = self.dropout(self.w2(self.dropout(hidden)))
+        return y, {"activations": hidden} if "activations" in wants else {}
 
 
 class FeedForwardBlock(Block):
     """A feed-forward layer with its residual and LayerNorm."""
+
+    def run(self, x: Tensor, wants: Wants) -> tuple[Tensor, Aux]:
+        """See Block."""
+        return self.sublayer(x, wants)
 
     def start(self, source: Source, by_importance: bool = False, noise: Callable[[Tensor], None] | None = None) -> None:
         """Compute what the parent's nearest feed-forward layer computes."""

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from planer import specs
-from planer.blocks.block import Block, Source, set_weight
+from planer.blocks.block import Aux, Block, Source, Wants, set_weight
 from planer.blocks.feed_forward import widened
 from planer.kernels.expert_ffn import expert_ffn
 from planer.kernels.routing import route
@@ -37,15 +37,9 @@ class Experts(nn.Module):
 
 
 class MoE(nn.Module):
-    """Every token goes through its top_k experts, weighted by the gate.
-
-    After a forward pass in training, ``balance`` holds the load-balancing loss of that pass; after any forward pass,
-    ``load`` holds the number of tokens that each expert received, [E].
-    """
+    """Every token goes through its top_k experts, weighted by the gate."""
 
     routes = True
-    balance: Tensor | None = None
-    load: Tensor | None = None
 
     def __init__(self, spec: specs.MoE, d_model: int, dropout: float):
         super().__init__()
@@ -54,19 +48,27 @@ class MoE(nn.Module):
         self.experts = Experts(spec.num_experts, spec.d_inner, d_model)
         self.dropout = nn.Dropout(dropout)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """[..., D] to [..., D]; each position on its own."""
+    def forward(self, x: Tensor, wants: Wants = ()) -> tuple[Tensor, Aux]:
+        """[..., D] to [..., D], each position on its own; and ``load`` and, in training, ``balance`` where wanted."""
         tokens = x.flatten(0, -2)
-        pairs, probabilities, grouped = route(tokens, self.gate, self.top_k, probabilities=self.training)
-        self.load = grouped.offsets.diff()
-        self.balance = balance_loss(self.load, probabilities) if self.training else None
+        balanced = self.training and "balance" in wants
+        pairs, probabilities, grouped = route(tokens, self.gate, self.top_k, probabilities=balanced)
+        aux = {}
+        if balanced or "load" in wants:
+            aux["load"] = grouped.offsets.diff()
+        if balanced:
+            aux["balance"] = balance_loss(aux["load"], probabilities)
         e = self.experts
         y = expert_ffn(tokens, e.w1, e.b1, e.w2, e.b2, pairs, self.dropout.p, self.training, grouped=grouped)
-        return self.dropout(y).view_as(x)
+        return self.dropout(y).view_as(x), aux
 
 
 class MoEBlock(Block):
     """A mixture of experts with its residual and LayerNorm."""
+
+    def run(self, x: Tensor, wants: Wants) -> tuple[Tensor, Aux]:
+        """See Block."""
+        return self.sublayer(x, wants)
 
     def start(self, source: Source, by_importance: bool = False, noise: Callable[[Tensor], None] | None = None) -> None:
         """Every expert is the parent's nearest feed-forward layer (sparse upcycling, arXiv 2212.05055).

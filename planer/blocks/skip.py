@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from planer import specs
-from planer.blocks.block import Block, Segment
+from planer.blocks.block import Aux, Block, Segment
 
 
 class SkipBlock(Block):
@@ -16,9 +16,9 @@ class SkipBlock(Block):
     def __init__(self):
         nn.Module.__init__(self)
 
-    def forward(self, x: Tensor, segment: Segment, memory=None) -> tuple[Tensor, None]:
+    def forward(self, x: Tensor, segment: Segment, state=None) -> tuple[Tensor, None, Aux]:
         """Returns x itself."""
-        return x, None
+        return x, None, {}
 
 
 def build(spec: specs.Skip, shared: specs.Architecture) -> SkipBlock:

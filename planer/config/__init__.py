@@ -11,7 +11,6 @@ from planer.config.experiment import Experiment, sections
 from planer.config.latency import ProfileConfig, WorkloadConfig
 from planer.config.model import DataConfig, MethodsConfig, ModelConfig, PatternsConfig
 from planer.config.search import LIMITS, CandidatesConfig, KeepConfig, SearchConfig, batch_of_limit
-from planer.config.seed import derive_seed
 from planer.config.thresholds import ThresholdConfig
 from planer.config.training import DistillConfig, OptimizerConfig, RetrainConfig, TrainingConfig
 
@@ -39,6 +38,5 @@ __all__ = [
     "TrainingConfig",
     "WorkloadConfig",
     "batch_of_limit",
-    "derive_seed",
     "sections",
 ]

@@ -18,9 +18,10 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from planer.config import ClusterConfig, derive_seed
+from planer.config import ClusterConfig
 from planer.models import LanguageModel
 from planer.progress import progress
+from planer.seed import derive_seed
 from planer.specs import DynamicMoE
 
 

@@ -14,25 +14,27 @@ Letters in shapes: N tokens, D model width, F neurons, n experts, s = F / n neur
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor
 
+from planer.blocks.block import Aux, Wants
 from planer.blocks.dynamic_moe import DynamicMoE
-from planer.config import RouterConfig, derive_seed
+from planer.config import RouterConfig
 from planer.data.stream import EvalBatches
+from planer.data.texts import Texts
 from planer.kernels.routing import threshold
 from planer.models import LanguageModel
-from planer.runtime import autocast
-from planer.training.checkpoint import Checkpoint
-from planer.training.loop import fit
-from planer.training.retrain import LanguageModelling
-from planer.training.terms import CrossEntropy
-from planer.training.validate import VALID_BATCH
+from planer.runtime import Runtime
+from planer.tasks.causal_lm import Batch, CausalLM
+from planer.tasks.nll import VALID_BATCH
+from planer.tasks.task import MAIN, Metrics, Result, RowScore
+from planer.training.loop import Record, StepGroup, fit
+from planer.training.optimizer import make_optimizer
+from planer.training.terms import Term
 
 ASSESSED_TOKENS = 20_000
 """Routers are compared with the true norms on this much of the validation text."""
@@ -60,74 +62,50 @@ def expert_norms(block: DynamicMoE, x: Tensor, gram: Tensor | None = None) -> Te
         return (hidden @ gram).mul_(hidden).sum(-1).clamp_(min=0).sqrt_().t()
 
 
-class RouterRegression(LanguageModelling):
-    """Reads the text as language modelling does, and fits the routers of all split layers at once to the expert norms.
+class FrozenReading(CausalLM):
+    """Reads the text as language modelling does, without a loss or a validation: its predictions do not change."""
+
+    def loss(
+        self, model: LanguageModel, batch: Batch, state: list | None, wants: Wants = (), scores: Sequence[RowScore] = ()
+    ) -> Result:
+        """See Task."""
+        with torch.no_grad():
+            output = model(batch.inputs, state, mem_len=self.config.mem_len, wants=wants)
+        zero = torch.zeros((), device=batch.inputs.device)
+        return Result(zero, {}, batch.inputs.numel(), output.state, output.aux, {})
+
+
+class RouterRegression(Term):
+    """Fits the routers of all split layers at once to the expert norms.
 
     The history has ``loss`` and ``loss_<block>``, the mean squared error of each layer; blocks count all positions.
     """
 
-    def __init__(
-        self,
-        model: LanguageModel,
-        train_tokens: np.ndarray,
-        valid_tokens: np.ndarray,
-        config: RouterConfig,
-        *,
-        dtype: torch.dtype = torch.float32,
-    ) -> None:
-        """model: on its device already; everything but its routers is frozen.  dtype: of the network's products."""
+    wants = ("inputs",)
+
+    def __init__(self, model: LanguageModel) -> None:
+        """Everything of the model but its routers is frozen; its layers run all their experts."""
         model.requires_grad_(False)
         for block in model.dynamic_blocks():
             block.router.requires_grad_(True)
             block.tau = 0.0
-        texts = (train_tokens, valid_tokens)
-        prediction, told = CrossEntropy(model), {"eval_steps": config.steps, "dtype": dtype, "name": "train_routers"}
-        super().__init__(model, *texts, config, prediction, **told)
-        model.eval()
         specs = model.architecture.blocks
         self.positions = [i for i, spec in enumerate(specs) if spec.dynamic]
         self._blocks = model.dynamic_blocks()
         self._grams = [output_gram(block) for block in self._blocks]
 
-    def loss(self, step: int) -> tuple[Tensor, dict[str, Tensor | float]]:
-        """Squared errors on one segment."""
-        tokens, _ = self.batches.batch_at(step)
-        self.tokens += tokens.numel()
-        inputs, self.memory = self.inputs(tokens, self.memory, attention="recompute")
-        losses = [(block.router_scores(x) - norms).square().mean() for block, x, norms in self.targets(inputs)]
+    def __call__(self, result: Result, batch: Batch, step: int) -> tuple[Tensor, Metrics]:
+        """See Term."""
+        losses = [(scores - norms).square().mean() for scores, norms in self.compared(result.aux)]
         metrics = {f"loss_{position}": loss for position, loss in zip(self.positions, losses, strict=True)}
         return torch.stack(losses).mean(), metrics
 
-    def end_of_step(self, step: int) -> None:
-        """No validation: the network's predictions do not change."""
-
-    @torch.no_grad()
-    def inputs(self, tokens: Tensor, memory: list | None, attention: str) -> tuple[list[Tensor], list]:
-        """Run the frozen network on tokens [B, T]; the input [N, D] of each split layer, and the next memory."""
-        with _captured_inputs(self._blocks) as inputs, autocast(self.device, self.dtype):
-            tokens = tokens.to(self.device, non_blocking=True)
-            _, memory = self.model(tokens, memory, mem_len=self.config.mem_len, attention=attention)
-        return inputs, memory
-
-    def targets(self, inputs: list[Tensor]) -> Iterator[tuple[DynamicMoE, Tensor, Tensor]]:
-        """Each split layer with its input and its experts' norms [N, n]."""
-        for block, gram, x in zip(self._blocks, self._grams, inputs, strict=True):
-            yield block, x, expert_norms(block, x, gram)
-
-
-@contextmanager
-def _captured_inputs(blocks: list[DynamicMoE]) -> Iterator[list[Tensor]]:
-    """A list that forward passes fill with the input of each block, flattened to [N, D]."""
-    inputs: list[Tensor] = []
-    handles = [
-        block.register_forward_pre_hook(lambda block, arguments: inputs.append(arguments[0].flatten(0, -2)))
-        for block in blocks
-    ]
-    try:
-        yield inputs
-    finally:
-        for handle in handles:
-            handle.remove()
+    def compared(self, aux: Sequence[Aux]) -> Iterator[tuple[Tensor, Tensor]]:
+        """Predicted and true norms [N, n] of every split layer, on the inputs that a pass handed on."""
+        for position, block, gram in zip(self.positions, self._blocks, self._grams, strict=True):
+            x = aux[position]["inputs"].flatten(0, -2)
+            norms = expert_norms(block, x, gram)
+            yield block.router_scores(x), norms
 
 
 class _Assessment:
@@ -176,30 +154,25 @@ class _Assessment:
 
 
 @torch.no_grad()
-def assess(objective: RouterRegression) -> dict[str, float]:
-    """Compare every router with the true norms on the validation text; the metrics are explained in train_routers."""
-    config = objective.config
-    assessments = [_Assessment() for _ in objective.positions]
-    tokens, memory = objective.valid_tokens[:ASSESSED_TOKENS], None
-    for segment, _, counted in EvalBatches(tokens, VALID_BATCH, config.tgt_len, config.mem_len):
-        inputs, memory = objective.inputs(segment, memory, attention="cached")
+def assess(
+    model: LanguageModel, regression: RouterRegression, text: np.ndarray, config: RouterConfig, runtime: Runtime
+) -> dict[str, float]:
+    """Compare every router with the true norms on a text; the metrics are explained in train_routers."""
+    assessments, state = [_Assessment() for _ in regression.positions], None
+    reading = {"mem_len": config.mem_len, "attention": "cached", "wants": regression.wants}
+    for segment, _, counted in EvalBatches(text, VALID_BATCH, config.tgt_len, config.mem_len):
+        with runtime.autocast():
+            output = model(segment.to(runtime.device), state, **reading)
+        state = output.state
         if counted:
-            for assessment, (block, x, norms) in zip(assessments, objective.targets(inputs), strict=True):
-                assessment.add(block.router_scores(x), norms)
-    layers = pd.DataFrame([assessment.metrics() for assessment in assessments], index=objective.positions)
+            for assessment, compared in zip(assessments, regression.compared(output.aux), strict=True):
+                assessment.add(*compared)
+    layers = pd.DataFrame([assessment.metrics() for assessment in assessments], index=regression.positions)
     return layers.mean().to_dict() | {f"r2_{position}": r2 for position, r2 in layers["r2"].items()}
 
 
 def train_routers(
-    model: LanguageModel,
-    train_tokens: np.ndarray,
-    valid_tokens: np.ndarray,
-    config: RouterConfig,
-    seed: int,
-    device: torch.device,
-    dtype: torch.dtype,
-    checkpoint: Checkpoint,
-    on_row: Callable[[dict], None] = lambda row: None,
+    model: LanguageModel, texts: Texts, config: RouterConfig, runtime: Runtime, record: Record
 ) -> tuple[LanguageModel, pd.DataFrame, dict]:
     """Train routers for a model that ``split`` made, from fresh weights or from the checkpoint.
 
@@ -219,18 +192,15 @@ def train_routers(
         reason = f"{model.architecture.pattern} has no layer that was split into experts"
         return model, pd.DataFrame({"step": pd.Series(dtype="int64")}), {"converted_layers": 0, "reason": reason}
     model = with_routers(model, config.width)
-    initialise_routers(model, torch.Generator().manual_seed(derive_seed(seed, "train_routers", "initialisation")))
-    objective = RouterRegression(model.to(device), train_tokens, valid_tokens, config, dtype=dtype)
-    history = fit(
-        objective,
-        log_steps=config.log_steps,
-        checkpoint_steps=config.checkpoint_steps,
-        checkpoint=checkpoint,
-        on_row=on_row,
-    )
-    metrics = {"converted_layers": len(objective.positions), **assess(objective), **objective.speed}
+    initialise_routers(model, runtime.generator("train_routers", "initialisation"))
+    regression = RouterRegression(model.to(runtime.device))
+    task = FrozenReading(texts, config, runtime, name="train_routers")
+    optimizer = make_optimizer(model.parameters(), config.optimizer)
+    groups = {MAIN: StepGroup(optimizer, config.optimizer, config.steps)}
+    history, speed = fit(model.eval(), task, [regression], groups, runtime, config, record)
+    metrics = assess(model, regression, texts.valid[:ASSESSED_TOKENS], config, runtime)
     model.requires_grad_(True)
-    return model, history, metrics
+    return model, history, {"converted_layers": len(regression.positions), **metrics, **speed}
 
 
 def with_routers(model: LanguageModel, width: int) -> LanguageModel:

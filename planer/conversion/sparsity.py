@@ -10,21 +10,25 @@ Letters in shapes: B sequences, T tokens, F neurons.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from planer.config import SparsifyConfig, derive_seed
+from planer.config import SparsifyConfig
+from planer.data.texts import Texts
 from planer.models import LanguageModel
-from planer.runtime import seed_everything
-from planer.training.checkpoint import Checkpoint
-from planer.training.distillation import MakePrediction
-from planer.training.retrain import LanguageModelling, train
-from planer.training.terms import Balance, Batch, CrossEntropy, Metrics, Term
+from planer.models.transformer import Output
+from planer.runtime import Runtime
+from planer.tasks.causal_lm import CausalLM
+from planer.tasks.nll import Watch
+from planer.tasks.task import Metrics, Result
+from planer.training.loop import Record
+from planer.training.retrain import train
+from planer.training.terms import Balance, Term
 
 EPSILON = 1e-15
 """Keeps a token without any activation at penalty 0 with gradient 0, in single precision (in half it is no number)."""
@@ -67,78 +71,58 @@ class SparsityPenalty(Term):
     """A penalty on the activations of the feed-forward layers.
 
     The history gets ``penalty`` (mean over tokens and layers, before weighting), ``alpha``, and ``sparsity_<block>``:
-    the share of activations that are exactly zero; blocks count all positions of the network.  After a validation
-    ``sparsity`` holds the same shares over the text validated, by block.
+    the share of activations that are exactly zero; blocks count all positions of the network.
     """
 
-    def __init__(self, model: LanguageModel, config: SparsifyConfig):
+    wants = ("activations",)
+
+    def __init__(self, config: SparsifyConfig):
         self.config = config
-        self.sparsity: dict[int, float] = {}
-        self._positions = [i for i, spec in enumerate(model.architecture.blocks) if spec.splits]
-        self._relus = [block.activation for block in model.feed_forward_blocks()]
-        self._activations: list[Tensor] = []
 
-    @contextmanager
-    def during_step(self) -> Iterator[None]:
-        """Keeps the activations [B, T, F] of the forward pass."""
-        self._activations = []
-        with _on_output(self._relus, lambda layer, a: self._activations.append(a)):
-            yield
-        self._activations = []
-
-    def __call__(self, output: Tensor, batch: Batch, step: int) -> tuple[Tensor, Metrics]:
+    def __call__(self, result: Result, batch: Any, step: int) -> tuple[Tensor, Metrics]:
         """See Term."""
         measure = PENALTIES[self.config.penalty]
         alpha = self.config.weight * ramp(self.config.ramp, step + 1, self.config.steps)
-        penalty = torch.stack([measure(a).mean() for a in self._activations]).mean()
+        activations = {i: aux["activations"] for i, aux in enumerate(result.aux) if "activations" in aux}
+        penalty = torch.stack([measure(a).mean() for a in activations.values()]).mean()
         metrics: Metrics = {"penalty": penalty, "alpha": alpha}
-        for position, a in zip(self._positions, self._activations, strict=True):
-            metrics[f"sparsity_{position}"] = (a == 0).float().mean()
+        metrics |= {f"sparsity_{position}": (a == 0).float().mean() for position, a in activations.items()}
         return alpha * penalty, metrics
 
-    @contextmanager
-    def during_validation(self) -> Iterator[None]:
-        """Sets ``sparsity``."""
-        zeros, counts = [0] * len(self._relus), [0] * len(self._relus)
 
-        def count(layer: int, a: Tensor) -> None:
-            zeros[layer] = zeros[layer] + (a == 0).sum()
-            counts[layer] += a.numel()
+class Sparsity(Watch):
+    """Counts the activations that are exactly zero, by block."""
 
-        with _on_output(self._relus, count):
-            yield
-        self.sparsity = {p: int(z) / n for p, z, n in zip(self._positions, zeros, counts, strict=True)}
+    wants = ("activations",)
 
+    def __init__(self) -> None:
+        self._zeros: dict[int, Tensor | int] = {}
+        self._counts: dict[int, int] = {}
 
-@contextmanager
-def _on_output(modules: Sequence[nn.Module], see: Callable[[int, Tensor], None]) -> Iterator[None]:
-    """Call see(number of the module, its output) in every forward pass."""
-    handles = [
-        module.register_forward_hook(lambda module, inputs, output, number=number: see(number, output))
-        for number, module in enumerate(modules)
-    ]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
+    def __call__(self, output: Output) -> None:
+        """See Watch."""
+        for position, aux in enumerate(output.aux):
+            if "activations" in aux:
+                a = aux["activations"]
+                self._zeros[position] = self._zeros.get(position, 0) + (a == 0).sum()
+                self._counts[position] = self._counts.get(position, 0) + a.numel()
+
+    def shares(self) -> dict[int, float]:
+        """Of each block."""
+        return {position: int(zeros) / self._counts[position] for position, zeros in self._zeros.items()}
 
 
 def sparsify(
     model: LanguageModel,
-    train_tokens: np.ndarray,
-    valid_tokens: np.ndarray,
+    texts: Texts,
     config: SparsifyConfig,
-    seed: int,
-    device: torch.device,
-    dtype: torch.dtype,
-    checkpoint: Checkpoint,
-    on_row: Callable[[dict], None] = lambda row: None,
-    prediction: MakePrediction = CrossEntropy,
+    runtime: Runtime,
+    record: Record,
+    terms: Sequence[Term] = (),
 ) -> tuple[LanguageModel, pd.DataFrame, dict]:
     """Fine-tune the model, or continue from the checkpoint.
 
-    prediction: what the network learns from beside the penalty; with a teacher ``taught_by``.
+    terms: what the network learns from beside the text and the penalty, such as a teacher.
     Returns the same model in eval mode, the history, and the metrics of retraining's ``train`` with
     ``converted_layers``, ``valid_nll_before``, and the exact sparsity on the validation text: ``sparsity`` and
     ``sparsity_before`` (means over layers), ``sparsity_<block>``.  A network without feed-forward layers comes back
@@ -147,27 +131,17 @@ def sparsify(
     if not model.feed_forward_blocks():
         reason = f"{model.architecture.pattern} has no feed-forward layer whose activations could be made sparse"
         return model, pd.DataFrame({"step": pd.Series(dtype="int64")}), {"converted_layers": 0, "reason": reason}
-    seed_everything(derive_seed(seed, "sparsify", "dropout"))
-    penalty, learned = SparsityPenalty(model.to(device), config), prediction(model)
-    training = LanguageModelling(
-        model,
-        train_tokens,
-        valid_tokens,
-        config,
-        learned,
-        [Balance(model, config.balance_weight), penalty],
-        eval_steps=config.steps,
-        dtype=dtype,
-        name="sparsify",
-    )
-    nll_before = training.validate(valid_tokens)
-    before = penalty.sparsity
-    history, metrics = train(training, checkpoint, on_row)
+    runtime.seed_everything("sparsify", "dropout")
+    model, before, after = model.to(runtime.device), Sparsity(), Sparsity()
+    task = CausalLM(texts, config, runtime, config.steps, "sparsify")
+    nll_before = task.evaluate(model, "valid", watch=before)["nll"]
+    terms = [*terms, Balance(config.balance_weight), SparsityPenalty(config)]
+    history, metrics = train(model, task, terms, runtime, record, after)
     metrics |= {
-        "converted_layers": len(before),
+        "converted_layers": len(before.shares()),
         "valid_nll_before": nll_before,
-        "sparsity_before": float(np.mean(list(before.values()))),
-        "sparsity": float(np.mean(list(penalty.sparsity.values()))),
-        **{f"sparsity_{position}": share for position, share in penalty.sparsity.items()},
+        "sparsity_before": float(np.mean(list(before.shares().values()))),
+        "sparsity": float(np.mean(list(after.shares().values()))),
+        **{f"sparsity_{position}": share for position, share in after.shares().items()},
     }
     return model, history, metrics

@@ -8,15 +8,21 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 
 import numpy as np
-import torch
+from torch import Tensor
 
 from planer.config import ThresholdConfig
 from planer.models import LanguageModel
+from planer.models.transformer import Output
+from planer.runtime import Runtime
 from planer.specs import DynamicMoE
-from planer.training.validate import mean_nll
+from planer.tasks.nll import Protocol, Watch, mean_nll
+
+
+def final_protocol(config: ThresholdConfig) -> Protocol:
+    """E-final, the headline: every token has the same long context, so that the result does not depend on tgt_len."""
+    return Protocol(config.batch, config.tgt_len, config.mem_len, config.clamp_len, same_length=True)
 
 
 def thresholds(taus: Iterable[float]) -> list[float]:
@@ -42,37 +48,37 @@ def store_threshold(model: LanguageModel, tau: float) -> None:
     set_threshold(model, tau)
 
 
-@dataclass
-class Executed:
-    """Executed (token, expert) pairs of one layer; summed as tensors, so that a pass waits for no device."""
+class Executed(Watch):
+    """Counts the (token, expert) pairs that converted layers run; as tensors, so that a pass waits for no device."""
 
-    pairs: torch.Tensor | int = 0
-    tokens: int = 0
+    wants = ("executed",)
 
-    def add(self, block: torch.nn.Module, inputs: object, output: object) -> None:
-        """Forward hook of a converted layer."""
-        self.pairs = self.pairs + block.executed
-        self.tokens += block.tokens
+    def __init__(self) -> None:
+        self._pairs: dict[int, Tensor] = {}
+        self._tokens = 0
 
-    def per_token(self) -> float:
-        """Experts that the layer executed per token."""
-        return float(self.pairs) / self.tokens
+    def __call__(self, output: Output) -> None:
+        """See Watch."""
+        self._tokens += output.hidden[..., 0].numel()
+        for position, aux in enumerate(output.aux):
+            if "executed" in aux:
+                self._pairs[position] = self._pairs.get(position, 0) + aux["executed"]
+
+    def per_token(self) -> list[float]:
+        """Experts that each converted layer executed per token."""
+        return [float(pairs) / self._tokens for pairs in self._pairs.values()]
 
 
 @contextmanager
-def running_at(model: LanguageModel, tau: float) -> Iterator[list[Executed]]:
-    """Run the converted layers at tau inside the context; what each of them executes, counted while it lasts."""
-    blocks = model.dynamic_blocks()
-    before = [block.tau for block in blocks]
-    counts = [Executed() for _ in blocks]
-    hooks = [block.register_forward_hook(count.add) for block, count in zip(blocks, counts, strict=True)]
+def running_at(model: LanguageModel, tau: float) -> Iterator[None]:
+    """Run the converted layers at tau inside the context."""
+    before = [block.tau for block in model.dynamic_blocks()]
     set_threshold(model, tau)
     try:
-        yield counts
+        yield
     finally:
-        for block, value, hook in zip(blocks, before, hooks, strict=True):
+        for block, value in zip(model.dynamic_blocks(), before, strict=True):
             block.tau = value
-            hook.remove()
 
 
 def converted_flops(layers: Sequence[DynamicMoE], experts_per_token: Sequence[float], d_model: int) -> float:
@@ -97,18 +103,10 @@ class ThresholdChoice:
     Scores the dense network at once, so that a text that is too short is refused before the routers are trained.
     """
 
-    def __init__(
-        self,
-        dense: LanguageModel,
-        tokens: np.ndarray,
-        config: ThresholdConfig,
-        device: torch.device,
-        dtype: torch.dtype,
-    ) -> None:
-        """dense: the network before sparsification.  tokens: validation text, [N].  dtype: of matrix products."""
-        self._tokens, self._config = tokens, config
-        self._options = {"same_length": True, "device": device, "dtype": dtype}
-        self._dense_nll = self._nll(dense.to(device), "dense network")
+    def __init__(self, dense: LanguageModel, tokens: np.ndarray, config: ThresholdConfig, runtime: Runtime) -> None:
+        """dense: the network before sparsification.  tokens: validation text, [N]."""
+        self._tokens, self._config, self._runtime = tokens, config, runtime
+        self._dense_nll = self._nll(dense.to(runtime.device), "dense network")
 
     def __call__(self, model: LanguageModel) -> dict[str, float]:
         """Store the chosen tau in a converted network; return it and the validation nll at every threshold.
@@ -120,17 +118,18 @@ class ThresholdChoice:
         layers = [spec for spec in model.architecture.blocks if spec.dynamic]
         rows = []
         for tau in thresholds(self._config.taus):
-            with running_at(model, tau) as executed:
-                nll = self._nll(model, f"tau {tau:g}")
-            experts = [layer.per_token() for layer in executed]
-            rows.append({"tau": tau, "nll": nll, "flops": converted_flops(layers, experts, model.architecture.d_model)})
+            executed = Executed()
+            with running_at(model, tau):
+                nll = self._nll(model, f"tau {tau:g}", executed)
+            flops = converted_flops(layers, executed.per_token(), model.architecture.d_model)
+            rows.append({"tau": tau, "nll": nll, "flops": flops})
         tau = choose_threshold(rows, self._dense_nll, self._config.tolerance)
         store_threshold(model, tau)
         return {"tau": tau, **{nll_name(row["tau"]): row["nll"] for row in rows}}
 
-    def _nll(self, model: LanguageModel, description: str) -> float:
-        lengths = (getattr(self._config, name) for name in ("batch", "tgt_len", "mem_len", "clamp_len"))
-        return mean_nll(model, self._tokens, *lengths, **self._options, description=f"choice of tau, {description}")[0]
+    def _nll(self, model: LanguageModel, network: str, watch: Watch | None = None) -> float:
+        options = {"description": f"choice of tau, {network}", "watch": watch}
+        return mean_nll(model, self._tokens, final_protocol(self._config), self._runtime, **options)[0]
 
 
 def choose_threshold(rows: Sequence[Mapping[str, float]], dense_nll: float, tolerance: float) -> float:

@@ -10,23 +10,25 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 
-from planer.conversion.thresholds import converted_flops, running_at, set_threshold, thresholds
+from planer.conversion.thresholds import Executed, converted_flops, running_at, set_threshold, thresholds
 from planer.evaluation.quality import quality
 from planer.models import LanguageModel
+from planer.runtime import Runtime
 from planer.specs import DynamicMoE, FeedForward
+from planer.tasks.nll import Protocol
 
 
 def score(
-    model: LanguageModel, tokens: np.ndarray, tau: float, **protocol
+    model: LanguageModel, tokens: np.ndarray, tau: float, protocol: Protocol, runtime: Runtime
 ) -> tuple[dict[str, float | int], list[float]]:
     """Quality at one threshold, and the experts that each converted layer executed per token.
 
-    protocol: further arguments of ``quality``.  The experts cover all text read, the uncounted context of the streams
-    included.
+    The experts cover all text read, the uncounted context of the streams included.
     """
-    with running_at(model, tau) as layers:
-        result = quality(model, tokens, **protocol)
-    return result, [layer.per_token() for layer in layers]
+    executed = Executed()
+    with running_at(model, tau):
+        result = quality(model, tokens, protocol, runtime, description=f"tau {tau:g}", watch=executed)
+    return result, executed.per_token()
 
 
 def dense_flops(layers: Sequence[DynamicMoE], d_model: int) -> float:
@@ -35,7 +37,12 @@ def dense_flops(layers: Sequence[DynamicMoE], d_model: int) -> float:
 
 
 def sweep(
-    model: LanguageModel, test: np.ndarray, taus: Iterable[float], dense_network_flops: float, **protocol
+    model: LanguageModel,
+    test: np.ndarray,
+    taus: Iterable[float],
+    dense_network_flops: float,
+    protocol: Protocol,
+    runtime: Runtime,
 ) -> Iterator[dict]:
     """Score the test split at every threshold; yield one row a threshold, in rising order.
 
@@ -46,7 +53,7 @@ def sweep(
     layers = [block for block in model.architecture.blocks if block.dynamic]
     dense = dense_flops(layers, d_model)
     for tau in thresholds(taus) if layers else [0.0]:
-        result, experts = score(model, test, tau, **protocol, description=f"tau {tau:g}")
+        result, experts = score(model, test, tau, protocol, runtime)
         flops = converted_flops(layers, experts, d_model)
         yield {
             "tau": tau,

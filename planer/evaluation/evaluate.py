@@ -16,10 +16,11 @@ from types import SimpleNamespace
 import numpy as np
 import torch
 
-from planer.config import Experiment, WorkloadConfig, derive_seed
+from planer.config import Experiment, WorkloadConfig
 from planer.config.variant import Variant, parse_variant
 from planer.conversion.thresholds import nll_name, threshold_of
 from planer.data.ngram import bigram_nll
+from planer.data.texts import Texts
 from planer.errors import UserError
 from planer.evaluation.dynamic_k import compare_threshold, sweep, timed_at
 from planer.evaluation.flops import checked_flops
@@ -29,14 +30,13 @@ from planer.latency.networks import random_model, timed_forward
 from planer.latency.table import ATTENTIONS, LatencyTable, identity
 from planer.measure import by_round, measure_placed, summary
 from planer.models import LanguageModel, load
-from planer.runtime import resolve_dtype
+from planer.runtime import Runtime
 from planer.specs import Architecture
+from planer.tasks.nll import Protocol
 
 SCORED = ("valid", "test")
 WARMUP = 3
 """Untimed rounds before a latency measurement."""
-PLACEMENTS = 3
-"""Copies of the networks, in other places of memory, over which a latency measurement is spread."""
 MAX_SECONDS = 120.0
 """A latency measurement stops after this long, at a whole round."""
 SEARCH_BAR = 1.0
@@ -46,46 +46,58 @@ SEARCH_STAGES = ("search", "choice", "teacher")
 outputs."""
 
 
+@dataclass(frozen=True)
+class Subject:
+    """A variant whose training has finished, and what its stages left."""
+
+    experiment: str
+    variant: str
+    folders: tuple[Path, Path, Path]
+    """Of the dense network, of the same after sparsification, and of the converted one with routers and threshold."""
+    selection: Mapping
+    """The notes of the variant's architecture.yaml."""
+    stages: Mapping[str, Mapping]
+    """Metrics of every stage by name, of which ``seconds`` and ``reason`` are used, and of ``routers`` the validation
+    nll at every threshold."""
+
+
+@dataclass(frozen=True)
+class Baseline:
+    """What a variant is compared with."""
+
+    architecture: Architecture
+    """Measured in turn with the variant under random weights, which for a dense network take as long as trained
+    ones."""
+    evaluation: Mapping | None
+    """Its eval.json; None when there is none yet, or when the variant is the baseline."""
+    seconds: float
+    """Of its training."""
+
+
 def evaluate(
     config: Experiment | SimpleNamespace,
-    experiment: str,
-    variant: str,
-    *,
-    retrained: str | Path,
-    sparsified: str | Path,
-    routed: str | Path,
-    baseline: Architecture,
-    baseline_evaluation: dict | None,
-    baseline_seconds: float,
-    selection: Mapping,
+    subject: Subject,
+    baseline: Baseline,
     table: LatencyTable,
-    tokens: Mapping[str, np.ndarray],
-    stages: Mapping[str, Mapping],
-    seed: int,
-    device: torch.device,
+    texts: Texts,
+    runtime: Runtime,
 ) -> dict:
     """Evaluate one variant; the result is valid against planer/schemas/eval.schema.json.
 
-    config: the sections dtype, data, model, workload, retrain and evaluate are read.
-    retrained, sparsified, routed: folders of the dense network, of the same after sparsification, and of the converted
-    one with its routers and its threshold.  baseline: its architecture, measured in turn with the variant under random
-    weights, which for a dense network take as long as trained ones.  baseline_evaluation: eval.json of the baseline, or
-    None when there is none yet, or when this is the baseline.  baseline_seconds: of its training.  selection: the notes
-    of the variant's architecture.yaml.  tokens: train, valid and test, 1-D.  stages: metrics of every stage by name, of
-    which ``seconds`` and ``reason`` are used, and of ``routers`` the validation nll at every threshold.
+    config: the sections data, model, workload, retrain and evaluate are read.
     Raises UserError when a network is damaged, the latency table belongs to another device or workload, or a split is
     too short.
     """
-    started = time.perf_counter()
-    named = parse_variant(variant)
+    started, stages = time.perf_counter(), subject.stages
+    named = parse_variant(subject.variant)
     is_baseline = named.method == "baseline"
-    dense, sparse, converted = (load(folder, device) for folder in (retrained, sparsified, routed))
-    run = _Run(config, table, tokens, seed, device, resolve_dtype(config.dtype, device))
-    origin = identity(device, run.dtype, config.workload, config.model, dense.architecture.vocab_size)
+    dense, sparse, converted = (load(folder, runtime.device) for folder in subject.folders)
+    run = _Run(config, table, texts, runtime)
+    origin = identity(runtime, config.workload, config.model, dense.architecture.vocab_size)
     table.check(origin)
-    known, flops = run.quality(dense), run.flops(dense, baseline)
-    baseline_quality = known if is_baseline else (baseline_evaluation or {}).get("quality")
-    reference = dense if is_baseline else random_model(baseline, device, run.dtype, seed)
+    known, flops = run.quality(dense), run.flops(dense, baseline.architecture)
+    baseline_quality = known if is_baseline else (baseline.evaluation or {}).get("quality")
+    reference = dense if is_baseline else random_model(baseline.architecture, runtime)
     latency, baseline_latency = run.latency(dense, reference)
     networks = {"dense": dense, "sparsified": sparse}
     networks |= {} if is_baseline else {"baseline": reference}
@@ -93,22 +105,22 @@ def evaluate(
     seconds = {name: metrics["seconds"] for name, metrics in stages.items() if "seconds" in metrics}
     blocks = [{"kind": b.kind, "option": b.name, "symbol": b.symbol} for b in dense.architecture.blocks]
     return {
-        "experiment": experiment,
-        "variant": variant,
+        "experiment": subject.experiment,
+        "variant": subject.variant,
         "tolerance": config.evaluate.tolerance,
         "architecture": _size(dense.architecture) | {"blocks": blocks},
         "quality": known,
         "latency": latency,
-        "target": _target(named, selection, next(row for row in latency if row["headline"])),
-        "selection": None if named.pattern else _selection(selection),
-        "search": _search_cost(seconds, baseline_seconds),
+        "target": _target(named, subject.selection, next(row for row in latency if row["headline"])),
+        "selection": None if named.pattern else _selection(subject.selection),
+        "search": _search_cost(seconds, baseline.seconds),
         "flops": flops,
         "dynamic_k": rows,
         "conversion": conversion | {"reason": None if conversion["converted_layers"] else _reason(stages)},
         "summary": _summary(known, baseline_quality, rows, conversion),
         "reference": {"bigram": run.bigram(dense.architecture.vocab_size)},
-        "baseline": _size(baseline) | {"quality": baseline_quality, "latency": baseline_latency},
-        "provenance": _provenance(config, origin, seed, seconds | {"evaluate": time.perf_counter() - started}),
+        "baseline": _size(baseline.architecture) | {"quality": baseline_quality, "latency": baseline_latency},
+        "provenance": _provenance(config, origin, runtime.seed, seconds | {"evaluate": time.perf_counter() - started}),
     }
 
 
@@ -118,44 +130,42 @@ class _Run:
 
     config: Experiment | SimpleNamespace
     table: LatencyTable
-    tokens: Mapping[str, np.ndarray]
-    seed: int
-    device: torch.device
-    dtype: torch.dtype
+    texts: Texts
+    runtime: Runtime
 
     @property
     def unit(self) -> str:
         return unit_of(self.config.data)
 
     @property
-    def protocols(self) -> dict[str, dict]:
+    def protocols(self) -> dict[str, Protocol]:
         return protocols(self.config.evaluate, self.config.retrain)
 
-    def scores(self, model: LanguageModel, protocol: dict, description: str) -> tuple[dict[str, dict], dict]:
+    def scores(self, model: LanguageModel, protocol: Protocol, description: str) -> tuple[dict[str, dict], dict]:
         """Quality on the validation and the test split, and the segments of the test split."""
-        options = protocol | {"device": self.device, "dtype": self.dtype}
+        texts = {split: getattr(self.texts, split) for split in SCORED}
         found = {
-            split: quality(model, self.tokens[split], **options, description=f"{description}, {split}")
-            for split in SCORED
+            split: quality(model, text, protocol, self.runtime, description=f"{description}, {split}")
+            for split, text in texts.items()
         }
         return {split: in_unit(score, self.unit) for split, score in found.items()}, found["test"]["segments"]
 
     def quality(self, model: LanguageModel) -> dict:
         """Quality by both protocols, and the segments of the test split by the final one."""
         found = {name: (way, *self.scores(model, way, f"quality, {name}")) for name, way in self.protocols.items()}
-        known = {name: way | scores for name, (way, scores, _) in found.items()}
+        known = {name: dataclasses.asdict(way) | scores for name, (way, scores, _) in found.items()}
         return {"unit": self.unit, **known, "segments": found["final"][2]}
 
     def timed(self, model: LanguageModel, attention: str) -> Callable[[], object]:
         """An inference call of a model in this run's dtype, on test text: trained routers would treat other text
         differently."""
-        text = _excerpts(self.tokens["test"], self.config.workload)
-        return timed_forward(model, self.config.workload, self.device, self.dtype, attention, text)
+        text = _excerpts(self.texts.test, self.config.workload)
+        return timed_forward(model, self.config.workload, self.runtime, attention, text)
 
     def in_turn(self, build: Callable[[], Mapping[str, Callable[[], object]]], what: str) -> dict[str, dict]:
         """Latencies of calls that take turns; ``build`` makes them, each time of other copies of the networks."""
-        rounds, seed = self.config.evaluate.latency_rounds, derive_seed(self.seed, what)
-        how = (PLACEMENTS, rounds, WARMUP, seed, MAX_SECONDS, self.device, f"latency of {what}")
+        rounds, seed = self.config.evaluate.latency_rounds, self.runtime.derive(what)
+        how = (rounds, WARMUP, seed, MAX_SECONDS, self.runtime.device, f"latency of {what}")
         samples = by_round(measure_placed(lambda number: build(), *how))
         return {name: summary(samples[name]) for name in samples}
 
@@ -165,7 +175,7 @@ class _Run:
         Leaves both models in this run's dtype.
         """
         work = self.config.workload
-        model, baseline = model.to(self.dtype), baseline.to(self.dtype)
+        model, baseline = model.to(self.runtime.dtype), baseline.to(self.runtime.dtype)
         networks = {"network": model} if model is baseline else {"network": model, "baseline": baseline}
 
         def calls() -> dict[str, Callable[[], object]]:
@@ -219,11 +229,12 @@ class _Run:
         """
         final = self.protocols["final"]
         before, _ = self.scores(networks["sparsified"], final, "sparsified")
-        chosen, where = threshold_of(converted), {"device": self.device, "dtype": self.dtype}
+        chosen = threshold_of(converted)
         taus = (*self.config.evaluate.taus, chosen)
-        rows = list(sweep(converted, self.tokens["test"], taus, flops, **final, **where))
+        rows = list(sweep(converted, self.texts.test, taus, flops, final, self.runtime))
         attention = self.config.workload.attention
-        split, whole = converted.to(self.dtype), {name: model.to(self.dtype) for name, model in networks.items()}
+        split = converted.to(self.runtime.dtype)
+        whole = {name: model.to(self.runtime.dtype) for name, model in networks.items()}
 
         def calls() -> dict[str, Callable[[], object]]:
             placed, others = copy.deepcopy((split, whole))
@@ -261,8 +272,8 @@ class _Run:
 
     def bigram(self, vocab_size: int) -> dict:
         """What a smoothed bigram model scores on the test split."""
-        train, valid, test = (self.tokens[split] for split in ("train", *SCORED))
-        return in_unit(from_nll(bigram_nll(train, test, vocab_size, valid), len(test) - 1), self.unit)
+        nll = bigram_nll(self.texts.train, self.texts.test, vocab_size, self.texts.valid)
+        return in_unit(from_nll(nll, len(self.texts.test) - 1), self.unit)
 
 
 def _excerpts(text: np.ndarray, workload: WorkloadConfig) -> torch.Tensor:

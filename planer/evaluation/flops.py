@@ -34,14 +34,14 @@ def count_flops(model: LanguageModel, workload: WorkloadConfig) -> float:
     """
     device, architecture = next(model.parameters()).device, model.architecture
     tokens = torch.zeros(workload.batch, workload.tgt_len, dtype=torch.int64, device=device)
-    memory = None
+    state = None
     for _ in range(1 + -(-workload.mem_len // workload.tgt_len)):
-        _, memory = model(tokens, memory, mem_len=workload.mem_len, attention=workload.attention)
+        state = model(tokens, state, mem_len=workload.mem_len, attention=workload.attention).state
     total = 0.0
     for cluster in architecture.head.clusters(architecture.vocab_size):
         with FlopCounterMode(display=False) as counter:
             score = partial(model.nll, targets=tokens + cluster.start)
-            model(tokens, memory, mem_len=workload.mem_len, attention=workload.attention, score=score)
+            model(tokens, state, score, mem_len=workload.mem_len, attention=workload.attention)
         total += cluster.share * counter.get_total_flops()
     return total / tokens.numel()
 

@@ -9,12 +9,13 @@ from __future__ import annotations
 import math
 
 import numpy as np
-import torch
 
 from planer.config import DataConfig, EvaluateConfig, TrainingConfig
 from planer.config.corpora import CORPORA
+from planer.conversion.thresholds import final_protocol
 from planer.models import LanguageModel
-from planer.training.validate import mean_of, segment_nll
+from planer.runtime import Runtime
+from planer.tasks.nll import Protocol, mean_of, segment_nll
 
 
 def unit_of(data: DataConfig) -> str:
@@ -23,46 +24,21 @@ def unit_of(data: DataConfig) -> str:
     return "bpc" if by_bytes else "ppl"
 
 
-def protocols(evaluate: EvaluateConfig, training: TrainingConfig) -> dict[str, dict]:
-    """Keyword arguments of ``quality`` for E-final (``final``) and E-train (``train``)."""
+def protocols(evaluate: EvaluateConfig, training: TrainingConfig) -> dict[str, Protocol]:
+    """E-final (``final``) and E-train (``train``)."""
     return {
-        "final": {
-            "batch": evaluate.batch,
-            "tgt_len": evaluate.tgt_len,
-            "mem_len": evaluate.mem_len,
-            "clamp_len": evaluate.clamp_len,
-            "same_length": True,
-        },
-        "train": {
-            "batch": evaluate.batch,
-            "tgt_len": training.tgt_len,
-            "mem_len": training.mem_len,
-            "clamp_len": 0,
-            "same_length": False,
-        },
+        "final": final_protocol(evaluate),
+        "train": Protocol(evaluate.batch, training.tgt_len, training.mem_len),
     }
 
 
-def quality(
-    model: LanguageModel,
-    tokens: np.ndarray,
-    *,
-    batch: int,
-    tgt_len: int,
-    mem_len: int,
-    clamp_len: int,
-    same_length: bool,
-    device: torch.device,
-    dtype: torch.dtype = torch.float32,
-    description: str = "quality",
-) -> dict:
-    """Score a text, tokens [N], in batch streams; dtype is that of matrix products.
+def quality(model: LanguageModel, tokens: np.ndarray, protocol: Protocol, runtime: Runtime, **options) -> dict:
+    """Score a text, tokens [N].  options: description and watch of ``segment_nll``.
 
     Returns what ``from_nll`` does; scored are all tokens but the first of each stream.  Also ``segments``: nll and
     tokens of every segment of the text (``segment_nll``).
     """
-    lengths = (batch, tgt_len, mem_len, clamp_len, same_length)
-    nll, counts = segment_nll(model, tokens, *lengths, device=device, dtype=dtype, description=description)
+    nll, counts = segment_nll(model, tokens, protocol, runtime, **options)
     return from_nll(*mean_of(nll, counts)) | {"segments": {"nll": nll.tolist(), "tokens": counts.tolist()}}
 
 

@@ -18,11 +18,10 @@ from types import SimpleNamespace
 import numpy as np
 import pandas as pd
 
-from planer.config import derive_seed
 from planer.latency.networks import Pool, affordable_copies
 from planer.latency.table import LatencyTable, identity
 from planer.measure import MIN_ROUNDS, by_round, measure, summary
-from planer.runtime import resolve_device, resolve_dtype
+from planer.runtime import Runtime
 from planer.specs import EMBEDDING_AND_HEAD, Architecture, BlockSpec
 
 IDLE_BAR = {"pearson_r": 0.99, "mape": 0.03, "max_ape": 0.08}
@@ -35,25 +34,24 @@ RESAMPLES = 2000
 """Bootstrap samples behind the intervals."""
 
 
-def check_additivity(config: SimpleNamespace, vocab_size: int, table: LatencyTable) -> dict:
+def check_additivity(config: SimpleNamespace, vocab_size: int, table: LatencyTable, runtime: Runtime) -> dict:
     """Measure profile_blocks.networks random networks and the baseline, under the workload's modes.
 
     Fewer networks are measured, and the report says so, where a warm-up and MIN_ROUNDS rounds of all would take longer
     than profile_blocks.max_seconds.  Returns the content of additivity.json; ``slowdown`` is the estimates' factor.
     Raises UserError when the table was measured on another device or for other shapes.
     """
-    device = resolve_device(config.device)
-    dtype = resolve_dtype(config.dtype, device)
-    table.check(identity(device, dtype, config.workload, config.model, vocab_size))
+    table.check(identity(runtime, config.workload, config.model, vocab_size))
     profile, attention = config.profile_blocks, config.workload.attention
     then_ms = {name: ms for name, ms in table.notes["stacks_ms"][attention].items() if name in config.design_space}
-    networks = _networks(config, vocab_size, table, sum(then_ms.values()))
+    networks = _networks(config, vocab_size, table, runtime, sum(then_ms.values()))
     stacks = {name: (config.model.option(name),) * table.notes["copies"] for name in then_ms}
-    pool = _pool([*(network.blocks for network in networks.values()), *stacks.values()], config, vocab_size)
+    pool = _pool([*(network.blocks for network in networks.values()), *stacks.values()], config, vocab_size, runtime)
     timed = {name: pool.network(network.blocks, attention) for name, network in networks.items()}
     timed |= {_stacked(name): pool.network(blocks, attention, head=False) for name, blocks in stacks.items()}
-    seed = derive_seed(config.seed, "additivity", "order")
-    samples = by_round(measure(timed, profile.rounds, profile.warmup, seed, profile.max_seconds, device, "additivity"))
+    seed = runtime.derive("additivity", "order")
+    how = (profile.rounds, profile.warmup, seed, profile.max_seconds, runtime.device)
+    samples = by_round(measure(timed, *how, "additivity"))
     slowdown = sum(samples[_stacked(name)].median() for name in stacks) / sum(then_ms.values())
     rows = [
         _row(name, network, slowdown * table.estimate(network, attention), samples[name])
@@ -70,7 +68,7 @@ def check_additivity(config: SimpleNamespace, vocab_size: int, table: LatencyTab
         "rounds": len(samples),
         "slowdown": float(slowdown),
         **result,
-        "intervals": intervals(estimated, measured, derive_seed(config.seed, "additivity", "bootstrap")),
+        "intervals": intervals(estimated, measured, runtime.derive("additivity", "bootstrap")),
         "bar": bar,
         "passed": not missed(result, bar),
         "networks": rows,
@@ -136,7 +134,7 @@ def intervals(estimated: np.ndarray, measured: np.ndarray, seed: int) -> dict[st
 
 
 def _networks(
-    config: SimpleNamespace, vocab_size: int, table: LatencyTable, stacks_ms: float
+    config: SimpleNamespace, vocab_size: int, table: LatencyTable, runtime: Runtime, stacks_ms: float
 ) -> dict[str, Architecture]:
     """The baseline and the random networks, as many as requested or as there is time for beside the stacks."""
     profile, attention = config.profile_blocks, config.workload.attention
@@ -147,26 +145,23 @@ def _networks(
     affordable = int((profile.max_seconds * 1e3 / (MIN_ROUNDS + 1) - stacks_ms) / typical_ms)
     count = max(MIN_NETWORKS, min(profile.networks, affordable))
     options = [config.model.option(name) for name in config.design_space]
-    choices = spread_networks(costs, positions, count, derive_seed(config.seed, "additivity", "networks"))
+    choices = spread_networks(costs, positions, count, runtime.derive("additivity", "networks"))
     return {"baseline": baseline} | {
         f"random_{number}": config.model.architecture(vocab_size, tuple(options[option] for option in choice))
         for number, choice in enumerate(choices)
     }
 
 
-def _pool(networks: list[tuple[BlockSpec, ...]], config: SimpleNamespace, vocab_size: int) -> Pool:
+def _pool(networks: list[tuple[BlockSpec, ...]], config: SimpleNamespace, vocab_size: int, runtime: Runtime) -> Pool:
     """Copies of each block: as many as one network needs at most, or as fit into memory."""
-    device = resolve_device(config.device)
-    dtype = resolve_dtype(config.dtype, device)
     attentions = [config.workload.attention]
     architecture = config.model.architecture(vocab_size, ())
     most: Counter[BlockSpec] = Counter()
     for blocks in networks:
         most |= Counter(blocks)
-    affordable = affordable_copies(architecture, most, config.workload, dtype, attentions)
+    affordable = affordable_copies(architecture, most, config.workload, runtime.dtype, attentions)
     copies = {spec: min(number, affordable) for spec, number in most.items()}
-    seed = derive_seed(config.seed, "additivity", "weights")
-    return Pool(architecture, copies, config.workload, device, dtype, attentions, seed)
+    return Pool(architecture, copies, config.workload, runtime.derived("additivity", "weights"), attentions)
 
 
 def _stacked(option: str) -> str:

@@ -24,6 +24,7 @@ from planer.latency.execution import check_execution, executable, prepared
 from planer.latency.routings import set_routing
 from planer.latency.table import ATTENTIONS
 from planer.models import LanguageModel, initialise
+from planer.runtime import Runtime
 from planer.specs import Architecture, BlockSpec
 
 POOL_BYTES = 6 * 2**30
@@ -34,28 +35,27 @@ activations and the memory for the next segment."""
 def timed_forward(
     network: Architecture | LanguageModel,
     workload: WorkloadConfig,
-    device: torch.device,
-    dtype: torch.dtype,
+    runtime: Runtime,
     attention: str,
     tokens: Tensor | None = None,
-    seed: int = 0,
 ) -> Callable[[], Tensor]:
     """A call that scores one segment of the workload and returns its nll [B, T].
 
-    network: an architecture, which gets random weights, or a model, of which a copy is made when it is not in dtype
-    on device.  attention: ``cached`` or ``recompute``.  tokens: text [B, L], L > T.  The last T tokens are
-    predicted.  Those before the last segment fill the memory, repeated if they are fewer than M.  Random tokens by
-    default.  Raises UserError when the device or the network does not allow the workload's execution.
+    network: an architecture, which gets random weights, or a model, of which a copy is made when it is not in the
+    runtime's dtype on its device.  attention: ``cached`` or ``recompute``.  tokens: text [B, L], L > T.  The last T
+    tokens are predicted.  Those before the last segment fill the memory, repeated if they are fewer than M.  Random
+    tokens by default.  Raises UserError when the device or the network does not allow the workload's execution.
     """
+    device, dtype = runtime.device, runtime.dtype
     check_execution(workload.execution, device)
     if isinstance(network, Architecture):
-        model = random_model(network, device, dtype, seed)
+        model = random_model(network, runtime)
     elif (weight := next(network.parameters())).dtype == dtype and weight.device == device:
         model = network.eval() if network.training else network  # eval() would drop positions prepared for other calls
     else:
         model = copy.deepcopy(network).to(device, dtype).eval()
     if tokens is None:
-        tokens = random_tokens(model.architecture, workload, seed)
+        tokens = random_tokens(model.architecture, workload, runtime.seed)
     tokens = tokens.to(device)
     past, segment = tokens[:, : -workload.tgt_len - 1], tokens[:, -workload.tgt_len - 1 :]
     memory = filled_memory(model, past if past.shape[1] else segment[:, :-1], workload, attention)
@@ -64,7 +64,7 @@ def timed_forward(
     @torch.inference_mode()
     def forward() -> Tensor:
         score = partial(timed.nll, targets=segment[:, 1:])
-        return timed(segment[:, :-1], memory, mem_len=workload.mem_len, attention=attention, score=score)[0]
+        return timed(segment[:, :-1], memory, score, mem_len=workload.mem_len, attention=attention).score
 
     return prepared(forward, workload.execution, device, model.dynamic_blocks())
 
@@ -81,21 +81,19 @@ class Pool:
         architecture: Architecture,
         copies: dict[BlockSpec, int],
         workload: WorkloadConfig,
-        device: torch.device,
-        dtype: torch.dtype,
+        runtime: Runtime,
         attentions: Iterable[str] = ATTENTIONS,
-        seed: int = 0,
     ):
         """architecture: of all networks; its blocks are ignored.  copies: number of blocks to make of each kind.
 
         Raises UserError when the device does not allow the workload's execution.
         """
-        check_execution(workload.execution, device)
+        check_execution(workload.execution, runtime.device)
         specs = tuple(spec for spec, count in copies.items() for _ in range(count))
-        self.workload, self._device = workload, device
-        self._model = random_model(dataclasses.replace(architecture, blocks=specs), device, dtype, seed)
+        self.workload, self._device = workload, runtime.device
+        self._model = random_model(dataclasses.replace(architecture, blocks=specs), runtime)
         self._indices = {spec: [index for index, other in enumerate(specs) if other == spec] for spec in copies}
-        self._tokens = random_tokens(architecture, workload, seed).to(device)
+        self._tokens = random_tokens(architecture, workload, runtime.seed).to(runtime.device)
         self._memory = {
             attention: filled_memory(self._model, self._tokens[:, :-1], workload, attention) for attention in attentions
         }
@@ -124,7 +122,8 @@ class Pool:
         def forward() -> Tensor:
             model.blocks = modules
             score = partial(model.nll, targets=segment[:, 1:]) if head else None
-            return model(segment[:, :-1], memory, mem_len=self.workload.mem_len, attention=attention, score=score)[0]
+            output = model(segment[:, :-1], memory, score, mem_len=self.workload.mem_len, attention=attention)
+            return output.score if head else output.hidden
 
         return prepared(forward, self.workload.execution, self._device)
 
@@ -174,11 +173,11 @@ def affordable_copies(
     return max(1, POOL_BYTES // (max(numbers, 1) * dtype.itemsize))
 
 
-def random_model(architecture: Architecture, device: torch.device, dtype: torch.dtype, seed: int) -> LanguageModel:
+def random_model(architecture: Architecture, runtime: Runtime) -> LanguageModel:
     """A freshly initialised model for inference.  Its routers prefer no expert, so routing is nearly balanced."""
     model = LanguageModel(architecture)
-    initialise(model, torch.Generator().manual_seed(seed))
-    return model.to(device, dtype).eval()
+    initialise(model, torch.Generator().manual_seed(runtime.seed))
+    return model.to(runtime.device, runtime.dtype).eval()
 
 
 def random_tokens(architecture: Architecture, workload: WorkloadConfig, seed: int) -> Tensor:
@@ -204,7 +203,7 @@ def filled_memory(model: LanguageModel, text: Tensor, workload: WorkloadConfig, 
     """
     memory = None
     for segment in text[:, -max(workload.mem_len, workload.tgt_len) :].split(workload.tgt_len, dim=1):
-        _, memory = model(segment, memory, mem_len=workload.mem_len, attention=attention)
+        memory = model(segment, memory, mem_len=workload.mem_len, attention=attention).state
     return [
         _repeat(entry, workload.mem_len + block.lookback if torch.is_tensor(entry) else workload.mem_len)
         for block, entry in zip(model.blocks, memory, strict=True)

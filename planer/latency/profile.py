@@ -18,16 +18,15 @@ from types import SimpleNamespace
 from typing import NamedTuple
 
 import pandas as pd
-import torch
 
-from planer.config import WorkloadConfig, derive_seed
+from planer.config import WorkloadConfig
 from planer.errors import UserError
 from planer.latency.execution import check_execution
 from planer.latency.networks import Pool, affordable_copies
 from planer.latency.routings import ROUTINGS
 from planer.latency.table import ATTENTIONS, LatencyTable, free_options, identity
 from planer.measure import MIN_ROUNDS, by_round, measure, summary
-from planer.runtime import resolve_device, resolve_dtype
+from planer.runtime import Runtime
 from planer.specs import EMBEDDING_AND_HEAD, Attention, BlockSpec, FeedForward, from_notation
 
 ATTEMPTS = 6
@@ -40,24 +39,22 @@ CONTROL_SHARE = 0.05
 """Share of max_seconds for each of the two."""
 
 
-def profile_blocks(config: SimpleNamespace, vocab_size: int) -> LatencyTable:
+def profile_blocks(config: SimpleNamespace, vocab_size: int, runtime: Runtime) -> LatencyTable:
     """Measure embedding and head, and every option of the design space and of the patterns, on the device at hand.
 
     config: an experiment; the sections that describe network, workload and profile are read.
     Raises UserError when the device is too noisy for a positive cost, or lacks an execution mode.
     """
-    device = resolve_device(config.device)
-    dtype = resolve_dtype(config.dtype, device)
     workloads = measured_workloads(config)
     for workload in workloads:
-        check_execution(workload.execution, device)
+        check_execution(workload.execution, runtime.device)
     rows, notes = [], []
     for workload in workloads:
-        found, note = _profile(config, workload, vocab_size, device, dtype)
+        found, note = _profile(config, workload, vocab_size, runtime)
         setting = {"batch": workload.batch, "execution": workload.execution}
         rows += [setting | row for row in found]
         notes.append(setting | note)
-    sides = identity(device, dtype, config.workload, config.model, vocab_size)
+    sides = identity(runtime, config.workload, config.model, vocab_size)
     shared = {key: sides[key] for key in ("device", "dtype", "tgt_len", "mem_len")}
     return LatencyTable(pd.DataFrame([shared | row for row in rows]), sides, notes[0] | {"others": notes[1:]})
 
@@ -73,11 +70,11 @@ def measured_workloads(config: SimpleNamespace) -> list[WorkloadConfig]:
 
 
 def _profile(
-    config: SimpleNamespace, workload: WorkloadConfig, vocab_size: int, device: torch.device, dtype: torch.dtype
+    config: SimpleNamespace, workload: WorkloadConfig, vocab_size: int, runtime: Runtime
 ) -> tuple[list[dict], dict]:
     """Table rows for one workload, and notes on how they were measured."""
     began = time.perf_counter()
-    profiler = _Profiler(config, workload, vocab_size, device, dtype)
+    profiler = _Profiler(config, workload, vocab_size, runtime)
     before = profiler.control_ms("start")
     costs, fixed, stacks_ms = profiler.costs()
     after = profiler.control_ms("end")
@@ -126,15 +123,8 @@ class _Profiler:
     (POOL_BYTES), or where a warm-up and MIN_ROUNDS rounds of them would take longer than max_seconds.
     """
 
-    def __init__(
-        self,
-        config: SimpleNamespace,
-        workload: WorkloadConfig,
-        vocab_size: int,
-        device: torch.device,
-        dtype: torch.dtype,
-    ):
-        self.profile, self.seed, self.device = config.profile_blocks, config.seed, device
+    def __init__(self, config: SimpleNamespace, workload: WorkloadConfig, vocab_size: int, runtime: Runtime):
+        self.profile, self.runtime = config.profile_blocks, runtime
         self.model = config.model
         specs = measured_options(config)
         # The two modes differ in attention alone.
@@ -145,11 +135,10 @@ class _Profiler:
             for routing in (ROUTINGS if spec.routes else ROUTINGS[:1])
         ]
         architecture = config.model.architecture(vocab_size, ())
-        affordable = affordable_copies(architecture, specs, workload, dtype) // 2
+        affordable = affordable_copies(architecture, specs, workload, runtime.dtype) // 2
         self.copies = max(1, min(self.profile.copies, affordable))
         counts = dict.fromkeys(specs, 2 * self.copies)
-        seed = derive_seed(self.seed, "profile", "weights")
-        self.pool = Pool(architecture, counts, workload, device, dtype, seed=seed)
+        self.pool = Pool(architecture, counts, workload, runtime.derived("profile", "weights"))
         single_ms = self._time(self._networks(self.stacks, 1), 2, "pilot", warmup=1).min().sum()
         rounds = self.profile.max_seconds * 1e3 / (3 * single_ms)
         self.copies = max(1, min(self.copies, int(rounds / (MIN_ROUNDS + 1))))
@@ -199,8 +188,8 @@ class _Profiler:
     ) -> pd.DataFrame:
         seconds = self.profile.max_seconds if seconds is None else seconds
         warmup = self.profile.warmup if warmup is None else warmup
-        seed = derive_seed(self.seed, "profile", label)
-        return by_round(measure(networks, rounds, warmup, seed, seconds, self.device, f"profile: {label}"))
+        seed = self.runtime.derive("profile", label)
+        return by_round(measure(networks, rounds, warmup, seed, seconds, self.runtime.device, f"profile: {label}"))
 
     def _pairs(self, stacks: list[_Stack]) -> dict[str, Callable]:
         return self._networks(stacks, self.copies) | self._networks(stacks, 2 * self.copies)

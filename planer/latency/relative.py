@@ -9,20 +9,17 @@ import statistics
 from collections.abc import Callable, Sequence
 from types import SimpleNamespace
 
-import torch
 from scipy.stats import quantile_test
 
-from planer.config import derive_seed
 from planer.latency.networks import random_model, timed_forward
 from planer.measure import by_round, measure_placed
+from planer.runtime import Runtime
 from planer.specs import Architecture
 
 TOLERANCE = 0.02
 """A measured latency may be above its target by this share."""
 WARMUP = 3
 """Untimed rounds of a measurement."""
-PLACEMENTS = 3
-"""Sets of weights of one measurement, at different places in memory."""
 SETS = 3
 """Most measurements of a network; more than one on a noisy machine, until the median is precise."""
 MAX_SECONDS = 12.0
@@ -39,9 +36,7 @@ def too_slow(ratio: float, target: float) -> bool:
     return ratio > (1 + TOLERANCE) * target
 
 
-def relative_latency(
-    config: SimpleNamespace, vocab_size: int, seed: int, device: torch.device, dtype: torch.dtype
-) -> Measurement:
+def relative_latency(config: SimpleNamespace, vocab_size: int, runtime: Runtime) -> Measurement:
     """Measurements for the workload, with random weights: medians of ratios within rounds.
 
     Other work on the machine slows both networks down: ratios within a round vary less than the ratio of medians over
@@ -50,20 +45,21 @@ def relative_latency(
     config: the sections model, patterns, workload and candidates.
     """
     baseline = config.model.architecture(vocab_size, config.patterns.baseline)
-    runtime = (config.workload, device, dtype, config.workload.attention)
 
     def measured(network: Architecture) -> float:
-        def calls(number: int) -> dict[str, Callable[[], torch.Tensor]]:
-            weights = derive_seed(seed, "relative latency", "weights", number)
+        def calls(number: int) -> dict[str, Callable[[], object]]:
+            placed = runtime.derived("relative latency", "weights", number)
             networks = {"network": network, "baseline": baseline}
             return {
-                name: timed_forward(random_model(n, device, dtype, weights), *runtime) for name, n in networks.items()
+                name: timed_forward(random_model(n, placed), config.workload, placed, config.workload.attention)
+                for name, n in networks.items()
             }
 
         rounds, ratios = config.candidates.measure_rounds, []
         for number in range(SETS):
-            order, label = derive_seed(seed, "relative latency", number), f"latency of {network.pattern}"
-            samples = by_round(measure_placed(calls, PLACEMENTS, rounds, WARMUP, order, MAX_SECONDS, device, label))
+            order, label = runtime.derive("relative latency", number), f"latency of {network.pattern}"
+            how = (rounds, WARMUP, order, MAX_SECONDS, runtime.device)
+            samples = by_round(measure_placed(calls, *how, label))
             ratios = [*ratios, *(samples["network"] / samples["baseline"])]
             if is_precise(ratios):
                 break

@@ -22,7 +22,7 @@ from planer.config import ModelConfig, WorkloadConfig
 from planer.errors import Damaged, UserError, remake
 from planer.files import parse_json, read_parquet, write_parquet
 from planer.latency.routings import ROUTINGS
-from planer.runtime import device_name
+from planer.runtime import Runtime, device_name
 from planer.specs import EMBEDDING_AND_HEAD, Architecture, kinds
 
 ATTENTIONS = ("cached", "recompute")
@@ -139,18 +139,16 @@ class LatencyTable:
         return math.fsum(self.lookup(name, attention, batch) for name in names)
 
 
-def identity(
-    device: torch.device, dtype: torch.dtype, workload: WorkloadConfig, model: ModelConfig, vocab_size: int
-) -> dict:
+def identity(runtime: Runtime, workload: WorkloadConfig, model: ModelConfig, vocab_size: int) -> dict:
     """Everything besides the block that a latency depends on: device, software, threads, type and shapes."""
     shapes = ("d_model", "num_heads", "d_inner", "num_experts", "norm")
     return {
-        "device": device_name(device),
-        "driver": _driver(device),
+        "device": device_name(runtime.device),
+        "driver": _driver(runtime.device),
         "torch": torch.__version__,
         "triton": _triton_version(),
         "threads": torch.get_num_threads(),
-        "dtype": str(dtype).removeprefix("torch."),
+        "dtype": str(runtime.dtype).removeprefix("torch."),
         "batch": workload.batch,
         "tgt_len": workload.tgt_len,
         "mem_len": workload.mem_len,

@@ -90,10 +90,11 @@ def generate(
     generator = torch.Generator().manual_seed(sampling.seed)
     device = next(model.parameters()).device
     reading = {"mem_len": mem_len, "clamp_len": clamp_len, "same_length": True, "attention": "cached"}
-    waiting, memory = torch.tensor([ids], device=device), None
+    waiting, state = torch.tensor([ids], device=device), None
     for _ in range(sampling.tokens):
         for segment in waiting.split(SEGMENT, dim=1):
-            hidden, memory = model(segment, memory, **reading)
-        token = sampling.choose(model.log_probs(hidden[0, -1]), generator)
+            output = model(segment, state, **reading)
+            state = output.state
+        token = sampling.choose(model.log_probs(output.hidden[0, -1]), generator)
         yield token
         waiting = torch.tensor([[token]], device=device)

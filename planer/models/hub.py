@@ -101,7 +101,7 @@ class PlanerForCausalLM(PreTrainedModel, GenerationMixin):
         if attention_mask is not None and not attention_mask.all():
             raise ValueError("planer networks take no padding; give prompts of one length, or one at a time")
         use_cache = not self.training if use_cache is None else use_cache
-        hidden, entries = self.network(
+        output = self.network(
             input_ids,
             cache,
             mem_len=self.config.mem_len,
@@ -109,10 +109,10 @@ class PlanerForCausalLM(PreTrainedModel, GenerationMixin):
             same_length=True,
             attention="recompute" if self.training else "cached",
         )
-        logits, loss = self.network.logits(hidden), None
+        logits, loss = self.network.logits(output.hidden), None
         if labels is not None:
             loss = F.cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten())
-        memory = Memory(entries, (cache.seen if cache else 0) + input_ids.shape[1]) if use_cache else None
+        memory = Memory(output.state, (cache.seen if cache else 0) + input_ids.shape[1]) if use_cache else None
         return CausalLMOutputWithPast(loss=loss, logits=logits, cache=memory)
 
 

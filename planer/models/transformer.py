@@ -6,15 +6,50 @@ Letters in shapes: B sequences, T tokens of a segment, M remembered positions, K
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from planer.blocks.block import Segment
+from planer.blocks.block import Aux, Segment, Wants
 from planer.models.embedding import build_embedding
 from planer.models.head import Head
 from planer.models.positions import sinusoids
 from planer.specs import Architecture
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How a segment is read."""
+
+    mem_len: int
+    """Positions to remember."""
+    same_length: bool = False
+    """Every query sees exactly mem_len + 1 keys."""
+    clamp_len: int = 0
+    """Distances beyond it count as it; 0 switches this off."""
+    attention: str = "recompute"
+    """``recompute`` remembers block inputs, ``cached`` keys and values (the same, for inference only)."""
+    wants: Wants = ()
+    """Names of what blocks hand on beside their outputs (``planer.blocks.block.Aux``)."""
+
+    def __post_init__(self) -> None:
+        if self.attention not in ("recompute", "cached"):
+            raise ValueError(f"attention is {self.attention!r}; allowed: recompute, cached")
+
+
+@dataclass(frozen=True)
+class Output:
+    """What a forward pass gives."""
+
+    hidden: Tensor
+    """States behind the last block [B, T, D]."""
+    score: Tensor | None
+    """What ``score`` made of them."""
+    state: list
+    """The memory for the next segment: one entry per block, None where the block uses none."""
+    aux: list[Aux]
+    """What blocks handed on, one entry per block."""
 
 
 class LanguageModel(nn.Module):
@@ -45,90 +80,60 @@ class LanguageModel(nn.Module):
     def forward(
         self,
         tokens: Tensor,
-        memory: list | None = None,
-        *,
-        mem_len: int,
-        same_length: bool = False,
-        clamp_len: int = 0,
-        attention: str = "recompute",
+        state: list | None = None,
         score: Callable[[Tensor], Tensor] | None = None,
-    ) -> tuple[Tensor, list]:
+        **reading,
+    ) -> Output:
         """Read one segment.
 
-        tokens: [B, T] int64.  memory: what the previous segment returned, None at the start.
-        mem_len: positions to remember.  same_length: every query sees exactly mem_len + 1 keys.
-        clamp_len: distances beyond it count as it; 0 switches this off.
-        attention: ``recompute`` remembers block inputs, ``cached`` keys and values (the same, for inference only).
+        tokens: [B, T] int64.  state: what the previous segment gave, None at the start.  reading: see ``Reading``.
         score: what to make of the hidden states [B, T, D], such as their loss (``nll``).  Computed in here, it is part
         of the forward pass for whatever wraps the network.
-        Returns the score, or without one the hidden states, and the memory: one entry per block, None where the block
-        uses none.
         """
-        hidden, memory = self.run_blocks(
-            self.embed(tokens),
-            memory,
-            mem_len=mem_len,
-            same_length=same_length,
-            clamp_len=clamp_len,
-            attention=attention,
-        )
+        hidden, state, aux = self.run_blocks(self.embed(tokens), state, **reading)
         hidden = self.dropout(self.final_norm(hidden))
-        return hidden if score is None else score(hidden), memory
+        return Output(hidden, None if score is None else score(hidden), state, aux)
 
     def embed(self, tokens: Tensor) -> Tensor:
         """[B, T] int64 to [B, T, D]: embeddings times sqrt(D), with dropout."""
         return self.dropout(self.embedding(tokens))
 
     def run_blocks(
-        self,
-        x: Tensor,
-        memory: list | None,
-        *,
-        mem_len: int,
-        same_length: bool = False,
-        clamp_len: int = 0,
-        attention: str = "recompute",
-        places: slice = slice(None),
-    ) -> tuple[Tensor, list]:
-        """The blocks alone, or those at some places: x [B, T, D] and their memory in, the last one's output and the
-        next memory out."""
-        if attention not in ("recompute", "cached"):
-            raise ValueError(f"attention is {attention!r}; allowed: recompute, cached")
-        if self.training:
-            if attention == "cached":
-                raise ValueError("cached attention is exact at inference only; call eval() or use recompute")
-            for moe in self.moe_blocks():
-                moe.balance = None
+        self, x: Tensor, state: list | None, places: slice = slice(None), **reading
+    ) -> tuple[Tensor, list, list[Aux]]:
+        """The blocks alone, or those at some places: x [B, T, D] and their state in; the last one's output, the next
+        state and what blocks hand on out.  reading: see ``Reading``."""
+        how = Reading(**reading)
+        if self.training and how.attention == "cached":
+            raise ValueError("cached attention is exact at inference only; call eval() or use recompute")
         blocks = self.blocks[places]
-        memory = memory or [None] * len(blocks)
-        memory_len = min(_memory_len(memory), mem_len)
-        segment = self._segment(x, memory_len, mem_len, same_length, clamp_len, attention)
-        next_memory = []
-        for block, entry in zip(blocks, memory, strict=True):
+        state = state or [None] * len(blocks)
+        segment = self._segment(x, min(_memory_len(state), how.mem_len), how)
+        next_state, aux = [], []
+        for block, entry in zip(blocks, state, strict=True):
             block_input = x
-            x, state = block(x, segment, entry)
-            if block.uses_memory and attention == "recompute":
-                state = _newest(entry, block_input, mem_len + block.lookback)
-            next_memory.append(state)
-        return x, next_memory
+            x, following, more = block(x, segment, entry)
+            if block.uses_memory and how.attention == "recompute":
+                following = _newest(entry, block_input, how.mem_len + block.lookback)
+            next_state.append(following)
+            aux.append(more)
+        return x, next_state, aux
 
-    def _segment(
-        self, x: Tensor, memory_len: int, mem_len: int, same_length: bool, clamp_len: int, attention: str
-    ) -> Segment:
+    def _segment(self, x: Tensor, memory_len: int, how: Reading) -> Segment:
         """Position table and mask; an evaluating model keeps those of its last shape."""
-        device, length, keys = x.device, x.shape[1], memory_len + x.shape[1]
+        device, keys = x.device, memory_len + x.shape[1]
         keep = not self.training and not torch.is_grad_enabled()
-        autocast = torch.is_autocast_enabled(device.type)
-        shape = (length, memory_len, mem_len, same_length, clamp_len, attention, x.dtype, device, autocast)
+        shape = (keys, memory_len, how, x.dtype, device, torch.is_autocast_enabled(device.type))
         if keep and self._last_segment and self._last_segment[0] == shape:
             return self._last_segment[1]
         key = torch.arange(keys, device=device)
         distance = keys - 1 - key
-        positions = sinusoids(distance.clamp(max=clamp_len) if clamp_len else distance, x.shape[2]).to(x.dtype)
+        clamped = distance.clamp(max=how.clamp_len) if how.clamp_len else distance
+        positions = sinusoids(clamped, x.shape[2]).to(x.dtype)
         behind = torch.arange(memory_len, keys, device=device)[:, None] - key
-        hidden = (behind < 0) | (behind > mem_len) if same_length else behind < 0
+        hidden = (behind < 0) | (behind > how.mem_len) if how.same_length else behind < 0
         mask = torch.zeros(hidden.shape, dtype=x.dtype, device=device).masked_fill_(hidden, -torch.inf)
-        segment = Segment(self.dropout(positions), mask, memory_len, mem_len, attention)
+        segment = Segment(self.dropout(positions), mask, memory_len, how.mem_len, how.attention, how.wants)
         self._last_segment = (shape, segment) if keep else None
         return segment
 
@@ -143,11 +148,6 @@ class LanguageModel(nn.Module):
     def log_probs(self, hidden: Tensor) -> Tensor:
         """[..., D] to log-probabilities of the next token [..., V], in at least single precision."""
         return self.head.log_probs(hidden)
-
-    def balance_loss(self) -> Tensor:
-        """Mean load-balancing loss of the mixtures of experts that ran in the last training pass; 0 without any."""
-        losses = [moe.balance for moe in self.moe_blocks() if moe.balance is not None]
-        return torch.stack(losses).mean() if losses else next(self.parameters()).new_zeros(())
 
     def moe_blocks(self) -> list[nn.Module]:
         """Mixture-of-experts sublayers, from the first block to the last."""

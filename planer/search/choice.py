@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from functools import cache
 from types import SimpleNamespace
 
@@ -16,17 +17,13 @@ from planer.search.scorers.replace_one import SupernetLoss
 from planer.search.space import Candidate
 from planer.search.supernet import Supernet
 from planer.specs import Architecture
-from planer.training.recipe import Recipe
 
 
 def choose_network(
     config: SimpleNamespace,
     variant: Variant,
-    vocab_size: int,
     table: LatencyTable,
-    recipe: Recipe,
     proxy: ProxyTraining,
-    *,
     seed: int,
     parent: LanguageModel | None = None,
     supernet: Supernet | None = None,
@@ -37,16 +34,19 @@ def choose_network(
     trained baseline, which keep_<q> is compared with.  supernet: where a proposer asks it.
     Raises UserError when no network keeps the limits or the quality.
     """
-    text, known, runtime = recipe.valid_tokens[: config.candidates.tokens], {}, (recipe.device, recipe.dtype)
+    texts, runtime, known = proxy.recipe.texts, proxy.recipe.runtime, {}
+    text, vocab_size = texts.valid[: config.candidates.tokens], texts.vocab_size
     if supernet is not None:
-        supernet = supernet.to(recipe.device)
+        supernet = supernet.to(runtime.device)
         known["alpha"] = supernet.alpha.detach()
-        loss = cache(SupernetLoss(supernet, text, config.search, *runtime))
+        loss = cache(SupernetLoss(supernet, text, config.search, runtime))
         known["supernet_loss"] = lambda path: loss(tuple(path))
     space = space_of(config, variant, vocab_size, table, seed, **known)
     if not variant.scratch:
         space.start_loss = cache(lambda options: proxy.untrained(space.network(options), text))
-    measurement = relative_latency(config, vocab_size, seed, *runtime) if config.candidates.corrections else None
+    measurement = None
+    if config.candidates.corrections:
+        measurement = relative_latency(config, vocab_size, dataclasses.replace(runtime, seed=seed))
 
     def trained(candidate: Candidate, share: float) -> Losses:
         return proxy(space.network(candidate.options), share)

@@ -5,9 +5,6 @@ from __future__ import annotations
 import dataclasses
 from types import SimpleNamespace
 
-import torch
-
-from planer.config import derive_seed
 from planer.config.variant import Variant
 from planer.errors import UserError
 from planer.latency.relative import Measurement
@@ -17,24 +14,18 @@ from planer.search.constraints import limits_of, used
 from planer.search.halving import Losses
 from planer.search.keep import keep, refusal
 from planer.search.pattern import noted
-from planer.search.space import Candidate, PathLoss, Space
+from planer.search.space import Candidate, Space
+from planer.seed import derive_seed
 from planer.specs import Architecture
 
 
 def space_of(
-    config: SimpleNamespace,
-    variant: Variant,
-    vocab_size: int,
-    table: LatencyTable,
-    seed: int,
-    *,
-    start_loss: PathLoss | None = None,
-    alpha: torch.Tensor | None = None,
-    supernet_loss: PathLoss | None = None,
+    config: SimpleNamespace, variant: Variant, vocab_size: int, table: LatencyTable, seed: int, **known
 ) -> Space:
     """The networks that may be chosen for a variant.
 
     config: the sections model, patterns, design_space, workload and candidates, as methods.config_of gives them.
+    known: further fields of the space, such as losses of networks.
     Raises UserError when no network of the design space keeps the latency target.
     """
     baseline = config.model.architecture(vocab_size, config.patterns.baseline)
@@ -48,9 +39,7 @@ def space_of(
         baseline,
         limits,
         derive_seed(seed, "candidates", variant.number),
-        start_loss,
-        alpha,
-        supernet_loss,
+        **known,
     )
 
 

@@ -13,9 +13,9 @@ The parent is the trained baseline.  w = 0 is the paper's search.
 
 from __future__ import annotations
 
+import dataclasses
 import math
-from collections.abc import Callable
-from functools import partial
+from collections.abc import Sequence
 from types import SimpleNamespace
 
 import numpy as np
@@ -24,94 +24,126 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from planer.config import SearchConfig, derive_seed
+from planer.blocks.block import Wants
+from planer.config import SearchConfig
 from planer.config.variant import Variant
-from planer.data.stream import StreamBatches
+from planer.data.texts import Texts
 from planer.errors import UserError
 from planer.latency.table import LatencyTable, identity
 from planer.models import LanguageModel, initialise
-from planer.runtime import autocast, resolve_device, resolve_dtype, seed_everything
+from planer.runtime import Runtime
 from planer.search.constraints import limits_of
 from planer.search.latency_loss import LatencyLoss
 from planer.search.methods import config_of, stop_share
 from planer.search.supernet import Supernet, build_supernet
 from planer.search.supernet_start import start_supernet
 from planer.specs import EMBEDDING_AND_HEAD
-from planer.training.checkpoint import Checkpoint
-from planer.training.distillation import taught_score
-from planer.training.loop import Objective, Turn, fit
+from planer.tasks.causal_lm import Batch, CausalLM
+from planer.tasks.task import Metrics, Result, RowScore
+from planer.training.distillation import Distillation
+from planer.training.loop import Record, StepGroup, fit
 from planer.training.optimizer import make_optimizer
 from planer.training.parent_start import Parent
 from planer.training.teacher import LiveTeacher
+from planer.training.terms import Term
+
+GROUPS = ("weights", "alpha")
+"""The optimizer step groups: weights of the supernet, and architecture weights."""
+COLUMNS = (
+    "epoch",
+    "temperature",
+    "expected_ms",
+    "argmax_ms",
+    "budget_ms",
+    "entropy",
+    "flips",
+    "skip_share",
+    "ce_weights",
+    "kl_weights",
+    "alpha",
+    "updates",
+    "expert_tokens",
+    "latency_loss",
+    "beta",
+    "beta_on",
+    "ce_alpha",
+    "kl_alpha",
+)
+"""Of the trajectory, as far as the search has them."""
 
 
-class Phase1(Objective):
-    """The two-level objective, for the training loop."""
+class SearchTask(CausalLM):
+    """Which parameters each step trains, on which text and through which options of the supernet.
 
-    name = "search"
+    Consecutive weight steps read consecutive segments, and so do the architecture steps of one epoch.
+    """
 
     def __init__(
         self,
         supernet: Supernet,
         latency: LatencyLoss,
-        train: np.ndarray,
+        texts: Texts,
         config: SearchConfig,
-        *,
-        seed: int,
-        dtype: torch.dtype = torch.float32,
+        runtime: Runtime,
         stop_share: float = 0.0,
-        parent: LanguageModel | None = None,
     ):
-        """supernet, latency and parent are on one device; train is the 1-D token array; dtype is of matrix products.
+        """supernet and latency are on the runtime's device.
 
         stop_share: the search ends when the argmax has not changed for this share of its architecture phase; 0: never.
-        parent: the teacher, needed where config.distill is above 0.  Raises UserError when the plan has no architecture
-        step.
+        Raises UserError when the plan has no architecture step.
         """
-        self.model, self.device = supernet, supernet.alpha.device
-        self.stop_share = stop_share
-        self.latency, self.config, self.seed, self.dtype = latency, config, seed, dtype
-        turns = ("weights", "alpha") if config.distill else ()
-        self.teachers = {turn: LiveTeacher(parent, config.mem_len) for turn in turns}
-        """Weight steps and architecture steps read different segments, so each has a memory of its own."""
-        self.batches = StreamBatches(train, config.batch, config.tgt_len)
+        super().__init__(texts, config, runtime, name="search")
+        self.supernet, self.latency, self.stop_share = supernet, latency, stop_share
         self.epoch_steps = config.epoch_steps or self.batches.segments_per_epoch
         self.epochs = math.ceil(config.steps / self.epoch_steps)
         self.frozen_epochs = math.ceil(config.frozen_share * config.steps / self.epoch_steps)
         self.plan = self._plan()
-        self.total_steps = len(self.plan)
         self.weights = supernet.weights()
-        weight, alpha, alpha_steps = config.optimizer, config.alpha_optimizer, self.total_steps - config.steps
-        if not alpha_steps:
+        if len(self.plan) == config.steps:
             raise UserError(
                 f"search: none of {self.epochs} epochs of {self.epoch_steps} weight steps trains the architecture "
                 f"weights (alpha_share {config.alpha_share:g}, frozen_share {config.frozen_share:g}); change "
                 "search.epoch_steps, or raise search.alpha_share or search.steps"
             )
-        self.turns = {
-            "weights": Turn(make_optimizer(self.weights, weight), weight, config.steps),
-            "alpha": Turn(make_optimizer([supernet.alpha], alpha), alpha, alpha_steps),
-        }
-        self.generator = torch.Generator().manual_seed(derive_seed(seed, "sampling"))
+        self.generator = runtime.generator("sampling")
         self.choices: Tensor | None = None  # of the current epoch's weight steps, [steps, P] on the CPU
-        self.memory: dict[str, list | None] = {"weights": None, "alpha": None}
+        self.mixture: Tensor | None = None  # of the current architecture step, [P, N]
         self.sums: dict[str, tuple[Tensor, int]] = {}  # of the current epoch: metric -> (sum, count)
         self.expert_tokens: Tensor | int = 0  # of the current epoch: [P, E], tokens that trained each expert
         self.trajectory: list[dict] = []
+        self._group = "weights"  # of the current step
 
     def _plan(self) -> list[tuple[str, int, int]]:
-        """(turn, epoch, segment) of every step."""
+        """(group, epoch, segment) of every step."""
         plan = []
         for epoch in range(self.epochs):
             first, count = epoch * self.epoch_steps, self._weight_steps(epoch)
             plan += [("weights", epoch, first + i) for i in range(count)]
             if epoch >= self.frozen_epochs:
-                start = derive_seed(self.seed, "alpha sample", epoch) % self.batches.segments_per_epoch
+                start = self.runtime.derive("alpha sample", epoch) % self.batches.segments_per_epoch
                 plan += [("alpha", epoch, start + i) for i in range(round(self.config.alpha_share * count))]
         return plan
 
     def _weight_steps(self, epoch: int) -> int:
         return min(self.epoch_steps, self.config.steps - epoch * self.epoch_steps)
+
+    def optimizers(self) -> dict[str, StepGroup]:
+        """Both, with as many steps as the plan gives them."""
+        weight, alpha = self.config.optimizer, self.config.alpha_optimizer
+        return {
+            "weights": StepGroup(make_optimizer(self.weights, weight), weight, self.config.steps),
+            "alpha": StepGroup(make_optimizer([self.supernet.alpha], alpha), alpha, len(self.plan) - self.config.steps),
+        }
+
+    def terms(self, parent: LanguageModel | None) -> list[Term]:
+        """What is added to the cross-entropy: the teacher where config.distill is above 0, and the latency loss.
+
+        Weight steps and architecture steps read different segments, so the teacher has a memory for each.
+        """
+        weight = self.config.distill
+        teaching = {group: LiveTeacher(parent, self.config.mem_len) for group in GROUPS} if weight else {}
+        terms = [Distillation(teacher, weight, 1.0, group, f"kl_{group}") for group, teacher in teaching.items()]
+        return [*terms, LatencyTerm(self)]
 
     def temperature(self, epoch: int) -> float:
         """T0 until the end of the first unfrozen epoch, then annealed down to the floor."""
@@ -125,72 +157,55 @@ class Phase1(Objective):
         unfrozen = self.trajectory[self.frozen_epochs :]
         return 0 < steady <= len(unfrozen) and not any(row["flips"] for row in unfrozen[-steady:])
 
-    def turn(self, step: int) -> str:
+    def group(self, step: int) -> str:
         """Which parameters this step trains."""
         return self.plan[step][0]
 
-    def loss(self, step: int) -> tuple[Tensor, dict[str, Tensor]]:
-        """Cross-entropy and divergence of one segment, plus the latency term in architecture steps."""
-        turn, epoch, segment = self.plan[step]
+    def batch(self, step: int) -> Batch:
+        """The segment that the plan names; the first one of a stretch for the architecture is another text.  Sets the
+        options that run, and which parameters get gradients."""
+        group, epoch, segment = self.plan[step]
         for parameter in self.weights:  # spares an architecture step the gradients of all options' weights
-            parameter.requires_grad_(turn == "weights")
-        penalty, metrics = 0.0, {}
-        if turn == "weights":
-            self.model.choose(self._choices(epoch)[segment - epoch * self.epoch_steps].tolist())
+            parameter.requires_grad_(group == "weights")
+        if group == "weights":
+            self.supernet.choose(self._choices(epoch)[segment - epoch * self.epoch_steps].tolist())
         else:
-            mixture = self.model.sample_soft(self.temperature(epoch), self.generator)
-            penalty, ratio, beta = self.latency(mixture)
-            metrics = {"latency_loss": ratio.detach(), "beta": beta, "beta_on": (beta > 0).float()}
-        tokens, targets = (part.to(self.device, non_blocking=True) for part in self.batches.batch_at(segment))
-        with autocast(self.device, self.dtype):
-            score = self._score(step, tokens, targets)
-            scores, self.memory[turn] = self.model(tokens, self.memory[turn], mem_len=self.config.mem_len, score=score)
-            loss, losses = self._prediction_loss(scores)
-        if turn == "weights":
-            self.expert_tokens = self.expert_tokens + self.model.expert_loads()
-        self.tokens += targets.numel()
-        metrics |= {f"{name}_{turn}": value.detach() for name, value in losses.items()}
-        for name, value in metrics.items():
-            total, count = self.sums.get(name, (0.0, 0))
-            self.sums[name] = (total + value.double(), count + 1)
-        return loss + penalty, metrics
+            self.mixture = self.supernet.sample_soft(self.temperature(epoch), self.generator)
+        self._group = group
+        return super().batch(segment)._replace(fresh=group == "alpha" and self.group(step - 1) == "weights")
 
-    def _score(self, step: int, tokens: Tensor, targets: Tensor) -> Callable[[Tensor], Tensor]:
-        """What the forward pass makes of the hidden states."""
-        teacher = self.teachers.get(self.turn(step))
-        if teacher is None:
-            return partial(self.model.nll, targets=targets)
-        return taught_score(self.model, teacher, 1.0, step, tokens, targets)
-
-    def _prediction_loss(self, scores: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """The loss without the latency term, and its parts: ``ce`` and, with a teacher, ``kl``, in nats per token."""
-        weight = self.config.distill
-        if not self.teachers:
-            cross_entropy = scores.mean()
-            return cross_entropy, {"ce": cross_entropy}
-        cross_entropy, divergence = scores.mean(dim=1)
-        return (1 - weight) * cross_entropy + weight * divergence, {"ce": cross_entropy, "kl": divergence}
+    def loss(
+        self, model: Supernet, batch: Batch, state: list | None, wants: Wants = (), scores: Sequence[RowScore] = ()
+    ) -> Result:
+        """Cross-entropy of one segment, ``ce_<group>`` in the history."""
+        result = super().loss(model, batch, state, (*wants, "load"), scores)
+        if self._group == "weights":
+            self.expert_tokens = self.expert_tokens + model.expert_loads(result.aux)
+        return dataclasses.replace(result, metrics={f"ce_{self._group}": result.loss})
 
     def _choices(self, epoch: int) -> Tensor:
         """Options of the epoch's weight steps [steps, P], drawn at its start: alpha does not change in between."""
         if self.choices is None:
             steps, fair = self._weight_steps(epoch), self.config.sampling == "fair"
             if fair and epoch < self.frozen_epochs:
-                self.choices = self.model.sample_fair(steps, self.generator)
+                self.choices = self.supernet.sample_fair(steps, self.generator)
             else:
-                self.choices = self.model.sample_hard(steps, self.generator, fair)
+                self.choices = self.supernet.sample_hard(steps, self.generator, fair)
         return self.choices
 
-    def end_of_step(self, step: int) -> dict | None:
+    def end_of_step(self, model: Supernet, step: int, metrics: Metrics) -> dict | None:
         """At the end of an epoch, add a row to the trajectory."""
+        for name, value in metrics.items():
+            total, count = self.sums.get(name, (0.0, 0))
+            self.sums[name] = (total + value.detach().double(), count + 1)
         epoch = self.plan[step][1]
-        if step + 1 < self.total_steps and self.plan[step + 1][1] == epoch:
+        if step + 1 < len(self.plan) and self.plan[step + 1][1] == epoch:
             return None
-        alpha = self.model.alpha.detach()
+        alpha = self.supernet.alpha.detach()
         probability = alpha.softmax(-1)
         options = alpha.shape[1]
         before = torch.tensor(self.trajectory[-1]["alpha"]) if self.trajectory else torch.zeros(alpha.shape)
-        skips = [number for number, spec in enumerate(self.model.specs) if spec.identity]
+        skips = [number for number, spec in enumerate(self.supernet.specs) if spec.identity]
         row = {
             "epoch": epoch,
             "temperature": self.temperature(epoch),
@@ -206,24 +221,14 @@ class Phase1(Objective):
         counts = {"updates": updates.tolist(), "expert_tokens": self.expert_tokens.tolist()}
         self.trajectory.append(row | {"alpha": alpha.tolist()} | counts)
         self.sums, self.expert_tokens, self.choices = {}, 0, None
-        self.memory["alpha"] = None  # the next stretch for alpha is another text
-        if self.teachers:
-            self.teachers["alpha"].reset()
         return row
 
     def state(self) -> tuple[dict[str, Tensor], dict]:
-        """Memories of supernet and teachers, the sampling stream, and the current epoch's options and sums."""
+        """The sampling stream, and the current epoch's options and sums."""
         tensors = {"sampling": self.generator.get_state()}
         if self.choices is not None:
             tensors["choices"] = self.choices
-        for turn, memory in self.memory.items():
-            for position, tensor in enumerate(memory or []):
-                tensors[f"memory/{turn}/{position}"] = tensor
-        for turn, teacher in self.teachers.items():
-            tensors |= {f"{turn}/{name}": tensor for name, tensor in teacher.state().items()}
-        for name, (total, _) in self.sums.items():
-            tensors[f"sum/{name}"] = total
-        tensors["multiplier"] = self.latency.multiplier
+        tensors |= {f"sum/{name}": total for name, (total, _) in self.sums.items()}
         if torch.is_tensor(self.expert_tokens):
             tensors["expert_tokens"] = self.expert_tokens
         counts = {name: count for name, (_, count) in self.sums.items()}
@@ -231,17 +236,11 @@ class Phase1(Objective):
 
     def restore(self, tensors: dict[str, Tensor], values: dict) -> None:
         """Inverse of state."""
+        device = self.runtime.device
         self.generator.set_state(tensors["sampling"])
         self.choices = tensors.get("choices")
-        for turn in self.memory:
-            names = [f"memory/{turn}/{position}" for position in range(len(self.model.blocks))]
-            present = names[0] in tensors
-            self.memory[turn] = [tensors[name].to(self.device) for name in names] if present else None
-        for turn, teacher in self.teachers.items():
-            teacher.restore({name.removeprefix(f"{turn}/"): tensor for name, tensor in tensors.items()})
-        self.sums = {name: (tensors[f"sum/{name}"].to(self.device), n) for name, n in values["counts"].items()}
-        self.latency.multiplier = tensors["multiplier"].to(self.device)
-        self.expert_tokens = tensors["expert_tokens"].to(self.device) if "expert_tokens" in tensors else 0
+        self.sums = {name: (tensors[f"sum/{name}"].to(device), n) for name, n in values["counts"].items()}
+        self.expert_tokens = tensors["expert_tokens"].to(device) if "expert_tokens" in tensors else 0
         self.trajectory = values["trajectory"]
 
     def trajectory_table(self) -> pd.DataFrame:
@@ -250,55 +249,61 @@ class Phase1(Objective):
         (``expert_tokens`` [position][expert], all mixtures of a position together).  Frozen epochs have no
         ce_alpha, kl_alpha, latency_loss, beta and beta_on; without a teacher there are no kl_weights and kl_alpha.
         """
-        return pd.DataFrame(self.trajectory)
+        table = pd.DataFrame(self.trajectory)
+        return table[[name for name in COLUMNS if name in table]]
+
+
+class LatencyTerm(Term):
+    """The latency loss of the mixture that an architecture step has sampled."""
+
+    group = "alpha"
+
+    def __init__(self, task: SearchTask):
+        self._task = task
+
+    def __call__(self, result: Result, batch: Batch, step: int) -> tuple[Tensor, Metrics]:
+        """See Term."""
+        penalty, ratio, beta = self._task.latency(self._task.mixture)
+        return penalty, {"latency_loss": ratio.detach(), "beta": beta, "beta_on": (beta > 0).float()}
+
+    def state(self) -> dict[str, Tensor]:
+        """The multiplier of dual ascent."""
+        return {"multiplier": self._task.latency.multiplier}
+
+    def restore(self, tensors: dict[str, Tensor]) -> None:
+        """Inverse of state."""
+        self._task.latency.multiplier = tensors["multiplier"].to(self._task.runtime.device)
 
 
 def search(
     config: SimpleNamespace,
     variant: Variant,
-    vocab_size: int,
     table: LatencyTable,
-    train: np.ndarray,
-    *,
-    seed: int,
-    checkpoint: Checkpoint,
-    on_row: Callable[[dict], None],
+    texts: Texts,
+    runtime: Runtime,
+    record: Record,
     parent: LanguageModel | None = None,
 ) -> tuple[Supernet, pd.DataFrame, dict]:
     """Train the supernet of a variant, towards its latency target if it has one.
 
-    config has the sections device, dtype, model, patterns, design_space, workload and search; train is the token
-    array; parent is the trained baseline, needed unless the search neither starts from it nor learns from it.  Returns
-    the supernet, the trajectory (one row per epoch) and the numbers of metrics.json.  Raises UserError before any
-    training when no network of the design space meets the target, or when the table was measured on another device or
-    workload.
+    config has the sections model, patterns, design_space, workload and search; texts.train is read; parent is the
+    trained baseline, needed unless the search neither starts from it nor learns from it.  Returns the supernet, the
+    trajectory (one row per epoch) and the numbers of metrics.json.  Raises UserError before any training when no
+    network of the design space meets the target, or when the table was measured on another device or workload.
     """
-    config, target = config_of(config, variant), variant.target or 1.0
+    config, vocab_size = config_of(config, variant), texts.vocab_size
     if config.search.needs_parent and parent is None:
         raise ValueError("this search starts from the trained baseline or learns from it: pass it as parent")
-    device = resolve_device(config.device)
-    dtype = resolve_dtype(config.dtype, device)
-    table.check(identity(device, dtype, config.workload, config.model, vocab_size))
-    latency = _latency_loss(config, target, vocab_size, table, device)
-    parent = parent and parent.to(device)
-    supernet = _started(config, vocab_size, train, seed, device, parent)
-    seed_everything(derive_seed(seed, "dropout"))
-    options = {"seed": seed, "dtype": dtype, "stop_share": stop_share(variant), "parent": parent}
-    phase1 = Phase1(supernet.train(), latency, train, config.search, **options)
-    fit(
-        phase1,
-        log_steps=config.search.log_steps,
-        checkpoint_steps=config.search.checkpoint_steps,
-        checkpoint=checkpoint,
-        on_row=on_row,
-    )
-    last = {name: value for name, value in phase1.trajectory[-1].items() if not isinstance(value, list)}
+    table.check(identity(runtime, config.workload, config.model, vocab_size))
+    latency = _latency_loss(config, variant.target or 1.0, vocab_size, table, runtime.device)
+    parent = parent and parent.to(runtime.device)
+    supernet = _started(config, vocab_size, texts.train, runtime, parent)
+    runtime.seed_everything("dropout")
+    task = SearchTask(supernet, latency, texts, config.search, runtime, stop_share(variant))
+    _, speed = fit(supernet.train(), task, task.terms(parent), task.optimizers(), runtime, config.search, record)
+    last = {name: value for name, value in task.trajectory[-1].items() if not isinstance(value, list)}
     size = sum(parameter.numel() for parameter in supernet.parameters())
-    return (
-        supernet,
-        phase1.trajectory_table(),
-        {**last, **phase1.speed, "supernet_params": size, "target": variant.target},
-    )
+    return supernet, task.trajectory_table(), {**last, **speed, "supernet_params": size, "target": variant.target}
 
 
 def _latency_loss(
@@ -314,18 +319,13 @@ def _latency_loss(
 
 
 def _started(
-    config: SimpleNamespace,
-    vocab_size: int,
-    train: np.ndarray,
-    seed: int,
-    device: torch.device,
-    parent: LanguageModel | None,
+    config: SimpleNamespace, vocab_size: int, train: np.ndarray, runtime: Runtime, parent: LanguageModel | None
 ) -> Supernet:
     """A supernet with the weights that training starts from."""
     supernet = build_supernet(config, vocab_size)
-    initialise(supernet, torch.Generator().manual_seed(derive_seed(seed, "initialisation")))
+    initialise(supernet, runtime.generator("initialisation"))
     nn.init.zeros_(supernet.alpha)
-    supernet = supernet.to(device)
+    supernet = supernet.to(runtime.device)
     if config.search.start == "parent":
         start_supernet(supernet, Parent(parent, train, config.search))
     return supernet

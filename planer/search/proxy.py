@@ -9,10 +9,11 @@ import numpy as np
 from planer.models import LanguageModel
 from planer.search.halving import Losses
 from planer.specs import Architecture
+from planer.tasks.causal_lm import VALID_TOKENS
+from planer.tasks.nll import mean_of
 from planer.training.checkpoint import Checkpoint
+from planer.training.loop import Record
 from planer.training.recipe import Recipe
-from planer.training.retrain import VALID_TOKENS
-from planer.training.validate import mean_of
 
 
 class ProxyTraining:
@@ -20,8 +21,8 @@ class ProxyTraining:
 
     def __init__(self, recipe: Recipe, checkpoint: Checkpoint):
         """checkpoint: of the job; every network gets one beside it."""
-        self._recipe, self._checkpoint = recipe, checkpoint
-        self._text = recipe.valid_tokens[:VALID_TOKENS]
+        self.recipe, self._checkpoint = recipe, checkpoint
+        self._text = recipe.texts.valid[:VALID_TOKENS]
         self._folders: dict[str, str] = {}
         self._checkpoints: dict[str, Checkpoint] = {}
         self._seconds: dict[str, dict[int, float]] = {}
@@ -37,9 +38,9 @@ class ProxyTraining:
         training, kept = self._part(network), self._part(network, f"after_{steps}")
         if (found := kept.load()) is None:
             began = time.perf_counter()
-            model, _, _ = self._recipe.train(network, training, until=steps)
+            model, _, _ = self.recipe.train(network, Record(training, until=steps))
             seconds = time.perf_counter() - began
-            nll, tokens = self._recipe.scored(model, self._text)
+            nll, tokens = self.recipe.scored(model, self._text)
             found = {"nll": nll, "tokens": tokens}, {"seconds": seconds}
             kept.save(*found)
             self.seconds_now += seconds
@@ -49,11 +50,11 @@ class ProxyTraining:
 
     def untrained(self, network: Architecture, text: np.ndarray) -> float:
         """Loss of the network at its start on a text [n], in nats per token."""
-        return mean_of(*self._recipe.scored(self._recipe.start(network), text))[0]
+        return mean_of(*self.recipe.scored(self.recipe.start(network), text))[0]
 
     def reference(self, model: LanguageModel) -> float:
         """Loss of another model on the text that networks are scored on, in nats per token."""
-        return self._losses(model.to(self._recipe.device)).mean
+        return self._losses(model.to(self.recipe.runtime.device)).mean
 
     def seconds_without(self, network: Architecture) -> float:
         """What the trainings of all other networks took, those before a restart too."""
@@ -61,7 +62,7 @@ class ProxyTraining:
 
     def steps(self, share: float) -> int:
         """Steps that are this share of the training, at least one."""
-        return max(1, round(share * self._recipe.config.steps))
+        return max(1, round(share * self.recipe.config.steps))
 
     def hand_over(self, network: Architecture, path: str) -> None:
         """Write the checkpoint that the network's training goes on from."""
@@ -78,5 +79,5 @@ class ProxyTraining:
         return self._checkpoints.setdefault(path, self._checkpoint.part(path, name))
 
     def _losses(self, model: LanguageModel) -> Losses:
-        nll, tokens = self._recipe.scored(model, self._text)
+        nll, tokens = self.recipe.scored(model, self._text)
         return Losses(nll.tolist(), tokens.tolist())

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from planer.blocks.block import Aux, Block
 from planer.errors import Damaged
 from planer.models import LanguageModel, require_fit
 from planer.search.sharing import owners
@@ -46,16 +47,20 @@ class SuperBlock(nn.Module):
         self.choice: int | None = None
         self.mixture: Tensor | None = None
 
-    def forward(self, x_BTD: Tensor, segment, memory_BMD: Tensor | None) -> tuple[Tensor, None]:
-        """Output of the chosen option, or of the mixture of all of them.
+    def forward(self, x_BTD: Tensor, segment, memory_BMD: Tensor | None) -> tuple[Tensor, None, Aux]:
+        """Output of the chosen option and what it hands on, or the mixture of all options' outputs alone.
 
         Memory is kept for this position whatever is sampled: the next segment may sample attention here.
         """
+
+        def run(block: Block) -> tuple[Tensor, object, Aux]:
+            return block(x_BTD, segment, memory_BMD if block.uses_memory else None)
+
         if self.mixture is None:
-            block = self.options[self.choice]
-            return block(x_BTD, segment, memory_BMD if block.uses_memory else None)[0], None
-        outputs = [block(x_BTD, segment, memory_BMD if block.uses_memory else None)[0] for block in self.options]
-        return sum(p * y for p, y in zip(self.mixture, outputs, strict=True)), None
+            y_BTD, _, aux = run(self.options[self.choice])
+            return y_BTD, None, aux
+        outputs = [run(block)[0] for block in self.options]
+        return sum(p * y for p, y in zip(self.mixture, outputs, strict=True)), None, {}
 
 
 class Supernet(LanguageModel):
@@ -115,13 +120,16 @@ class Supernet(LanguageModel):
         for block, choice in zip(self.blocks, choices, strict=True):
             block.choice, block.mixture = choice, None
 
-    def expert_loads(self) -> Tensor:
-        """Tokens that every expert received in the last hard pass [P, E]; 0 where no mixture of experts was chosen."""
+    def expert_loads(self, aux: list[Aux]) -> Tensor:
+        """Tokens that every expert received in a hard pass [P, E]; 0 where no mixture of experts was chosen.
+
+        aux: what the pass handed on, ``load`` among it.
+        """
         num_experts = max((spec.num_experts for spec in self.specs if spec.routes), default=0)
         loads = torch.zeros(len(self.blocks), num_experts, dtype=torch.int64, device=self.alpha.device)
-        for row, block in zip(loads, self.blocks, strict=True):
-            if self.specs[block.choice].routes:
-                row += block.options[block.choice].sublayer.load
+        for row, handed_on in zip(loads, aux, strict=True):
+            if "load" in handed_on:
+                row += handed_on["load"]
         return loads
 
     def sample_soft(self, temperature: float, generator: torch.Generator) -> Tensor:

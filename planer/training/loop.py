@@ -1,8 +1,8 @@
-"""The one training loop: every stage that trains brings an Objective and calls fit().
+"""The one training loop: every stage that trains brings a task, terms of the loss and optimisers, and calls fit().
 
 The loop owns what all stages share: gradients, clipping, learning rates, optimiser steps, the history table,
-progress, checkpoints, resuming, and stopping on a signal or on a loss that is no number.  A stage says what one step
-computes.  On the CPU a run that was killed and resumed ends with the same bits as one that was not.
+progress, checkpoints, resuming, and stopping on a signal or on a loss that is no number.  It does not know what a batch
+holds.  On the CPU a run that was killed and resumed ends with the same bits as one that was not.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -20,143 +20,99 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from planer.config import OptimizerConfig
+from planer.config import OptimizerConfig, TrainingConfig
 from planer.errors import UserError
 from planer.progress import Progress
-from planer.runtime import reproducible
+from planer.runtime import Runtime, reproducible
+from planer.tasks.task import MAIN, Metrics, Task
 from planer.training.checkpoint import Checkpoint
+from planer.training.loss import StepLoss, subset
 from planer.training.schedule import learning_rate
-
-MAIN = "weights"
-"""The optimiser whose loss and learning rate are plainly called ``loss`` and ``lr`` in the history."""
+from planer.training.terms import Term
 
 
 @dataclass(frozen=True)
-class Turn:
-    """One optimiser, its configuration, and how many steps it takes in the whole run (its cosine ends there)."""
+class StepGroup:
+    """An optimiser and the steps that it takes: only its gradients are zeroed, clipped and applied in them."""
 
     optimizer: torch.optim.Optimizer
     config: OptimizerConfig
     steps: int
+    """In the whole run; its cosine ends there."""
 
 
-class Objective:
-    """What a stage brings to fit().  Subclasses set the attributes and implement loss(); the rest has defaults.
+@dataclass(frozen=True)
+class Record:
+    """Where a training resumes from and saves to, who hears of its rows, and where it stops."""
 
-    fit() calls, for step = 0 .. total_steps - 1:  turn(step), loss(step), (backward and update), end_of_step(step).
-    Steps are counted from 0 here, and as steps done (from 1) in the history.
-    """
-
-    name: str = "training"
-    """What progress and messages call the stage."""
-    model: nn.Module
-    """Its whole state_dict is checkpointed, frozen parameters and buffers included."""
-    turns: dict[str, Turn]
-    """The optimisers by name.  Most stages have one, ``weights``."""
-    total_steps: int
-    """Steps of all optimisers together."""
-    tokens: int = 0
-    """Tokens trained on so far, for the reported speed: loss() adds to it, fit() keeps it over a resume."""
-    speed: dict[str, float]
-    """Set by fit(): steps, tokens, seconds, tokens_per_second, over all resumed parts.  Wall-clock time stays out of
-    the history, which is the same to the last bit for the same seed."""
-
-    @property
-    def converged(self) -> bool:
-        """True ends the training before its last step; must follow from what state() saves."""
-        return False
-
-    def turn(self, step: int) -> str:
-        """Name of the optimiser that this step drives.  Only its gradients are zeroed, clipped and applied."""
-        return MAIN
-
-    def loss(self, step: int) -> tuple[Tensor, dict[str, Tensor | float]]:
-        """Forward pass of one step: the scalar to minimise, and metrics for the history.
-
-        Metrics are scalars, or 1-D tensors that become columns <name>_0, <name>_1, ...  A row of history holds their
-        mean over the steps that reported them.  Return tensors undigested: .item() would wait for the device each step.
-        """
-        raise NotImplementedError
-
-    def end_of_step(self, step: int) -> dict[str, float] | None:
-        """Called after the update: validation, the end of an epoch.  Numbers returned are merged into the history row
-        of this step, or become a row of their own between two logged ones."""
-        return None
-
-    def state(self) -> tuple[dict[str, Tensor], dict]:
-        """Everything beside model, optimisers and PyTorch's global generators that the next step depends on, as tensors
-        and JSON values: memory, own generators (generator.get_state() is a tensor), counters."""
-        return {}, {}
-
-    def restore(self, tensors: dict[str, Tensor], values: dict) -> None:
-        """Take up what state() gave; the tensors are on the CPU."""
+    checkpoint: Checkpoint
+    on_row: Callable[[dict], None] = lambda row: None
+    """Called with each new row of the history, for a live mirror; a resumed run repeats those after its checkpoint."""
+    until: int | None = None
+    """Stop after this step and leave the checkpoint there.  A later call that goes on from it ends with the same bits
+    as one call without."""
 
 
 def fit(
-    objective: Objective,
-    *,
-    log_steps: int,
-    checkpoint_steps: int,
-    checkpoint: Checkpoint,
-    on_row: Callable[[dict], None] = lambda row: None,
-    until: int | None = None,
-) -> pd.DataFrame:
-    """Train the objective's model to its last step or until it has converged, from the checkpoint if there is one.
+    model: nn.Module,
+    task: Task,
+    terms: Sequence[Term],
+    optimizers: Mapping[str, StepGroup],
+    runtime: Runtime,
+    config: TrainingConfig,
+    record: Record,
+) -> tuple[pd.DataFrame, dict[str, float]]:
+    """Train a model to its last step or until the task has converged, from the checkpoint if there is one.
 
-    until: stop after this step and leave the checkpoint there; a later call that goes on from it ends with the same
-    bits as one call without.
+    model: on the runtime's device, in the mode that it is trained in.  Its whole state_dict is checkpointed, frozen
+    parameters and buffers included.  terms: what is added to the task's loss.  optimizers: by the names that
+    ``task.group`` gives.  config: has log_steps and checkpoint_steps.
 
-    Returns the history.
+    Returns the history, and the speed: steps, tokens, seconds, tokens_per_second, over all resumed parts.
     The history has a row every log_steps: ``step`` (steps done), ``loss``, ``lr`` and ``grad_norm`` (before clipping,
-    and only when clipping) with the prefix ``<turn>_`` for other optimisers than ``weights``, and the objective's
-    metrics.  on_row gets each new row as a dict, for a live mirror; a resumed run repeats those after its checkpoint.
+    and only when clipping) with the prefix ``<group>_`` for other groups than ``weights``, and the metrics of task and
+    terms, averaged over the steps that reported them.  Wall-clock time stays out of the history, which is the same to
+    the last bit for the same seed.
 
     The last step is checkpointed too: the caller deletes the checkpoint when its outputs are written.  SIGTERM saves
     after the running step and leaves by SystemExit(143).  Raises UserError when the loss or a weight stops being finite
     (the last checkpoint stays) and when the checkpoint cannot be written.
     """
-    device = next(objective.model.parameters()).device
-    run = _Run(objective, device)
-    loaded = checkpoint.load()
-    if loaded is not None:
+    run = _Run(StepLoss(model, task, terms, runtime), optimizers, record.checkpoint)
+    total = sum(group.steps for group in optimizers.values())
+    if (loaded := record.checkpoint.load()) is not None:
         run.restore(*loaded)
-        print(f"{objective.name}: resuming at step {run.step}/{objective.total_steps}", file=sys.stderr, flush=True)
+        print(f"{task.name}: resuming at step {run.step}/{total}", file=sys.stderr, flush=True)
     began, seconds_before = time.monotonic(), run.seconds
-    last = min(objective.total_steps, until or objective.total_steps)
+    last = min(total, record.until or total)
 
-    with reproducible(device), _sigterm() as stop, Progress(last, objective.name, start=run.step) as bar:
-        while run.step < last and not objective.converged:
-            run.train_step()
-            log_now = run.step % log_steps == 0 or run.step == objective.total_steps
-            if log_now or device.type == "cpu":  # elsewhere every look at a loss waits for the device
-                run.check_losses(checkpoint)
+    with reproducible(runtime.device), _sigterm() as stop, Progress(last, task.name, start=run.step) as bar:
+        while run.step < last and not task.converged:
+            metrics = run.train_step()
+            log_now = run.step % config.log_steps == 0 or run.step == total
+            if log_now or runtime.device.type == "cpu":  # elsewhere every look at a loss waits for the device
+                run.check_losses()
             row = run.take_means() if log_now else {}
-            row |= objective.end_of_step(run.step - 1) or {}
+            row |= task.end_of_step(model, run.step - 1, metrics) or {}
             if row:
-                on_row(run.add_row(row))
+                record.on_row(run.add_row(row))
             run.seconds = seconds_before + time.monotonic() - began
             stopping = stop.is_set()
-            if run.step % checkpoint_steps == 0 or run.step == last or objective.converged or stopping:
-                run.check_losses(checkpoint)
-                run.check_weights(checkpoint)
-                checkpoint.save(*run.state())
+            if run.step % config.checkpoint_steps == 0 or run.step == last or task.converged or stopping:
+                run.save()
             bar.advance(**run.shown)
             if stopping:
                 raise SystemExit(143)
-
-    tokens, seconds = objective.tokens, run.seconds
-    objective.speed = {"steps": run.step, "tokens": tokens, "seconds": seconds, "tokens_per_second": tokens / seconds}
-    return run.history()
+    return run.history(), run.speed()
 
 
 class _Run:
     """Where a run stands: everything that changes from step to step, and how to save and restore it."""
 
-    def __init__(self, objective: Objective, device: torch.device) -> None:
-        self.objective = objective
-        self.device = device
+    def __init__(self, loss: StepLoss, optimizers: Mapping[str, StepGroup], checkpoint: Checkpoint) -> None:
+        self.loss, self.optimizers, self.checkpoint = loss, optimizers, checkpoint
         self.step = 0
-        self.taken = dict.fromkeys(objective.turns, 0)
+        self.taken = dict.fromkeys(optimizers, 0)
         self.seconds = 0.0
         self.means = _Means()
         self.rows: list[dict] = []
@@ -164,12 +120,12 @@ class _Run:
         self._lr = math.nan
         self._unchecked: list[tuple[int, float, Tensor]] = []
 
-    def train_step(self) -> None:
-        """One step of one optimiser."""
-        name = self.objective.turn(self.step)
-        optimizer, config = self.objective.turns[name].optimizer, self.objective.turns[name].config
+    def train_step(self) -> Metrics:
+        """One step of one optimiser; its metrics."""
+        name = self.loss.task.group(self.step)
+        optimizer, config = self.optimizers[name].optimizer, self.optimizers[name].config
         optimizer.zero_grad(set_to_none=True)
-        loss, metrics = self.objective.loss(self.step)
+        loss, metrics = self.loss(self.step)
         loss.backward()
         self.taken[name] += 1
         self._lr = lr = self._learning_rate(name)
@@ -183,35 +139,52 @@ class _Run:
         self.means.add(metrics)
         self.step += 1
         self._unchecked.append((self.step, lr, loss.detach()))
+        return metrics
 
     def _learning_rate(self, name: str) -> float:
         """Of the last step that this optimiser took."""
-        turn = self.objective.turns[name]
-        return learning_rate(self.taken[name], turn.config, turn.steps)
+        group = self.optimizers[name]
+        return learning_rate(self.taken[name], group.config, group.steps)
 
-    def check_losses(self, checkpoint: Checkpoint) -> None:
+    def check_losses(self) -> None:
         """Stop at the first loss since the last check that is no number.  One wait for the device."""
         if not self._unchecked:
             return
         values = torch.stack([loss.double() for _, _, loss in self._unchecked]).tolist()
         for (step, lr, _), value in zip(self._unchecked, values, strict=True):
             if not math.isfinite(value):
-                raise UserError(f"{self.objective.name}: loss is {value} at step {step} {_advice(lr, checkpoint)}")
+                raise UserError(f"{self.loss.task.name}: loss is {value} at step {step} {self._advice(lr)}")
         self.shown = {"loss": values[-1]}
         self._unchecked.clear()
 
-    def check_weights(self, checkpoint: Checkpoint) -> None:
+    def _check_weights(self) -> None:
         """Stop before a checkpoint holds weights that are no numbers: a finite loss can have infinite gradients."""
-        for name, tensor in self.objective.model.state_dict().items():
+        for name, tensor in self.loss.model.state_dict().items():
             if tensor.is_floating_point() and not torch.isfinite(tensor).all():
-                advice = _advice(self._lr, checkpoint)
-                raise UserError(f"{self.objective.name}: {name} is not finite after step {self.step} {advice}")
+                advice = self._advice(self._lr)
+                raise UserError(f"{self.loss.task.name}: {name} is not finite after step {self.step} {advice}")
+
+    def _advice(self, lr: float) -> str:
+        path = self.checkpoint.path
+        kept = f"; the last good checkpoint is kept at {path}" if path.exists() else ""
+        return f"(learning rate {lr:.3g}): lower the optimizer's lr or clip, or raise its warmup_steps{kept}"
+
+    def save(self) -> None:
+        """Write the checkpoint.  Raises UserError where a loss or a weight is no number."""
+        self.check_losses()
+        self._check_weights()
+        self.checkpoint.save(*self._state())
+
+    def speed(self) -> dict[str, float]:
+        """See fit."""
+        tokens, seconds = self.loss.counted, self.seconds
+        return {"steps": self.step, "tokens": tokens, "seconds": seconds, "tokens_per_second": tokens / seconds}
 
     def take_means(self) -> dict[str, float]:
         """Metrics averaged since the last row, beside each optimiser's learning rate."""
         means = self.means.take()
         row = {}
-        for name in self.objective.turns:
+        for name in self.optimizers:
             prefix = _prefix(name)
             if f"{prefix}loss" in means:
                 row[f"{prefix}loss"] = means.pop(f"{prefix}loss")
@@ -229,48 +202,46 @@ class _Run:
         table = pd.DataFrame(self.rows, columns=columns).astype("float64")
         return table.astype({"step": "int64"})
 
-    def state(self) -> tuple[dict[str, Tensor], dict]:
+    def _state(self) -> tuple[dict[str, Tensor], dict]:
         """Tensors by flattened names, and JSON values."""
-        own_tensors, own_values = self.objective.state()
+        loss_tensors, loss_values = self.loss.state()
         history = self.history()
         tensors = {
-            **_prefixed("model", self.objective.model.state_dict()),
-            **_prefixed("objective", own_tensors),
+            **_prefixed("model", self.loss.model.state_dict()),
+            **_prefixed("loss", loss_tensors),
             **_prefixed("means", self.means.sums),
             "history": torch.from_numpy(history.to_numpy(dtype="float64", copy=True)),
             "random.cpu": torch.get_rng_state(),
         }
         if torch.cuda.is_initialized():
             tensors |= {f"random.cuda.{i}": state for i, state in enumerate(torch.cuda.get_rng_state_all())}
-        for name, turn in self.objective.turns.items():
-            for number, slots in turn.optimizer.state_dict()["state"].items():
+        for name, group in self.optimizers.items():
+            for number, slots in group.optimizer.state_dict()["state"].items():
                 tensors |= _prefixed(f"optimizer.{name}.{number}", slots)
         values = {
             "step": self.step,
             "taken": self.taken,
-            "tokens": self.objective.tokens,
             "seconds": self.seconds,
             "columns": list(history.columns),
             "means": self.means.counts,
-            "objective": own_values,
+            "loss": loss_values,
         }
         return tensors, values
 
     def restore(self, tensors: dict[str, Tensor], values: dict) -> None:
-        """Continue where state() was taken."""
-        self.step, self.taken = values["step"], values["taken"]
-        self.objective.tokens, self.seconds = values["tokens"], values["seconds"]
+        """Continue where a checkpoint was saved."""
+        self.step, self.taken, self.seconds = values["step"], values["taken"], values["seconds"]
         self.rows = [dict(zip(values["columns"], row, strict=True)) for row in tensors["history"].tolist()]
-        sums = _subset("means", tensors, self.device)
+        sums = {name: tensor.to(self.loss.runtime.device) for name, tensor in subset("means", tensors).items()}
         self.means = _Means({name: sums[name] for name in values["means"]}, values["means"])
-        self.objective.model.load_state_dict(_subset("model", tensors))
-        for name, turn in self.objective.turns.items():
+        self.loss.model.load_state_dict(subset("model", tensors))
+        for name, group in self.optimizers.items():
             slots: dict[int, dict[str, Tensor]] = {}
-            for key, tensor in _subset(f"optimizer.{name}", tensors).items():
+            for key, tensor in subset(f"optimizer.{name}", tensors).items():
                 number, _, slot = key.partition(".")
                 slots.setdefault(int(number), {})[slot] = tensor
-            turn.optimizer.load_state_dict(turn.optimizer.state_dict() | {"state": slots})
-        self.objective.restore(_subset("objective", tensors), values["objective"])
+            group.optimizer.load_state_dict(group.optimizer.state_dict() | {"state": slots})
+        self.loss.restore(subset("loss", tensors), values["loss"])
         torch.set_rng_state(tensors["random.cpu"])
         for i in range(torch.cuda.device_count() if torch.cuda.is_initialized() else 0):
             if f"random.cuda.{i}" in tensors:
@@ -284,7 +255,7 @@ class _Means:
         self.sums = sums or {}
         self.counts = counts or {}
 
-    def add(self, metrics: dict[str, Tensor | float]) -> None:
+    def add(self, metrics: Metrics) -> None:
         for name, value in metrics.items():
             value = torch.as_tensor(value, dtype=torch.float64).detach()
             self.sums[name] = self.sums[name] + value if name in self.sums else value
@@ -318,16 +289,5 @@ def _prefix(name: str) -> str:
     return "" if name == MAIN else f"{name}_"
 
 
-def _advice(lr: float, checkpoint: Checkpoint) -> str:
-    kept = f"; the last good checkpoint is kept at {checkpoint.path}" if checkpoint.path.exists() else ""
-    return f"(learning rate {lr:.3g}): lower the optimizer's lr or clip, or raise its warmup_steps{kept}"
-
-
 def _prefixed(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return {f"{prefix}.{name}": tensor for name, tensor in tensors.items()}
-
-
-def _subset(prefix: str, tensors: dict[str, Tensor], device: torch.device | str = "cpu") -> dict[str, Tensor]:
-    """Inverse of _prefixed."""
-    start = f"{prefix}."
-    return {name.removeprefix(start): t.to(device) for name, t in tensors.items() if name.startswith(start)}

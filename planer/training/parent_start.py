@@ -41,10 +41,10 @@ class Parent:
         model, device = self.model, next(self.model.parameters()).device
         before, now = (model.embed(batches.batch_at(step)[0].to(device)) for step in (0, 1))
         for position, block in enumerate(model.blocks):
-            run = partial(model.run_blocks, mem_len=mem_len, places=slice(position, position + 1))
-            after, memory = run(before, None)
-            output, _ = run(now, memory)
-            self.importances.append(block.importance(lambda run=run, x=now, m=memory: run(x, m)[0], output))
+            run = partial(model.run_blocks, places=slice(position, position + 1), mem_len=mem_len)
+            after, state, _ = run(before, None)
+            output = run(now, state)[0]
+            self.importances.append(block.importance(lambda run=run, x=now, s=state: run(x, s)[0], output))
             self.inputs.append(now.flatten(0, -2))
             before, now = after, output
 

@@ -20,15 +20,18 @@ from planer.data.stream import StreamBatches
 from planer.errors import Damaged
 from planer.models import LanguageModel
 from planer.progress import progress
-from planer.runtime import autocast
+from planer.runtime import Runtime
 from planer.tensors import read_tensors, write_tensors
 
 
 class Teacher(Protocol):
     """Logits of the training text, step by step."""
 
-    def rows(self, step: int, inputs: Tensor) -> Tensor:
-        """What ``logits`` needs for the segment [B, T] of this step: [N, ...] on the segment's device."""
+    def rows(self, step: int, inputs: Tensor, fresh: bool) -> Tensor:
+        """What ``logits`` needs for the segment [B, T] of this step: [N, ...] on the segment's device.
+
+        fresh: the segment does not go on from the one before.
+        """
 
     def logits(self, rows: Tensor) -> Tensor:
         """Logits [n, V] of some of the rows, single precision."""
@@ -41,7 +44,7 @@ class Teacher(Protocol):
 
 
 class LiveTeacher:
-    """A network that reads the same segments as the student, with a memory of its own."""
+    """A network that reads the same segments as the student, with its own memory."""
 
     def __init__(self, model: LanguageModel, mem_len: int):
         """model: on the student's device; it is put into evaluation, never trained and not saved."""
@@ -49,15 +52,12 @@ class LiveTeacher:
         self._mem_len = mem_len
         self._memory: list[Tensor | None] | None = None
 
-    def reset(self) -> None:
-        """Start on another text."""
-        self._memory = None
-
     @torch.no_grad()
-    def rows(self, step: int, inputs: Tensor) -> Tensor:
+    def rows(self, step: int, inputs: Tensor, fresh: bool = False) -> Tensor:
         """Hidden states [N, D]."""
-        hidden, self._memory = self.model(inputs, self._memory, mem_len=self._mem_len)
-        return hidden.flatten(0, -2)
+        output = self.model(inputs, None if fresh else self._memory, mem_len=self._mem_len)
+        self._memory = output.state
+        return output.hidden.flatten(0, -2)
 
     @torch.no_grad()
     def logits(self, rows: Tensor) -> Tensor:
@@ -87,7 +87,7 @@ class CachedTeacher:
         if found != expected or self._logits.dtype != torch.float16:
             raise Damaged(path, f"holds logits of shape {found}, this training needs {expected}")
 
-    def rows(self, step: int, inputs: Tensor) -> Tensor:
+    def rows(self, step: int, inputs: Tensor, fresh: bool = False) -> Tensor:
         """Logits [N, V] in half precision."""
         return self._logits[step, : inputs.numel()].to(inputs.device, non_blocking=True)
 
@@ -105,20 +105,15 @@ class CachedTeacher:
 
 @torch.no_grad()
 def write_cache(
-    path: str | Path,
-    model: LanguageModel,
-    tokens: np.ndarray,
-    config: TrainingConfig,
-    device: torch.device,
-    dtype: torch.dtype,
+    path: str | Path, model: LanguageModel, tokens: np.ndarray, config: TrainingConfig, runtime: Runtime
 ) -> None:
     """Write the model's logits for every step of a training with this configuration.  tokens: its text [n]."""
     batches = StreamBatches(tokens, config.batch, config.tgt_len)
-    teacher = LiveTeacher(model.to(device), config.mem_len)
+    teacher = LiveTeacher(model.to(runtime.device), config.mem_len)
     vocab_size = model.architecture.vocab_size
     logits = torch.zeros(config.steps, config.batch * config.tgt_len, vocab_size, dtype=torch.float16)
     for step in progress(range(config.steps), "teacher"):
-        inputs = batches.batch_at(step)[0].to(device)
-        with autocast(device, dtype):
+        inputs = batches.batch_at(step)[0].to(runtime.device)
+        with runtime.autocast():
             logits[step, : inputs.numel()] = teacher.logits(teacher.rows(step, inputs))
     write_tensors(path, {"logits": logits})

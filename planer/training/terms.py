@@ -1,95 +1,59 @@
-"""Terms of a training loss: (output, batch, step) -> (loss, metrics).
-
-One term is the prediction.  It says what the forward pass makes of the hidden states, and its loss comes first.  The
-others add to it.
-
-Letters in shapes: B sequences, T tokens.
-"""
+"""Terms of a training loss, added to that of the task: (result, batch, step) -> (loss, metrics)."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
-from functools import partial
-from typing import NamedTuple
+from typing import Any
 
+import torch
 from torch import Tensor
 
-from planer.models import LanguageModel
-
-Metrics = dict[str, Tensor | float]
-
-
-class Batch(NamedTuple):
-    """A segment of the training text and the tokens that follow each of its tokens, both [B, T]."""
-
-    inputs: Tensor
-    targets: Tensor
+from planer.blocks.block import Wants
+from planer.tasks.task import MAIN, Metrics, Result, RowScore
 
 
 class Term:
     """A part of a training loss.  Steps count from 0."""
 
-    def __call__(self, output: Tensor, batch: Batch, step: int) -> tuple[Tensor | float, Metrics]:
-        """The loss to add, and metrics for the history.  output: what the forward pass returned."""
+    group: str = MAIN
+    """The optimizer step group to whose steps it belongs."""
+    wants: Wants = ()
+    """What blocks should hand on for it."""
+    share: float = 0.0
+    """Share of the loss before it that it takes the place of."""
+
+    def row_score(self, batch: Any, step: int) -> RowScore | None:
+        """What should be computed from the logits for it, in the forward pass."""
+        return None
+
+    def __call__(self, result: Result, batch: Any, step: int) -> tuple[Tensor | float, Metrics]:
+        """The loss to add, and metrics for the history.  result: what the task made of the batch."""
         raise NotImplementedError
-
-    def during_step(self) -> AbstractContextManager:
-        """Around the forward pass and the loss of a training step."""
-        return nullcontext()
-
-    def during_validation(self) -> AbstractContextManager:
-        """Around a validation."""
-        return nullcontext()
 
     def state(self) -> dict[str, Tensor]:
         """What the next step depends on."""
         return {}
 
     def restore(self, tensors: dict[str, Tensor]) -> None:
-        """Inverse of state; other tensors are ignored."""
-
-
-class Prediction(Term):
-    """The term that says what the forward pass computes from the hidden states."""
-
-    def score(self, batch: Batch, step: int) -> Callable[[Tensor], Tensor]:
-        """From hidden states [B, T, D] to what ``__call__`` gets as output."""
-        raise NotImplementedError
-
-
-class CrossEntropy(Prediction):
-    """Mean negative log-likelihood of the text, ``nll`` in the history."""
-
-    def __init__(self, model: LanguageModel):
-        self.model = model
-
-    def score(self, batch: Batch, step: int) -> Callable[[Tensor], Tensor]:
-        """See Prediction."""
-        return partial(self.model.nll, targets=batch.targets)
-
-    def __call__(self, output: Tensor, batch: Batch, step: int) -> tuple[Tensor, Metrics]:
-        """See Term."""
-        nll = output.mean()
-        return nll, {"nll": nll}
+        """Inverse of state."""
 
 
 class Balance(Term):
-    """The load-balancing loss of mixtures of experts, times a weight.
+    """The mean load-balancing loss of the mixtures of experts, times a weight.
 
     The history gets ``balance`` and ``load_<block>_<expert>``, the share of the assignments; blocks count all positions
     of the network.
     """
 
-    def __init__(self, model: LanguageModel, weight: float):
-        self.model, self.weight = model, weight
-        self._positions = [i for i, spec in enumerate(model.architecture.blocks) if spec.routes]
+    wants = ("balance", "load")
 
-    def __call__(self, output: Tensor, batch: Batch, step: int) -> tuple[Tensor | float, Metrics]:
+    def __init__(self, weight: float):
+        self.weight = weight
+
+    def __call__(self, result: Result, batch: Any, step: int) -> tuple[Tensor | float, Metrics]:
         """See Term."""
-        if not self._positions:
+        mixtures = {position: aux for position, aux in enumerate(result.aux) if "balance" in aux}
+        if not mixtures:
             return 0.0, {}
-        balance = self.model.balance_loss()
-        loads = zip(self._positions, self.model.moe_blocks(), strict=True)
-        shares = {f"load_{position}": moe.load / moe.load.sum() for position, moe in loads}
+        balance = torch.stack([aux["balance"] for aux in mixtures.values()]).mean()
+        shares = {f"load_{position}": aux["load"] / aux["load"].sum() for position, aux in mixtures.items()}
         return self.weight * balance, {"balance": balance} | shares

@@ -25,12 +25,13 @@ from planer.workflow import tracking
 from planer.workflow.failures import MISTAKE, STATUS
 
 if TYPE_CHECKING:
-    import numpy as np
-    import torch
     from pandas import DataFrame
 
+    from planer.data.texts import Texts
     from planer.models import LanguageModel
+    from planer.runtime import Runtime
     from planer.training.checkpoint import Checkpoint
+    from planer.training.loop import Record
 
 SHARED = "shared"
 """In place of a variant's name, for jobs that all variants of an experiment share."""
@@ -57,9 +58,14 @@ class Job:
         """Of the experiment's corpus."""
         return self._snakemake.params.vocab_size
 
-    def tokens(self, split: str) -> np.ndarray:
-        """A split of the prepared corpus, memory-mapped.  Raises UserError for a damaged one."""
-        return read_tokens(self._snakemake.input[split])
+    def texts(self) -> Texts:
+        """Those splits of the prepared corpus that are among the inputs, memory-mapped.  Raises UserError for a damaged
+        one."""
+        from planer.data.texts import Texts
+
+        inputs = self._snakemake.input
+        splits = {split: read_tokens(inputs[split]) for split in ("train", "valid", "test") if inputs.get(split)}
+        return Texts(self.vocab_size, **splits)
 
     def train(
         self, function: Callable, start, config, finish: Callable[[LanguageModel], dict] = lambda network: {}
@@ -68,18 +74,21 @@ class Job:
 
         finish: called with the trained network before it is written; returns further metrics.
         """
-        checkpoint, texts = self.checkpoint(), (self.tokens("train"), self.tokens("valid"))
-        network, history, metrics = function(
-            start, *texts, config, self._snakemake.params.seed, *self.runtime(), checkpoint, self.run.row
-        )
-        self.write_training(network, history, metrics | finish(network), checkpoint)
+        record = self.record()
+        network, history, metrics = function(start, self.texts(), config, self.runtime(), record)
+        self.write_training(network, history, metrics | finish(network), record.checkpoint)
 
-    def runtime(self) -> tuple[torch.device, torch.dtype]:
-        """Device of the job, and dtype of its matrix products."""
-        from planer.runtime import resolve_device, resolve_dtype
+    def runtime(self) -> Runtime:
+        """Device of the job, dtype of its matrix products, and its seed: its own, or else the experiment's."""
+        from planer.runtime import runtime_of
 
-        device = resolve_device(self.config.device)
-        return device, resolve_dtype(self.config.dtype, device)
+        return runtime_of(self.config, self._snakemake.params.get("seed", getattr(self.config, "seed", 0)))
+
+    def record(self) -> Record:
+        """Where a training stage resumes from, and the mirror of its history."""
+        from planer.training.loop import Record
+
+        return Record(self.checkpoint(), self.run.row)
 
     def write_training(self, network: LanguageModel, history: DataFrame, metrics: dict, checkpoint: Checkpoint) -> None:
         """Write what a training leaves, then delete its checkpoint."""

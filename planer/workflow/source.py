@@ -9,7 +9,7 @@ Code that cannot change a result does not count:
 - comments, docstrings and layout, and imports for annotations (``if TYPE_CHECKING``);
 - modules that log, mirror, report progress or convert a configuration (CHANGES_NO_RESULT);
 - what planer/config holds and checks: the values that a stage reads are among its params.  Its functions count;
-- packages that only re-export names: ``from planer.config import derive_seed`` reaches planer/config/seed.py alone.
+- packages that only re-export names: ``from planer.config import SearchConfig`` reaches planer/config/search.py alone.
 
 Imports that are computed at run time are not seen, but for registries (REGISTRIES).
 """

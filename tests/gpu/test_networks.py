@@ -7,6 +7,7 @@ import torch
 
 from planer.config import WorkloadConfig
 from planer.latency.networks import random_model, random_tokens, timed_forward
+from planer.runtime import Runtime
 from planer.specs import Architecture, Attention, DynamicMoE, FeedForward, MoE
 
 CUDA = torch.device("cuda")
@@ -20,10 +21,10 @@ def workload(execution):
 
 @pytest.mark.parametrize("attention", ["cached", "recompute"])
 def test_a_graph_computes_what_the_kernels_do_one_by_one(attention):
-    model = random_model(Architecture(204, 512, BLOCKS), CUDA, torch.bfloat16, seed=0)
+    model = random_model(Architecture(204, 512, BLOCKS), Runtime(CUDA, torch.bfloat16))
     tokens = random_tokens(model.architecture, workload("eager"), seed=1)
     nll = {
-        execution: timed_forward(model, workload(execution), CUDA, torch.bfloat16, attention, tokens)
+        execution: timed_forward(model, workload(execution), Runtime(CUDA, torch.bfloat16), attention, tokens)
         for execution in ("eager", "graph")
     }
     for tau in (0.0, 0.6):

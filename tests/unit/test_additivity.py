@@ -8,7 +8,6 @@ import math
 import numpy as np
 import pandas as pd
 import pytest
-import torch
 from scipy.stats import pearsonr
 from toy import experiment
 
@@ -25,6 +24,7 @@ from planer.latency.additivity import (
     spread_networks,
 )
 from planer.latency.table import LatencyTable, identity
+from planer.runtime import Runtime
 
 CONFIG = experiment(profile_blocks={"warmup": 1, "max_seconds": 20.0})
 VOCABULARY = 50
@@ -41,7 +41,7 @@ COPIES = 2
 
 
 def table(config=CONFIG) -> LatencyTable:
-    sides = identity(torch.device("cpu"), torch.float32, config.workload, config.model, VOCABULARY)
+    sides = identity(Runtime(), config.workload, config.model, VOCABULARY)
     rows = pd.DataFrame(
         [
             {"option": option, "attention": mode, "median_ms": ms, "routing": "balanced"}
@@ -121,7 +121,7 @@ def test_intervals_hold_the_statistic_and_narrow_with_more_networks():
 
 def test_exact_sums_pass(monkeypatch):
     exact = Exact(monkeypatch)
-    report = check_additivity(CONFIG, VOCABULARY, table())
+    report = check_additivity(CONFIG, VOCABULARY, table(), Runtime(seed=CONFIG.seed))
     assert report["passed"]
     assert report["pearson_r"] == pytest.approx(1.0)
     assert report["max_ape"] == pytest.approx(0.0)
@@ -137,7 +137,7 @@ def test_exact_sums_pass(monkeypatch):
 
 def test_a_slower_device_is_no_error_of_sums(monkeypatch):
     Exact(monkeypatch, scale=1.3, slowdown=1.3)
-    report = check_additivity(CONFIG, VOCABULARY, table())
+    report = check_additivity(CONFIG, VOCABULARY, table(), Runtime(seed=CONFIG.seed))
     assert report["passed"]
     assert report["slowdown"] == pytest.approx(1.3)
     assert report["max_ape"] == pytest.approx(0.0)
@@ -146,7 +146,7 @@ def test_a_slower_device_is_no_error_of_sums(monkeypatch):
 
 def test_a_bias_fails_though_correlation_is_perfect(monkeypatch):
     Exact(monkeypatch, scale=1.25)
-    report = check_additivity(CONFIG, VOCABULARY, table())
+    report = check_additivity(CONFIG, VOCABULARY, table(), Runtime(seed=CONFIG.seed))
     assert report["pearson_r"] == pytest.approx(1.0)
     assert report["bias"] == pytest.approx(-0.2)
     assert (report["mape"], report["max_ape"]) == pytest.approx((0.2, 0.2))
@@ -156,9 +156,8 @@ def test_a_bias_fails_though_correlation_is_perfect(monkeypatch):
 def test_the_config_may_loosen_the_bars(monkeypatch):
     Exact(monkeypatch, scale=1.25)
     loose = {"min_r": 0.9, "max_mape": 0.25, "max_ape": 0.3}
-    report = check_additivity(
-        experiment(profile_blocks={"warmup": 1, "max_seconds": 20.0, **loose}), VOCABULARY, table()
-    )
+    config = experiment(profile_blocks={"warmup": 1, "max_seconds": 20.0, **loose})
+    report = check_additivity(config, VOCABULARY, table(), Runtime(seed=CONFIG.seed))
     assert report["passed"] and report["bar"] == {"pearson_r": 0.9, "mape": 0.25, "max_ape": 0.3}
     assert missed({"pearson_r": 0.95, "mape": 0.2, "max_ape": 0.4}, report["bar"]) == ["max_ape"]
     assert missed(report["bar"], IDLE_BAR) == ["pearson_r", "mape", "max_ape"]
@@ -167,25 +166,25 @@ def test_the_config_may_loosen_the_bars(monkeypatch):
 def test_fewer_networks_when_time_is_short(monkeypatch):
     Exact(monkeypatch)
     config = experiment(profile_blocks={"max_seconds": 0.3})
-    report = check_additivity(config, VOCABULARY, table(config))
+    report = check_additivity(config, VOCABULARY, table(config), Runtime(seed=CONFIG.seed))
     assert MIN_NETWORKS < report["n"] - 1 < 32  # 0.3 s hold 4 rounds of 14 networks of 5.1 ms
     assert report["requested"] == 33
     config = experiment(profile_blocks={"max_seconds": 0.001})
-    assert check_additivity(config, VOCABULARY, table(config))["n"] == MIN_NETWORKS + 1
+    assert check_additivity(config, VOCABULARY, table(config), Runtime(seed=CONFIG.seed))["n"] == MIN_NETWORKS + 1
 
 
 def test_a_foreign_table_is_refused():
     other = table()
     other.identity["threads"] += 1
     with pytest.raises(UserError, match="threads"):
-        check_additivity(CONFIG, VOCABULARY, other)
+        check_additivity(CONFIG, VOCABULARY, other, Runtime(seed=CONFIG.seed))
 
 
 @pytest.mark.parametrize("attention", ["cached", "recompute"])
 def test_a_real_check(attention):
     """Structure only: the machine that runs tests is busy."""
     config = experiment(workload={"attention": attention}, profile_blocks={"rounds": 3, "networks": 9, "warmup": 1})
-    report = check_additivity(config, VOCABULARY, table(config))
+    report = check_additivity(config, VOCABULARY, table(config), Runtime(seed=CONFIG.seed))
     assert json.loads(json.dumps(report, allow_nan=False)) == report
     assert report["attention"] == attention
     assert (report["n"], report["rounds"]) == (10, 3)

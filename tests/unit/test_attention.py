@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from planer.blocks.attention import relative_shift
 from planer.models import LanguageModel, initialise
 from planer.models.positions import sinusoids
+from planer.models.transformer import Reading
 from planer.specs import Architecture, Attention
 
 D_MODEL = 12
@@ -63,7 +64,7 @@ def test_outputs_and_gradients_of_recomputed_attention(norm, shape):
     weights = tuple(model.blocks.parameters())
     for same_length, clamp_len in itertools.product((False, True), (0, 3)):
         options = {"mem_len": mem_len, "same_length": same_length, "clamp_len": clamp_len}
-        ours, _ = model.run_blocks(x, [memory], **options)
+        ours = model.run_blocks(x, [memory], **options)[0]
         expected = reference(model.blocks[0], x, memory, **options)
         torch.testing.assert_close(ours, expected, msg=lambda m, o=options: f"{o}: {m}")
         direction = torch.randn(ours.shape, dtype=torch.float64, generator=generator)
@@ -76,7 +77,7 @@ def test_the_reference_notices_a_distance_off_by_one():
     """A control: the comparison above must be able to fail."""
     model, x = network(), torch.randn(2, 5, D_MODEL, dtype=torch.float64)
     memory = torch.randn(2, 3, D_MODEL, dtype=torch.float64)
-    shifted, _ = model.run_blocks(x, [memory[:, 1:]], mem_len=8)
+    shifted = model.run_blocks(x, [memory[:, 1:]], mem_len=8)[0]
     expected = reference(model.blocks[0], x, memory, 8, False, 0)
     assert (shifted - expected).abs().max() > 1e-3
 
@@ -93,9 +94,8 @@ def test_cached_attention_equals_recomputed(norm, mem_len, lengths):
             tokens = torch.randint(11, (2, length), generator=generator)
             hidden = {}
             for attention in memories:
-                hidden[attention], memories[attention] = model(
-                    tokens, memories[attention], mem_len=mem_len, clamp_len=7, attention=attention
-                )
+                output = model(tokens, memories[attention], mem_len=mem_len, clamp_len=7, attention=attention)
+                hidden[attention], memories[attention] = output.hidden, output.state
             torch.testing.assert_close(hidden["cached"], hidden["recompute"], rtol=1e-5, atol=1e-5)
             remembered = min(mem_len, sum(lengths[: number + 1]))
             assert [m.shape[1] for m in memories["recompute"]] == [remembered] * 3
@@ -107,7 +107,8 @@ def read(model, tokens, length, **options):
     memory, parts = None, []
     with torch.inference_mode():
         for inputs, targets in zip(tokens[:, :-1].split(length, 1), tokens[:, 1:].split(length, 1), strict=True):
-            hidden, memory = model(inputs, memory, **options)
+            output = model(inputs, memory, **options)
+            hidden, memory = output.hidden, output.state
             parts.append(model.nll(hidden, targets))
     return torch.cat(parts, dim=1)
 
@@ -134,7 +135,7 @@ def test_the_future_is_invisible():
     tokens = torch.randint(11, (2, 9), generator=torch.Generator().manual_seed(5))
     changed = tokens.clone()
     changed[:, 6:] = (changed[:, 6:] + 1) % 11
-    before, after = (model(t, mem_len=4)[0] for t in (tokens, changed))
+    before, after = (model(t, mem_len=4).hidden for t in (tokens, changed))
     assert torch.equal(before[:, :6], after[:, :6])
     assert not torch.equal(before[:, 6:], after[:, 6:])
 
@@ -162,7 +163,7 @@ def test_sinusoids():
 def test_positions_are_exact_before_they_are_rounded_to_bfloat16():
     model = network().bfloat16()
     x = torch.zeros(1, 1024, D_MODEL, dtype=torch.bfloat16)
-    positions = model._segment(x, 0, 0, False, 0, "recompute").positions
+    positions = model._segment(x, 0, Reading(mem_len=0)).positions
     exact = sinusoids(torch.arange(1023, -1, -1), D_MODEL)
     assert (positions.float() - exact).abs().max() < 0.003
 
@@ -173,7 +174,7 @@ class TestKeptPositionKeys:
     def run(self, model):
         tokens = torch.arange(10).view(2, 5)
         with torch.inference_mode():
-            return model(tokens, mem_len=4, attention="cached")[0]
+            return model(tokens, mem_len=4, attention="cached").hidden
 
     def check(self, change):
         model, fresh = network(), network()
@@ -203,7 +204,7 @@ class TestKeptPositionKeys:
     def test_follow_training(self):
         def train(model):
             model.train()
-            hidden, _ = model(torch.arange(10).view(2, 5), mem_len=4)
+            hidden = model(torch.arange(10).view(2, 5), mem_len=4).hidden
             hidden.square().sum().backward()
             torch.optim.SGD(model.parameters(), lr=0.1).step()
             model.eval()
@@ -220,7 +221,7 @@ class TestKeptPositionKeys:
     def test_are_not_kept_where_gradients_are_recorded(self):
         model = network()
         for _ in range(2):
-            model(torch.arange(10).view(2, 5), mem_len=4, attention="cached")[0].sum().backward()
+            model(torch.arange(10).view(2, 5), mem_len=4, attention="cached").hidden.sum().backward()
         assert model.blocks[0].sublayer.positions.weight.grad is not None
 
     def test_are_not_kept_for_training(self):

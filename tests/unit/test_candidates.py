@@ -11,7 +11,6 @@ import torch
 from planted import losses, named, space
 from toy import VOCAB_SIZE, experiment, latency_table
 
-from planer.config import derive_seed
 from planer.config.variant import parse_variant
 from planer.errors import UserError
 from planer.search import candidates
@@ -19,6 +18,7 @@ from planer.search.candidates import TOLERANCE, Measured, choose, measured_candi
 from planer.search.methods import config_of
 from planer.search.network import chosen_network, space_of
 from planer.search.space import Candidate
+from planer.seed import derive_seed
 
 pytestmark = pytest.mark.slow
 SOME = {"shallow": 2, "edited": 2, "random": 2}

@@ -8,10 +8,11 @@ import pytest
 import yaml
 from toy import ROOT
 
-from planer.config import Experiment, derive_seed, sections
+from planer.config import Experiment, sections
 from planer.errors import UserError
 from planer.heads import AdaptiveSoftmax
 from planer.parsing import build, merge
+from planer.seed import derive_seed
 from planer.specs import Attention, FeedForward
 
 DEFAULTS = yaml.safe_load((ROOT / "config/config.yaml").read_text())

@@ -8,19 +8,24 @@ import pandas as pd
 import pytest
 import torch
 from kill import kill_at
-from test_retrain import ARCHITECTURE, CONFIG, TEXT, VALID, weights
+from test_retrain import ARCHITECTURE, CONFIG, TEXT, TEXTS, weights
 
 from planer.models import LanguageModel, head, initialise
+from planer.runtime import Runtime
 from planer.specs import Architecture, Attention, FeedForward
+from planer.tasks.causal_lm import CausalLM
 from planer.training.checkpoint import Checkpoint
-from planer.training.distillation import taught_by
+from planer.training.distillation import Distillation
+from planer.training.loop import Record
+from planer.training.loss import StepLoss
 from planer.training.parent_start import Parent, start_from_parent
 from planer.training.recipe import Recipe
-from planer.training.retrain import LanguageModelling
+from planer.training.teacher import LiveTeacher
 from planer.training.terms import Balance
 
 pytestmark = pytest.mark.slow
-CPU = torch.device("cpu")
+
+CPU = Runtime()
 TEACHER = Architecture(11, 24, (Attention(3, 8), FeedForward(48), Attention(1, 8)), dropout=0.5, init_std=0.3)
 
 
@@ -32,21 +37,20 @@ def network(architecture: Architecture, seed: int = 0) -> LanguageModel:
 
 def run(folder, rows=None, weight=0.5, temperature=2.0):
     """A student without a parent's weights, which starts as it would without a teacher."""
-    recipe = Taught(weight, temperature)
     on_row = (lambda row: None) if rows is None else rows.append
-    return recipe.train(ARCHITECTURE, Checkpoint(folder, "test"), on_row)
+    return Taught(weight, temperature).train(ARCHITECTURE, Record(Checkpoint(folder, "test"), on_row))
 
 
 class Taught(Recipe):
     """Training from random weights with a teacher beside the text."""
 
     def __init__(self, weight: float = 0.5, temperature: float = 2.0, config=CONFIG):
-        super().__init__(config, TEXT, VALID, 1, CPU, torch.float32)
+        super().__init__(config, TEXTS, Runtime(seed=1))
         self.teacher = network(TEACHER)
         self.told = {"weight": weight, "temperature": temperature}
 
-    def prediction(self, model):
-        return taught_by(self.teacher, self.config.mem_len, **self.told)(model)
+    def terms(self):
+        return [Distillation(LiveTeacher(self.teacher, self.config.mem_len), **self.told), *super().terms()]
 
 
 def still(seed: int = 0) -> LanguageModel:
@@ -55,10 +59,15 @@ def still(seed: int = 0) -> LanguageModel:
 
 
 def distillation(
-    student: LanguageModel, teacher: LanguageModel, weight: float, temperature: float, balance: float = 0.01
-) -> LanguageModelling:
-    prediction = taught_by(teacher, CONFIG.mem_len, weight, temperature)(student)
-    return LanguageModelling(student, TEXT, VALID, CONFIG, prediction, [Balance(student, balance)], eval_steps=100)
+    student: LanguageModel,
+    teacher: LanguageModel,
+    weight: float,
+    temperature: float,
+    balance: float = 0.01,
+    runtime: Runtime = CPU,
+) -> StepLoss:
+    terms = [Distillation(LiveTeacher(teacher, CONFIG.mem_len), weight, temperature), Balance(balance)]
+    return StepLoss(student.train(), CausalLM(TEXTS, CONFIG, runtime), terms, runtime)
 
 
 @pytest.mark.parametrize(("weight", "temperature"), [(0.5, 1.0), (0.3, 2.5), (1.0, 0.5)])
@@ -67,16 +76,19 @@ def test_loss_is_the_closed_form_with_a_memory_for_both(weight, temperature):
     objective = distillation(student, teacher, weight, temperature)
     own = taught = None
     for step in range(3):
-        loss, metrics = objective.loss(step)
-        inputs, targets = objective.batches.batch_at(step)
-        hidden, own = student(inputs, own, mem_len=CONFIG.mem_len)
-        wanted, taught = teacher(inputs, taught, mem_len=CONFIG.mem_len)
+        loss, metrics = objective(step)
+        inputs, targets = objective.task.batches.batch_at(step)
+        output = student(inputs, own, mem_len=CONFIG.mem_len, wants=("balance",))
+        hidden, own = output.hidden, output.state
+        balance = [aux["balance"] for aux in output.aux if aux]
+        output = teacher(inputs, taught, mem_len=CONFIG.mem_len)
+        wanted, taught = output.hidden, output.state
         z = hidden.double() @ student.embedding.weight.double().T + student.head.bias.double()
         t = wanted.double() @ teacher.embedding.weight.double().T + teacher.head.bias.double()
         p, q = (t / temperature).softmax(-1), (z / temperature).softmax(-1)
         divergence = (p * (p / q).log()).sum(-1).mean()
         nll = -z.log_softmax(-1).gather(-1, targets[..., None]).mean()
-        expected = (1 - weight) * nll + weight * temperature**2 * divergence + 0.01 * student.balance_loss()
+        expected = (1 - weight) * nll + weight * temperature**2 * divergence + 0.01 * sum(balance) / 2
         assert loss.item() == pytest.approx(expected.item(), rel=1e-4)
         assert metrics["nll"].item() == pytest.approx(nll.item(), rel=1e-5)
         assert metrics["divergence"].item() == pytest.approx(divergence.item(), rel=1e-3)
@@ -90,12 +102,12 @@ def test_a_network_that_is_its_parent_has_nothing_to_learn():
     start_from_parent(student, Parent(parent, TEXT, CONFIG))
     objective = distillation(student, parent, 1.0, 2.0, balance=0.0)
     for step in range(3):
-        loss, metrics = objective.loss(step)
+        loss, metrics = objective(step)
         loss.backward()
         assert loss.item() == pytest.approx(0, abs=1e-6) and metrics["nll"] > 1
     assert max(p.grad.abs().max() for p in student.parameters() if p.grad is not None) < 2e-3
     other = distillation(still(seed=1), parent, 1.0, 2.0)
-    assert other.loss(0)[0] > 0.1
+    assert other(0)[0] > 0.1
 
 
 def test_chunks_of_logits_change_neither_loss_nor_gradients(monkeypatch):
@@ -103,7 +115,7 @@ def test_chunks_of_logits_change_neither_loss_nor_gradients(monkeypatch):
     for at_once in (2**26, 5 * 11):
         monkeypatch.setattr(head, "LOGITS_AT_ONCE", at_once)
         objective = distillation(still(), network(TEACHER), 0.5, 2.0)
-        loss, _ = objective.loss(0)
+        loss, _ = objective(0)
         loss.backward()
         results.append((loss.detach(), *(p.grad for p in objective.model.parameters() if p.grad is not None)))
     for whole, chunked in zip(*results, strict=True):
@@ -113,9 +125,8 @@ def test_chunks_of_logits_change_neither_loss_nor_gradients(monkeypatch):
 def test_bfloat16_products_give_nearly_the_same_loss_in_single_precision():
     losses = []
     for dtype in (torch.float32, torch.bfloat16):
-        objective = distillation(still(), network(TEACHER), 0.5, 2.0)
-        objective.dtype = dtype
-        loss, metrics = objective.loss(0)
+        objective = distillation(still(), network(TEACHER), 0.5, 2.0, runtime=Runtime(dtype=dtype))
+        loss, metrics = objective(0)
         loss.backward()
         assert loss.dtype == metrics["divergence"].dtype == torch.float32
         assert all(p.grad.isfinite().all() for p in objective.model.parameters() if p.grad is not None)
@@ -130,7 +141,7 @@ def result(tmp_path_factory):
 
 
 def test_without_weight_it_is_plain_training_to_the_last_bit(result, tmp_path):
-    plain = Recipe(CONFIG, TEXT, VALID, 1, CPU, torch.float32).train(ARCHITECTURE, Checkpoint(tmp_path / "p", "test"))
+    plain = Recipe(CONFIG, TEXTS, Runtime(seed=1)).train(ARCHITECTURE, Record(Checkpoint(tmp_path / "p", "test")))
     unheard = run(tmp_path / "unheard", weight=0.0)
     assert weights(unheard[0]) == weights(plain[0])
     pd.testing.assert_frame_equal(unheard[1][plain[1].columns], plain[1], check_exact=True)
@@ -140,7 +151,7 @@ def test_without_weight_it_is_plain_training_to_the_last_bit(result, tmp_path):
 def test_the_teacher_is_left_alone(tmp_path):
     recipe = Taught(config=dataclasses.replace(CONFIG, steps=5))
     before = weights(recipe.teacher)
-    model, history, _ = recipe.train(ARCHITECTURE, Checkpoint(tmp_path, "test"))
+    model, history, _ = recipe.train(ARCHITECTURE, Record(Checkpoint(tmp_path, "test")))
     assert weights(recipe.teacher) == before and not recipe.teacher.training
     assert all(param.grad is None for param in recipe.teacher.parameters())
     assert history["divergence"].notna().any()
@@ -150,7 +161,7 @@ def test_the_teacher_is_left_alone(tmp_path):
 def test_sigkill_in_the_middle_costs_nothing_but_time(result, tmp_path, capsys):
     kill_at(20, run, tmp_path)
     tensors, values = Checkpoint(tmp_path, "test").load()
-    assert values["step"] == 18 and "objective.teacher.2" in tensors
+    assert values["step"] == 18 and "loss.term.0.teacher.2" in tensors
     model, history, _ = run(tmp_path)
     assert "retrain: resuming at step 18/40" in capsys.readouterr().err
     assert weights(model) == weights(result[0])

@@ -24,6 +24,7 @@ from planer.git import git_commit
 from planer.latency.networks import random_model
 from planer.latency.table import LatencyTable
 from planer.models import LanguageModel, save
+from planer.runtime import Runtime
 from planer.specs import Architecture
 
 pytestmark = pytest.mark.slow
@@ -85,7 +86,7 @@ def table(vocab_size: int = VOCAB_SIZE) -> LatencyTable:
 
 def evaluated(folder, text, variant: str, architecture: Architecture, **overlay) -> dict:
     """Evaluate an untrained network whose stages changed nothing but to split its dense layers."""
-    dense = random_model(architecture, CPU, torch.float32, seed=0)
+    dense = random_model(architecture, Runtime(seed=0))
     converted, _, metrics = split(dense, ClusterConfig(expert_size=8, restarts=1, max_iterations=5), seed=0)
     converted = with_routers(converted, 8)
     initialise_routers(converted, torch.Generator().manual_seed(0))

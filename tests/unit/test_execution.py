@@ -15,6 +15,7 @@ from planer.errors import UserError
 from planer.latency import execution as execution_module
 from planer.latency.execution import check_execution, executable, prepared
 from planer.latency.networks import Pool, random_model, random_tokens, timed_forward
+from planer.runtime import Runtime
 from planer.specs import Attention, DynamicMoE, FeedForward, MoE, Skip
 
 pytestmark = pytest.mark.slow
@@ -31,12 +32,12 @@ def workload(execution: str):
 
 def nll(model, execution: str, attention: str = "cached", device: torch.device = CPU):
     tokens = random_tokens(CONFIG.model.architecture(VOCABULARY, ()), CONFIG.workload, seed=5)
-    return timed_forward(model, workload(execution), device, torch.float32, attention, tokens)
+    return timed_forward(model, workload(execution), Runtime(device), attention, tokens)
 
 
 @pytest.fixture(scope="module")
 def model():
-    return random_model(CONFIG.model.architecture(VOCABULARY, BLOCKS), CPU, torch.float32, seed=1)
+    return random_model(CONFIG.model.architecture(VOCABULARY, BLOCKS), Runtime(seed=1))
 
 
 @pytest.fixture
@@ -58,8 +59,8 @@ def test_compiled_networks_compute_the_same(model, attention):
 def test_blocks_of_one_kind_share_their_code(codes):
     """However many there are and in whatever order; nothing is compiled in a later call."""
     pool = Pool(
-        CONFIG.model.architecture(VOCABULARY, ()), {DENSE: 4, MIXTURE: 2, SELF: 2}, workload("compiled"), CPU,
-        torch.float32, ["cached"],
+        CONFIG.model.architecture(VOCABULARY, ()), {DENSE: 4, MIXTURE: 2, SELF: 2}, workload("compiled"),
+        Runtime(), ["cached"],
     )  # fmt: skip
     calls = [pool.network((DENSE,), "cached"), pool.network((SELF, MIXTURE), "cached")]
     first = codes["unique_graphs"]
@@ -97,8 +98,8 @@ def test_more_kinds_than_may_be_compiled_are_an_error(codes, monkeypatch):
     """PyTorch would run them eagerly, which would be timed as compiled."""
     monkeypatch.setattr(execution_module, "CODES", 1)
     pool = Pool(
-        CONFIG.model.architecture(VOCABULARY, ()), {DENSE: 1, FeedForward(32): 1}, workload("compiled"), CPU,
-        torch.float32, ["cached"],
+        CONFIG.model.architecture(VOCABULARY, ()), {DENSE: 1, FeedForward(32): 1}, workload("compiled"),
+        Runtime(), ["cached"],
     )  # fmt: skip
     pool.network((DENSE,), "cached")
     with pytest.raises(UserError, match="compiled failed"):
@@ -135,7 +136,7 @@ def test_graphs_compute_the_same(attention):
     device = torch.device("cuda", 0)
     blocks = tuple(block for block in BLOCKS if block is not MIXTURE)
     networks = [
-        random_model(CONFIG.model.architecture(VOCABULARY, blocks), device, torch.float32, seed) for seed in (1, 2)
+        random_model(CONFIG.model.architecture(VOCABULARY, blocks), Runtime(device, seed=seed)) for seed in (1, 2)
     ]
     replays = [nll(network, "graph", attention, device) for network in networks]
     for tau in (0.0, 0.5, 0.2, 0.5, 0.0):

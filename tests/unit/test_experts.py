@@ -44,9 +44,10 @@ def logits(model: LanguageModel, tau: float = 0.0) -> tuple[torch.Tensor, list[i
         block.tau = tau
     tokens = torch.randint(11, (3, 10), generator=torch.Generator().manual_seed(5))
     with torch.no_grad():
-        first, memory = model(tokens[:, :5], mem_len=4)
-        second, _ = model(tokens[:, 5:], memory, mem_len=4)
-    return torch.cat((first, second), 1), [int(block.executed) for block in model.dynamic_blocks()]
+        first = model(tokens[:, :5], mem_len=4)
+        second = model(tokens[:, 5:], first.state, mem_len=4, wants=("executed",))
+    executed = [int(aux["executed"]) for aux in second.aux if aux]
+    return torch.cat((first.hidden, second.hidden), 1), executed
 
 
 @given(st.integers(1, 6), st.integers(1, 6), st.integers(0, 2**31 - 1))

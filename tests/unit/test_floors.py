@@ -31,7 +31,7 @@ FLOORS = (
     "serving",
 )
 """From the ground up."""
-GROUND = ("errors", "files", "git", "initial", "measure", "paired", "parsing", "progress", "runtime", "tensors")
+GROUND = ("errors", "files", "git", "initial", "measure", "paired", "parsing", "progress", "runtime", "seed", "tensors")
 """Modules below all floors, which import one another only.  The command line is above all."""
 
 

@@ -32,7 +32,7 @@ def without_memory(model, prompt, tokens, mem_len, clamp_len, sampling) -> list[
     """Reads the whole text anew for each token, under the mask of the evaluation."""
     generator, ids = torch.Generator().manual_seed(sampling.seed), list(prompt)
     for _ in range(tokens):
-        hidden, _ = model(torch.tensor([ids]), mem_len=mem_len, clamp_len=clamp_len, same_length=True)
+        hidden = model(torch.tensor([ids]), mem_len=mem_len, clamp_len=clamp_len, same_length=True).hidden
         ids.append(sampling.choose(model.log_probs(hidden[0, -1]), generator))
     return ids[len(prompt) :]
 

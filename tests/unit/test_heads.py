@@ -27,10 +27,10 @@ from planer.latency.networks import random_tokens
 from planer.models import LanguageModel, head, initialise, load, save
 from planer.parsing import merge
 from planer.specs import Architecture, Attention, FeedForward
+from planer.tasks.nll import mean_nll
 from planer.training.checkpoint import Checkpoint
 from planer.training.recipe import Recipe, Student
 from planer.training.teacher import write_cache
-from planer.training.validate import mean_nll
 
 CPU = torch.device("cpu")
 WT103 = (19_997, 39_997, 199_997)
@@ -104,7 +104,7 @@ class TestEveryHead:
         """LAMB skips weights without one, and would forget their moments in steps without rare words."""
         model = network(spec)
         tokens = torch.zeros(2, 5, dtype=torch.int64)
-        hidden, _ = model(tokens, mem_len=0)
+        hidden = model(tokens, mem_len=0).hidden
         model.nll(hidden, tokens).sum().backward()
         assert not [name for name, parameter in model.named_parameters() if parameter.grad is None]
 
@@ -124,7 +124,7 @@ class TestEveryHead:
         copied = load(tmp_path)
         assert copied.architecture == model.architecture
         with torch.inference_mode():
-            nll = [one.nll(one(words, mem_len=0)[0], words) for one in (model, copied)]
+            nll = [one.nll(one(words, mem_len=0).hidden, words) for one in (model, copied)]
         assert torch.equal(*nll)
 
     def test_the_tied_weights_are_stored_once(self, spec):
@@ -134,7 +134,7 @@ class TestEveryHead:
 
     def test_the_loss_of_a_bfloat16_model_is_single_precision(self, spec):
         model, words = network(spec).bfloat16().eval(), hidden_and_words()[1]
-        hidden, _ = model(words, mem_len=0)
+        hidden = model(words, mem_len=0).hidden
         assert hidden.dtype == torch.bfloat16 and model.nll(hidden, words).dtype == torch.float32
 
     def test_the_configuration_names_it(self, spec):
@@ -358,7 +358,7 @@ def test_the_loss_over_a_text_is_that_of_the_log_probabilities(text, baseline, c
     assert from_nll(nll, tokens)["ppl"] == pytest.approx(math.exp(metrics["valid_nll"]))
     inputs = torch.from_numpy(valid[:65].astype(np.int64))[None]
     with torch.inference_mode():
-        hidden, _ = model(inputs[:, :-1], mem_len=64)
+        hidden = model(inputs[:, :-1], mem_len=64).hidden
         expected = -model.log_probs(hidden).gather(-1, inputs[:, 1:, None])[..., 0]
         torch.testing.assert_close(model.nll(hidden, inputs[:, 1:]), expected)
 

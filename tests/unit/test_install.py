@@ -111,7 +111,7 @@ def test_the_wheel_holds_every_file_of_the_library_and_works_elsewhere(tmp_path)
         "assert build.SOURCES and list(choice.FOLDER.glob('*/*.json')) and git_commit() == 'unknown';"
         "m.save(m.LanguageModel(Architecture(11, 8, (FeedForward(16),))), 'saved');"
         "network = planer.load('saved');"
-        "assert network(torch.zeros(1, 3, dtype=torch.int64), mem_len=0)[0].shape == (1, 3, 8), m.__file__;"
+        "assert network(torch.zeros(1, 3, dtype=torch.int64), mem_len=0).hidden.shape == (1, 3, 8), m.__file__;"
         "print(m.__file__)"
     )
     environment = os.environ | {"PYTHONPATH": str(elsewhere)}

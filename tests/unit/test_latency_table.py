@@ -19,6 +19,7 @@ from planer.latency import profile as profile_module
 from planer.latency.profile import measured_options, profile_blocks
 from planer.latency.routings import ROUTINGS
 from planer.latency.table import COLUMNS, LatencyTable, identity
+from planer.runtime import Runtime
 from planer.specs import Attention, DynamicMoE, FeedForward, MoE
 
 CPU = torch.device("cpu")
@@ -70,7 +71,7 @@ def fake_measure(fixed_ms=0.4, noise=0.0, negative=(), negative_calls=0, log=Non
 
 def table() -> LatencyTable:
     """Batches 4 (the workload's) and 8, which takes three times as long; compiled at a tenth of the time."""
-    sides = identity(CPU, torch.float32, CONFIG.workload, CONFIG.model, VOCABULARY)
+    sides = identity(Runtime(), CONFIG.workload, CONFIG.model, VOCABULARY)
     shared = {key: sides[key] for key in ("device", "dtype", "tgt_len", "mem_len")}
     frame = pd.DataFrame(
         [
@@ -216,7 +217,7 @@ def test_what_is_measured_covers_design_spaces_and_patterns():
 def test_costs_are_marginal(monkeypatch):
     """Fixed cost and drift between rounds cancel in the difference within a round."""
     monkeypatch.setattr(profile_module, "measure", fake_measure())
-    result = profile_blocks(CONFIG, VOCABULARY)
+    result = profile_blocks(CONFIG, VOCABULARY, Runtime(seed=CONFIG.seed))
     for attention in MODES:
         assert result.lookup("embedding_and_head", attention) == pytest.approx(0.4)
         for option in MS:
@@ -231,7 +232,8 @@ def test_costs_are_marginal(monkeypatch):
 
 def test_mixtures_have_rows_for_other_routings(monkeypatch):
     monkeypatch.setattr(profile_module, "measure", fake_measure())
-    rows = profile_blocks(CONFIG, VOCABULARY).rows.set_index(["option", "attention", "routing"])["median_ms"]
+    rows = profile_blocks(CONFIG, VOCABULARY, Runtime(seed=CONFIG.seed)).rows
+    rows = rows.set_index(["option", "attention", "routing"])["median_ms"]
     for attention in MODES:
         for routing in ("balanced", "skewed", "one"):
             for option in ("moe_top1", "moe_top2"):
@@ -253,11 +255,11 @@ def test_more_batches_and_executions(monkeypatch):
     monkeypatch.setattr(profile_module, "Pool", Recorded)
     monkeypatch.setattr(profile_module, "measure", fake_measure(log=log))
     config = experiment(profile_blocks={"batches": [2, 4, 1], "executions": ["eager", "compiled"]})
-    result = profile_blocks(config, VOCABULARY)
+    result = profile_blocks(config, VOCABULARY, Runtime(seed=CONFIG.seed))
     expected = [(batch, execution) for execution in ("eager", "compiled") for batch in (4, 2, 1)]
     assert made == expected == list(dict.fromkeys(zip(result.rows["batch"], result.rows["execution"], strict=True)))
     assert [entry[0] for entry in log].count("profile: blocks") == 6
-    assert len(result.rows) == 6 * len(profile_blocks(CONFIG, VOCABULARY).rows)
+    assert len(result.rows) == 6 * len(profile_blocks(CONFIG, VOCABULARY, Runtime(seed=CONFIG.seed)).rows)
     assert {result.lookup("moe_top1", "cached", batch) for batch in (1, 2, 4)} == {result.lookup("moe_top1", "cached")}
     assert result.identity["batch"] == 4
     assert (result.notes["batch"], result.notes["execution"]) == (4, "eager")
@@ -271,13 +273,13 @@ def test_more_batches_and_executions(monkeypatch):
 def test_graphs_need_cuda(overlay, monkeypatch):
     monkeypatch.setattr(profile_module, "measure", None)
     with pytest.raises(UserError, match="graph needs a CUDA device, but this run is on cpu; use eager or compiled"):
-        profile_blocks(experiment(**overlay), VOCABULARY)
+        profile_blocks(experiment(**overlay), VOCABULARY, Runtime(seed=CONFIG.seed))
 
 
 def test_negative_costs_are_measured_again_and_only_they(monkeypatch):
     log: list = []
     monkeypatch.setattr(profile_module, "measure", fake_measure(negative=["moe_top1"], negative_calls=2, log=log))
-    result = profile_blocks(CONFIG, VOCABULARY)
+    result = profile_blocks(CONFIG, VOCABULARY, Runtime(seed=CONFIG.seed))
     assert result.lookup("moe_top1", "cached") == pytest.approx(MS["moe_top1"])
     again = [entry for entry in log if entry[0].startswith("profile: negative")]
     stacks = ["moe_top1, cached, 2 copies", "moe_top1, cached, 4 copies"]
@@ -287,7 +289,7 @@ def test_negative_costs_are_measured_again_and_only_they(monkeypatch):
 def test_a_cost_may_turn_positive_at_the_last_measurement(monkeypatch):
     negative_calls = profile_module.ATTEMPTS - 1
     monkeypatch.setattr(profile_module, "measure", fake_measure(negative=["moe_top1"], negative_calls=negative_calls))
-    result = profile_blocks(CONFIG, VOCABULARY)
+    result = profile_blocks(CONFIG, VOCABULARY, Runtime(seed=CONFIG.seed))
     assert result.lookup("moe_top1", "cached") == pytest.approx(MS["moe_top1"])
     assert result.notes["stacks_ms"]["cached"]["attention_1"] > 0
 
@@ -295,7 +297,7 @@ def test_a_cost_may_turn_positive_at_the_last_measurement(monkeypatch):
 def test_costs_that_stay_negative_are_refused_not_clamped(monkeypatch):
     monkeypatch.setattr(profile_module, "measure", fake_measure(negative=["moe_top1"], negative_calls=99))
     with pytest.raises(UserError, match=r"moe_top1 with cached attention costs -0\.009 ms .* device is too busy"):
-        profile_blocks(CONFIG, VOCABULARY)
+        profile_blocks(CONFIG, VOCABULARY, Runtime(seed=CONFIG.seed))
 
 
 @pytest.mark.parametrize(("max_seconds", "copies"), [(1.0, 2), (0.7, 1), (0.001, 1)])
@@ -303,18 +305,18 @@ def test_fewer_copies_where_rounds_would_take_too_long(monkeypatch, max_seconds,
     """One block of each kind takes 38.7 ms, so a round of N = 2 about 230 ms; four must fit into max_seconds."""
     config = experiment(profile_blocks={"max_seconds": max_seconds})
     monkeypatch.setattr(profile_module, "measure", fake_measure())
-    assert profile_blocks(config, VOCABULARY).notes["copies"] == copies
+    assert profile_blocks(config, VOCABULARY, Runtime(seed=CONFIG.seed)).notes["copies"] == copies
 
 
 def test_fewer_copies_where_memory_is_short(monkeypatch):
     monkeypatch.setattr(profile_module, "measure", fake_measure())
     monkeypatch.setattr(networks_module, "POOL_BYTES", 1)
-    assert profile_blocks(CONFIG, VOCABULARY).notes["copies"] == 1
+    assert profile_blocks(CONFIG, VOCABULARY, Runtime(seed=CONFIG.seed)).notes["copies"] == 1
 
 
 def test_a_real_profile():
     """Structure only: the machine that runs tests is busy."""
-    result = profile_blocks(CONFIG, VOCABULARY)
+    result = profile_blocks(CONFIG, VOCABULARY, Runtime(seed=CONFIG.seed))
     rows = result.rows.set_index(["option", "attention", "routing"]).sort_index()
     assert set(rows.index) == {
         (option, attention, routing)
@@ -329,6 +331,6 @@ def test_a_real_profile():
     for option in ("embedding_and_head", "feed_forward", "moe_top1", "moe_top2"):
         assert rows.loc[(option, "cached")].equals(rows.loc[(option, "recompute")])
     assert set(rows["execution"]) == {"eager"}
-    assert result.identity == identity(CPU, torch.float32, CONFIG.workload, CONFIG.model, VOCABULARY)
+    assert result.identity == identity(Runtime(), CONFIG.workload, CONFIG.model, VOCABULARY)
     for stacks_ms in result.notes["stacks_ms"].values():
         assert set(stacks_ms) == set(MS) and min(stacks_ms.values()) > 0

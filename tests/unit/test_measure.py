@@ -12,9 +12,11 @@ from toy import experiment
 
 import planer.models.transformer
 from planer import measure as measure_module
+from planer.blocks.moe import MoE as MoEModule
 from planer.latency import networks as networks_module
 from planer.latency.networks import Pool, affordable_copies, filled_memory, random_model, timed_forward
 from planer.measure import MIN_ROUNDS, by_round, measure, measure_placed, summary
+from planer.runtime import Runtime
 from planer.specs import Attention, FeedForward, MoE, Skip
 
 CPU = torch.device("cpu")
@@ -60,7 +62,7 @@ def test_rounds_are_shared_out_among_what_is_built_anew():
         built.append(Counted("abc"))
         return built[-1].callables
 
-    samples = measure_placed(build, 3, 10, 1, 0, 60.0, CPU)
+    samples = measure_placed(build, 10, 1, 0, 60.0, CPU)
     assert [len(counted.calls) for counted in built] == [3 * (1 + 4)] * 3, (
         "a warm-up and four of ten rounds, rounded up"
     )
@@ -103,15 +105,15 @@ def test_summary():
 def test_a_timed_call_scores_the_end_of_its_text(attention, before):
     """The text before the last segment is the memory, up to mem_len positions of it."""
     workload = dataclasses.replace(CONFIG.workload, batch=2, tgt_len=16, mem_len=32)
-    model = random_model(CONFIG.model.architecture(VOCABULARY, (SELF, DENSE, MIXTURE, HALF)), CPU, torch.float32, 3)
+    model = random_model(CONFIG.model.architecture(VOCABULARY, (SELF, DENSE, MIXTURE, HALF)), Runtime(seed=3))
     text = torch.randint(VOCABULARY, (2, before + 17), generator=torch.Generator().manual_seed(5))
-    nll = timed_forward(model, workload, CPU, torch.float32, attention, text)()
+    nll = timed_forward(model, workload, Runtime(), attention, text)()
     memory = None
     with torch.inference_mode():
         for segment in text[:, max(before - 32, 0) : before].split(16, dim=1):
-            _, memory = model(segment, memory, mem_len=32, attention="recompute")
+            memory = model(segment, memory, mem_len=32, attention="recompute").state
         memory = [None if m is None else m[:, torch.arange(32) % m.shape[1]] for m in memory]
-        hidden, _ = model(text[:, before:-1], memory, mem_len=32)
+        hidden = model(text[:, before:-1], memory, mem_len=32).hidden
         expected = model.nll(hidden, text[:, before + 1 :])
     assert nll.shape == (2, 16)
     torch.testing.assert_close(nll, expected, rtol=1e-5, atol=1e-5)
@@ -121,7 +123,7 @@ def test_a_timed_call_scores_the_end_of_its_text(attention, before):
 @pytest.mark.parametrize("attention", ["cached", "recompute"])
 def test_memory_is_full(attention, mem_len):
     workload = dataclasses.replace(CONFIG.workload, mem_len=mem_len)
-    model = random_model(CONFIG.model.architecture(VOCABULARY, (SELF, Skip(), DENSE)), CPU, torch.float32, 0)
+    model = random_model(CONFIG.model.architecture(VOCABULARY, (SELF, Skip(), DENSE)), Runtime(seed=0))
     memory = filled_memory(model, torch.zeros(4, 32, dtype=torch.int64), workload, attention)
     assert memory[1] is memory[2] is None
     for part in memory[0] if attention == "cached" else [memory[0]]:
@@ -129,18 +131,16 @@ def test_memory_is_full(attention, mem_len):
 
 
 def test_a_model_in_another_type_is_copied():
-    model = random_model(CONFIG.model.architecture(VOCABULARY, (SELF, MIXTURE)), CPU, torch.float32, 0)
-    nll = timed_forward(model, CONFIG.workload, CPU, torch.bfloat16, "cached")()
+    model = random_model(CONFIG.model.architecture(VOCABULARY, (SELF, MIXTURE)), Runtime(seed=0))
+    nll = timed_forward(model, CONFIG.workload, Runtime(dtype=torch.bfloat16), "cached")()
     assert nll.dtype == torch.float32, "the loss is scored in single precision"
     assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
-    torch.testing.assert_close(
-        nll, timed_forward(model, CONFIG.workload, CPU, torch.float32, "cached")(), rtol=0, atol=0.1
-    )
+    torch.testing.assert_close(nll, timed_forward(model, CONFIG.workload, Runtime(), "cached")(), rtol=0, atol=0.1)
 
 
 def pool(copies, attentions=("cached", "recompute"), norm="post"):
     architecture = dataclasses.replace(CONFIG.model.architecture(VOCABULARY, ()), norm=norm)
-    return Pool(architecture, copies, CONFIG.workload, CPU, torch.float32, attentions, seed=7)
+    return Pool(architecture, copies, CONFIG.workload, Runtime(seed=7), attentions)
 
 
 @pytest.mark.parametrize("norm", ["post", "pre"])
@@ -151,12 +151,12 @@ def test_networks_of_a_pool_are_language_models_of_its_blocks(norm):
     order = (DENSE, SELF, Skip(), MIXTURE, SELF, DENSE)
     architecture = dataclasses.replace(CONFIG.model.architecture(VOCABULARY, ()), norm=norm)
     whole = random_model(
-        dataclasses.replace(architecture, blocks=(SELF, SELF, Skip(), DENSE, DENSE, MIXTURE)), CPU, torch.float32, 7
+        dataclasses.replace(architecture, blocks=(SELF, SELF, Skip(), DENSE, DENSE, MIXTURE)), Runtime(seed=7)
     )
     tokens = networks_module.random_tokens(architecture, CONFIG.workload, 7)
     memory = filled_memory(whole, tokens[:, :-1], CONFIG.workload, "recompute")
     places = [3, 0, 2, 5, 1, 4]
-    model = random_model(dataclasses.replace(architecture, blocks=order), CPU, torch.float32, 7)
+    model = random_model(dataclasses.replace(architecture, blocks=order), Runtime(seed=7))
     model.load_state_dict(
         {name: value for name, value in whole.state_dict().items() if not name.startswith("blocks.")}
         | {
@@ -166,7 +166,7 @@ def test_networks_of_a_pool_are_language_models_of_its_blocks(norm):
         }
     )
     with torch.inference_mode():
-        hidden, _ = model(tokens[:, :-1], [memory[place] for place in places], mem_len=CONFIG.workload.mem_len)
+        hidden = model(tokens[:, :-1], [memory[place] for place in places], mem_len=CONFIG.workload.mem_len).hidden
         expected = model.nll(hidden, tokens[:, 1:])
     for attention in ("cached", "recompute"):
         torch.testing.assert_close(shared.network(order, attention)(), expected, rtol=1e-4, atol=1e-4)
@@ -200,8 +200,11 @@ def test_without_head_the_last_block_is_returned():
 def test_random_networks_route_nearly_balanced():
     mixtures = {MoE(64, 4, 1): 3, MoE(64, 4, 2): 3}
     shared = pool(mixtures | {SELF: 2})
+    loads = []
+    for moe in shared._model.moe_blocks():
+        moe.register_forward_pre_hook(lambda moe, given: loads.append(MoEModule.forward(moe, *given, ("load",))))
     shared.network((SELF, *mixtures, SELF, *mixtures), "cached")()
-    loads = [block.sublayer.load for block in shared._model.blocks if hasattr(block.sublayer, "load")]
+    loads = [aux["load"] for _, aux in loads]
     assert len(loads) == 6
     for load in loads:
         assert load.max() <= 2.2 * load.float().mean(), load

@@ -56,9 +56,9 @@ class TestCounts:
         memory = None
         with torch.inference_mode():
             for _ in range(4):
-                _, memory = model(words(batch, length), memory, mem_len=mem_len, attention=attention)
+                memory = model(words(batch, length), memory, mem_len=mem_len, attention=attention).state
             with FlopCounterMode(display=False) as counter:
-                hidden, _ = model(words(batch, length), memory, mem_len=mem_len, attention=attention)
+                hidden = model(words(batch, length), memory, mem_len=mem_len, attention=attention).hidden
                 model.nll(hidden, words(batch, length))
         expected = model.architecture.flops(batch, length, mem_len, attention) * batch * length
         assert counter.get_total_flops() == pytest.approx(expected, rel=1e-12)
@@ -70,8 +70,8 @@ class TestMemory:
         inputs = []
         for block in model.blocks:
             block.register_forward_pre_hook(lambda _, arguments: inputs.append(arguments[0]))
-        _, memory = model(words(2, 5), mem_len=8)
-        _, memory = model(words(2, 5, seed=1), memory, mem_len=8)
+        memory = model(words(2, 5), mem_len=8).state
+        memory = model(words(2, 5, seed=1), memory, mem_len=8).state
         for number, (spec, entry) in enumerate(zip(KINDS, memory, strict=True)):
             if isinstance(spec, Attention):
                 expected = torch.cat((inputs[number], inputs[number + len(KINDS)]), dim=1)[:, -8:]
@@ -81,10 +81,10 @@ class TestMemory:
 
     def test_of_length_zero(self):
         model = build().eval()
-        _, memory = model(words(2, 5), mem_len=0)
+        memory = model(words(2, 5), mem_len=0).state
         assert memory[0].shape == (2, 0, 16)
-        after = model(words(2, 5, seed=1), memory, mem_len=0)[0]
-        torch.testing.assert_close(after, model(words(2, 5, seed=1), mem_len=0)[0])
+        after = model(words(2, 5, seed=1), memory, mem_len=0).hidden
+        torch.testing.assert_close(after, model(words(2, 5, seed=1), mem_len=0).hidden)
 
     def test_cached_is_refused_in_training(self):
         with pytest.raises(ValueError, match="cached attention is exact at inference only"):
@@ -114,7 +114,7 @@ class TestHead:
     def test_log_probabilities_are_those_that_nll_scores_with(self):
         model, targets = build().eval(), words(2, 5)
         with torch.inference_mode():
-            hidden, _ = model(words(2, 5, seed=1), mem_len=4)
+            hidden = model(words(2, 5, seed=1), mem_len=4).hidden
             log_probs = model.log_probs(hidden)
             torch.testing.assert_close(log_probs.exp().sum(-1), torch.ones(2, 5))
             torch.testing.assert_close(-log_probs.gather(-1, targets[..., None])[..., 0], model.nll(hidden, targets))
@@ -135,7 +135,7 @@ class TestHead:
 
     def test_of_a_bfloat16_model_is_single_precision(self):
         model = build().bfloat16().eval()
-        hidden, _ = model(words(2, 5), mem_len=4)
+        hidden = model(words(2, 5), mem_len=4).hidden
         assert hidden.dtype == torch.bfloat16
         assert model.nll(hidden, words(2, 5)).dtype == torch.float32
 
@@ -144,35 +144,32 @@ class TestTraining:
     def test_every_weight_but_the_routers_gets_a_gradient(self):
         model, memory = build().train(), None
         for step in range(2):
-            hidden, memory = model(words(4, 12, seed=step), memory, mem_len=6)
-        (model.nll(hidden, words(4, 12)).mean() + model.balance_loss()).backward()
+            output = model(words(4, 12, seed=step), memory, mem_len=6, wants=("balance",))
+            memory = output.state
+        balance = sum(aux.get("balance", 0) for aux in output.aux)
+        (model.nll(output.hidden, words(4, 12)).mean() + balance).backward()
         missing = [name for name, p in model.named_parameters() if p.grad is None or not p.grad.any()]
         assert missing == ["blocks.5.sublayer.router.v1", "blocks.5.sublayer.router.v2"]
 
-    def test_balance_loss_is_the_mean_over_the_mixtures_that_ran(self):
+    def test_blocks_hand_on_what_is_wanted_and_they_have(self):
         model = build().train()
-        model(words(4, 12), mem_len=6)
-        first, second = (moe.balance for moe in model.moe_blocks())
-        torch.testing.assert_close(model.balance_loss(), (first + second) / 2)
-        model.blocks[3].forward = lambda x, segment, memory: (x, None)
-        model(words(4, 12), mem_len=6)
-        assert model.blocks[3].sublayer.balance is None, "a mixture that did not run has no loss from an older pass"
-        torch.testing.assert_close(model.balance_loss(), model.blocks[4].sublayer.balance)
-
-    def test_balance_loss_without_mixtures_is_zero(self):
-        model = build(dataclasses.replace(SMALL, blocks=KINDS[:3])).train()
-        model(words(4, 12), mem_len=6)
-        assert model.balance_loss().item() == 0
+        wants = ("balance", "load", "activations", "inputs", "executed")
+        found = [set(aux) for aux in model(words(4, 12), mem_len=6, wants=wants).aux]
+        mixture = {"balance", "load"}
+        assert found == [set(), set(), {"activations"}, mixture, mixture, {"inputs", "executed"}]
+        assert [set(aux) for aux in model(words(4, 12), mem_len=6, wants=("load",)).aux][3] == {"load"}
+        assert not any(model(words(4, 12), mem_len=6).aux)
+        assert [set(aux) for aux in model.eval()(words(4, 12), mem_len=6, wants=wants).aux][3] == {"load"}
 
     def test_dropout_makes_passes_differ_in_training_only(self):
         model = build()
-        assert not torch.equal(*(model.train()(words(2, 5), mem_len=4)[0] for _ in range(2)))
-        assert torch.equal(*(model.eval()(words(2, 5), mem_len=4)[0] for _ in range(2)))
+        assert not torch.equal(*(model.train()(words(2, 5), mem_len=4).hidden for _ in range(2)))
+        assert torch.equal(*(model.eval()(words(2, 5), mem_len=4).hidden for _ in range(2)))
 
     def test_feed_forward_drops_hidden_neurons_and_outputs(self):
         layer, seen = build().feed_forward_blocks()[0].train(), []
         layer.dropout.register_forward_pre_hook(lambda _, arguments: seen.append(arguments[0]))
-        y = layer(torch.randn(7, 16))
+        y, _ = layer(torch.randn(7, 16))
         hidden, output = seen
         assert hidden.shape == (7, 24) and (hidden >= 0).all()
         assert (y != output).any()
@@ -186,7 +183,8 @@ class TestTraining:
             model, memory = build(architecture).train(), None
             optimizer = torch.optim.Adam(model.parameters(), lr=2e-2)
             for start in range(0, 120, 2):
-                hidden, memory = model(text[:, start : start + 2], memory, mem_len=mem_len)
+                output = model(text[:, start : start + 2], memory, mem_len=mem_len)
+                hidden, memory = output.hidden, output.state
                 loss = model.nll(hidden, text[:, start + 1 : start + 3])
                 optimizer.zero_grad()
                 loss.mean().backward()
@@ -228,7 +226,7 @@ class TestFiles:
             hidden = []
             for network in (model.eval(), copied):
                 network.dynamic_blocks()[0].tau = tau
-                hidden.append(network(words(2, 5), mem_len=4)[0])
+                hidden.append(network(words(2, 5), mem_len=4).hidden)
             assert torch.equal(*hidden)
 
     def test_the_tied_embedding_is_stored_once(self, tmp_path):
@@ -270,10 +268,10 @@ class TestFiles:
     def test_a_copied_model_is_independent_and_equal(self):
         model = build().eval()
         with torch.inference_mode():
-            before = model(words(2, 5), mem_len=4, attention="cached")[0]
+            before = model(words(2, 5), mem_len=4, attention="cached").hidden
         copied = copy.deepcopy(model)
         initialise(model, torch.Generator().manual_seed(9))
-        assert torch.equal(copied(words(2, 5), mem_len=4)[0], before)
+        assert torch.equal(copied(words(2, 5), mem_len=4).hidden, before)
 
 
 def test_lists_of_sublayers_are_in_order():

@@ -46,7 +46,7 @@ class TestMoE:
         torch.nn.init.normal_(moe.experts.b2)
         x = tokens(24).requires_grad_()
         results = []
-        for y in (moe(x.view(4, 6, D)).flatten(0, 1), by_hand(moe, x, renormalise=top_k > 1)):
+        for y in (moe(x.view(4, 6, D))[0].flatten(0, 1), by_hand(moe, x, renormalise=top_k > 1)):
             wanted = (x, *moe.parameters())
             results.append((y, *torch.autograd.grad(y.square().sum(), wanted)))
         for ours, expected in zip(*results, strict=True):
@@ -57,15 +57,16 @@ class TestMoE:
         with torch.no_grad():
             moe.gate.zero_()
         x = tokens(7)
-        torch.testing.assert_close(moe(x), by_hand(moe, x, renormalise=False))
-        assert moe.load.tolist() == [7, 0, 0, 0, 0]
+        y, aux = moe(x, ("load",))
+        torch.testing.assert_close(y, by_hand(moe, x, renormalise=False))
+        assert aux["load"].tolist() == [7, 0, 0, 0, 0]
 
     def test_identical_experts_are_a_dense_layer(self):
         moe, dense = sublayer(MoE(6, 4, 2)), sublayer(FeedForward(6))
         with torch.no_grad():
             for stacked, shared in zip(moe.experts.parameters(), dense.parameters(), strict=True):
                 stacked.copy_(shared)
-        torch.testing.assert_close(moe(tokens(9)), dense(tokens(9)))
+        torch.testing.assert_close(moe(tokens(9))[0], dense(tokens(9))[0])
 
     def test_balance_is_1_when_even_and_counts_experts_when_not(self):
         even = torch.full((10, 4), 0.25)
@@ -77,38 +78,39 @@ class TestMoE:
     def test_balance_and_load_of_a_training_pass(self):
         moe = sublayer(MoE(6, 4, 2)).train()
         x = tokens(50)
-        moe(x)
+        _, aux = moe(x, ("balance", "load"))
         probabilities = (x @ moe.gate.T).softmax(-1)
         chosen = probabilities.topk(2).indices
         load = torch.stack([(chosen == e).sum() for e in range(4)])
-        assert moe.load.tolist() == load.tolist()
+        assert aux["load"].tolist() == load.tolist()
         expected = 4 * (load / 100 * probabilities.mean(0)).sum()
-        torch.testing.assert_close(moe.balance, expected, check_dtype=False)
-        moe.balance.backward()
+        torch.testing.assert_close(aux["balance"], expected, check_dtype=False)
+        aux["balance"].backward()
         assert moe.gate.grad.abs().sum() > 0
-        assert moe.eval()(x).shape == x.shape and moe.balance is None
+        y, aux = moe.eval()(x, ("balance",))
+        assert y.shape == x.shape and aux == {}
+        assert moe.train()(x)[1] == {}, "nothing that is not asked for"
 
     def test_no_tokens_have_no_imbalance(self):
         moe = sublayer(MoE(6, 4, 2)).train()
-        y = moe(tokens(0))
-        (y.sum() + moe.balance).backward()
+        y, aux = moe(tokens(0), ("balance", "load"))
+        (y.sum() + aux["balance"]).backward()
         assert y.shape == (0, D)
-        assert moe.balance.item() == 0
-        assert moe.load.tolist() == [0, 0, 0, 0]
+        assert aux["balance"].item() == 0
+        assert aux["load"].tolist() == [0, 0, 0, 0]
         assert all(not parameter.grad.any() for parameter in moe.parameters())
 
     def test_lowering_the_balance_loss_evens_the_load(self):
         moe = sublayer(MoE(2, 4, 1)).train()
         optimizer = torch.optim.Adam([moe.gate], lr=0.05)
         x = tokens(200) + 2
-        moe(x)
-        before = moe.load.max().item()
+        before = moe(x, ("load",))[1]["load"].max().item()
         for _ in range(60):
-            moe(x)
+            aux = moe(x, ("balance", "load"))[1]
             optimizer.zero_grad()
-            moe.balance.backward()
+            aux["balance"].backward()
             optimizer.step()
-        assert moe.load.max().item() < before * 0.7
+        assert aux["load"].max().item() < before * 0.7
 
     def test_uses_its_own_dropout_on_hidden_neurons_and_on_the_output(self):
         architecture = Architecture(11, D, (MoE(6, 4, 1),), dropout=0.0, moe_dropout=1.0)
@@ -118,7 +120,7 @@ class TestMoE:
         torch.nn.init.ones_(moe.experts.b2)
         before_output = []
         moe.dropout.register_forward_pre_hook(lambda _, arguments: before_output.append(arguments[0]))
-        assert not moe(tokens(5).float()).any()
+        assert not moe(tokens(5).float())[0].any()
         torch.testing.assert_close(before_output[0], torch.full((5, D), 0.25), msg="gate times b2: no neuron survives")
 
     def test_shared_experts_are_counted_once_and_trained_by_both(self):
@@ -156,25 +158,26 @@ class TestDynamicMoE:
         dense, split = self.layers()
         monkeypatch.setattr(split, "router_scores", lambda x: pytest.fail("the router ran"))
         x = tokens(20).view(4, 5, D)
-        torch.testing.assert_close(split(x), dense(x))
-        assert (split.executed.item(), split.tokens) == (20 * 6, 20)
+        y, aux = split(x, ("executed", "inputs"))
+        torch.testing.assert_close(y, dense(x)[0])
+        assert aux["executed"].item() == 20 * 6 and aux["inputs"] is x
 
     def test_all_experts_through_the_router_are_the_dense_layer(self):
         dense, split = self.layers()
         split.tau = 1e-12
-        torch.testing.assert_close(split(tokens(20)), dense(tokens(20)))
+        torch.testing.assert_close(split(tokens(20))[0], dense(tokens(20))[0])
 
     @pytest.mark.parametrize("tau", [0.3, 1.0])
     def test_threshold_runs_the_chosen_experts_only(self, tau):
         _, split = self.layers()
         x = tokens(20)
         split.tau = tau
-        y = split(x.view(4, 5, D)).flatten(0, 1)
+        y, aux = split(x.view(4, 5, D), ("executed",))
+        y = y.flatten(0, 1)
         scores = (torch.relu(x @ split.router.v1.T) @ split.router.v2.T).abs()
         mask = scores >= tau * scores.amax(1, keepdim=True)
         torch.testing.assert_close(y, dynamic_ffn_reference(x, split.w1, split.b1, split.w2, split.b2, mask))
-        assert split.executed.item() == mask.sum().item() < 20 * 6
-        assert split.executed.item() >= 20
+        assert 20 <= aux["executed"].item() == mask.sum().item() < 20 * 6
 
     @pytest.mark.parametrize("size", [0, 5, 48])
     def test_experts_that_do_not_divide_the_neurons_are_refused(self, size):
@@ -185,8 +188,9 @@ class TestDynamicMoE:
         dense, split = self.layers()
         split.tau = 0.5
         torch.nn.init.constant_(split.router.v2, float("nan"))
-        torch.testing.assert_close(split(tokens(20)), dense(tokens(20)))
-        assert split.executed.item() == 20 * 6
+        y, aux = split(tokens(20), ("executed",))
+        torch.testing.assert_close(y, dense(tokens(20))[0])
+        assert aux["executed"].item() == 20 * 6
 
     def test_a_threshold_is_refused_in_training(self):
         _, split = self.layers()
@@ -196,7 +200,7 @@ class TestDynamicMoE:
 
     def test_training_updates_experts_but_not_the_router(self):
         _, split = self.layers()
-        split.train()(tokens(3)).sum().backward()
+        split.train()(tokens(3))[0].sum().backward()
         assert split.w1.grad is not None and split.router.v1.grad is None
 
 
@@ -213,14 +217,14 @@ def test_every_kind_of_block_runs_in_bfloat16_autocast():
     model = LanguageModel(Architecture(11, D, specs, dropout=0.0, init_std=0.2))
     initialise(model, torch.Generator().manual_seed(0))
     inputs = torch.randint(11, (3, 6), generator=torch.Generator().manual_seed(0))
-    exact = model.nll(model(inputs, mem_len=4)[0], inputs)
+    exact = model.nll(model(inputs, mem_len=4).hidden, inputs)
     with torch.autocast("cpu", torch.bfloat16):
-        hidden, _ = model(inputs, mem_len=4)
-        nll = model.nll(hidden, inputs)
+        output = model(inputs, mem_len=4, wants=("balance",))
+        nll = model.nll(output.hidden, inputs)
     assert nll.dtype == torch.float32
-    (nll.mean() + model.balance_loss()).backward()
+    (nll.mean() + sum(aux.get("balance", 0) for aux in output.aux)).backward()
     assert all(p.grad.dtype == torch.float32 for n, p in model.named_parameters() if "router" not in n)
     torch.testing.assert_close(nll, exact, rtol=0.05, atol=0.05)
     model.dynamic_blocks()[0].tau = 0.4
     with torch.autocast("cpu", torch.bfloat16), torch.inference_mode():
-        assert model.eval()(inputs, mem_len=4)[0].isfinite().all()
+        assert model.eval()(inputs, mem_len=4).hidden.isfinite().all()

@@ -59,7 +59,7 @@ def test_options_patterns_and_networks_know_the_block(own):
     model = LanguageModel(network)
     initialise(model, torch.Generator().manual_seed(0))
     assert sum(parameter.numel() for parameter in model.parameters()) == network.params()
-    hidden, _ = model(torch.zeros(2, 3, dtype=torch.int64), mem_len=0)
+    hidden = model(torch.zeros(2, 3, dtype=torch.int64), mem_len=0).hidden
     assert hidden.shape == (2, 3, 8)
     with pytest.raises(UserError, match="allowed: skip, attention_<heads>, .*, gate, moe_top<k>"):
         BACKBONE.option("gates")

@@ -48,7 +48,8 @@ def logits(model: LanguageModel) -> torch.Tensor:
     memory = None
     with torch.no_grad():
         for segment in np.split(TEXT[:72].astype(np.int64), 3):
-            hidden, memory = model(torch.from_numpy(segment)[None], memory, mem_len=30)
+            output = model(torch.from_numpy(segment)[None], memory, mem_len=30)
+            hidden, memory = output.hidden, output.state
         return model.logits(hidden)
 
 
@@ -83,8 +84,8 @@ def output(model: LanguageModel, position: int) -> torch.Tensor:
     batches, places = StreamBatches(TEXT, CONFIG.batch, CONFIG.tgt_len), slice(position + 1)
     before, now = (model.embed(batches.batch_at(step)[0]) for step in (0, 1))
     with torch.no_grad():
-        _, memory = model.run_blocks(before, None, mem_len=CONFIG.mem_len, places=places)
-        return model.run_blocks(now, memory, mem_len=CONFIG.mem_len, places=places)[0]
+        state = model.run_blocks(before, None, places, mem_len=CONFIG.mem_len)[1]
+        return model.run_blocks(now, state, places, mem_len=CONFIG.mem_len)[0]
 
 
 @pytest.mark.parametrize("norm", ["post", "pre"])

@@ -231,7 +231,7 @@ def test_the_parts_are_what_they_say():
     loss, metrics = objective.loss(0)
     inputs, targets = objective.batches.batch_at(0)
     with torch.no_grad():
-        path, taught = (model.logits(model(inputs, mem_len=12)[0]).double() for model in (objective.model, parent))
+        path, taught = (model.logits(model(inputs, mem_len=12).hidden).double() for model in (objective.model, parent))
         nll = torch.nn.functional.cross_entropy(path.flatten(0, 1), targets.flatten()).item()
         divergence = (taught.softmax(-1) * (taught.log_softmax(-1) - path.log_softmax(-1))).sum(-1).mean().item()
     assert metrics["ce_weights"].item() == pytest.approx(nll, rel=1e-5)

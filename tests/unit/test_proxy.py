@@ -11,19 +11,23 @@ import pytest
 import torch
 from toy import VOCAB_SIZE, experiment
 
+from planer.data.texts import Texts
 from planer.errors import UserError
 from planer.models import LanguageModel, initialise
+from planer.runtime import Runtime
 from planer.search.halving import halve
 from planer.search.proxy import ProxyTraining
 from planer.training.checkpoint import Checkpoint
+from planer.training.loop import Record
 from planer.training.recipe import Recipe, Student
 from planer.training.teacher import write_cache
 
 pytestmark = pytest.mark.slow
-CPU = torch.device("cpu")
+
 CONFIG = experiment(model={"dropout": 0.1, "moe_dropout": 0.1}, distill={"expert_noise": 0.05})
 TRAIN = np.random.default_rng(0).integers(0, 50, 3000).astype(np.uint8)
 VALID = np.random.default_rng(1).integers(0, 50, 1000).astype(np.uint8)
+TEXTS = Texts(VOCAB_SIZE, TRAIN, VALID)
 NETWORK = CONFIG.model.architecture(VOCAB_SIZE, "sfm1i")
 OTHER = CONFIG.model.architecture(VOCAB_SIZE, "s1fsf")
 KINDS = ("scratch", "live", "cached", "untaught")
@@ -39,16 +43,22 @@ def parent() -> LanguageModel:
 def cache(tmp_path_factory):
     """The teacher's logits for the student's steps."""
     path = tmp_path_factory.mktemp("teacher") / "logits.safetensors"
-    write_cache(path, parent(), TRAIN, CONFIG.distill, CPU, torch.float32)
+    write_cache(path, parent(), TRAIN, CONFIG.distill, Runtime())
     return path
 
 
 def recipe(kind: str, cache=None, seed: int = 5) -> Recipe:
     """As every job makes it anew."""
     if kind == "scratch":
-        return Recipe(CONFIG.retrain, TRAIN, VALID, seed, CPU, torch.float32)
-    texts = (CONFIG.distill, TRAIN, VALID, seed, CPU, torch.float32)
-    return Student(parent(), *texts, cache=cache if kind == "cached" else None, taught=kind != "untaught")
+        return Recipe(CONFIG.retrain, TEXTS, Runtime(seed=seed))
+    return Student(
+        parent(),
+        CONFIG.distill,
+        TEXTS,
+        Runtime(seed=seed),
+        cache=cache if kind == "cached" else None,
+        taught=kind != "untaught",
+    )
 
 
 def weights(model) -> dict[str, list]:
@@ -59,7 +69,7 @@ def weights(model) -> dict[str, list]:
 def whole(cache, tmp_path_factory):
     """Trainings in one go."""
     folder = tmp_path_factory.mktemp("whole")
-    return {kind: recipe(kind, cache).train(NETWORK, Checkpoint(folder / kind, "whole")) for kind in KINDS}
+    return {kind: recipe(kind, cache).train(NETWORK, Record(Checkpoint(folder / kind, "whole"))) for kind in KINDS}
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -73,7 +83,7 @@ def test_a_proxy_training_handed_over_ends_like_a_training_in_one_go(kind, whole
     checkpoint = Checkpoint(tmp_path / "retrain", "retrain")
     checkpoint.take_up(tmp_path / "training.safetensors")
     capsys.readouterr()
-    model, history, metrics = recipe(kind, cache).train(NETWORK, checkpoint)
+    model, history, metrics = recipe(kind, cache).train(NETWORK, Record(checkpoint))
     total = (CONFIG.retrain if kind == "scratch" else CONFIG.distill).steps
     assert f"resuming at step {total // 2}/{total}" in capsys.readouterr().err
     expected, rows, known = whole[kind]
@@ -100,8 +110,8 @@ def test_a_cached_teacher_teaches_like_a_live_one(whole):
 def test_its_loss_is_that_of_the_training_at_this_step(tmp_path):
     """The validation of the whole training at half of its steps reads the same text."""
     config = dataclasses.replace(CONFIG.retrain, eval_steps=CONFIG.retrain.steps // 2)
-    whole = Recipe(config, TRAIN, VALID, 5, CPU, torch.float32)
-    _, history, _ = whole.train(NETWORK, Checkpoint(tmp_path / "whole", "whole"))
+    whole = Recipe(config, TEXTS, Runtime(seed=5))
+    _, history, _ = whole.train(NETWORK, Record(Checkpoint(tmp_path / "whole", "whole")))
     proxy = ProxyTraining(recipe("scratch"), Checkpoint(tmp_path / "choice", "choice"))
     found = proxy(NETWORK, 0.5)
     expected = history.loc[history["step"] == config.steps // 2, "valid_nll"].item()

@@ -37,7 +37,7 @@ def one_pass_per_token(model: LanguageModel, text: np.ndarray, batch: int, **opt
     for target in range(batch * length):
         if target % length:
             window = used[torch.arange(target - MEM_LEN - 1, target) % len(used)]
-            hidden, _ = model(window[None], mem_len=MEM_LEN, **options)
+            hidden = model(window[None], mem_len=MEM_LEN, **options).hidden
             total += model.nll(hidden[:, -1:], used[target].view(1, 1)).item()
     return total / (batch * (length - 1))
 

@@ -7,20 +7,21 @@ import dataclasses
 import pandas as pd
 import pytest
 import torch
-from test_retrain import CONFIG, TEXT, VALID, weights
+from test_retrain import CONFIG, TEXT, TEXTS, VALID, weights
 
 from planer.config import DistillConfig
 from planer.errors import UserError
 from planer.models import LanguageModel, initialise
+from planer.runtime import Runtime
 from planer.specs import Architecture, Attention, FeedForward, MoE
+from planer.tasks.nll import VALID_BATCH, Protocol, segment_nll
 from planer.training.checkpoint import Checkpoint
+from planer.training.loop import Record
 from planer.training.parent_start import Parent, start_from_parent
 from planer.training.recipe import Recipe, Student
 from planer.training.teacher import write_cache
-from planer.training.validate import VALID_BATCH, segment_nll
 
-pytestmark = pytest.mark.slow
-CPU = torch.device("cpu")
+SEEDED = Runtime(seed=1)
 STEPS = 8
 DISTILL = DistillConfig(
     **vars(dataclasses.replace(CONFIG, steps=STEPS, eval_steps=4, log_steps=4, checkpoint_steps=3)),
@@ -29,6 +30,8 @@ DISTILL = DistillConfig(
     expert_noise=0.0,
     cache_gb=1.0,
 )
+
+pytestmark = pytest.mark.slow
 BLOCKS = (Attention(2, 8), FeedForward(32), Attention(2, 8), FeedForward(32))
 NETWORK = (Attention(2, 8), FeedForward(32), MoE(32, 3, 2))
 
@@ -44,11 +47,11 @@ def parent() -> LanguageModel:
 
 
 def student(config: DistillConfig = DISTILL, **options) -> Student:
-    return Student(parent(), config, TEXT, VALID, 1, CPU, torch.float32, **options)
+    return Student(parent(), config, TEXTS, SEEDED, **options)
 
 
 def trained(recipe: Recipe, folder, **options):
-    return recipe.train(architecture(*NETWORK), Checkpoint(folder, "test"), **options)
+    return recipe.train(architecture(*NETWORK), Record(Checkpoint(folder, "test"), **options))
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +61,7 @@ def result(tmp_path_factory):
 
 def test_a_student_starts_from_its_parent():
     network, own = architecture(*NETWORK), student().start(architecture(*NETWORK))
-    expected = Recipe(DISTILL, TEXT, VALID, 1, CPU, torch.float32).start(network)
+    expected = Recipe(DISTILL, TEXTS, SEEDED).start(network)
     assert weights(own) != weights(expected)
     start_from_parent(expected, Parent(parent(), TEXT, DISTILL))
     assert weights(own) == weights(expected)
@@ -69,7 +72,7 @@ def test_a_student_starts_from_its_parent():
 def test_noise_on_experts_comes_with_the_seed():
     noisy = dataclasses.replace(DISTILL, expert_noise=0.1)
     first, again = (student(noisy).start(architecture(*NETWORK)) for _ in range(2))
-    other = Student(parent(), noisy, TEXT, VALID, 2, CPU, torch.float32).start(architecture(*NETWORK))
+    other = Student(parent(), noisy, TEXTS, Runtime(seed=2)).start(architecture(*NETWORK))
     experts = [model.blocks[2].sublayer.experts.w1 for model in (first, again, other)]
     assert torch.equal(experts[0], experts[1]) and not torch.equal(experts[0], experts[2])
     assert not torch.equal(experts[0][0], experts[0][1])
@@ -77,7 +80,7 @@ def test_noise_on_experts_comes_with_the_seed():
 
 def test_one_recipe_trains_one_network_after_the_other_as_if_it_were_the_first(result, tmp_path):
     recipe = student()
-    recipe.train(architecture(*BLOCKS), Checkpoint(tmp_path / "first", "test"))
+    recipe.train(architecture(*BLOCKS), Record(Checkpoint(tmp_path / "first", "test")))
     model, history, _ = trained(recipe, tmp_path / "second")
     assert weights(model) == weights(result[0])
     pd.testing.assert_frame_equal(history, result[1], check_exact=True)
@@ -85,7 +88,7 @@ def test_one_recipe_trains_one_network_after_the_other_as_if_it_were_the_first(r
 
 def test_a_student_learns_the_same_from_a_file(result, tmp_path):
     cache = tmp_path / "logits.safetensors"
-    write_cache(cache, parent(), TEXT, DISTILL, CPU, torch.float32)
+    write_cache(cache, parent(), TEXT, DISTILL, SEEDED)
     recipe = student(cache=cache)
     model, history, _ = trained(recipe, tmp_path, until=3)
     model, history, _ = trained(student(cache=cache), tmp_path)
@@ -116,7 +119,7 @@ def test_without_a_teacher_it_is_cross_entropy_alone(result, tmp_path, options):
             start_from_parent(model, Parent(parent(), TEXT, DISTILL))
             return model
 
-    expected, plain, _ = trained(Started(DISTILL, TEXT, VALID, 1, CPU, torch.float32), tmp_path / "plain")
+    expected, plain, _ = trained(Started(DISTILL, TEXTS, SEEDED), tmp_path / "plain")
     assert weights(model) == weights(expected) != weights(result[0])
     assert "divergence" in result[1] and "divergence" not in history
     pd.testing.assert_frame_equal(history, plain, check_exact=True)
@@ -124,5 +127,6 @@ def test_without_a_teacher_it_is_cross_entropy_alone(result, tmp_path, options):
 
 def test_scores_are_those_of_validation_by_segment(result):
     nll, tokens = student().scored(result[0], VALID)
-    expected, counts = segment_nll(result[0], VALID, VALID_BATCH, CONFIG.tgt_len, CONFIG.mem_len, device=CPU)
+    protocol = Protocol(VALID_BATCH, CONFIG.tgt_len, CONFIG.mem_len)
+    expected, counts = segment_nll(result[0], VALID, protocol, SEEDED)
     assert torch.equal(nll, expected) and torch.equal(tokens, counts)

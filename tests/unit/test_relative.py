@@ -12,6 +12,7 @@ from toy import VOCAB_SIZE, experiment
 
 from planer.latency import relative
 from planer.latency.relative import TOLERANCE, is_precise, relative_latency, too_slow
+from planer.runtime import Runtime
 
 CPU = torch.device("cpu")
 
@@ -23,7 +24,7 @@ def test_a_network_may_be_slower_than_its_target_by_the_tolerance():
 def test_a_real_measurement_tells_a_large_network_from_a_small_one():
     config = experiment(candidates={"measure_rounds": 3})
     baseline = config.model.architecture(VOCAB_SIZE, config.patterns.baseline)
-    measured = relative_latency(config, VOCAB_SIZE, 0, CPU, torch.float32)
+    measured = relative_latency(config, VOCAB_SIZE, Runtime())
     twice = dataclasses.replace(baseline, blocks=baseline.blocks * 4)
     assert measured(twice) > measured(dataclasses.replace(baseline, blocks=())) > 0
 
@@ -40,7 +41,7 @@ def test_a_noisy_device_is_measured_for_longer_and_what_slows_both_networks_down
     """Rounds are up to ten times as slow as others; beyond that, the network's own time varies by ``noise``."""
     generator, lengths = np.random.default_rng(0), []
 
-    def measured(calls, placements, rounds, *others):
+    def measured(calls, rounds, *others):
         lengths.append(rounds)
         slow = generator.uniform(1, 10, rounds)
         ms = {"network": 4.9 * slow * generator.normal(1, noise, rounds), "baseline": 10 * slow}
@@ -49,6 +50,6 @@ def test_a_noisy_device_is_measured_for_longer_and_what_slows_both_networks_down
     monkeypatch.setattr(relative, "measure_placed", measured)
     config = experiment(candidates={"measure_rounds": 12})
     network = config.model.architecture(VOCAB_SIZE, config.patterns.baseline)
-    ratio = relative_latency(config, VOCAB_SIZE, 0, CPU, torch.float32)(network)
+    ratio = relative_latency(config, VOCAB_SIZE, Runtime())(network)
     assert ratio == pytest.approx(0.49, abs=1e-12 + 0.2 * noise)
     assert lengths == [12] * sets

@@ -20,7 +20,7 @@ from planer.search.proposers import PROPOSERS
 from planer.search.scorers.replace_one import SupernetLoss, replace_one_scores
 from planer.search.space import Candidate, Space
 from planer.search.supernet import Supernet, build_supernet
-from planer.training.validate import VALID_BATCH, mean_nll
+from planer.tasks.nll import VALID_BATCH, mean_nll
 
 pytestmark = pytest.mark.slow
 CONFIG = experiment(candidates={"slack": 1.0, "rounds": 3})
@@ -56,7 +56,8 @@ def test_a_path_scores_what_the_network_of_its_blocks_scores(supernet):
     batches = EvalBatches(text(), VALID_BATCH, CONFIG.search.tgt_len, CONFIG.search.mem_len)
     with torch.no_grad():
         for inputs, targets, counted in batches:
-            hidden, memory = network(inputs, memory, mem_len=CONFIG.search.mem_len)
+            output = network(inputs, memory, mem_len=CONFIG.search.mem_len)
+            hidden, memory = output.hidden, output.state
             if counted:
                 total += network.nll(hidden, targets).double().sum().item()
                 count += targets.numel()
@@ -159,7 +160,7 @@ def trained() -> tuple[Supernet, np.ndarray]:
     for step, path in enumerate(supernet.sample_fair(60, torch.Generator().manual_seed(0)).tolist()):
         supernet.choose(path)
         inputs, targets = batches.batch_at(step)
-        loss = supernet.nll(supernet(inputs, None, mem_len=0)[0], targets).mean()
+        loss = supernet.nll(supernet(inputs, None, mem_len=0).hidden, targets).mean()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

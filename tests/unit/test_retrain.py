@@ -9,20 +9,23 @@ import pytest
 import torch
 from kill import kill_at
 
-from planer.config import OptimizerConfig, RetrainConfig, derive_seed
+from planer.config import OptimizerConfig, RetrainConfig
 from planer.data.stream import StreamBatches
+from planer.data.texts import Texts
 from planer.models import LanguageModel, initialise
+from planer.runtime import Runtime
 from planer.specs import Architecture, Attention, FeedForward, MoE
+from planer.tasks.causal_lm import CausalLM
+from planer.tasks.nll import SEGMENT_TOKENS, SEGMENTS, Protocol, mean_nll, segment_nll
 from planer.training.checkpoint import Checkpoint
 from planer.training.lamb import Lamb
+from planer.training.loop import Record
 from planer.training.recipe import Recipe
-from planer.training.retrain import LanguageModelling, train
+from planer.training.retrain import train
 from planer.training.schedule import learning_rate
-from planer.training.terms import Balance, CrossEntropy, Term
-from planer.training.validate import SEGMENT_TOKENS, SEGMENTS, mean_nll, segment_nll
+from planer.training.terms import Balance, Term
 
-pytestmark = pytest.mark.slow
-CPU = torch.device("cpu")
+CPU, SEEDED = Runtime(), Runtime(seed=1)
 OPTIMIZER = OptimizerConfig("lamb", 0.02, 0.001, 5, (0.9, 0.999), 1e-6, 0.0, 0.25)
 CONFIG = RetrainConfig(
     batch=4,
@@ -35,6 +38,8 @@ CONFIG = RetrainConfig(
     balance_weight=0.01,
     eval_steps=15,
 )
+
+pytestmark = pytest.mark.slow
 ARCHITECTURE = Architecture(
     vocab_size=11,
     d_model=16,
@@ -46,10 +51,12 @@ TEXT = np.random.default_rng(0).permutation(np.arange(1400) % 11).astype(np.uint
 VALID = TEXT[::-1][:500].copy()
 
 
-def run(folder, config=CONFIG, rows=None, text=TEXT, valid=VALID, seed=1, dtype=torch.float32, until=None):
+TEXTS = Texts(11, TEXT, VALID)
+
+
+def run(folder, config=CONFIG, rows=None, texts=TEXTS, runtime=SEEDED, until=None):
     on_row = (lambda row: None) if rows is None else rows.append
-    recipe = Recipe(config, text, valid, seed, CPU, dtype)
-    return recipe.train(ARCHITECTURE, Checkpoint(folder, "test"), on_row, until)
+    return Recipe(config, texts, runtime).train(ARCHITECTURE, Record(Checkpoint(folder, "test"), on_row, until))
 
 
 def changed(**values) -> RetrainConfig:
@@ -68,16 +75,17 @@ def result(tmp_path_factory):
 def test_it_is_the_textbook_loop(result):
     """The same arithmetic, written out: segments in order, memory carried on for ever, clip, LAMB, cosine."""
     model = LanguageModel(ARCHITECTURE)
-    initialise(model, torch.Generator().manual_seed(derive_seed(1, "retrain", "initialisation")))
-    torch.manual_seed(derive_seed(1, "retrain", "dropout"))
+    initialise(model, Runtime(seed=1).generator("retrain", "initialisation"))
+    torch.manual_seed(Runtime(seed=1).derive("retrain", "dropout"))
     optimizer = Lamb(model.parameters(), lr=1.0)
     batches = StreamBatches(TEXT, 4, 8)
     assert batches.segments_per_epoch == 44 and CONFIG.steps == 40
     memory, losses = None, []
     for step in range(40):
         inputs, targets = batches.batch_at(step)
-        hidden, memory = model(inputs, memory, mem_len=12)
-        loss = model.nll(hidden, targets).mean() + 0.01 * model.balance_loss()
+        output = model(inputs, memory, mem_len=12, wants=("balance",))
+        balance, memory = [aux["balance"] for aux in output.aux if aux], output.state
+        loss = model.nll(output.hidden, targets).mean() + 0.01 * (balance[0] + balance[1]) / 2
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 0.25)
@@ -93,18 +101,18 @@ def test_memory_passes_the_end_of_an_epoch(tmp_path):
     seen = []
 
     class Watched(LanguageModel):
-        def forward(self, tokens, memory=None, **options):
+        def forward(self, tokens, state=None, score=None, **reading):
             if self.training:
-                seen.append((tokens.shape[1], None if memory is None else memory[0].shape[1]))
-            return super().forward(tokens, memory, **options)
+                seen.append((tokens.shape[1], None if state is None else state[0].shape[1]))
+            return super().forward(tokens, state, score, **reading)
 
     model = Watched(ARCHITECTURE)
     initialise(model, torch.Generator().manual_seed(0))
     config = changed(steps=12, eval_steps=100)
-    objective = LanguageModelling(model, TEXT[: 4 * 30], VALID, config, CrossEntropy(model), eval_steps=100)
-    train(objective, Checkpoint(tmp_path, "x"))
+    task = CausalLM(Texts(11, TEXT[: 4 * 30], VALID), config, Runtime())
+    _, metrics = train(model, task, [], Runtime(), Record(Checkpoint(tmp_path, "x")))
     assert seen == [(8, None), (8, 8), (8, 12), (5, 12)] + [(8, 12), (8, 12), (8, 12), (5, 12)] * 2
-    assert objective.tokens == 4 * 29 * 3
+    assert metrics["tokens"] == 4 * 29 * 3
 
 
 def test_history_and_metrics(result):
@@ -132,30 +140,29 @@ def test_validation_and_logging_change_nothing(result, tmp_path):
 
 
 def test_another_seed_is_another_network(result, tmp_path):
-    assert weights(run(tmp_path, seed=2)[0]) != weights(result[0])
+    assert weights(run(tmp_path, runtime=Runtime(seed=2))[0]) != weights(result[0])
 
 
 @pytest.mark.parametrize("name, lr", [("lamb", 0.05), ("adamw", 0.01)])
 def test_it_learns_a_rule(tmp_path, name, lr):
     text = (np.arange(4000) % 11).astype(np.uint8)
     config = changed(steps=100, optimizer=dataclasses.replace(OPTIMIZER, name=name, lr=lr))
-    metrics = run(tmp_path, config, text=text, valid=text[:500])[2]
+    metrics = run(tmp_path, config, texts=Texts(11, text, text[:500]))[2]
     assert metrics["valid_nll"] < 0.1 * math.log(11)  # a guess costs log(11)
 
 
 def test_a_term_adds_to_the_loss_and_to_the_history(result, tmp_path):
     class Shrinking(Term):
-        def __call__(self, output, batch, step):
-            assert output.shape == batch.targets.shape
+        def __call__(self, result, batch, step):
+            assert result.counted == batch.targets.numel()
             size = model.embedding.weight.square().sum()
             return 10.0 * size, {"size": size}
 
     model = LanguageModel(ARCHITECTURE)
     model.load_state_dict(result[0].state_dict())
     before = model.embedding.weight.norm().item()
-    terms = (CrossEntropy(model), [Balance(model, 0.01), Shrinking()])
-    objective = LanguageModelling(model, TEXT, VALID, CONFIG, *terms, eval_steps=CONFIG.steps, name="shrink")
-    history, metrics = train(objective, Checkpoint(tmp_path, "x"))
+    task, terms = CausalLM(TEXTS, CONFIG, Runtime(), CONFIG.steps, "shrink"), [Balance(0.01), Shrinking()]
+    history, metrics = train(model, task, terms, Runtime(), Record(Checkpoint(tmp_path, "x")))
     assert model.embedding.weight.norm().item() < 0.8 * before
     logged = history.dropna(subset="loss")
     expected = logged["nll"] + 0.01 * logged["balance"] + 10 * logged["size"]
@@ -165,7 +172,7 @@ def test_a_term_adds_to_the_loss_and_to_the_history(result, tmp_path):
 
 def test_bfloat16_keeps_weights_in_float32(tmp_path):
     config = changed(steps=5, checkpoint_steps=2)
-    model, history, _ = run(tmp_path, config, dtype=torch.bfloat16)
+    model, history, _ = run(tmp_path, config, runtime=Runtime(dtype=torch.bfloat16, seed=1))
     assert {param.dtype for param in model.parameters()} == {torch.float32}
     single = run(tmp_path / "single", config)[1]
     assert history["loss"].iloc[0] == pytest.approx(single["loss"].iloc[0], rel=0.02)
@@ -183,25 +190,25 @@ def sharp():
 def test_one_long_segment_is_a_plain_mean(sharp):
     text = torch.from_numpy(TEXT[:200].astype(np.int64))[None]
     with torch.no_grad():
-        hidden, _ = sharp(text[:, :-1], mem_len=0)
+        hidden = sharp(text[:, :-1], mem_len=0).hidden
         expected = sharp.nll(hidden, text[:, 1:]).mean().item()
-    nll, counted = mean_nll(sharp, TEXT[:200], 1, 300, 0, device=CPU)
+    nll, counted = mean_nll(sharp, TEXT[:200], Protocol(1, 300, 0), CPU)
     assert counted == 199 and nll == pytest.approx(expected, rel=1e-10)
 
 
 @pytest.mark.parametrize("attention", ["cached", "recompute"])
 def test_with_same_length_segments_do_not_matter(sharp, attention):
-    options = {"device": CPU, "attention": attention}
-    expected, counted = mean_nll(sharp, VALID, 2, 24, 24, 10, True, **options)
+    expected, counted = mean_nll(sharp, VALID, Protocol(2, 24, 24, 10, True), CPU, attention)
     assert counted == 498
     for tgt_len in (4, 12):
-        assert mean_nll(sharp, VALID, 2, tgt_len, 24, 10, True, **options)[0] == pytest.approx(expected, rel=1e-10)
+        found, _ = mean_nll(sharp, VALID, Protocol(2, tgt_len, 24, 10, True), CPU, attention)
+        assert found == pytest.approx(expected, rel=1e-10)
     for control in ((2, 4, 24, 10, False), (2, 4, 24, 0, True), (2, 4, 20, 10, True)):
-        assert mean_nll(sharp, VALID, *control, **options)[0] != pytest.approx(expected, rel=1e-4)
+        assert mean_nll(sharp, VALID, Protocol(*control), CPU, attention)[0] != pytest.approx(expected, rel=1e-4)
 
 
 def test_caching_keys_and_values_is_exact(sharp):
-    cached, recomputed = (mean_nll(sharp, VALID, 4, 8, 12, device=CPU, attention=a) for a in ("cached", "recompute"))
+    cached, recomputed = (mean_nll(sharp, VALID, Protocol(4, 8, 12), CPU, a) for a in ("cached", "recompute"))
     assert cached[0] == pytest.approx(recomputed[0], rel=1e-10)
 
 
@@ -209,31 +216,31 @@ def test_segments_are_contiguous_text_and_their_mean_is_the_whole(sharp):
     """Two streams, one after the other."""
     streams = torch.from_numpy(VALID[:400].astype(np.int64)).view(2, 200)
     with torch.no_grad():
-        each = sharp.nll(sharp(streams[:, :-1], mem_len=0)[0], streams[:, 1:]).flatten()
-    nll, counts = segment_nll(sharp, VALID[:400], 2, 300, 0, device=CPU)
+        each = sharp.nll(sharp(streams[:, :-1], mem_len=0).hidden, streams[:, 1:]).flatten()
+    nll, counts = segment_nll(sharp, VALID[:400], Protocol(2, 300, 0), CPU)
     assert counts.tolist() == [67, 67, 66, 66, 66, 66] and nll.dtype == torch.float64
     parts = each.split(counts.tolist())
     assert nll.tolist() == pytest.approx([part.mean().item() for part in parts], rel=1e-10)
-    whole, counted = mean_nll(sharp, VALID[:400], 2, 300, 0, device=CPU)
+    whole, counted = mean_nll(sharp, VALID[:400], Protocol(2, 300, 0), CPU)
     assert counted == 398 and whole == pytest.approx(each.mean().item(), rel=1e-10)
 
 
 def test_the_length_of_a_call_moves_no_segment(sharp):
-    expected, counts = segment_nll(sharp, VALID, 2, 24, 24, 10, True, device=CPU)
+    expected, counts = segment_nll(sharp, VALID, Protocol(2, 24, 24, 10, True), CPU)
     assert len(counts) == 498 // SEGMENT_TOKENS and int(counts.sum()) == 498
-    nll, again = segment_nll(sharp, VALID, 2, 4, 24, 10, True, device=CPU)
+    nll, again = segment_nll(sharp, VALID, Protocol(2, 4, 24, 10, True), CPU)
     assert again.tolist() == counts.tolist() and nll.tolist() == pytest.approx(expected.tolist(), rel=1e-10)
 
 
 def test_long_texts_have_16_segments_and_the_shortest_one(sharp):
     long = np.tile(TEXT, 1 + SEGMENTS * SEGMENT_TOKENS // len(TEXT) * 2)
-    assert len(segment_nll(sharp, long, 16, 64, 0, device=CPU)[1]) == SEGMENTS
-    assert segment_nll(sharp, VALID[:40], 2, 8, 0, device=CPU)[1].tolist() == [38]
+    assert len(segment_nll(sharp, long, Protocol(16, 64, 0), CPU)[1]) == SEGMENTS
+    assert segment_nll(sharp, VALID[:40], Protocol(2, 8, 0), CPU)[1].tolist() == [38]
 
 
 def test_validation_restores_training_mode(result):
     model = result[0].train()
-    mean_nll(model, VALID, 4, 8, 12, device=CPU)
+    mean_nll(model, VALID, Protocol(4, 8, 12), CPU)
     assert model.training
     model.eval()
 

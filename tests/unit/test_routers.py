@@ -13,19 +13,30 @@ import torch
 from planer.config import ClusterConfig, OptimizerConfig, RouterConfig
 from planer.conversion import routers
 from planer.conversion.experts import split
-from planer.conversion.routers import RouterRegression, expert_norms, output_gram, train_routers, with_routers
+from planer.conversion.routers import (
+    FrozenReading,
+    RouterRegression,
+    expert_norms,
+    output_gram,
+    train_routers,
+    with_routers,
+)
+from planer.data.texts import Texts
 from planer.models import LanguageModel, initialise
+from planer.runtime import Runtime
 from planer.specs import Architecture, Attention, DynamicMoE, FeedForward
 from planer.training.checkpoint import Checkpoint
+from planer.training.loop import Record
+from planer.training.loss import StepLoss
 
-pytestmark = pytest.mark.slow
-CPU = torch.device("cpu")
 ADAMW = OptimizerConfig(
     name="adamw", lr=0.01, lr_min=0.001, warmup_steps=0, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.0, clip=1.0
 )
 CONFIG = RouterConfig(
     batch=4, tgt_len=8, mem_len=8, steps=12, optimizer=ADAMW, log_steps=4, checkpoint_steps=5, width=16
 )
+
+pytestmark = pytest.mark.slow
 
 
 def converted(norm: str = "post") -> LanguageModel:
@@ -52,11 +63,12 @@ def text(length: int) -> np.ndarray:
     return (np.cumsum(steps) % 11).astype(np.uint8)
 
 
+TEXTS = Texts(11, text(2000), text(500))
+
+
 def run(model: LanguageModel, folder, on_row=lambda row: None, **changes):
     config = dataclasses.replace(CONFIG, **changes)
-    return train_routers(
-        model, text(2000), text(500), config, 3, CPU, torch.float32, Checkpoint(folder, "test"), on_row
-    )
+    return train_routers(model, TEXTS, config, Runtime(seed=3), Record(Checkpoint(folder, "test"), on_row))
 
 
 def materialised_norms(layer, x: torch.Tensor) -> torch.Tensor:
@@ -105,16 +117,17 @@ def test_norms_stay_in_single_precision_under_autocast():
 def test_loss_is_the_mean_squared_error_on_the_layers_own_inputs(norm):
     model = converted(norm)
     routers.initialise_routers(model, torch.Generator().manual_seed(0))
-    objective = RouterRegression(model, text(2000), text(500), CONFIG)
-    objective.loss(step=0)
-    loss, metrics = objective.loss(step=1)
+    task = FrozenReading(TEXTS, CONFIG, Runtime())
+    objective = StepLoss(model, task, [RouterRegression(model)], Runtime())
+    objective(step=0)
+    loss, metrics = objective(step=1)
 
-    first, second = (objective.batches.batch_at(step)[0] for step in (0, 1))
+    first, second = (task.batches.batch_at(step)[0] for step in (0, 1))
     inner: list[torch.Tensor] = []
     for block in model.dynamic_blocks():
         block.register_forward_pre_hook(lambda module, inputs: inner.append(inputs[0].flatten(0, -2)))
     with torch.no_grad():
-        _, memory = model(first, mem_len=8)
+        memory = model(first, mem_len=8).state
         inner.clear()
         model(second, memory, mem_len=8)
         errors = []
@@ -141,21 +154,20 @@ def test_routers_learn_and_nothing_else_changes(tmp_path):
     assert metrics["converted_layers"] == 2
     assert all(math.isfinite(value) for value in metrics.values())
     assert not trained.training and all(parameter.requires_grad for parameter in trained.parameters())
-    assert not any(layer._forward_pre_hooks for layer in trained.dynamic_blocks())
 
 
 def test_r2_of_the_metrics_is_that_of_the_validation_text(tmp_path):
     model, _, metrics = run(converted(), tmp_path)
-    objective = RouterRegression(model, text(2000), text(500), CONFIG)
     scores, norms = [], []
     with torch.no_grad():
         memory = None
         for tokens, _, counted in routers.EvalBatches(text(500), routers.VALID_BATCH, 8, 8):
-            inputs, memory = objective.inputs(tokens, memory, attention="recompute")
+            output = model(tokens, memory, mem_len=8, wants=("inputs",))
+            memory = output.state
             if counted:
-                layer = model.dynamic_blocks()[0]
-                scores.append(layer.router_scores(inputs[0]))
-                norms.append(materialised_norms(layer, inputs[0]))
+                layer, x = model.dynamic_blocks()[0], output.aux[1]["inputs"].flatten(0, 1)
+                scores.append(layer.router_scores(x))
+                norms.append(materialised_norms(layer, x))
     scores, norms = torch.cat(scores).double(), torch.cat(norms).double()
     r2 = 1 - (scores - norms).square().sum() / (norms - norms.mean(0)).square().sum()
     assert metrics["r2_1"] == pytest.approx(r2.item(), rel=1e-3)

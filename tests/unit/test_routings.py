@@ -9,6 +9,7 @@ from toy import experiment
 from planer.blocks.moe import MoE
 from planer.latency.networks import Pool
 from planer.latency.routings import ROUTINGS, set_routing, zipf_shares
+from planer.runtime import Runtime
 from planer.specs import MoE as Spec
 
 WIDTH, TOKENS = 64, 20_000
@@ -21,9 +22,9 @@ def load(num_experts: int, top_k: int, routing: str, dtype: torch.dtype = torch.
     torch.nn.init.normal_(moe.gate, 0.0, 0.02, generator=generator)
     set_routing(moe.gate, routing)
     with torch.inference_mode():
-        moe(torch.randn(TOKENS, WIDTH, generator=generator).to(dtype))
-    assert moe.load.sum() == TOKENS * top_k
-    return moe.load.double() / moe.load.sum()
+        _, aux = moe(torch.randn(TOKENS, WIDTH, generator=generator).to(dtype), ("load",))
+    assert aux["load"].sum() == TOKENS * top_k
+    return aux["load"].double() / aux["load"].sum()
 
 
 @pytest.mark.parametrize("num_experts", [3, 4, 8, 16, 64])
@@ -63,12 +64,18 @@ def test_stacks_of_a_pool_are_routed_as_asked(top_k):
     """In depth as well; the experts are those of the balanced block, in the same memory."""
     config = experiment(model={"d_model": 128}, workload={"batch": 32})
     spec = Spec(64, 8, top_k)
-    pool = Pool(config.model.architecture(256, ()), {spec: 4}, config.workload, torch.device("cpu"), torch.float32)
+    pool = Pool(config.model.architecture(256, ()), {spec: 4}, config.workload, Runtime())
     busiest = {}
     for routing in ROUTINGS:
+        sublayers, seen = [pool._block(place, routing).sublayer for place in range(4)], []
+        hooks = [
+            moe.register_forward_pre_hook(lambda moe, given, seen=seen: seen.append(given[0])) for moe in sublayers
+        ]
         pool.network((spec,) * 4, "cached", head=False, routing=routing)()
-        sublayers = [pool._block(place, routing).sublayer for place in range(4)]
-        loads = torch.stack([moe.load.double() / moe.load.sum() for moe in sublayers])
+        for hook in hooks:
+            hook.remove()
+        loads = [moe(x, ("load",))[1]["load"].double() for moe, x in zip(sublayers, seen, strict=True)]
+        loads = torch.stack([load / load.sum() for load in loads])
         busiest[routing] = loads.max(dim=1).values
         if routing == "one":
             assert (loads[:, :top_k] == 1 / top_k).all()

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from planer.errors import UserError
-from planer.runtime import autocast, reproducible, resolve_device, resolve_dtype, seed_everything
+from planer.runtime import Runtime, reproducible, resolve_device, resolve_dtype
 
 CPU = torch.device("cpu")
 
@@ -69,7 +69,7 @@ def test_dtypes():
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_autocast_covers_products_only(dtype):
     layer = torch.nn.Linear(3, 3)
-    with autocast(CPU, dtype):
+    with Runtime(CPU, dtype).autocast():
         assert layer(torch.ones(2, 3)).dtype is dtype
     assert layer.weight.dtype is torch.float32
 
@@ -77,7 +77,7 @@ def test_autocast_covers_products_only(dtype):
 def test_seeds_cover_every_global_generator():
     draws = []
     for _ in range(2):
-        seed_everything(11)
+        Runtime(seed=11).seed_everything("dropout")
         draws.append((torch.rand(1).item(), np.random.rand(), random.random()))
     assert draws[0] == draws[1]
 

@@ -193,7 +193,7 @@ def test_an_edit_that_changes_no_result_repeats_nothing(changed, file, old, new)
             '"x"',
             {"pareto", "repeatability", "evaluate", "compare"},
         ),
-        ("planer/config/seed.py", ">> 1", ">> 2", NETWORKS - {"export", "teacher"}),
+        ("planer/seed.py", ">> 1", ">> 2", NETWORKS - {"export", "teacher"}),
         ("workflow/scripts/search.py", "import", "import ast\nimport", {"search"}),
     ],
 )

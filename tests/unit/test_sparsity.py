@@ -15,15 +15,18 @@ from hypothesis import strategies as st
 
 from planer.config import OptimizerConfig, SparsifyConfig
 from planer.conversion.sparsity import SparsityPenalty, l1, ramp, sparsify, square_hoyer
+from planer.data.texts import Texts
 from planer.models import LanguageModel, initialise
+from planer.runtime import Runtime
 from planer.specs import Architecture, Attention, FeedForward, MoE
+from planer.tasks.causal_lm import CausalLM
 from planer.training.checkpoint import Checkpoint
-from planer.training.distillation import taught_by
-from planer.training.retrain import LanguageModelling
-from planer.training.terms import Balance, CrossEntropy
+from planer.training.distillation import Distillation
+from planer.training.loop import Record
+from planer.training.loss import StepLoss
+from planer.training.teacher import LiveTeacher
+from planer.training.terms import Balance, Term
 
-pytestmark = pytest.mark.slow
-CPU = torch.device("cpu")
 ADAMW = OptimizerConfig(
     name="adamw", lr=0.01, lr_min=0.001, warmup_steps=0, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.0, clip=1.0
 )
@@ -41,6 +44,8 @@ CONFIG = SparsifyConfig(
     balance_weight=0.01,
 )
 
+pytestmark = pytest.mark.slow
+
 
 def tiny(*blocks, dropout: float = 0.1) -> LanguageModel:
     """A randomly initialised network that is far from linear."""
@@ -57,16 +62,19 @@ def text(length: int) -> np.ndarray:
     return (np.cumsum(steps) % 11).astype(np.uint8)
 
 
-def objective_of(model: LanguageModel, config=CONFIG, prediction=CrossEntropy, **options) -> LanguageModelling:
+CPU = Runtime()
+TEXTS = Texts(11, text(2000), text(500))
+
+
+def objective_of(model: LanguageModel, config=CONFIG, terms=(), runtime=CPU) -> StepLoss:
     """What ``sparsify`` trains with."""
-    terms = (prediction(model), [Balance(model, config.balance_weight), SparsityPenalty(model, config)])
-    return LanguageModelling(model, text(2000), text(500), config, *terms, eval_steps=config.steps, **options)
+    terms = [*terms, Balance(config.balance_weight), SparsityPenalty(config)]
+    return StepLoss(model.train(), CausalLM(TEXTS, config, runtime), terms, runtime)
 
 
-def run(model: LanguageModel, folder, on_row=lambda row: None, prediction=CrossEntropy, **changes):
+def run(model: LanguageModel, folder, on_row=lambda row: None, terms=(), **changes):
     config = dataclasses.replace(CONFIG, **changes)
-    how = (3, CPU, torch.float32, Checkpoint(folder, "test"), on_row, prediction)
-    return sparsify(model, text(2000), text(500), config, *how)
+    return sparsify(model, TEXTS, config, Runtime(seed=3), Record(Checkpoint(folder, "test"), on_row), terms)
 
 
 @pytest.mark.parametrize("width", [1, 2, 7, 512])
@@ -129,9 +137,9 @@ def test_loss_is_cross_entropy_plus_the_mean_penalty_of_tokens_and_layers(name, 
     model = tiny(FeedForward(24), FeedForward(16), dropout=0.0)
     config = dataclasses.replace(CONFIG, penalty=name, weight=0.25)
     objective = objective_of(model, config)
-    loss, metrics = objective.loss(step=2)
+    loss, metrics = objective(step=2)
 
-    tokens, targets = objective.batches.batch_at(2)
+    tokens, targets = objective.task.batches.batch_at(2)
     x, penalties, zeros = model.embed(tokens), [], []
     for block in model.blocks:
         hidden = torch.relu(block.sublayer.w1(x))
@@ -147,24 +155,24 @@ def test_loss_is_cross_entropy_plus_the_mean_penalty_of_tokens_and_layers(name, 
     assert metrics["alpha"] == pytest.approx(alpha)
 
 
-def by_teacher(parent: LanguageModel, weight: float = 0.5, temperature: float = 2.0):
-    return taught_by(parent, CONFIG.mem_len, weight, temperature)
+def by_teacher(parent: LanguageModel, weight: float = 0.5, temperature: float = 2.0) -> list[Term]:
+    return [Distillation(LiveTeacher(parent, CONFIG.mem_len), weight, temperature)]
 
 
 def test_with_a_teacher_the_penalty_comes_on_top_of_the_distillation_loss():
     """Also of a network that is its own teacher: the teacher does not change with it."""
     blocks = (Attention(2, 4), FeedForward(24), MoE(8, 2, 1))
     parent, told = tiny(*blocks, dropout=0.0), {"weight": 0.3, "temperature": 2.0}
-    objective = objective_of(tiny(*blocks, dropout=0.0), prediction=by_teacher(parent, **told))
+    objective = objective_of(tiny(*blocks, dropout=0.0), terms=by_teacher(parent, **told))
     with torch.no_grad():
         for parameter in objective.model.parameters():
             parameter *= 0.9
     model = copy.deepcopy(objective.model)
-    terms = (by_teacher(tiny(*blocks, dropout=0.0), **told)(model), [Balance(model, 0.01)])
-    reference = LanguageModelling(model, text(2000), text(500), CONFIG, *terms, eval_steps=100)
+    terms = [*by_teacher(tiny(*blocks, dropout=0.0), **told), Balance(0.01)]
+    reference = StepLoss(model, CausalLM(TEXTS, CONFIG, Runtime()), terms, Runtime())
     for step in range(3):
-        loss, metrics = objective.loss(step)
-        expected, other = reference.loss(step)
+        loss, metrics = objective(step)
+        expected, other = reference(step)
         torch.testing.assert_close(loss, expected + metrics["alpha"] * metrics["penalty"])
         assert metrics["divergence"] == other["divergence"] > 1e-3 and metrics["penalty"] > 0
     loss.backward()
@@ -175,7 +183,7 @@ def test_an_interrupted_run_with_a_teacher_ends_with_the_same_weights(tmp_path):
     blocks = (Attention(2, 4), FeedForward(16))
 
     def start(folder, on_row=lambda row: None):
-        return run(tiny(*blocks), folder, on_row, prediction=by_teacher(tiny(*blocks)))
+        return run(tiny(*blocks), folder, on_row, terms=by_teacher(tiny(*blocks)))
 
     def interrupt(row):
         if row["step"] == 8:
@@ -193,10 +201,10 @@ def test_an_interrupted_run_with_a_teacher_ends_with_the_same_weights(tmp_path):
 def test_a_teacher_keeps_the_network_closer_to_itself(tmp_path):
     blocks = (Attention(2, 4), FeedForward(32))
     inputs, drifts = torch.from_numpy(text(200).astype(np.int64))[None], []
-    for prediction in (CrossEntropy, by_teacher(tiny(*blocks), weight=1.0, temperature=1.0)):
-        model, _, _ = run(tiny(*blocks), tmp_path / str(len(drifts)), prediction=prediction, steps=40)
+    for terms in ([], by_teacher(tiny(*blocks), weight=1.0, temperature=1.0)):
+        model, _, _ = run(tiny(*blocks), tmp_path / str(len(drifts)), terms=terms, steps=40)
         with torch.no_grad():
-            own, wanted = (one.logits(one(inputs, mem_len=0)[0]).log_softmax(-1) for one in (model, tiny(*blocks)))
+            own, wanted = (one.logits(one(inputs, mem_len=0).hidden).log_softmax(-1) for one in (model, tiny(*blocks)))
         drifts.append((wanted.exp() * (wanted - own)).sum(-1).mean().item())
     assert drifts[1] < 0.5 * drifts[0]
 
@@ -204,8 +212,8 @@ def test_a_teacher_keeps_the_network_closer_to_itself(tmp_path):
 def test_penalty_under_bfloat16_matches_single_precision():
     losses = []
     for dtype in (torch.float32, torch.bfloat16):
-        objective = objective_of(tiny(FeedForward(24), dropout=0.0), dtype=dtype)
-        _, metrics = objective.loss(step=0)
+        objective = objective_of(tiny(FeedForward(24), dropout=0.0), runtime=Runtime(dtype=dtype))
+        _, metrics = objective(step=0)
         assert metrics["penalty"].dtype == torch.float32
         losses.append(metrics["penalty"].item())
     assert losses[1] == pytest.approx(losses[0], rel=0.02)
@@ -218,7 +226,6 @@ def test_fine_tuning_makes_activations_sparser_than_without_penalty(tmp_path):
         model, history, metrics = run(tiny(*blocks), tmp_path / str(weight), weight=weight, steps=60, log_steps=20)
         results[weight] = history, metrics
         assert not model.training
-        assert not model.blocks[1].sublayer.activation._forward_hooks
     history, metrics = results[1.0]
     assert metrics["sparsity_before"] == results[0.0][1]["sparsity_before"]
     assert metrics["sparsity"] > results[0.0][1]["sparsity"] + 0.1

@@ -54,8 +54,10 @@ def test_hard_mode_is_the_network_of_the_chosen_options(norm, sharing, choices):
     supernet.choose(choices)
     memory = expected_memory = None
     for segment in range(3):
-        hidden, memory = supernet(tokens(segment), memory, mem_len=7)
-        expected, expected_memory = network(tokens(segment), expected_memory, mem_len=7)
+        output = supernet(tokens(segment), memory, mem_len=7)
+        hidden, memory = output.hidden, output.state
+        output = network(tokens(segment), expected_memory, mem_len=7)
+        expected, expected_memory = output.hidden, output.state
         torch.testing.assert_close(hidden, expected, rtol=0, atol=0)
     for choice, entry, expected in zip(choices, memory, expected_memory, strict=True):
         assert (expected is None) == (choice not in (1, ATTENTION))
@@ -64,7 +66,7 @@ def test_hard_mode_is_the_network_of_the_chosen_options(norm, sharing, choices):
 
 def test_skip_everywhere_is_the_embedding(supernet):
     supernet.choose([SKIP] * 3)
-    hidden, _ = supernet(tokens(), mem_len=4)
+    hidden = supernet(tokens(), mem_len=4).hidden
     assert torch.equal(hidden, supernet.embed(tokens()))
 
 
@@ -74,13 +76,13 @@ def test_soft_mode_is_the_weighted_sum(supernet):
         block.register_forward_hook(lambda module, given, result: calls.append((module, given, result)))
     mixture = supernet.sample_soft(2.0, seeded(2))
     torch.testing.assert_close(mixture.sum(-1), torch.ones(3))
-    _, memory = supernet(tokens(0), mem_len=7)
+    memory = supernet(tokens(0), mem_len=7).state
     supernet(tokens(1), memory, mem_len=7)
     assert len(calls) == 6
-    for (block, (x, segment, past), (y, state)), weights in zip(list(calls), mixture.repeat(2, 1), strict=True):
+    for (block, (x, segment, past), (y, state, aux)), weights in zip(list(calls), mixture.repeat(2, 1), strict=True):
         outputs = torch.stack([option(x, segment, past)[0] for option in block.options])
         torch.testing.assert_close(y, torch.einsum("n,nbtd->btd", weights, outputs))
-        assert state is None
+        assert state is None and aux == {}
     x, segment, past = calls[5][1]
     assert past.shape == (2, 5, 16)
     assert not torch.allclose(supernet.blocks[2](x, segment, past + torch.randn(16))[0], calls[5][2][0])  # it is used
@@ -89,13 +91,13 @@ def test_soft_mode_is_the_weighted_sum(supernet):
 def test_a_mixture_of_one_is_hard_mode(supernet):
     for choice in range(len(OPTIONS)):
         supernet.choose([choice] * 3)
-        hard, _ = supernet(tokens(), mem_len=4)
+        hard = supernet(tokens(), mem_len=4).hidden
         for block in supernet.blocks:
             block.mixture = torch.nn.functional.one_hot(torch.tensor(choice), len(OPTIONS)).float()
-        soft, _ = supernet(tokens(), mem_len=4)
+        soft = supernet(tokens(), mem_len=4).hidden
         torch.testing.assert_close(soft, hard)
         supernet.choose([SKIP] * 3)  # and soft mode ends here
-        assert torch.equal(supernet(tokens(), mem_len=4)[0], supernet.embed(tokens()))
+        assert torch.equal(supernet(tokens(), mem_len=4).hidden, supernet.embed(tokens()))
 
 
 @pytest.mark.parametrize("choices", [[SKIP, SKIP, SKIP], [FEED_FORWARD, ATTENTION, TOP1], None])
@@ -110,7 +112,7 @@ def test_every_position_remembers_its_inputs_whatever_runs(supernet, choices):
             supernet.sample_soft(1.0, seeded(segment))
         else:
             supernet.choose(choices[segment:] + choices[:segment])
-        _, memory = supernet(tokens(segment), memory, mem_len=8)
+        memory = supernet(tokens(segment), memory, mem_len=8).state
         kept = min(5 * (segment + 1), 8)
         for entry, seen in zip(memory, inputs, strict=True):
             assert entry.shape == (2, kept, 16) and not entry.requires_grad
@@ -185,7 +187,7 @@ def test_a_space_without_mixtures_has_no_experts():
 def test_a_hard_step_trains_only_the_chosen_options(supernet):
     choices = [TOP1, ATTENTION, SKIP]
     supernet.choose(choices)
-    hidden, _ = supernet(tokens(), mem_len=4)
+    hidden = supernet(tokens(), mem_len=4).hidden
     supernet.nll(hidden, tokens(9)).mean().backward()
     assert supernet.alpha.grad is None and supernet.embedding.weight.grad.abs().sum() > 0
     for block, choice in zip(supernet.blocks, choices, strict=True):
@@ -200,7 +202,7 @@ def test_a_soft_step_gives_alpha_its_gradient(supernet):
     """Against the definition of the softmax: dL/dalpha_bi = P_bi (g_bi - sum_j P_bj g_bj) / T, g = dL/dP."""
     mixture = supernet.sample_soft(2.0, seeded(1))
     mixture.retain_grad()
-    hidden, _ = supernet(tokens(), mem_len=4)
+    hidden = supernet(tokens(), mem_len=4).hidden
     supernet.nll(hidden, tokens(9)).mean().backward()
     g, p = mixture.grad, mixture.detach()
     assert (g.abs() > 0).all()

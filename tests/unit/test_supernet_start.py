@@ -49,7 +49,8 @@ def logits(model: LanguageModel) -> torch.Tensor:
     memory = None
     with torch.no_grad():
         for segment in np.split(TEXT[:96].astype(np.int64), 3):
-            hidden, memory = model(torch.from_numpy(segment)[None], memory, mem_len=40)
+            output = model(torch.from_numpy(segment)[None], memory, mem_len=40)
+            hidden, memory = output.hidden, output.state
         return model.logits(hidden)
 
 

@@ -11,7 +11,7 @@ from planer.config import Experiment
 from planer.config.strict_yaml import read_yaml
 from planer.latency.table import LatencyTable, identity
 from planer.parsing import build, merge
-from planer.runtime import resolve_device, resolve_dtype
+from planer.runtime import runtime_of
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -39,8 +39,7 @@ def experiment(**overlay: object) -> Experiment:
 def latency_table_of_this_machine(config: Experiment | None = None, vocab_size: int = VOCAB_SIZE) -> LatencyTable:
     """The same numbers, as if measured here."""
     config = config or experiment()
-    device = resolve_device(config.device)
-    here = identity(device, resolve_dtype(config.dtype, device), config.workload, config.model, vocab_size)
+    here = identity(runtime_of(config, config.seed), config.workload, config.model, vocab_size)
     rows = latency_table().rows.assign(batch=config.workload.batch, execution=config.workload.execution)
     return dataclasses.replace(latency_table(), rows=rows, identity=here)
 

@@ -8,6 +8,6 @@ from planer.workflow.job import stage
 if __name__ == "__main__":
     with stage(snakemake) as job:
         table = LatencyTable.load(snakemake.input.table)
-        report = check_additivity(job.config, job.vocab_size, table)
+        report = check_additivity(job.config, job.vocab_size, table, job.runtime())
         write_json(snakemake.output.report, report)
         job.run.metrics({name: value for name, value in report.items() if isinstance(value, float)})

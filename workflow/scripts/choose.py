@@ -1,5 +1,6 @@
 """Choose the network of a variant: candidates are proposed, measured and trained for a while."""
 
+import dataclasses
 import time
 
 from planer.config.variant import parse_variant
@@ -16,15 +17,15 @@ if __name__ == "__main__":
     with stage(snakemake) as job:
         began, files, params = time.perf_counter(), snakemake.input, snakemake.params
         variant, parent = parse_variant(snakemake.wildcards.variant), job.parent()
-        texts = (job.tokens("train"), job.tokens("valid"))
         config, table = config_of(job.config, variant), LatencyTable.load(files.table)
         teaching = {"taught": variant.is_taught, "cache": files.get("teacher")}
-        recipe = recipe_of(config, texts, params.train_seed, parent, **teaching)
+        runtime = dataclasses.replace(job.runtime(), seed=params.train_seed)
+        recipe = recipe_of(config, job.texts(), runtime, parent, **teaching)
         proxy = ProxyTraining(recipe, job.checkpoint())
         known = {"seed": params.seed, "parent": parent}
         if files.get("supernet"):
             known["supernet"] = load_supernet(files.supernet, config, job.vocab_size)
-        network, notes = choose_network(config, variant, job.vocab_size, table, recipe, proxy, **known)
+        network, notes = choose_network(config, variant, table, proxy, **known)
         proxy.hand_over(network, snakemake.output.training)
         network.save(snakemake.output.architecture, **notes)
         spent = time.perf_counter() - began - proxy.seconds_now + proxy.seconds_without(network)

@@ -5,6 +5,6 @@ from planer.workflow.job import stage
 
 if __name__ == "__main__":
     with stage(snakemake) as job:
-        table = profile_blocks(job.config, job.vocab_size)
+        table = profile_blocks(job.config, job.vocab_size, job.runtime())
         table.save(snakemake.output.table)
         job.run.metrics({f"{row.option}/{row.attention}_ms": row.median_ms for row in table.headline_rows.itertuples()})

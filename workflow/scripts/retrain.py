@@ -7,10 +7,9 @@ from planer.workflow.job import stage
 
 if __name__ == "__main__":
     with stage(snakemake) as job:
-        texts, cache = (job.tokens("train"), job.tokens("valid")), snakemake.input.get("teacher")
-        taught = parse_variant(snakemake.wildcards.variant).is_taught
-        recipe = recipe_of(job.config, texts, snakemake.params.seed, job.parent(), taught=taught, cache=cache)
-        network, checkpoint = Architecture.load(snakemake.input.architecture), job.checkpoint()
+        taught, cache = parse_variant(snakemake.wildcards.variant).is_taught, snakemake.input.get("teacher")
+        recipe = recipe_of(job.config, job.texts(), job.runtime(), job.parent(), taught=taught, cache=cache)
+        network, record = Architecture.load(snakemake.input.architecture), job.record()
         if snakemake.input.get("training"):
-            checkpoint.take_up(snakemake.input.training)
-        job.write_training(*recipe.train(network, checkpoint, job.run.row), checkpoint)
+            record.checkpoint.take_up(snakemake.input.training)
+        job.write_training(*recipe.train(network, record), record.checkpoint)

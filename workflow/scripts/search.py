@@ -9,19 +9,17 @@ from planer.workflow.job import stage
 
 if __name__ == "__main__":
     with stage(snakemake) as job:
-        checkpoint = job.checkpoint()
+        record = job.record()
         supernet, trajectory, metrics = search(
             job.config,
             parse_variant(snakemake.wildcards.variant),
-            job.vocab_size,
             LatencyTable.load(snakemake.input.table),
-            job.tokens("train"),
-            seed=snakemake.params.seed,
-            checkpoint=checkpoint,
-            on_row=job.run.row,
-            parent=job.parent(),
+            job.texts(),
+            job.runtime(),
+            record,
+            job.parent(),
         )
         save_supernet(supernet, snakemake.output.supernet)
         write_parquet(snakemake.output.trajectory, trajectory)
         write_json(snakemake.output.metrics, metrics)
-        checkpoint.delete()
+        record.checkpoint.delete()

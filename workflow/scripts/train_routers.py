@@ -13,5 +13,5 @@ if __name__ == "__main__":
     with stage(snakemake) as job:
         split, dense = (models.load(Path(snakemake.input[name]).parent) for name in ("model", "dense"))
         config = build(ThresholdConfig, snakemake.params.choice)
-        choice = ThresholdChoice(dense, job.tokens("valid"), config, *job.runtime())
+        choice = ThresholdChoice(dense, job.texts().valid, config, job.runtime())
         job.train(train_routers, split, job.config.train_routers, choice)

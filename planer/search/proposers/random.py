@@ -9,10 +9,10 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from planer.config import derive_seed
 from planer.errors import UserError
 from planer.search.constraints import Limit
 from planer.search.space import Candidate, Space
+from planer.seed import derive_seed
 
 WINDOW = 0.02
 """A random network uses at least 1 - WINDOW of its latency target."""

@@ -19,9 +19,9 @@ from torch import Tensor
 from planer.config import SearchConfig
 from planer.data.stream import EvalBatches
 from planer.progress import progress
-from planer.runtime import autocast
+from planer.runtime import Runtime
 from planer.search.supernet import Supernet
-from planer.training.validate import VALID_BATCH
+from planer.tasks.nll import VALID_BATCH
 
 PathLoss = Callable[[Sequence[int]], float]
 """From a path, one option per position, to its loss in nats per token; the same path gives the same number."""
@@ -35,11 +35,9 @@ class SupernetLoss:
     scores.  The supernet must not change between calls.
     """
 
-    def __init__(
-        self, supernet: Supernet, tokens: np.ndarray, config: SearchConfig, device: torch.device, dtype: torch.dtype
-    ):
+    def __init__(self, supernet: Supernet, tokens: np.ndarray, config: SearchConfig, runtime: Runtime):
         """tokens: the text [n], read in segments as in the search.  Puts the supernet into evaluation."""
-        self._supernet, self._mem_len, self._device, self._dtype = supernet.eval(), config.mem_len, device, dtype
+        self._supernet, self._mem_len, self._runtime = supernet.eval(), config.mem_len, runtime
         self._batches = EvalBatches(tokens, VALID_BATCH, config.tgt_len, config.mem_len)
         self._last: list[int] = []
         self._kept: list[int] = []
@@ -52,27 +50,28 @@ class SupernetLoss:
         shared = _common(path, self._last)
         self._last = path
         self._supernet.choose(path)
-        with autocast(self._device, self._dtype):
+        device = self._runtime.device
+        with self._runtime.autocast():
             if not self._hidden or path[: len(self._kept)] != self._kept:
                 self._kept = []
-                self._hidden = [self._supernet.embed(inputs.to(self._device)) for inputs, _, _ in self._batches]
+                self._hidden = [self._supernet.embed(inputs.to(device)) for inputs, _, _ in self._batches]
             if shared > len(self._kept):
                 self._hidden = list(self._behind(slice(len(self._kept), shared)))
                 self._kept = path[:shared]
-            total = torch.zeros((), dtype=torch.float64, device=self._device)
+            total = torch.zeros((), dtype=torch.float64, device=device)
             rest = self._behind(slice(len(self._kept), None))
             for (_, targets, counted), hidden in zip(self._batches, rest, strict=True):
                 if counted:
                     normed = self._supernet.final_norm(hidden)
-                    total += self._supernet.nll(normed, targets.to(self._device)).sum(dtype=torch.float64)
+                    total += self._supernet.nll(normed, targets.to(device)).sum(dtype=torch.float64)
         return total.item() / self._batches.counted_targets
 
     def _behind(self, places: slice) -> Iterator[Tensor]:
         """Hidden states of every segment after the blocks at these positions, which follow the kept ones."""
-        memory = None
+        state = None
         for hidden in self._hidden:
             # Super blocks remember hidden states, so that any option can follow any other.
-            hidden, memory = self._supernet.run_blocks(hidden, memory, mem_len=self._mem_len, places=places)
+            hidden, state, _ = self._supernet.run_blocks(hidden, state, places, mem_len=self._mem_len)
             yield hidden
 
 
