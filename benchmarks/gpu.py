@@ -28,6 +28,7 @@ from benchmarks.output import RESULTS, start, table, write_results  # noqa: E402
 from planer.config import WorkloadConfig  # noqa: E402
 from planer.kernels.dynamic_ffn import dynamic_ffn  # noqa: E402
 from planer.latency.networks import Pool, timed_forward  # noqa: E402
+from planer.runtime import Runtime  # noqa: E402
 from planer.specs import (  # noqa: E402
     Architecture,
     Attention,
@@ -210,8 +211,7 @@ def attention_blocks(session: Session) -> None:
                 architecture(session),
                 dict.fromkeys(specs.values(), 4),
                 load,
-                session.device,
-                session.dtype,
+                Runtime(session.device, session.dtype),
                 (attention,),
             )
             for name, spec in specs.items():
@@ -235,7 +235,9 @@ def networks(session: Session) -> None:
             calls = []
             for name, pattern in NETWORKS.items():
                 network = architecture(session, from_notation(pattern, blocks(session)))
-                calls.append((name, timed_forward(network, load, session.device, session.dtype, attention), 0.0))
+                calls.append(
+                    (name, timed_forward(network, load, Runtime(session.device, session.dtype), attention), 0.0)
+                )
             what = {"section": "networks", "attention": attention, "execution": execution}
             us = session.compare(iter(calls), capture=False, **what)
             for name in NETWORKS:

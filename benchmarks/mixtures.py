@@ -32,17 +32,23 @@ from benchmarks.output import RESULTS, positive, start, table, write_results  # 
 from planer.config import Experiment  # noqa: E402
 from planer.config.strict_yaml import read_yaml  # noqa: E402
 from planer.data.stream import EvalBatches  # noqa: E402
+from planer.data.texts import Texts  # noqa: E402
 from planer.latency.networks import timed_forward  # noqa: E402
 from planer.models import LanguageModel  # noqa: E402
 from planer.parsing import build, merge  # noqa: E402
-from planer.runtime import device_name, keep_freed_memory  # noqa: E402
+from planer.runtime import (  # noqa: E402
+    Runtime,  # noqa: E402
+    device_name,
+    keep_freed_memory,
+)
 from planer.specs import Architecture  # noqa: E402
 from planer.tasks.nll import VALID_BATCH  # noqa: E402
 from planer.training.checkpoint import Checkpoint  # noqa: E402
+from planer.training.loop import Record  # noqa: E402
 from planer.training.recipe import Recipe, Student  # noqa: E402
 from planer.training.teacher import write_cache  # noqa: E402
 
-CPU, DTYPE = torch.device("cpu"), torch.float32
+RUNTIME = Runtime()
 NOISE = 0.05
 NETWORKS = {
     "dense": ("sfiis4fiis4f", 0.0),
@@ -88,9 +94,7 @@ class Comparison:
         length = workload.mem_len + workload.tgt_len + 1
         text = torch.from_numpy(self.valid[: workload.batch * length].astype(np.int64)).view(workload.batch, length)
         networks = self._models if trained else {"parent": self.parent_network, **self.architectures}
-        calls = {
-            name: timed_forward(network, workload, CPU, DTYPE, "cached", text) for name, network in networks.items()
-        }
+        calls = {name: timed_forward(network, workload, RUNTIME, "cached", text) for name, network in networks.items()}
         order, rounds = np.random.default_rng(0), []
         for _ in range(TIMED_CALLS):
             seconds = {}
@@ -107,14 +111,15 @@ class Comparison:
         lengths = {"steps": steps, "eval_steps": steps, "checkpoint_steps": steps}
         how = dataclasses.replace(self.config.retrain, **lengths)
         checkpoint = Checkpoint(self.work / "parent", "parent")
-        texts = (self.train, self.valid[: VALID_BATCH * how.tgt_len])  # networks are compared by segment_nll
-        parent, _, _ = Recipe(how, *texts, self.config.seed, CPU, DTYPE).train(self.parent_network, checkpoint)
+        valid = self.valid[: VALID_BATCH * how.tgt_len]  # networks are compared by segment_nll
+        texts, runtime = Texts(self.vocab_size, self.train, valid), Runtime(seed=self.config.seed)
+        parent, _, _ = Recipe(how, texts, runtime).train(self.parent_network, Record(checkpoint))
         self._models["parent"], self.parent_nll = parent, self.scores(parent)
         cache = self.work / "teacher.safetensors"
-        write_cache(cache, parent, self.train, self.training, CPU, DTYPE)
+        write_cache(cache, parent, self.train, self.training, runtime)
         for noise in {NETWORKS[name][1] for name in self.architectures}:
             how = dataclasses.replace(self.training, expert_noise=noise)
-            self._students[noise] = Student(parent, how, *texts, self.config.seed, CPU, DTYPE, cache=cache)
+            self._students[noise] = Student(parent, how, texts, runtime, cache=cache)
 
     def slices(self, ends: list[int]) -> Iterator[list[dict]]:
         """After each slice a row per network, from the step at which the slice before it ended."""
@@ -123,7 +128,7 @@ class Comparison:
             for name, network in self.architectures.items():
                 checkpoint = Checkpoint(self.work / name.replace(",", ""), name)
                 students = self._students[NETWORKS[name][1]]
-                self._models[name], history, _ = students.train(network, checkpoint, until=end)
+                self._models[name], history, _ = students.train(network, Record(checkpoint, until=end))
                 scores[name] = self.scores(self._models[name])
                 rows.append({"network": name, "step": end, "load": busiest(history[history["step"] > begin])})
             shares = self.latency_shares(trained=True)
@@ -145,9 +150,9 @@ class Comparison:
         found, memory = [], None
         for inputs, targets, counted in EvalBatches(text, VALID_BATCH, how.tgt_len, how.mem_len):
             output = model(inputs, memory, mem_len=how.mem_len, attention="cached")
-            hidden, memory = output.hidden, output.state
+            memory = output.state
             if counted and inputs.shape[1] == how.tgt_len:
-                found.append(model.nll(hidden, targets).mean(dim=1))
+                found.append(model.nll(output.hidden, targets).mean(dim=1))
         return torch.cat(found).double().numpy()
 
 
@@ -221,7 +226,10 @@ def run(options: argparse.Namespace, config: Experiment, work: Path) -> None:
         content["minutes"] = (time.monotonic() - began) / 60
         show(rows, shares, comparison)
         write_results(
-            options.results, device_name(CPU), content, f"-{options.experiment}-mixtures-balance-{options.balance:g}"
+            options.results,
+            device_name(RUNTIME.device),
+            content,
+            f"-{options.experiment}-mixtures-balance-{options.balance:g}",
         )
         sys.stdout.flush()
         turn, took = time.monotonic(), time.monotonic() - turn

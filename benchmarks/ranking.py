@@ -32,14 +32,16 @@ from planer import models  # noqa: E402
 from planer.config import Experiment  # noqa: E402
 from planer.config.strict_yaml import read_yaml  # noqa: E402
 from planer.config.variant import spelled  # noqa: E402
+from planer.data.texts import Texts  # noqa: E402
 from planer.latency.table import LatencyTable  # noqa: E402
 from planer.parsing import build, merge  # noqa: E402
-from planer.runtime import device_name, keep_freed_memory, resolve_device, resolve_dtype  # noqa: E402
+from planer.runtime import device_name, keep_freed_memory, resolve_device, runtime_of  # noqa: E402
 from planer.search.constraints import limits_of  # noqa: E402
 from planer.search.proposers.random import random_network  # noqa: E402
 from planer.search.proxy import ProxyTraining  # noqa: E402
 from planer.search.scorers.replace_one import SupernetLoss  # noqa: E402
 from planer.search.supernet import load_supernet  # noqa: E402
+from planer.seed import derive_seed  # noqa: E402
 from planer.training.checkpoint import Checkpoint  # noqa: E402
 from planer.training.recipe import Student  # noqa: E402
 
@@ -56,11 +58,12 @@ def recipe_of(config: Experiment, results: Path, valid: np.ndarray) -> Student:
 
     results: the folder of the experiment; its corpora stand beside it.  valid: the validation text.
     """
-    device, cache = resolve_device(config.device), results / "baseline/teacher/logits.safetensors"
+    cache = results / "baseline/teacher/logits.safetensors"
     train = np.load(results.parent / f"data/{config.data.dataset}/train.npy", mmap_mode="r")
-    runtime = (derive_seed(config.seed, "retrain", 0), device, resolve_dtype(config.dtype, device))
+    runtime = runtime_of(config, derive_seed(config.seed, "retrain", 0))
     parent = models.load(results / "baseline/retrain")
-    return Student(parent, config.distill, train, valid, *runtime, cache=cache if cache.exists() else None)
+    texts = Texts(parent.architecture.vocab_size, train, valid)
+    return Student(parent, config.distill, texts, runtime, cache=cache if cache.exists() else None)
 
 
 def measured(config: Experiment, results: Path, target: float, count: int) -> Iterator[dict]:
@@ -70,7 +73,7 @@ def measured(config: Experiment, results: Path, target: float, count: int) -> It
     text, vocab_size = valid[: config.candidates.tokens], table.identity["vocab_size"]
     recipe = recipe_of(config, results, valid)
     supernet = load_supernet(results / f"target_{spelled(target)}/search/supernet.safetensors", config, vocab_size)
-    supernet_loss = SupernetLoss(supernet.to(recipe.device), text, config.search, recipe.device, recipe.dtype)
+    supernet_loss = SupernetLoss(supernet.to(recipe.runtime.device), text, config.search, recipe.runtime)
     baseline = config.model.architecture(vocab_size, config.patterns.baseline)
     limit = limits_of(config, baseline, table, target)[0]
     options, work = [config.model.option(name) for name in config.design_space], config.workload

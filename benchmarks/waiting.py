@@ -159,32 +159,34 @@ def prepared_calls(threads: int) -> dict[str, Callable[[], object]]:
     import yaml
 
     from planer.config import Experiment
+    from planer.data.texts import Texts
     from planer.latency.networks import random_model, timed_forward
     from planer.parsing import build, merge
-    from planer.runtime import keep_freed_memory, reproducible
-    from planer.training.retrain import LanguageModelling
-    from planer.training.terms import Balance, CrossEntropy
+    from planer.runtime import Runtime, keep_freed_memory, reproducible
+    from planer.tasks.causal_lm import CausalLM
+    from planer.training.loss import StepLoss
+    from planer.training.optimizer import make_optimizer
+    from planer.training.terms import Balance
 
     files = (ROOT / "config/config.yaml", ROOT / "config/experiments/demo.yaml")
     config = build(Experiment, merge(*(yaml.safe_load(file.read_text()) for file in files)))
     torch.set_num_threads(threads)
     keep_freed_memory()
-    cpu, precise = torch.device("cpu"), torch.float32
+    runtime = Runtime()
     network = config.model.architecture(256, PATTERN)
     tokens = np.random.default_rng(0).integers(256, size=100_000, dtype=np.uint8)
-    model = random_model(network, cpu, precise, 0)
-    terms = (CrossEntropy(model), [Balance(model, 0.01)])
-    training = LanguageModelling(model, tokens, tokens, config.retrain, *terms, eval_steps=10**9)
-    optimizer = training.turns["weights"].optimizer
+    model = random_model(network, runtime).train()
+    step_loss = StepLoss(model, CausalLM(Texts(256, tokens), config.retrain, runtime), [Balance(0.01)], runtime)
+    optimizer = make_optimizer(model.parameters(), config.retrain.optimizer)
 
     def train() -> None:
-        with reproducible(cpu):
+        with reproducible(runtime.device):
             optimizer.zero_grad(set_to_none=True)
-            loss, _ = training.loss(0)
+            loss, _ = step_loss(0)
             loss.backward()
             optimizer.step()
 
-    return {"train": train, "measure": timed_forward(network, config.workload, cpu, precise, "cached")}
+    return {"train": train, "measure": timed_forward(network, config.workload, runtime, "cached")}
 
 
 def main() -> None:

@@ -17,14 +17,15 @@ import yaml
 
 from planer.config import Experiment
 from planer.config.corpora import CORPORA
+from planer.data.texts import Texts
 from planer.models import LanguageModel
 from planer.parsing import build, merge
-from planer.runtime import keep_freed_memory
+from planer.runtime import Runtime, keep_freed_memory
 from planer.search.latency_loss import LatencyLoss
-from planer.search.phase1 import Phase1
+from planer.search.phase1 import SearchTask
 from planer.search.supernet import build_supernet
 from planer.training.checkpoint import Checkpoint
-from planer.training.loop import fit
+from planer.training.loop import Record, fit
 from planer.training.recipe import Recipe
 
 CONFIG = Path(__file__).parents[2] / "config"
@@ -50,15 +51,16 @@ def run_search(config: Experiment, vocab_size: int, tokens: np.ndarray, checkpoi
     costs = [1.0] * len(config.design_space)
     latency = LatencyLoss(costs, 1.0, 10.0, 0.5, stage.latency_loss, stage.latency_weight, CPU)
     parent = LanguageModel(config.model.architecture(vocab_size, config.patterns.baseline))
-    objective = Phase1(supernet.train(), latency, tokens, stage, seed=0, parent=parent)
-    fit(objective, log_steps=1, checkpoint_steps=2, checkpoint=checkpoint)
+    runtime = Runtime()
+    task = SearchTask(supernet.train(), latency, Texts(vocab_size, tokens), stage, runtime)
+    fit(supernet, task, task.terms(parent), task.optimizers(), runtime, stage, Record(checkpoint))
 
 
 def run_retrain(config: Experiment, vocab_size: int, tokens: np.ndarray, checkpoint: Checkpoint) -> None:
     """The baseline."""
     stage = dataclasses.replace(config.retrain, steps=STEPS, eval_steps=STEPS, log_steps=1, checkpoint_steps=2)
     baseline = config.model.architecture(vocab_size, config.patterns.baseline)
-    Recipe(stage, tokens, tokens[:5000], 0, CPU, torch.float32).train(baseline, checkpoint)
+    Recipe(stage, Texts(vocab_size, tokens, tokens[:5000]), Runtime()).train(baseline, Record(checkpoint))
 
 
 def main(stage: str, *given: str) -> None:

@@ -22,12 +22,13 @@ from planer.evaluation.dynamic_k import compare_threshold, dense_flops, score, s
 from planer.evaluation.quality import quality
 from planer.kernels.routing import threshold
 from planer.models import LanguageModel, initialise, save
+from planer.runtime import Runtime
 from planer.specs import Architecture, Attention, DynamicMoE, FeedForward
+from planer.tasks.nll import Protocol
 
 pytestmark = pytest.mark.slow
 LAYERS = (DynamicMoE(96, 8, 6), DynamicMoE(64, 16, 4))
-PROTOCOL = {"batch": 2, "tgt_len": 16, "mem_len": 16, "clamp_len": 0, "same_length": True}
-PROTOCOL |= {"device": torch.device("cpu")}
+PROTOCOL = (Protocol(2, 16, 16, same_length=True), Runtime())
 TAUS = (0.7, 0.2, 0.05, 0.2, 0.4)
 
 
@@ -57,29 +58,29 @@ def test_experts_are_those_that_the_routing_chose(model, text, tau):
                 threshold(block.router_scores(inputs[0].flatten(0, 1)), tau).sum(1)
             )
         )
-    _, experts = score(model, text, tau, **PROTOCOL)
+    _, experts = score(model, text, tau, *PROTOCOL)
     assert experts == pytest.approx([torch.cat(found).double().mean().item() for found in chosen])
     assert all(1 <= count < layer.num_experts for count, layer in zip(experts, LAYERS, strict=True))
 
 
 def test_flops_are_what_executing_only_the_chosen_experts_takes(model):
     set_threshold(model, 0.3)
-    x = torch.randn(37, 32, generator=torch.Generator().manual_seed(1))
+    x, executed = torch.randn(37, 32, generator=torch.Generator().manual_seed(1)), []
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         for block in model.dynamic_blocks():
-            block(x)
-    experts = [block.executed.item() / 37 for block in model.dynamic_blocks()]
+            executed.append(block(x, ("executed",))[1]["executed"])
+    experts = [pairs.item() / 37 for pairs in executed]
     assert converted_flops(LAYERS, experts, 32) * 37 == pytest.approx(counter.get_total_flops())
 
 
 def test_sweep(model, text):
-    rows = list(sweep(model, text, TAUS, 1e6, **PROTOCOL))
+    rows = list(sweep(model, text, TAUS, 1e6, *PROTOCOL))
     assert [row["tau"] for row in rows] == thresholds(TAUS)
     dense = dense_flops(LAYERS, 32)
     assert dense == 2 * 2 * 32 * (96 + 64)
 
     first = rows[0]
-    assert first["test"] == quality(model, text, **PROTOCOL)
+    assert first["test"] == quality(model, text, *PROTOCOL)
     assert first["experts_per_layer"] == [12, 4]
     routers = 2 * 6 * (32 + 12) + 2 * 4 * (32 + 4)
     assert first["converted_flops"] == dense + routers
@@ -94,11 +95,11 @@ def test_sweep(model, text):
 def test_network_without_converted_layers_has_one_row(text):
     model = LanguageModel(Architecture(20, 32, (Attention(2, 16), FeedForward(48))))
     initialise(model, torch.Generator().manual_seed(0))
-    (row,) = sweep(model, text, TAUS, 1e6, **PROTOCOL)
+    (row,) = sweep(model, text, TAUS, 1e6, *PROTOCOL)
     assert row["tau"] == 0 and row["converted_flops"] == 0 and row["network_flops"] == 1e6
     assert row["converted_flops_ratio"] is None and row["experts_per_token"] is None
     assert row["experts_per_layer"] == []
-    assert row["test"] == quality(model, text, **PROTOCOL)
+    assert row["test"] == quality(model, text, *PROTOCOL)
 
 
 def swept(*nlls: float) -> list[dict]:
@@ -123,9 +124,8 @@ def test_the_chosen_threshold_is_the_cheapest_within_the_tolerance_of_the_better
 
 @pytest.mark.parametrize("tolerance", [0.0, 1.0])
 def test_the_choice_is_made_on_validation_text_and_stored(model, text, tmp_path, tolerance):
-    lengths = {name: PROTOCOL[name] for name in ("batch", "tgt_len", "mem_len", "clamp_len")}
-    config = ThresholdConfig(taus=TAUS, tolerance=tolerance, **lengths)
-    metrics = ThresholdChoice(model, text, config, torch.device("cpu"), torch.float32)(model)
+    config = ThresholdConfig(taus=TAUS, tolerance=tolerance, batch=2, tgt_len=16, mem_len=16, clamp_len=0)
+    metrics = ThresholdChoice(model, text, config, Runtime())(model)
     scored = {tau: quality_at(model, text, tau) for tau in thresholds(TAUS)}
     assert {tau: metrics[nll_name(tau)] for tau in scored} == scored
     assert metrics.keys() == {"tau", *map(nll_name, scored)}
@@ -137,19 +137,19 @@ def test_the_choice_is_made_on_validation_text_and_stored(model, text, tmp_path,
 
 
 def quality_at(model: LanguageModel, text: np.ndarray, tau: float) -> float:
-    return score(model, text, tau, **PROTOCOL)[0]["nll"]
+    return score(model, text, tau, *PROTOCOL)[0]["nll"]
 
 
 def test_a_score_leaves_the_network_at_its_threshold(model, text):
     set_threshold(model, 0.3)
-    score(model, text, 0.7, **PROTOCOL)
+    score(model, text, 0.7, *PROTOCOL)
     assert {block.tau for block in model.dynamic_blocks()} == {0.3}
 
 
 def test_a_network_without_converted_layers_has_no_threshold(text):
     model = LanguageModel(Architecture(20, 32, (FeedForward(48),)))
     config = ThresholdConfig(taus=TAUS, tolerance=0.1, batch=2, tgt_len=16, mem_len=16, clamp_len=0)
-    assert ThresholdChoice(model, text, config, torch.device("cpu"), torch.float32)(model) == {}
+    assert ThresholdChoice(model, text, config, Runtime())(model) == {}
     assert threshold_of(model) == 0
 
 

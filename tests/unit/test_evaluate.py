@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 
@@ -16,8 +17,9 @@ from planer.config import ClusterConfig
 from planer.conversion.experts import split
 from planer.conversion.routers import initialise_routers, with_routers
 from planer.conversion.thresholds import ThresholdChoice
+from planer.data.texts import Texts
 from planer.errors import UserError
-from planer.evaluation.evaluate import _search_cost, config_hash, evaluate
+from planer.evaluation.evaluate import Baseline, Subject, _search_cost, config_hash, evaluate
 from planer.evaluation.summary import summary_line
 from planer.files import write_json
 from planer.git import git_commit
@@ -74,9 +76,9 @@ PATTERN = {"chosen_by": "pattern", "target": None, "estimated": 1.0}
 
 
 @pytest.fixture(scope="module")
-def tokens() -> dict[str, np.ndarray]:
+def tokens() -> Texts:
     text = np.random.default_rng(0).integers(0, VOCAB_SIZE, 3000, dtype=np.uint8)
-    return {"train": text[:2000], "valid": text[2000:2400], "test": text[2400:]}
+    return Texts(VOCAB_SIZE, text[:2000], text[2000:2400], text[2400:])
 
 
 def table(vocab_size: int = VOCAB_SIZE) -> LatencyTable:
@@ -90,24 +92,15 @@ def evaluated(folder, text, variant: str, architecture: Architecture, **overlay)
     converted, _, metrics = split(dense, ClusterConfig(expert_size=8, restarts=1, max_iterations=5), seed=0)
     converted = with_routers(converted, 8)
     initialise_routers(converted, torch.Generator().manual_seed(0))
-    choice = ThresholdChoice(dense, text["valid"], CONFIG.evaluate, CPU, torch.float32)(converted)
+    choice = ThresholdChoice(dense, text.valid, CONFIG.evaluate, Runtime())(converted)
     networks: dict[str, LanguageModel] = {"retrained": dense, "sparsified": dense, "routed": converted}
     for name, network in networks.items():
         save(network, folder / variant / name)
-    arguments = {
-        "baseline": BASELINE,
-        "baseline_evaluation": None,
-        "baseline_seconds": 5.0,
-        "selection": PATTERN,
-        "table": table(),
-        "tokens": text,
-        "stages": STAGES | {"cluster_experts": metrics, "routers": choice},
-        "seed": 7,
-        "device": CPU,
-    }
-    folders = {name: folder / variant / name for name in networks}
-    arguments["stages"] |= overlay.pop("stages", {})
-    result = evaluate(CONFIG, "toy", variant, **folders, **arguments | overlay)
+    stages = STAGES | {"cluster_experts": metrics, "routers": choice} | overlay.get("stages", {})
+    folders = tuple(folder / variant / name for name in networks)
+    subject = Subject("toy", variant, folders, overlay.get("selection", PATTERN), stages)
+    against = Baseline(BASELINE, overlay.get("baseline_evaluation"), 5.0)
+    result = evaluate(CONFIG, subject, against, overlay.get("table", table()), text, Runtime(seed=7))
     jsonschema.Draft202012Validator(SCHEMA).validate(result)
     write_json(folder / variant / "eval.json", result)
     return result
@@ -322,4 +315,4 @@ def test_table_of_another_network_is_refused(tmp_path, tokens):
 
 def test_text_that_is_too_short_is_refused(tmp_path, tokens):
     with pytest.raises(UserError, match="200 tokens, timing needs 4 excerpts of 65"):
-        evaluated(tmp_path, tokens, "baseline", BASELINE, tokens=tokens | {"test": tokens["test"][:200]})
+        evaluated(tmp_path, dataclasses.replace(tokens, test=tokens.test[:200]), "baseline", BASELINE)

@@ -17,6 +17,7 @@ from toy import experiment
 
 import planer.heads
 from planer.config import WorkloadConfig
+from planer.data.texts import Texts
 from planer.errors import UserError
 from planer.evaluation.flops import checked_flops
 from planer.evaluation.quality import from_nll
@@ -26,9 +27,11 @@ from planer.heads.sparse_softmax import SparseSoftmax
 from planer.latency.networks import random_tokens
 from planer.models import LanguageModel, head, initialise, load, save
 from planer.parsing import merge
+from planer.runtime import Runtime
 from planer.specs import Architecture, Attention, FeedForward
-from planer.tasks.nll import mean_nll
+from planer.tasks.nll import Protocol, mean_nll
 from planer.training.checkpoint import Checkpoint
+from planer.training.loop import Record
 from planer.training.recipe import Recipe, Student
 from planer.training.teacher import write_cache
 
@@ -339,9 +342,9 @@ def config():
 def baseline(text, config, tmp_path_factory):
     """Trained network, its history, and its metrics."""
     train, valid, words = text
-    recipe = Recipe(config.retrain, train, valid, 1, CPU, torch.float32)
-    checkpoint = Checkpoint(tmp_path_factory.mktemp("baseline"), "baseline")
-    return recipe.train(config.model.architecture(words, config.patterns.baseline), checkpoint)
+    recipe = Recipe(config.retrain, Texts(words, train, valid), Runtime(seed=1))
+    record = Record(Checkpoint(tmp_path_factory.mktemp("baseline"), "baseline"))
+    return recipe.train(config.model.architecture(words, config.patterns.baseline), record)
 
 
 def test_a_network_of_words_learns_the_frequencies_of_words(text, baseline):
@@ -353,8 +356,8 @@ def test_a_network_of_words_learns_the_frequencies_of_words(text, baseline):
 
 def test_the_loss_over_a_text_is_that_of_the_log_probabilities(text, baseline, config):
     model, _, metrics = baseline
-    (_, valid, _), shape = text, (16, config.retrain.tgt_len, config.retrain.mem_len)
-    nll, tokens = mean_nll(model, valid, *shape, device=CPU)
+    (_, valid, _), protocol = text, Protocol(16, config.retrain.tgt_len, config.retrain.mem_len)
+    nll, tokens = mean_nll(model, valid, protocol, Runtime())
     assert from_nll(nll, tokens)["ppl"] == pytest.approx(math.exp(metrics["valid_nll"]))
     inputs = torch.from_numpy(valid[:65].astype(np.int64))[None]
     with torch.inference_mode():
@@ -368,9 +371,9 @@ def test_a_student_learns_from_an_adaptive_softmax(text, baseline, config, tmp_p
     (train, valid, words), stage = text, config.distill
     smaller = config.model.architecture(words, "sff")
     histories = []
-    write_cache(tmp_path / "logits.safetensors", baseline[0], train, stage, CPU, torch.float32)
+    write_cache(tmp_path / "logits.safetensors", baseline[0], train, stage, Runtime())
     for cache in (None, tmp_path / "logits.safetensors"):
-        student = Student(baseline[0], stage, train, valid, 1, CPU, torch.float32, cache=cache)
-        histories.append(student.train(smaller, Checkpoint(tmp_path / str(bool(cache)), "student"))[1])
+        student = Student(baseline[0], stage, Texts(words, train, valid), Runtime(seed=1), cache=cache)
+        histories.append(student.train(smaller, Record(Checkpoint(tmp_path / str(bool(cache)), "student")))[1])
     assert histories[0]["divergence"].iloc[-1] < histories[0]["divergence"].iloc[0]
     pd.testing.assert_frame_equal(*histories)

@@ -1,8 +1,10 @@
-"""The training loop on tiny objectives: turns, history, and every way to stop and go on."""
+"""The training loop on tiny tasks: optimizer step groups, history, and every way to stop and go on."""
 
+import dataclasses
 import math
 import os
 import signal
+from types import SimpleNamespace
 
 import pandas as pd
 import pytest
@@ -11,11 +13,15 @@ from torch import nn
 
 from planer.config import OptimizerConfig
 from planer.errors import UserError
+from planer.runtime import Runtime
+from planer.tasks.task import Result, Task
 from planer.training import loop
 from planer.training.checkpoint import Checkpoint
-from planer.training.loop import Objective, Turn, fit
+from planer.training.loop import Record, StepGroup, fit
+from planer.training.loss import StepLoss
 from planer.training.optimizer import make_optimizer
 from planer.training.schedule import learning_rate
+from planer.training.terms import Term
 
 pytestmark = pytest.mark.slow
 LAMB = OptimizerConfig("lamb", 0.05, 0.01, 3, (0.9, 0.999), 1e-6, 0.01, 0.25)
@@ -26,66 +32,88 @@ class Stop(Exception):
     """A crash in the middle of a run."""
 
 
-class TwoPlayers(Objective):
-    """Weights on two steps of three and alpha on the third, with dropout, a memory and a generator of its own."""
+class TwoPlayers(Task):
+    """Weights on two steps of three and alpha on the third, with dropout, a memory and its own generator."""
 
     name = "players"
-    total_steps = 24
 
     def __init__(self, crash_at: int | None = None):
         torch.manual_seed(3)
         self.model = nn.Sequential(nn.Linear(4, 8), nn.Dropout(0.3), nn.Linear(8, 4), nn.BatchNorm1d(4))
         self.model.alpha = nn.Parameter(torch.zeros(4))
         weights = [param for name, param in self.model.named_parameters() if name != "alpha"]
-        self.turns = {
-            "weights": Turn(make_optimizer(weights, LAMB), LAMB, 16),
-            "alpha": Turn(make_optimizer([self.model.alpha], ADAM), ADAM, 8),
+        self.optimizers = {
+            "weights": StepGroup(make_optimizer(weights, LAMB), LAMB, 16),
+            "alpha": StepGroup(make_optimizer([self.model.alpha], ADAM), ADAM, 8),
         }
         self.generator = torch.Generator().manual_seed(5)
-        self.memory = torch.zeros(6, 4)
         self.epochs = 0
         self.crash_at = crash_at
+        self.speed: dict[str, float] = {}
 
-    def turn(self, step):
+    def group(self, step):
         return "alpha" if step % 3 == 2 else "weights"
 
-    def loss(self, step):
+    def batch(self, step):
         if step == self.crash_at:
             raise Stop
-        x = torch.randn(6, 4, generator=self.generator)
-        y = self.model(x + self.memory) * self.model.alpha.exp()
-        self.memory = y.detach()[:, :4]
-        self.tokens += 6
-        loss = (y - x).square().mean()
-        return loss, {"size": y.abs().mean(), "columns": x.mean(dim=0)[:2], "third": step / 3}
+        return step, torch.randn(6, 4, generator=self.generator)
 
-    def end_of_step(self, step):
+    def loss(self, model, batch, state, wants=(), scores=()):
+        step, x = batch
+        y = model(x if state is None else x + state[0]) * model.alpha.exp()
+        metrics = {"size": y.abs().mean(), "columns": x.mean(dim=0)[:2], "third": step / 3}
+        return Result((y - x).square().mean(), metrics, 6, [y.detach(), None], [], {})
+
+    def end_of_step(self, model, step, metrics):
         self.epochs += step % 5 == 4
-        return {"epochs": self.epochs, "valid": float(self.memory.sum())} if step % 5 == 4 else None
+        return {"epochs": self.epochs, "valid": float(metrics["size"])} if step % 5 == 4 else None
 
     def state(self):
-        return {"generator": self.generator.get_state(), "memory": self.memory}, {"epochs": self.epochs}
+        return {"generator": self.generator.get_state()}, {"epochs": self.epochs}
 
     def restore(self, tensors, values):
         self.generator.set_state(tensors["generator"])
-        self.memory, self.epochs = tensors["memory"], values["epochs"]
+        self.epochs = values["epochs"]
 
 
-def run(objective, folder, rows=None, checkpoint_steps=4, identity="players", until=None):
+class Growing(Term):
+    """Weighs the alphas, more and more."""
+
+    group = "alpha"
+
+    def __init__(self, model: nn.Module):
+        self.model, self.weight = model, torch.zeros(())
+
+    def __call__(self, result, batch, step):
+        assert batch[0] == step and step % 3 == 2
+        self.weight = self.weight + 0.01
+        return self.weight * self.model.alpha.square().sum(), {"weight": self.weight}
+
+    def state(self):
+        return {"weight": self.weight}
+
+    def restore(self, tensors):
+        self.weight = tensors["weight"]
+
+
+def run(task, folder, rows=None, checkpoint_steps=4, identity="players", until=None, log_steps=6):
     rows = [] if rows is None else rows
-    how = {"log_steps": 6, "checkpoint_steps": checkpoint_steps, "on_row": rows.append, "until": until}
-    return fit(objective, checkpoint=Checkpoint(folder, identity), **how)
+    config = SimpleNamespace(log_steps=log_steps, checkpoint_steps=checkpoint_steps)
+    record = Record(Checkpoint(folder, identity), rows.append, until)
+    history, task.speed = fit(task.model, task, [Growing(task.model)], task.optimizers, Runtime(), config, record)
+    return history
 
 
-def weights(objective) -> dict[str, list]:
-    return {name: tensor.tolist() for name, tensor in objective.model.state_dict().items()}
+def weights(task) -> dict[str, list]:
+    return {name: tensor.tolist() for name, tensor in task.model.state_dict().items()}
 
 
 @pytest.fixture(scope="module")
 def uninterrupted(tmp_path_factory):
-    objective = TwoPlayers()
-    history = run(objective, tmp_path_factory.mktemp("uninterrupted"))
-    return objective, history
+    task = TwoPlayers()
+    history = run(task, tmp_path_factory.mktemp("uninterrupted"))
+    return task, history
 
 
 @pytest.mark.parametrize("crash_at", [1, 4, 5, 11, 12, 17, 23])
@@ -99,7 +127,7 @@ def test_a_resumed_run_ends_with_the_same_bits(uninterrupted, tmp_path, crash_at
     pd.testing.assert_frame_equal(history, uninterrupted[1], check_exact=True)
     assert resumed.state()[1] == uninterrupted[0].state()[1]
     assert all(map(torch.equal, resumed.state()[0].values(), uninterrupted[0].state()[0].values()))
-    assert resumed.tokens == uninterrupted[0].tokens == 6 * 24
+    assert resumed.speed["tokens"] == uninterrupted[0].speed["tokens"] == 6 * 24
 
 
 @pytest.mark.parametrize("stops", [[1], [4, 11], [6, 7, 12], [24], [99]])
@@ -131,10 +159,10 @@ def test_a_finished_run_only_reports_again(uninterrupted, tmp_path):
 def test_another_identity_starts_over(uninterrupted, tmp_path, capsys):
     with pytest.raises(Stop):
         run(TwoPlayers(20), tmp_path, identity="other")
-    objective = TwoPlayers()
-    run(objective, tmp_path)
+    task = TwoPlayers()
+    run(task, tmp_path)
     assert "other" in capsys.readouterr().err
-    assert weights(objective) == weights(uninterrupted[0])
+    assert weights(task) == weights(uninterrupted[0])
 
 
 class Recorder(TwoPlayers):
@@ -145,44 +173,44 @@ class Recorder(TwoPlayers):
         self.rates: dict[str, list[float]] = {"weights": [], "alpha": []}
         self.moved: list[tuple[str, bool, bool]] = []
 
-    def loss(self, step):
+    def batch(self, step):
         self.before = {name: param.detach().clone() for name, param in self.model.named_parameters()}
-        return super().loss(step)
+        return super().batch(step)
 
-    def end_of_step(self, step):
-        turn = self.turn(step)
-        self.rates[turn].append(self.turns[turn].optimizer.param_groups[0]["lr"])
+    def end_of_step(self, model, step, metrics):
+        group = self.group(step)
+        self.rates[group].append(self.optimizers[group].optimizer.param_groups[0]["lr"])
         moved = {name for name, param in self.model.named_parameters() if not torch.equal(param, self.before[name])}
-        self.moved.append((turn, "alpha" in moved, bool(moved - {"alpha"})))
-        return super().end_of_step(step)
+        self.moved.append((group, "alpha" in moved, bool(moved - {"alpha"})))
+        return super().end_of_step(model, step, metrics)
 
 
 def test_each_step_moves_only_its_optimiser_at_its_own_rate(tmp_path):
-    objective = Recorder()
-    run(objective, tmp_path)
-    assert objective.rates["weights"] == [learning_rate(n, LAMB, 16) for n in range(1, 17)]
-    assert objective.rates["alpha"] == [learning_rate(n, ADAM, 8) for n in range(1, 9)]
+    task = Recorder()
+    run(task, tmp_path)
+    assert task.rates["weights"] == [learning_rate(n, LAMB, 16) for n in range(1, 17)]
+    assert task.rates["alpha"] == [learning_rate(n, ADAM, 8) for n in range(1, 9)]
     expected = [("alpha", True, False) if step % 3 == 2 else ("weights", False, True) for step in range(24)]
-    assert objective.moved == expected
+    assert task.moved == expected
 
 
 def test_gradients_are_clipped_over_the_own_parameters_only(tmp_path):
     class Norms(TwoPlayers):
         norms: dict[str, float] = {}
 
-        def loss(self, step):
-            loss, metrics = super().loss(step)
-            return 1000 * loss, metrics
+        def loss(self, *given):
+            result = super().loss(*given)
+            return dataclasses.replace(result, loss=1000 * result.loss)
 
-        def end_of_step(self, step):
-            group = self.turns[self.turn(step)].optimizer.param_groups[0]["params"]
+        def end_of_step(self, model, step, metrics):
+            group = self.optimizers[self.group(step)].optimizer.param_groups[0]["params"]
             norm = torch.stack([param.grad.norm() for param in group]).norm().item()
-            self.norms.setdefault(self.turn(step), []).append(norm)
+            self.norms.setdefault(self.group(step), []).append(norm)
 
-    objective = Norms()
-    history = run(objective, tmp_path)
-    assert objective.norms["weights"] == pytest.approx([0.25] * 16, rel=1e-4)
-    assert min(objective.norms["alpha"]) > 10  # clip 0 is off
+    task = Norms()
+    history = run(task, tmp_path)
+    assert task.norms["weights"] == pytest.approx([0.25] * 16, rel=1e-4)
+    assert min(task.norms["alpha"]) > 10  # clip 0 is off
     assert history["grad_norm"].min() > 10  # the norm before clipping
 
 
@@ -202,10 +230,8 @@ def test_the_history_holds_means_and_validation_rows(uninterrupted):
 
 def test_rows_come_live_and_validation_joins_a_logged_row(tmp_path):
     rows: list[dict] = []
-    objective = TwoPlayers()
-    history = fit(
-        objective, log_steps=5, checkpoint_steps=100, checkpoint=Checkpoint(tmp_path, "x"), on_row=rows.append
-    )
+    task = TwoPlayers()
+    history = run(task, tmp_path, rows, checkpoint_steps=100, log_steps=5)
     assert [row["step"] for row in rows] == history["step"].tolist() == [5, 10, 15, 20, 24]
     assert all("loss" in row for row in rows)
     assert [row.get("valid") for row in rows[:4]] == history["valid"].tolist()[:4]
@@ -216,10 +242,10 @@ def test_rows_come_live_and_validation_joins_a_logged_row(tmp_path):
 class Terminated(TwoPlayers):
     """Gets SIGTERM in the middle of a step."""
 
-    def loss(self, step):
+    def batch(self, step):
         if step == 9:
             os.kill(os.getpid(), signal.SIGTERM)
-        return super().loss(step)
+        return super().batch(step)
 
 
 def test_sigterm_saves_after_the_running_step(uninterrupted, tmp_path):
@@ -242,9 +268,9 @@ class Diverging(TwoPlayers):
         super().__init__()
         self.factor, self.after_step = factor, after_step
 
-    def loss(self, step):
-        loss, metrics = super().loss(step)
-        return (loss * self.factor if step == self.after_step else loss), metrics
+    def loss(self, model, batch, *given):
+        result = super().loss(model, batch, *given)
+        return dataclasses.replace(result, loss=result.loss * self.factor) if batch[0] == self.after_step else result
 
 
 @pytest.mark.parametrize("factor", [math.nan, math.inf])
@@ -260,16 +286,17 @@ def test_a_loss_that_is_no_number_stops_and_keeps_the_checkpoint(tmp_path, facto
 
 def test_a_late_look_at_losses_finds_the_first_bad_one(tmp_path):
     """As on a GPU, where losses are read once per row of history."""
-    late = loop._Run(Diverging(math.nan, after_step=1), torch.device("cpu"))
+    task = Diverging(math.nan, after_step=1)
+    late = loop._Run(StepLoss(task.model, task, [], Runtime()), task.optimizers, Checkpoint(tmp_path, "x"))
     for _ in range(4):
         late.train_step()
     with pytest.raises(UserError, match=f"at step 2 .learning rate {learning_rate(2, LAMB, 16):.3g}"):
-        late.check_losses(Checkpoint(tmp_path, "x"))
+        late.check_losses()
 
 
 def test_weights_that_are_no_numbers_are_never_saved(tmp_path):
     class InfiniteGradient(TwoPlayers):
-        def end_of_step(self, step):
+        def end_of_step(self, model, step, metrics):
             if step == 15:
                 self.model.alpha.data[1] = math.nan  # as an infinite gradient of a finite loss does
             return None
@@ -297,8 +324,8 @@ def test_speed_adds_up_over_resumes(tmp_path, monkeypatch):
     with pytest.raises(Stop):
         run(TwoPlayers(crash_at=20), tmp_path)
     _, values = Checkpoint(tmp_path, "players").load()
-    objective = TwoPlayers()
-    run(objective, tmp_path)
-    assert values["seconds"] > 0 and objective.speed["seconds"] > values["seconds"]
-    assert objective.speed["tokens"] == 6 * 24
-    assert objective.speed["tokens_per_second"] == 6 * 24 / objective.speed["seconds"]
+    task = TwoPlayers()
+    run(task, tmp_path)
+    assert values["seconds"] > 0 and task.speed["seconds"] > values["seconds"]
+    assert task.speed["tokens"] == 6 * 24
+    assert task.speed["tokens_per_second"] == 6 * 24 / task.speed["seconds"]

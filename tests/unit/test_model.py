@@ -156,7 +156,7 @@ class TestTraining:
         wants = ("balance", "load", "activations", "inputs", "executed")
         found = [set(aux) for aux in model(words(4, 12), mem_len=6, wants=wants).aux]
         mixture = {"balance", "load"}
-        assert found == [set(), set(), {"activations"}, mixture, mixture, {"inputs", "executed"}]
+        assert found == [set(), set(), {"activations"}, mixture, mixture, {"inputs", "executed"}, set()]
         assert [set(aux) for aux in model(words(4, 12), mem_len=6, wants=("load",)).aux][3] == {"load"}
         assert not any(model(words(4, 12), mem_len=6).aux)
         assert [set(aux) for aux in model.eval()(words(4, 12), mem_len=6, wants=wants).aux][3] == {"load"}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import numpy as np
@@ -11,11 +12,13 @@ import torch
 from planer.config import DataConfig
 from planer.evaluation.quality import in_unit, quality, unit_of
 from planer.models import LanguageModel, initialise
+from planer.runtime import Runtime
 from planer.specs import Architecture, Attention, FeedForward
+from planer.tasks.nll import Protocol
 
-CPU = torch.device("cpu")
+CPU = Runtime()
 MEM_LEN = 12
-FINAL = {"batch": 3, "tgt_len": 8, "mem_len": MEM_LEN, "clamp_len": 0, "same_length": True}
+FINAL = Protocol(3, 8, MEM_LEN, same_length=True)
 
 
 def network(*blocks, vocab_size: int = 11) -> LanguageModel:
@@ -48,21 +51,21 @@ def test_final_protocol_is_one_pass_per_token(text, clamp_len):
     model = network()
     with torch.no_grad():
         expected = one_pass_per_token(model, text, 3, clamp_len=clamp_len)
-    found = quality(model, text, **FINAL | {"clamp_len": clamp_len}, device=CPU)
+    found = quality(model, text, dataclasses.replace(FINAL, clamp_len=clamp_len), CPU)
     assert found["nll"] == pytest.approx(expected, rel=1e-12)
     assert found["tokens"] == 3 * (66 - 1)
 
 
 def test_final_protocol_does_not_depend_on_segment_length(text):
     model = network()
-    found = [quality(model, text, **FINAL | {"tgt_len": tgt_len}, device=CPU)["nll"] for tgt_len in (1, 5, 12, 64)]
+    found = [quality(model, text, dataclasses.replace(FINAL, tgt_len=n), CPU)["nll"] for n in (1, 5, 12, 64)]
     assert found == pytest.approx([found[0]] * 4, rel=1e-12)
 
 
 def test_train_protocol_does(text):
-    train = FINAL | {"same_length": False}
+    train = dataclasses.replace(FINAL, same_length=False)
     model = network()
-    found = [quality(model, text, **train | {"tgt_len": tgt_len}, device=CPU)["nll"] for tgt_len in (4, 16)]
+    found = [quality(model, text, dataclasses.replace(train, tgt_len=n), CPU)["nll"] for n in (4, 16)]
     assert abs(found[0] - found[1]) > 1e-4
 
 
@@ -70,7 +73,7 @@ def test_network_that_knows_nothing_scores_the_vocabulary(text):
     model = network()
     for parameter in (model.embedding.weight, model.head.bias):
         torch.nn.init.zeros_(parameter)
-    found = quality(model, text, **FINAL, device=CPU)
+    found = quality(model, text, FINAL, CPU)
     assert found["nll"] == pytest.approx(math.log(11))
     assert found["bpc"] == pytest.approx(math.log2(11))
     assert found["ppl"] == pytest.approx(11)

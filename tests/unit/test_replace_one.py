@@ -15,12 +15,13 @@ from toy import MS, VOCAB_SIZE, experiment, latency_table
 from planer.config.variant import parse_variant
 from planer.data.stream import EvalBatches, StreamBatches
 from planer.models import LanguageModel, initialise
+from planer.runtime import Runtime
 from planer.search.network import space_of
 from planer.search.proposers import PROPOSERS
 from planer.search.scorers.replace_one import SupernetLoss, replace_one_scores
 from planer.search.space import Candidate, Space
 from planer.search.supernet import Supernet, build_supernet
-from planer.tasks.nll import VALID_BATCH, mean_nll
+from planer.tasks.nll import VALID_BATCH, Protocol, mean_nll
 
 pytestmark = pytest.mark.slow
 CONFIG = experiment(candidates={"slack": 1.0, "rounds": 3})
@@ -43,7 +44,7 @@ def supernet() -> Supernet:
 
 
 def real_loss(supernet):
-    return SupernetLoss(supernet, text(), CONFIG.search, CPU, torch.float32)
+    return SupernetLoss(supernet, text(), CONFIG.search, Runtime())
 
 
 def test_a_path_scores_what_the_network_of_its_blocks_scores(supernet):
@@ -79,12 +80,12 @@ def test_what_calls_have_in_common_changes_no_loss(norm):
     config = experiment(model={"norm": norm})
     supernet = build_supernet(config, VOCAB_SIZE)
     initialise(supernet, torch.Generator().manual_seed(0))
-    lengths = (VALID_BATCH, config.search.tgt_len, config.search.mem_len)
+    protocol = Protocol(VALID_BATCH, config.search.tgt_len, config.search.mem_len)
     loss = real_loss(supernet)
     for path in ("2310", "2510", "2410", "2310", "2340", "2340", "1340", "2315"):
         path = [int(option) for option in path]
         supernet.choose(path)
-        expected, _ = mean_nll(supernet, text(), *lengths, device=CPU, attention="recompute")
+        expected, _ = mean_nll(supernet, text(), protocol, Runtime(), "recompute")
         assert loss(path) == expected
 
 
@@ -178,7 +179,7 @@ def test_an_option_made_useless_is_never_chosen(trained, target, position):
         torch.nn.init.normal_(block.options[useless].sublayer.w2.weight, std=100.0)
     alpha = torch.zeros(4, len(OPTIONS))
     alpha[position, useless] = 1.0
-    loss = SupernetLoss(supernet, counting, CONFIG.search, CPU, torch.float32)
+    loss = SupernetLoss(supernet, counting, CONFIG.search, Runtime())
     choice, space = solved(target, alpha, loss)
     assert space.incumbents[0]["options"].count(useless) == 1
     assert useless not in choice.options
