@@ -34,9 +34,9 @@ OWN = Adapter(
     down="w2",
     activation="activation",
     activation_key="",
-    finish=lambda layer, y, x: layer.dropout(y),
+    finish=lambda layer, y, x: (layer.dropout(y), {}),
 )
-"""The feed-forward layer of planer/blocks."""
+"""The feed-forward layer of planer/blocks; a replaced one hands nothing on."""
 
 
 @dataclass(frozen=True)
@@ -175,7 +175,7 @@ def _with_replacement(cls: type[nn.Module], adapter: Adapter) -> type[nn.Module]
     """The class of a layer with a replacement.  A changed class survives deepcopy; a method set on a module would still
     call the module that it was set on."""
 
-    def method(self: nn.Module, x: Tensor) -> Tensor:
+    def method(self: nn.Module, x: Tensor, *wants: object) -> object:
         return adapter.finish(self, self.replacement(x), x)
 
     return type(f"Replaced{cls.__name__}", (cls,), {adapter.method: method})

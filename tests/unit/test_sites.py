@@ -46,7 +46,7 @@ def network(family: str) -> nn.Module:
 @torch.no_grad()
 def outputs(model: nn.Module, family: str) -> torch.Tensor:
     if family == "own":
-        return model.logits(model(inputs("own"), None, mem_len=0)[0])
+        return model.logits(model(inputs("own"), None, mem_len=0).hidden)
     return logits(model, inputs(family))
 
 

@@ -17,6 +17,7 @@ from planer.evaluation.flops import checked_flops
 from planer.kernels.multiplicative import multiplicative
 from planer.latency.networks import timed_forward
 from planer.models import LanguageModel, initialise
+from planer.runtime import Runtime
 from planer.search.supernet import Supernet
 from planer.specs import Architecture, Attention, FeedForward
 from planer.specs.sparse_attention import SparseAttention
@@ -128,7 +129,7 @@ def test_outputs_and_gradients(spec, norm, length, memory_len):
     seen = text if memory_len else text[:, -length:]
     weights = tuple(model.blocks.parameters())
     for same_length in (False, True):
-        ours, _ = model.run_blocks(text[:, -length:], [memory], mem_len=memory_len, same_length=same_length)
+        ours = model.run_blocks(text[:, -length:], [memory], mem_len=memory_len, same_length=same_length)[0]
         expected = reference(model.blocks[0], seen, length, memory_len, same_length)
         torch.testing.assert_close(ours, expected)
         direction = normal(*ours.shape, seed=1)
@@ -151,9 +152,8 @@ def test_cached_attention_equals_recomputed(norm, mem_len, lengths):
             tokens = torch.randint(11, (2, length), generator=torch.Generator().manual_seed(number))
             hidden = {}
             for attention in memories:
-                hidden[attention], memories[attention] = model(
-                    tokens, memories[attention], mem_len=mem_len, attention=attention
-                )
+                output = model(tokens, memories[attention], mem_len=mem_len, attention=attention)
+                hidden[attention], memories[attention] = output.hidden, output.state
             torch.testing.assert_close(hidden["cached"], hidden["recompute"])
             total = sum(lengths[: number + 1])
             held = [None if entry is None else entry.shape[1] for entry in memories["recompute"]]
@@ -178,7 +178,7 @@ def test_the_future_is_invisible(spec):
     model, tokens = network(spec, spec), torch.arange(9)[None]
     changed = tokens.clone()
     changed[:, 6:] = 10 - changed[:, 6:]
-    before, after = (model(t, mem_len=4)[0] for t in (tokens, changed))
+    before, after = (model(t, mem_len=4).hidden for t in (tokens, changed))
     assert torch.equal(before[:, :6], after[:, :6]) and not torch.equal(before[:, 6:], after[:, 6:])
 
 
@@ -195,8 +195,8 @@ def test_in_a_supernet_every_option_sees_the_memory_of_its_network():
         for start in range(4):
             tokens = torch.arange(start, start + 5)[None]
             results = [net(tokens, memory, mem_len=3) for net, memory in zip((supernet, alone), memories, strict=True)]
-            memories = [memory for _, memory in results]
-            torch.testing.assert_close(results[0][0], results[1][0], rtol=0, atol=0)
+            memories = [result.state for result in results]
+            torch.testing.assert_close(results[0].hidden, results[1].hidden, rtol=0, atol=0)
 
 
 def test_parameters_and_flops_are_counted():
@@ -216,7 +216,7 @@ def test_parameters_and_flops_are_counted():
 @pytest.mark.parametrize("attention", ["cached", "recompute"])
 def test_a_timed_call_with_a_full_memory_runs(attention):
     workload = WorkloadConfig(2, 4, 11, attention, "eager")
-    nll = timed_forward(network(CONVOLVED, PLAIN), workload, torch.device("cpu"), torch.float64, attention)()
+    nll = timed_forward(network(CONVOLVED, PLAIN), workload, Runtime(dtype=torch.float64), attention)()
     assert nll.shape == (2, 4) and nll.isfinite().all()
 
 
@@ -230,7 +230,7 @@ def test_training_lowers_the_loss(spec):
     for _ in range(150):
         text = torch.randint(11, (16, 4)).repeat(1, 3)
         optimizer.zero_grad()
-        losses.append(model.nll(model(text[:, :-1], mem_len=0)[0], text[:, 1:])[:, 4:].mean())
+        losses.append(model.nll(model(text[:, :-1], mem_len=0).hidden, text[:, 1:])[:, 4:].mean())
         losses[-1].backward()
         optimizer.step()
     assert losses[-1] < 0.6 * losses[0]

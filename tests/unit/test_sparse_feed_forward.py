@@ -196,10 +196,11 @@ def test_reading_token_by_token_is_reading_the_text_at_once(norm):
     model = network(Attention(3, 4), SparseFeedForward(F, N), SparseFeedForward(F, 2), norm=norm)
     text = torch.randint(11, (1, 20), generator=torch.Generator().manual_seed(2))
     with torch.inference_mode():
-        whole, _ = model(text, mem_len=6, same_length=True)
+        whole = model(text, mem_len=6, same_length=True).hidden
         memory, parts = None, []
         for token in text.split(1, dim=1):
-            hidden, memory = model(token, memory, mem_len=6, same_length=True, attention="cached")
+            output = model(token, memory, mem_len=6, same_length=True, attention="cached")
+            hidden, memory = output.hidden, output.state
             parts.append(hidden)
     torch.testing.assert_close(torch.cat(parts, 1), whole, rtol=1e-4, atol=1e-5)
 
@@ -214,7 +215,7 @@ def test_training_lowers_the_loss_of_training_and_of_inference():
     torch.manual_seed(0)
 
     def loss(model):
-        return model.nll(model(text, mem_len=0)[0], (text + 1) % 11).mean()
+        return model.nll(model(text, mem_len=0).hidden, (text + 1) % 11).mean()
 
     before = loss(model.eval()).item()
     model.train()
