@@ -20,6 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from planer.blocks.block import Aux, Wants
 from planer.blocks.feed_forward import FeedForward
 from planer.kernels.activations import activate
 from planer.models import LanguageModel
@@ -34,9 +35,9 @@ OWN = Adapter(
     down="w2",
     activation="activation",
     activation_key="",
-    finish=lambda layer, y, x: (layer.dropout(y), {}),
+    finish=lambda layer, y, x: layer.dropout(y),
 )
-"""The feed-forward layer of planer/blocks; a replaced one hands nothing on."""
+"""The feed-forward layer of planer/blocks."""
 
 
 @dataclass(frozen=True)
@@ -175,10 +176,13 @@ def _with_replacement(cls: type[nn.Module], adapter: Adapter) -> type[nn.Module]
     """The class of a layer with a replacement.  A changed class survives deepcopy; a method set on a module would still
     call the module that it was set on."""
 
-    def method(self: nn.Module, x: Tensor, *wants: object) -> object:
+    def method(self: nn.Module, x: Tensor) -> Tensor:
         return adapter.finish(self, self.replacement(x), x)
 
-    return type(f"Replaced{cls.__name__}", (cls,), {adapter.method: method})
+    def own(self: nn.Module, x: Tensor, wants: Wants = ()) -> tuple[Tensor, Aux]:
+        return method(self, x), {}  # a replacement hands nothing on
+
+    return type(f"Replaced{cls.__name__}", (cls,), {adapter.method: own if adapter is OWN else method})
 
 
 def feed_forward_sites(model: nn.Module) -> list[FeedForwardSite]:
