@@ -23,6 +23,8 @@ from planer.search.supernet import save_supernet
 from planer.training.checkpoint import Checkpoint
 from planer.training.loop import Record
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def result(tmp_path_factory):

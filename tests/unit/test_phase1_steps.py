@@ -11,6 +11,8 @@ from planer.search.phase1 import SearchTask
 from planer.search.supernet_start import start_supernet
 from planer.training.parent_start import Parent
 
+pytestmark = pytest.mark.slow
+
 
 class Watched(SearchTask):
     """Notes what every step changed, and its metrics."""
