@@ -64,7 +64,7 @@ class RelativeAttention(nn.Module):
         raise NotImplementedError
 
     def _heads(self, x: Tensor, parts: int) -> tuple[Tensor, ...]:
-        """[B, T, parts * H * Dh] as so many [B, H, T, Dh]."""
+        """[B, T, parts * H * Dh] as parts tensors [B, H, T, Dh]."""
         return x.unflatten(-1, (parts, self.num_heads, self.d_head)).permute(2, 0, 3, 1, 4).unbind(0)
 
     def _project_positions(self, segment: Segment) -> Tensor:
@@ -106,10 +106,10 @@ class Attention(RelativeAttention):
 
 
 class FirstHeads(Attention):
-    """Attention with the first heads of a wider layer and no weights of its own."""
+    """Attention with the first heads of a wider layer, whose weights it uses."""
 
     def __init__(self, narrow: Attention, wide: Attention):
-        """narrow: an attention layer with the number of heads that is wanted."""
+        """narrow: an attention layer with the wanted number of heads."""
         nn.Module.__init__(self)
         self.num_heads, self.d_head, self.width = narrow.num_heads, narrow.d_head, narrow.width
         self.wide = wide

@@ -1,4 +1,4 @@
-"""What all blocks of a network share: the residual sum, its LayerNorm, and what a segment knows of its positions.
+"""The common parts of all blocks: the residual sum, its LayerNorm, and the positions of a segment.
 
 Letters in shapes: B sequences, T tokens of the segment, M remembered positions, K = M + T keys, D model width.
 """
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 Aux = dict[str, Tensor]
-"""What a block hands on beside its output, of what the segment wants and the block has:
+"""Further outputs of a block, those that the segment wants and the block has:
 
 - balance: load-balancing loss of a mixture of experts, a scalar; only in training
 - load: tokens that each expert of a mixture received, [E]
@@ -35,7 +35,7 @@ class Segment:
     memory_len: M, the remembered positions present: the last ones of a memory, which may hold more.
     mem_len: the most positions that may be remembered, at least M.
     attention: ``recompute`` (memory holds block inputs) or ``cached`` (memory holds keys and values; inference only).
-    wants: names of what blocks should hand on beside their outputs (``Aux``).
+    wants: names of further outputs of blocks (``Aux``).
     """
 
     positions: Tensor
@@ -48,16 +48,16 @@ class Segment:
 
 @dataclass(frozen=True)
 class Source:
-    """What a block's weights start from: a trained network, the parent, seen from the block's position."""
+    """The source of a block's initial weights: a trained network, the parent, seen from the block's position."""
 
     nearest: Block | None
     """The parent's nearest block of the kind that weights are taken from (``starts_from`` of the specification)."""
     importance: Tensor | None
-    """What ``importance`` of that block returned."""
+    """Result of ``importance`` of that block."""
     same_place: Block | None
     """The parent's block at the same position, of any kind."""
     inputs: Tensor
-    """[N, D], what the parent's block at this position, or its last one, reads."""
+    """[N, D], the inputs of the parent's block at this position, or of its last one."""
 
 
 class Block(nn.Module):
@@ -68,9 +68,9 @@ class Block(nn.Module):
 
     uses_memory = False
     lookback = 0
-    """Positions that its memory of block inputs holds before the remembered ones, for what looks back from these."""
+    """Positions before the remembered ones in its memory of block inputs, for layers that look back."""
     compiles = True
-    """Whether torch.compile may make code of it."""
+    """Whether torch.compile may compile it."""
 
     def __init__(self, sublayer: nn.Module, d_model: int, norm: str):
         super().__init__()
@@ -81,8 +81,8 @@ class Block(nn.Module):
         self.pre_norm = norm == "pre"
 
     def forward(self, x: Tensor, segment: Segment, state=None) -> tuple[Tensor, object, Aux]:
-        """x: [B, T, D].  Returns the block's output, its state for the next segment (here None: there is nothing to
-        remember), and what the segment wants of it."""
+        """x: [B, T, D].  Returns the block's output, its state for the next segment (here None: it has no
+        memory), and its further outputs."""
         if self.pre_norm:
             y, aux = self.run(self.norm(x), segment.wants)
             return x + y, None, aux
@@ -90,11 +90,11 @@ class Block(nn.Module):
         return self.norm(x + y), None, aux
 
     def run(self, x: Tensor, wants: Wants) -> tuple[Tensor, Aux]:
-        """The sublayer's output [B, T, D], and what is wanted of it."""
+        """The sublayer's output [B, T, D], and its further outputs."""
         return self.sublayer(x), {}
 
     def start(self, source: Source, by_importance: bool = False, noise: Callable[[Tensor], None] | None = None) -> None:
-        """Take the sublayer's weights from a parent; the LayerNorm has its own already.
+        """Take the sublayer's weights from a parent; the LayerNorm is already set.
 
         by_importance: order parts by their importance, since smaller options of a supernet use the first ones.
         noise: adds noise to a weight, for weights that would be copies of each other.
@@ -102,8 +102,8 @@ class Block(nn.Module):
         """
         if source.nearest is None:
             return
-        own, other = self.sublayer.state_dict(), source.nearest.sublayer.state_dict()
-        if {name: w.shape for name, w in own.items()} == {name: w.shape for name, w in other.items()}:
+        weights, other = self.sublayer.state_dict(), source.nearest.sublayer.state_dict()
+        if {name: w.shape for name, w in weights.items()} == {name: w.shape for name, w in other.items()}:
             self.sublayer.load_state_dict(other)
 
     def importance(self, run: Callable[[], Tensor], output: Tensor) -> Tensor | None:

@@ -38,7 +38,7 @@ class FeedForwardBlock(Block):
         return self.sublayer(x, wants)
 
     def start(self, source: Source, by_importance: bool = False, noise: Callable[[Tensor], None] | None = None) -> None:
-        """Compute what the parent's nearest feed-forward layer computes."""
+        """Take the weights of the parent's nearest feed-forward layer."""
         if source.nearest is None:
             return
         layer = self.sublayer

@@ -1,4 +1,4 @@
-"""A mixture of feed-forward experts behind a softmax gate (Switch Transformer, arXiv 2101.03961; GShard for top-2).
+"""A mixture of feed-forward experts with a softmax router (Switch Transformer, arXiv 2101.03961; GShard for top-2).
 
 Letters in shapes: N tokens, D model width, E experts, I neurons of an expert.
 """
@@ -37,7 +37,7 @@ class Experts(nn.Module):
 
 
 class MoE(nn.Module):
-    """Every token goes through its top_k experts, weighted by the gate."""
+    """Every token goes through its top_k experts, weighted by the router."""
 
     routes = True
 
@@ -103,7 +103,7 @@ class MoEBlock(Block):
         return logits.softmax(-1).amax(-1).mean()
 
     def share(self, owner: MoEBlock) -> None:
-        """Use the experts of another mixture behind a router of its own."""
+        """Use the experts of another mixture, with a separate router."""
         self.sublayer.experts = owner.sublayer.experts
 
     def rerouted(self, change: Callable[[Tensor], None]) -> MoEBlock:
@@ -120,7 +120,7 @@ def build(spec: specs.MoE, shared: specs.Architecture) -> MoEBlock:
 
 
 def balance_loss(load: Tensor, probabilities: Tensor) -> Tensor:
-    """E sum_e f_e p_e: f_e the share of assignments that expert e received, p_e its mean gate probability.
+    """E sum_e f_e p_e: f_e the share of assignments that expert e received, p_e its mean router probability.
 
     load: [E] assignments; probabilities: [N, E].  1 when balanced, E when one expert takes all (Switch, eq. 4), and 0
     without tokens.

@@ -43,7 +43,7 @@ ASSESSED_TAUS = (0.1, 0.3)
 
 
 def output_gram(block: DynamicMoE) -> Tensor:
-    """G_c = W2_c W2_c^T of every expert: [n, s, s], in at least single precision, whatever the autocast."""
+    """G_c = W2_c W2_c^T of every expert: [n, s, s], in at least single precision, also under autocast."""
     w2 = block.w2.detach()
     w2 = w2.to(torch.promote_types(w2.dtype, torch.float32)).unflatten(0, (block.num_experts, -1))
     with torch.autocast(w2.device.type, enabled=False):
@@ -52,7 +52,7 @@ def output_gram(block: DynamicMoE) -> Tensor:
 
 @torch.no_grad()
 def expert_norms(block: DynamicMoE, x: Tensor, gram: Tensor | None = None) -> Tensor:
-    """Norm of what each expert would add to the layer's output, without b2: x [N, D] to [N, n].
+    """Norm of each expert's part of the layer's output, without b2: x [N, D] to [N, n].
 
     gram: output_gram(block), when the caller keeps it.  At least single precision too.
     """

@@ -88,7 +88,7 @@ class FeedForwardSite:
         return self.weights().w1.shape[0]
 
     def weights(self) -> Weights:
-        """Views of the layer's parameters: what is written into them, without gradients, the layer computes with."""
+        """Views of the layer's parameters: writing into them, without gradients, changes the layer."""
         up, down = self._module(self.adapter.up), self._module(self.adapter.down)
         gate = self._module(self.adapter.gate) if self.gated else None
         rows = attrgetter("weight.T" if self.adapter.input_major else "weight")

@@ -1,4 +1,4 @@
-"""The threshold tau of a converted network: its value, what it executes, and its choice on validation text.
+"""The threshold tau of a converted network: its value, its executed experts, and its choice on validation text.
 
 Letters in shapes: D model width, s neurons per expert.
 """
@@ -36,7 +36,7 @@ def threshold_of(model: LanguageModel) -> float:
 
 
 def set_threshold(model: LanguageModel, tau: float) -> None:
-    """Let all converted layers run at tau from now on.  What the network stores stays as it is."""
+    """Run all converted layers at tau from now on.  The stored threshold does not change."""
     for block in model.dynamic_blocks():
         block.tau = tau
 

@@ -1,8 +1,8 @@
 """From proposals to one network: candidates are measured, trained for a while, and halved until one is left.
 
-Measuring: a network is measured in turn with the baseline before it is trained.  One that is more than 1 % slower than
-its target is no candidate.  The bias of a proposer's networks that were too slow lowers its budget, and it proposes
-again, so that its best networks get fewer heads before worse ones are looked at:
+Networks are measured alternately with the baseline before they are trained.  Those more than 1 % slower than the target
+are rejected.  Their bias lowers the budget of their proposer, which then proposes again, so that its best networks get
+fewer heads before worse networks are considered:
 
     budget_{k+1} = min(target, target / median over its networks that were too slow of measured / estimated)
 
@@ -24,14 +24,14 @@ from planer.search.proposers import PROPOSERS
 from planer.search.space import Candidate, Space
 
 ATTEMPTS = 3
-"""Networks looked at per candidate wanted, of one proposer under one budget."""
+"""Most proposals per wanted candidate, of one proposer under one budget."""
 
 TOLERANCE = 0.01
-"""A candidate may be measured slower than its target by this share: half of what a trained network may be, since
-another measurement differs by as much."""
+"""A candidate may be slower than its target by this share: half of a trained network's tolerance, since measurements
+differ by the other half."""
 
 Proxy = Callable[[Candidate, float], Losses]
-"""From a candidate and the share of its training that it has had by then to its validation losses."""
+"""From a candidate and a share of its training to its validation losses after it."""
 
 
 @dataclass
@@ -39,7 +39,7 @@ class Measured:
     """Candidates, and all latencies that were measured."""
 
     target: Limit
-    """Of the latency, as asked for."""
+    """Of the latency, as requested."""
     measurement: Measurement | None
     """None: the table is trusted."""
     candidates: dict[tuple[int, ...], Candidate] = field(default_factory=dict)
@@ -49,7 +49,7 @@ class Measured:
     ratios: dict[tuple[int, ...], float] = field(default_factory=dict)
     """Measured latencies over the baseline's."""
     rounds: list[dict] = field(default_factory=list)
-    """What was measured under which budget, in this order."""
+    """Measurements with their budgets, in order."""
 
     def estimated(self, options: tuple[int, ...]) -> float:
         """Latency by the table over the baseline's."""
@@ -129,7 +129,7 @@ def choose(space: Space, measurement: Measurement | None, proxy: Proxy) -> tuple
     """
     found = measured_candidates(space, measurement)
     running = list(found.candidates.values())
-    if not running:  # nothing is fast enough: the paper's argmax looks at no limit
+    if not running:  # nothing is fast enough: the paper's argmax ignores limits
         running = [min(found.rejected.values(), key=lambda c: found.latency(c.options))]
         print(f"no network is fast enough; the fastest is used: {found.latency(running[0].options):.3f}", flush=True)
 
@@ -159,7 +159,7 @@ def choose(space: Space, measurement: Measurement | None, proxy: Proxy) -> tuple
 
 
 def described(space: Space, found: Measured, candidate: Candidate) -> dict:
-    """Where a candidate comes from, its score, its latencies over the baseline's, and the supernet's loss on it."""
+    """A candidate's proposer, score, latencies over the baseline's, and loss in the supernet."""
     return {
         "pattern": space.network(candidate.options).pattern,
         "source": candidate.source,

@@ -1,12 +1,12 @@
-"""Proxy training by successive halving (arXiv 1502.07943): candidates are ranked by the beginning of their training.
+"""Proxy training by successive halving (arXiv 1502.07943): candidates are ranked by the first part of their training.
 
 All candidates are trained to the first rung, a share of their training; the better half goes on to the next rung, and
-so on.  The steps are the first ones of the very training that each would have, with its start, seed, text and teacher.
-Nothing is repeated: a candidate goes on from its checkpoint, and so does the training of the chosen one.
-``benchmarks/ranking.py`` measures how well rungs order networks.
+so on.  The steps are the first ones of a candidate's full training, with its start, seed, text and teacher.  No step is
+repeated: a candidate continues from its checkpoint, and so does the training of the chosen one.
+``benchmarks/ranking.py`` measures how well rungs rank networks.
 
-Losses are compared in pairs, segment by segment of the validation text.  Of the networks that cannot be told apart from
-the best one at the last rung, the fastest wins.
+Losses are compared in pairs, segment by segment of the validation text.  Among the networks that are not told apart
+from the best one at the last rung, the fastest wins.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import numpy as np
 from planer.paired import Paired, compare_pairs
 
 Train = Callable[[int, float], "Losses"]
-"""From a candidate's number and the share of its training that it has had by then to its validation losses."""
+"""From a candidate's number and a share of its training to its validation losses after it."""
 
 
 @dataclass(frozen=True)
@@ -43,11 +43,11 @@ class Losses:
 
 @dataclass(frozen=True)
 class Halving:
-    """What proxy training found."""
+    """Result of proxy training."""
 
     winner: int
     share: float
-    """Of its training that the winner has had."""
+    """Share of its training that the winner has completed."""
     rungs: list[dict]
     """Per candidate, ``proxy_share`` and ``proxy_nll`` of its last rung."""
 

@@ -1,13 +1,13 @@
 """Keep the quality, minimise the time: the fastest network whose validation loss is at most q above the baseline's.
 
-A path of targets leads from the loosest to the strictest; at each the best cut of the baseline is the candidate.  All
-have a proxy training.  The end of a training is predicted from its beginning:
+The targets go from the loosest to the strictest; at each the best cut of the baseline is the candidate.  All candidates
+have a proxy training.  The final loss is predicted from the loss after it:
 
     predicted final loss = proxy loss * median of (final loss / proxy loss) over networks trained to the end
 
-The network in the middle of the path is trained to the end first, since a prediction needs one.  After that the fastest
-network that is predicted to keep the quality, and is faster than all that were found to keep it, is trained to the end,
-and so on, until there is none or as many as allowed were trained.  Only networks trained to the end count.
+The network in the middle is trained to the end first, since a prediction needs one.  Then the fastest network that is
+predicted to keep the quality, and is faster than all that were found to keep it, is trained to the end.  This repeats
+until there is none, or the allowed number was trained.  Only networks trained to the end count.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from planer.errors import UserError
 from planer.search.halving import Losses
 
 Train = Callable[[int, float], Losses]
-"""From the number of a network on the path and the share of its training that it has had by then to its losses."""
+"""From the number of a network on the path and a share of its training to its losses after it."""
 
 
 @dataclass
@@ -77,7 +77,7 @@ def _following(path: Sequence[Step], bound: float, kept: int | None) -> int | No
 
 
 def refusal(name: str, loss: float, reference: float, path: Sequence[Step], patterns: Sequence[str]) -> UserError:
-    """What to say when no network keeps the quality: the best that was trained to the end."""
+    """The error when no network keeps the quality; it names the best that was trained to the end."""
     done = [(step.final_nll, i) for i, step in enumerate(path) if step.final_nll is not None]
     best_nll, best = min(done)
     return UserError(

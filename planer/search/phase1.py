@@ -1,4 +1,4 @@
-"""Phase 1 of PLANER: weights and architecture weights of a supernet, trained in turn.
+"""Phase 1 of PLANER: weights and architecture weights of a supernet, trained alternately.
 
 PLANER (arXiv 2208.14580), section 3 and appendix.  An epoch is ``epoch_steps`` weight steps on consecutive segments
 with hard sampling, then ``alpha_share`` as many architecture steps with soft sampling, on a stretch of the training
@@ -136,7 +136,7 @@ class SearchTask(CausalLM):
         }
 
     def terms(self, parent: LanguageModel | None) -> list[Term]:
-        """What is added to the cross-entropy: the teacher where config.distill is above 0, and the latency loss.
+        """Terms beside the cross-entropy: the teacher where config.distill is above 0, and the latency loss.
 
         Weight steps and architecture steps read different segments, so the teacher has a memory for each.
         """
@@ -184,7 +184,7 @@ class SearchTask(CausalLM):
         return dataclasses.replace(result, metrics={f"ce_{self._group}": result.loss})
 
     def _choices(self, epoch: int) -> Tensor:
-        """Options of the epoch's weight steps [steps, P], drawn at its start: alpha does not change in between."""
+        """Options of the epoch's weight steps [steps, P], sampled at its start: alpha does not change in between."""
         if self.choices is None:
             steps, fair = self._weight_steps(epoch), self.config.sampling == "fair"
             if fair and epoch < self.frozen_epochs:

@@ -27,7 +27,7 @@ class ProxyTraining:
         self._checkpoints: dict[str, Checkpoint] = {}
         self._seconds: dict[str, dict[int, float]] = {}
         self.seconds_now = 0.0
-        """What trainings took since the last restart."""
+        """Time of trainings since the last restart."""
 
     def __call__(self, network: Architecture, share: float) -> Losses:
         """Losses of the network once it has had this share of its training.
@@ -57,7 +57,7 @@ class ProxyTraining:
         return self._losses(model.to(self.recipe.runtime.device)).mean
 
     def seconds_without(self, network: Architecture) -> float:
-        """What the trainings of all other networks took, those before a restart too."""
+        """Time of the trainings of all other networks, before a restart too."""
         return sum(sum(parts.values()) for name, parts in self._seconds.items() if name != network.pattern)
 
     def steps(self, share: float) -> int:

@@ -48,9 +48,9 @@ class SuperBlock(nn.Module):
         self.mixture: Tensor | None = None
 
     def forward(self, x_BTD: Tensor, segment, memory_BMD: Tensor | None) -> tuple[Tensor, None, Aux]:
-        """Output of the chosen option and what it hands on, or the mixture of all options' outputs alone.
+        """Output of the chosen option with its further outputs, or the mixture of all options' outputs alone.
 
-        Memory is kept for this position whatever is sampled: the next segment may sample attention here.
+        Memory is always kept for this position: the next segment may sample attention here.
         """
 
         def run(block: Block) -> tuple[Tensor, object, Aux]:
@@ -76,7 +76,7 @@ class Supernet(LanguageModel):
         self.specs = options
         self.kinds = _kinds(options)
         """Numbers of the options by the kind of their block: skip, attention, feed-forward, mixture of experts."""
-        # Skip has nothing to train, and where it is drawn often, networks are shallow.
+        # Skip has nothing to train, and where it is sampled often, networks are shallow.
         self.cycle = [kind for kind in self.kinds for _ in range(1 if options[kind[0]].identity else 2)]
         """Kinds of one cycle of fair samples: each twice, skip once."""
         self.alpha = nn.Parameter(torch.zeros(positions, len(options)))
@@ -101,10 +101,10 @@ class Supernet(LanguageModel):
         return (logits + gumbel((steps, *logits.shape), generator)).argmax(-1)
 
     def sample_fair(self, steps: int, generator: torch.Generator) -> Tensor:
-        """Options of so many steps [S, P], on the CPU, in cycles that hold every kind with weights twice, and the
-        options of a kind in cycles of their own.
+        """Options of steps [S, P], on the CPU, in cycles that have every kind with weights twice, and the options of
+        a kind in separate cycles.
 
-        Equal chances alone let early luck decide which options train well (FairNAS, arXiv 1907.01845).
+        With equal probabilities alone, early chance decides which options train well (FairNAS, arXiv 1907.01845).
         """
         positions, length = len(self.blocks), len(self.cycle)
         cycles = -(-steps // length)
@@ -188,8 +188,8 @@ def save_supernet(supernet: Supernet, path: str | Path) -> None:
 
 
 def gumbel(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
-    """Standard Gumbel noise, -log of an exponential variate; drawn on the CPU so that every device gets the same.
+    """Standard Gumbel noise, -log of an exponential variate; sampled on the CPU so that every device gets the same.
 
-    In double precision before it is rounded: in single precision one variate in 2^24 can be 0, its noise infinite.
+    In double precision before it is rounded: in single precision one variate in 2^24 can be 0, and its noise infinite.
     """
     return -torch.empty(shape, dtype=torch.float64).exponential_(generator=generator).log().float()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from planer.search.supernet import Supernet
-from planer.training.parent_start import Parent, copy_stem, start_block, start_norm
+from planer.training.parent_start import Parent, copy_embedding_and_head, start_block, start_norm
 
 
 @torch.no_grad()
@@ -15,7 +15,7 @@ def start_supernet(supernet: Supernet, parent: Parent) -> None:
     Options that share weights are started once.  Where attention options share heads, the heads are in falling order of
     importance.  Experts that several mixtures share are copies of the parent's neurons, without a divisor.
     """
-    copy_stem(supernet, parent)
+    copy_embedding_and_head(supernet, parent)
     for position, block in enumerate(supernet.blocks):
         for number, (option, owner) in enumerate(zip(block.options, block.owners, strict=True)):
             spec = supernet.specs[number]

@@ -24,7 +24,7 @@ from planer.tasks.nll import VALID_BATCH, Protocol, Watch, mean_nll
 from planer.tasks.task import Metrics, Result, RowScore, Task
 
 VALID_TOKENS = 100_000
-"""Validation during training reads this much of the text: a standard error of about 0.005 nats at 1 nat per token."""
+"""Tokens of validation during training: a standard error of about 0.005 nats at 1 nat per token."""
 
 
 class Batch(NamedTuple):
@@ -33,7 +33,7 @@ class Batch(NamedTuple):
     inputs: Tensor
     targets: Tensor
     fresh: bool = False
-    """The text does not go on from the batch before: what was remembered of that one is another text."""
+    """Whether the text does not continue the batch before, whose memory is then of another text."""
 
 
 class CausalLM(Task):
@@ -46,7 +46,7 @@ class CausalLM(Task):
     def __init__(
         self, texts: Texts, config: TrainingConfig, runtime: Runtime, eval_steps: int = 0, name: str = "retrain"
     ):
-        """eval_steps: 0 never validates.  name: what progress calls the stage."""
+        """eval_steps: 0 never validates.  name: the stage in progress lines."""
         self.name, self.texts, self.config, self.runtime, self.eval_steps = name, texts, config, runtime, eval_steps
         self.batches = StreamBatches(texts.train, config.batch, config.tgt_len)
 

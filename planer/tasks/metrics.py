@@ -1,4 +1,4 @@
-"""What tasks are measured by: metrics by name, each with its direction and unit.
+"""Metrics of tasks by name, each with its direction and unit.
 
 Letters in shapes: N samples (tokens, texts or images), C labels.
 """
@@ -20,7 +20,7 @@ from planer.parsing import show
 
 @dataclass(frozen=True)
 class Scores:
-    """What a network said of every sample, on the CPU.
+    """A network's results for every sample, on the CPU.
 
     nll: negative log-likelihood of the right answer in nats, [N] float64.  counts: how many tokens nll is the mean of,
     [N].  predicted, labels: of a classification, ids [N].

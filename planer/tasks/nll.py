@@ -47,10 +47,10 @@ class Protocol:
 
 
 class Watch:
-    """Sees every output of a scoring pass, the uncounted context of the streams included."""
+    """Gets every output of a scoring pass, that of the uncounted context of the streams too."""
 
     wants: Wants = ()
-    """What blocks should hand on for it."""
+    """Further outputs of blocks that it needs."""
 
     def __call__(self, output: Output) -> None:
         """Called once per segment."""

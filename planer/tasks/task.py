@@ -1,4 +1,4 @@
-"""What a network learns and is measured by, whatever it reads: what the training loop asks of a task.
+"""The interface of a task: batches, their loss and measures, as the training loop needs them.
 
 Letters in shapes: N rows (tokens, or examples), C classes (words of a vocabulary, or labels).
 """
@@ -14,26 +14,26 @@ from torch import Tensor, nn
 from planer.blocks.block import Aux, Wants
 
 MAIN = "weights"
-"""The optimiser whose loss and learning rate are plainly called ``loss`` and ``lr`` in the history."""
+"""The optimizer step group whose loss and learning rate are called ``loss`` and ``lr`` in the history."""
 
 Metrics = dict[str, Tensor | float]
-"""Scalars, or 1-D tensors that become columns <name>_0, <name>_1, ...  Tensors are returned undigested: .item() would
-wait for the device in each step."""
+"""Scalars, or 1-D tensors that become columns <name>_0, <name>_1, ...  Values stay tensors, because .item()
+would wait for the device in each step."""
 
 
 class RowScore(NamedTuple):
-    """A number per row that a term of the loss wants computed from the logits while they exist."""
+    """A number per row that a term of the loss computes from the logits while they exist."""
 
     name: str
     rows: Tensor
-    """What it needs of every row, [N, ...]."""
+    """Its inputs of every row, [N, ...]."""
     score: Callable[[Tensor, Tensor], Tensor]
     """From logits [n, C] and some of the rows [n, ...] to [n]."""
 
 
 @dataclass(frozen=True)
 class Result:
-    """What a task makes of one batch."""
+    """A task's result for one batch."""
 
     loss: Tensor
     """The scalar to minimise, without the terms that a stage adds."""
@@ -41,11 +41,11 @@ class Result:
     counted: int
     """Tokens or examples trained on."""
     state: list[Tensor | None] | None
-    """What the network remembers for the next batch of the same stream."""
+    """The network's memory for the next batch of the same stream."""
     aux: list[Aux]
-    """What blocks handed on, one entry per block."""
+    """Further outputs of the blocks, one entry per block."""
     row_means: dict[str, Tensor]
-    """Means of the row scores that were asked for, by their names."""
+    """Means of the requested row scores, by name."""
 
 
 class Task:
@@ -55,11 +55,11 @@ class Task:
     """
 
     name: str = "training"
-    """What progress and messages call the stage."""
+    """Name of the stage in progress lines and messages."""
 
     @property
     def converged(self) -> bool:
-        """True ends the training before its last step; must follow from what state() saves."""
+        """Whether the training ends before its last step; it must follow from state()."""
         return False
 
     def group(self, step: int) -> str:
@@ -73,7 +73,7 @@ class Task:
     def loss(
         self, model: nn.Module, batch: Any, state: list | None, wants: Wants = (), scores: Sequence[RowScore] = ()
     ) -> Result:
-        """Forward pass.  state: what the last batch of this group left.  wants, scores: what terms need of it."""
+        """Forward pass.  state: memory after the last batch of this group.  wants, scores: needed by terms."""
         raise NotImplementedError
 
     def evaluate(self, model: nn.Module, split: str) -> dict[str, float]:
@@ -88,9 +88,9 @@ class Task:
         return None
 
     def state(self) -> tuple[dict[str, Tensor], dict]:
-        """What the next step depends on beside model, optimisers, terms and PyTorch's global generators, as tensors and
-        JSON values: own generators (generator.get_state() is a tensor), counters."""
+        """Tensors and JSON values that the next step depends on beside model, optimisers, terms and PyTorch's global
+        generators: other generators (generator.get_state() is a tensor), counters."""
         return {}, {}
 
     def restore(self, tensors: dict[str, Tensor], values: dict) -> None:
-        """Take up what state() gave; the tensors are on the CPU."""
+        """Inverse of state(); the tensors are on the CPU."""

@@ -28,11 +28,11 @@ class Checkpoint:
         self.identity = identity
 
     def part(self, folder: str, identity: str) -> Checkpoint:
-        """Another checkpoint beside this one, for a part of the same job: in a subfolder, with more to its identity."""
+        """Another checkpoint, for a part of the same job: in a subfolder, with a longer identity."""
         return Checkpoint(self.path.parents[1] / folder, f"{self.identity} {identity}")
 
     def save(self, tensors: dict[str, Tensor], values: dict) -> None:
-        """Write tensors (any device; tensors under two names are stored once) and values (JSON) whole.
+        """Write tensors (any device; tensors under two names are stored once) and values (JSON) atomically.
 
         Raises UserError when the disk is full or the folder cannot be written; the last checkpoint is then untouched.
         """
@@ -42,9 +42,9 @@ class Checkpoint:
         sync(self.path.parent)
 
     def load(self) -> tuple[dict[str, Tensor], dict] | None:
-        """What save() was last given, on the CPU; None when there is nothing to resume from.
+        """The last arguments of save(), on the CPU; None without a checkpoint.
 
-        A checkpoint of another identity, or a damaged one, is left alone with a line on stderr that says so.
+        A checkpoint of another identity, or a damaged one, is ignored with a line on stderr.
         """
         for file in self.path.parent.glob("*"):
             if file != self.path:  # left behind by a writer that was killed; large, and safetensors names its own
@@ -81,7 +81,7 @@ class Checkpoint:
 
 
 def _read(path: str | Path) -> tuple[dict[str, Tensor], dict]:
-    """Tensors, repeated ones under all their names, and the note beside them.  Raises Damaged."""
+    """Tensors, repeated ones under all their names, and the note with them.  Raises Damaged."""
     tensors, metadata = read_tensors(path, finite=False, unsealed=False)
     if "checkpoint" not in metadata:
         raise Damaged(path, "is no checkpoint")

@@ -1,4 +1,4 @@
-"""Knowledge distillation: a trained network as a second teacher beside the text (Hinton et al., arXiv 1503.02531).
+"""Knowledge distillation: a trained network as a teacher, in addition to the text (Hinton et al., arXiv 1503.02531).
 
     Loss = (1 - w) CE + w T^2 KL(softmax(teacher / T) || softmax(student / T)) + balance_weight * balance
 
@@ -17,7 +17,7 @@ from planer.training.terms import Term
 
 
 class Distillation(Term):
-    """Divergence from a teacher in the place of a share of the task's loss.
+    """Divergence from a teacher, which replaces a share of the task's loss.
 
     The history gets the KL term, in nats per token.
     """
@@ -45,7 +45,7 @@ class Distillation(Term):
         return self.share * self.temperature**2 * divergence, {self.metric: divergence}
 
     def state(self) -> dict[str, Tensor]:
-        """What the teacher remembers."""
+        """The teacher's memory."""
         return self.teacher.state()
 
     def restore(self, tensors: dict[str, Tensor]) -> None:

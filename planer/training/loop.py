@@ -262,7 +262,7 @@ class _Means:
             self.counts[name] = self.counts.get(name, 0) + 1
 
     def take(self) -> dict[str, float]:
-        """The means, and start anew."""
+        """The means since the last call."""
         means: dict[str, float] = {}
         for name, total in self.sums.items():
             mean = (total / self.counts[name]).tolist()

@@ -12,10 +12,10 @@ from planer.training.terms import Term
 
 
 class StepLoss:
-    """From the number of a step to its loss and metrics.  Keeps what a step leaves for the next one of its group."""
+    """From the number of a step to its loss and metrics.  Keeps the memory of a step for the next one of its group."""
 
     def __init__(self, model: nn.Module, task: Task, terms: Sequence[Term], runtime: Runtime):
-        """model: on the runtime's device.  terms: what is added to the task's loss, in this order."""
+        """model: on the runtime's device.  terms: added to the task's loss, in this order."""
         self.model, self.task, self.terms, self.runtime = model, task, terms, runtime
         self.counted = 0
         """Tokens or examples trained on."""
@@ -32,20 +32,20 @@ class StepLoss:
         self.counted += result.counted
         loss, metrics = result.loss, result.metrics
         for term in terms:
-            more, its_metrics = term(result, batch, step)
-            loss, metrics = (1 - term.share) * loss + more, metrics | its_metrics
+            added, term_metrics = term(result, batch, step)
+            loss, metrics = (1 - term.share) * loss + added, metrics | term_metrics
         return loss, metrics
 
     def state(self) -> tuple[dict[str, Tensor], dict]:
-        """What the next step depends on, as tensors and JSON values."""
-        tensors, own = self.task.state()
+        """Tensors and JSON values that the next step depends on."""
+        tensors, values = self.task.state()
         tensors = {f"task.{name}": tensor for name, tensor in tensors.items()}
         for group, entries in self._states.items():
             tensors |= {f"state.{group}.{i}": entry for i, entry in enumerate(entries or []) if entry is not None}
         for number, term in enumerate(self.terms):
             tensors |= {f"term.{number}.{name}": tensor for name, tensor in term.state().items()}
         lengths = {group: None if entries is None else len(entries) for group, entries in self._states.items()}
-        return tensors, {"task": own, "states": lengths, "counted": self.counted}
+        return tensors, {"task": values, "states": lengths, "counted": self.counted}
 
     def restore(self, tensors: dict[str, Tensor], values: dict) -> None:
         """Inverse of state."""

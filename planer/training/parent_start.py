@@ -1,9 +1,9 @@
-"""Weights taken from a trained network, the parent: a start for any block at any position.
+"""Initial weights from a trained network, the parent, for any block at any position.
 
-Embedding, head and final LayerNorm are the parent's.  Every block gets the LayerNorm that the parent has at the
-block's position, and its other weights from the parent's nearest block of the kind that it is made from; of two equally
-near blocks, from the earlier one.  How, its module says (``Block.start`` in planer/blocks).  Routers, and blocks of a
-kind that the parent lacks, keep their random weights.
+Embedding, head and final LayerNorm are copied.  Every block gets the parent's LayerNorm at its position.  Its other
+weights come from the parent's nearest block of the kind that it starts from; of two equally near blocks, from the
+earlier one.  ``Block.start`` in planer/blocks takes them.  Routers, and blocks of a kind that the parent lacks, keep
+their random weights.
 
 Letters in shapes: N tokens, D model width.
 """
@@ -24,11 +24,11 @@ from planer.specs import BlockSpec
 
 
 class Parent:
-    """A trained network, and what its blocks do with one batch of the training text."""
+    """A trained network, with inputs and importances of its blocks on one batch of the training text."""
 
     def __init__(self, model: LanguageModel, tokens: np.ndarray, shape: TrainingConfig):
         """model: on its device; it is put into evaluation.  tokens: the training text [n], of which the second segment
-        of every stream is looked at, with the first one as memory.  shape: has batch, tgt_len and mem_len."""
+        of every stream is used, with the first one as memory.  shape: has batch, tgt_len and mem_len."""
         self.model = model.eval().requires_grad_(False)
         self.inputs: list[Tensor] = []
         """Of every block, [N, D]."""
@@ -55,7 +55,7 @@ class Parent:
         return min(found, key=lambda i: abs(i - position), default=None)
 
     def source(self, spec: BlockSpec, position: int) -> Source:
-        """What a block at this position starts from."""
+        """The source of initial weights of a block at this position."""
         blocks, nearest = self.model.blocks, self.nearest(position, spec.starts_from or spec.kind)
         return Source(
             None if nearest is None else blocks[nearest],
@@ -71,30 +71,30 @@ def start_from_parent(
 ) -> None:
     """Overwrite the weights of an initialised model.
 
-    expert_noise: standard deviation of what is added to the copies of a mixture's experts, over that of the copied
-    weight; from the generator.
+    expert_noise: standard deviation of the noise on the copies of a mixture's experts, over that of the copied weight;
+    the generator makes it.
     """
 
     def add_noise(weight: Tensor) -> None:
         noise = torch.empty(weight.shape).normal_(generator=generator)
         weight.add_(noise.to(weight) * expert_noise * weight.std())
 
-    copy_stem(model, parent)
+    copy_embedding_and_head(model, parent)
     for position, (block, spec) in enumerate(zip(model.blocks, model.architecture.blocks, strict=True)):
         start_block(block, spec, position, parent, noise=add_noise if expert_noise else None)
 
 
 @torch.no_grad()
-def copy_stem(model: LanguageModel, parent: Parent) -> None:
-    """Copy what surrounds the blocks: embedding, head and final LayerNorm."""
+def copy_embedding_and_head(model: LanguageModel, parent: Parent) -> None:
+    """Copy embedding, head and final LayerNorm."""
     names = ("embedding.", "head.", "final_norm.")
-    stem = {name: tensor for name, tensor in parent.model.state_dict().items() if name.startswith(names)}
-    model.load_state_dict(stem, strict=False)
+    weights = {name: tensor for name, tensor in parent.model.state_dict().items() if name.startswith(names)}
+    model.load_state_dict(weights, strict=False)
 
 
 @torch.no_grad()
 def start_block(block: Block, spec: BlockSpec, position: int, parent: Parent, **options) -> None:
-    """Overwrite the weights of one block that stands at this position.  options: those of ``Block.start``."""
+    """Overwrite the weights of the block at this position.  options: those of ``Block.start``."""
     if not spec.identity:
         start_norm(block, position, parent)
         block.start(parent.source(spec, position), **options)

@@ -45,7 +45,7 @@ class Recipe:
         return model.to(self.runtime.device)
 
     def terms(self) -> list[Term]:
-        """What is added to the loss of the text."""
+        """Terms added to the loss of the text."""
         return [Balance(self.config.balance_weight)]
 
     def train(self, network: Architecture, record: Record) -> tuple[LanguageModel, pd.DataFrame, dict]:

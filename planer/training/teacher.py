@@ -1,6 +1,6 @@
-"""What a teacher says about every token of the training text: computed beside the student, or read from a file.
+"""A teacher's logits of every token of the training text: computed in every step, or read from a file.
 
-Logits are rounded to half precision either way, so that a student learns the same from both.  A file holds the logits
+Logits are rounded to half precision in both cases, so that a student learns the same.  A file holds the logits
 of the first steps of a training, in the order of its text; all students with the same batches share it.
 
 Letters in shapes: S steps, B sequences, T tokens, N = B T rows, D model width, V vocabulary.
@@ -28,16 +28,16 @@ class Teacher(Protocol):
     """Logits of the training text, step by step."""
 
     def rows(self, step: int, inputs: Tensor, fresh: bool) -> Tensor:
-        """What ``logits`` needs for the segment [B, T] of this step: [N, ...] on the segment's device.
+        """The input of ``logits`` for the segment [B, T] of this step: [N, ...] on the segment's device.
 
-        fresh: the segment does not go on from the one before.
+        fresh: the segment does not continue the one before.
         """
 
     def logits(self, rows: Tensor) -> Tensor:
         """Logits [n, V] of some of the rows, single precision."""
 
     def state(self) -> dict[str, Tensor]:
-        """What the next step depends on."""
+        """Tensors that the next step depends on."""
 
     def restore(self, tensors: dict[str, Tensor]) -> None:
         """Inverse of state."""

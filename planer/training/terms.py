@@ -17,20 +17,20 @@ class Term:
     group: str = MAIN
     """The optimizer step group to whose steps it belongs."""
     wants: Wants = ()
-    """What blocks should hand on for it."""
+    """Further outputs of blocks that it needs."""
     share: float = 0.0
-    """Share of the loss before it that it takes the place of."""
+    """Share of the loss before it that it replaces."""
 
     def row_score(self, batch: Any, step: int) -> RowScore | None:
-        """What should be computed from the logits for it, in the forward pass."""
+        """The score per row that it needs from the forward pass, computed from the logits."""
         return None
 
     def __call__(self, result: Result, batch: Any, step: int) -> tuple[Tensor | float, Metrics]:
-        """The loss to add, and metrics for the history.  result: what the task made of the batch."""
+        """The loss to add, and metrics for the history.  result: the task's for the batch."""
         raise NotImplementedError
 
     def state(self) -> dict[str, Tensor]:
-        """What the next step depends on."""
+        """Tensors that the next step depends on."""
         return {}
 
     def restore(self, tensors: dict[str, Tensor]) -> None:
