@@ -39,8 +39,6 @@ class Experts(nn.Module):
 class MoE(nn.Module):
     """Every token goes through its top_k experts, weighted by the router."""
 
-    routes = True
-
     def __init__(self, spec: specs.MoE, d_model: int, dropout: float):
         super().__init__()
         self.top_k = spec.top_k

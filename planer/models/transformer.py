@@ -149,10 +149,6 @@ class LanguageModel(nn.Module):
         """[..., D] to log-probabilities of the next token [..., V], in at least single precision."""
         return self.head.log_probs(hidden)
 
-    def moe_blocks(self) -> list[nn.Module]:
-        """Mixture-of-experts sublayers, from the first block to the last."""
-        return self._sublayers("routes")
-
     def dynamic_blocks(self) -> list[nn.Module]:
         """Sublayers that were split into dynamically executed experts, from the first block to the last."""
         return self._sublayers("dynamic")

@@ -50,24 +50,9 @@ from planer.training.terms import Term
 GROUPS = ("weights", "alpha")
 """The optimizer step groups: weights of the supernet, and architecture weights."""
 COLUMNS = (
-    "epoch",
-    "temperature",
-    "expected_ms",
-    "argmax_ms",
-    "budget_ms",
-    "entropy",
-    "flips",
-    "skip_share",
-    "ce_weights",
-    "kl_weights",
-    "alpha",
-    "updates",
-    "expert_tokens",
-    "latency_loss",
-    "beta",
-    "beta_on",
-    "ce_alpha",
-    "kl_alpha",
+    *("epoch", "temperature", "expected_ms", "argmax_ms", "budget_ms", "entropy", "flips", "skip_share"),
+    *("ce_weights", "kl_weights", "alpha", "updates", "expert_tokens"),
+    *("latency_loss", "beta", "beta_on", "ce_alpha", "kl_alpha"),
 )
 """Of the trajectory, as far as the search has them."""
 

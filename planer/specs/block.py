@@ -60,13 +60,14 @@ class BlockSpec:
     has_heads: ClassVar[bool] = False
     """Whether the number in its options' names counts heads; in figures it is the height of the block."""
     routes: ClassVar[bool] = False
-    """Whether a router spreads tokens over num_experts experts.  Its latency depends on the routing.  Its sublayer has
-    the attributes ``routes = True``, ``balance`` and ``load`` of planer/blocks/moe.py."""
+    """Whether a router spreads tokens over num_experts experts.  Its latency depends on the routing.  Its block
+    hands on ``balance`` and ``load`` (``Aux`` in planer/blocks/block.py)."""
     splits: ClassVar[bool] = False
     """Whether conversion splits it into experts.  Its sublayer is marked ``splits = True`` and has the weights of
-    planer/blocks/feed_forward.py."""
+    planer/blocks/feed_forward.py; its block hands on ``activations``."""
     dynamic: ClassVar[bool] = False
-    """Whether a threshold decides how many of its experts run.  Its sublayer is marked ``dynamic = True``."""
+    """Whether a threshold decides how many of its experts run.  Its sublayer is marked ``dynamic = True``; its block
+    hands on ``inputs`` and ``executed``."""
 
     @classmethod
     def parse(cls, option: str, backbone: Backbone) -> BlockSpec | None:

@@ -74,7 +74,8 @@ def test_stacks_of_a_pool_are_routed_as_asked(top_k):
         pool.network((spec,) * 4, "cached", head=False, routing=routing)()
         for hook in hooks:
             hook.remove()
-        loads = [moe(x, ("load",))[1]["load"].double() for moe, x in zip(sublayers, seen, strict=True)]
+        with torch.inference_mode():
+            loads = [moe(x, ("load",))[1]["load"].double() for moe, x in zip(sublayers, seen, strict=True)]
         loads = torch.stack([load / load.sum() for load in loads])
         busiest[routing] = loads.max(dim=1).values
         if routing == "one":
