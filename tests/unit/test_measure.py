@@ -205,7 +205,7 @@ def test_random_networks_route_nearly_balanced():
         moe.register_forward_pre_hook(lambda moe, given: loads.append(MoEModule.forward(moe, given[0], ("load",))))
     shared.network((SELF, *mixtures, SELF, *mixtures), "cached")()
     loads = [aux["load"] for _, aux in loads]
-    assert len(loads) == 6
+    assert len(loads) == 4
     for load in loads:
         assert load.max() <= 2.2 * load.float().mean(), load
 
