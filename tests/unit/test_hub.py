@@ -44,7 +44,7 @@ def prompt(folder):
 def test_logits_are_the_same_bits(folder, loaded, prompt):
     network = planer.load(folder)
     with torch.no_grad():
-        expected = network.logits(network(prompt, **READING)[0])
+        expected = network.logits(network(prompt, **READING).hidden)
         assert torch.equal(loaded(prompt).logits, expected)
         first = loaded(prompt[:, :3])
         rest = loaded(prompt[:, 3:], cache=first.cache).logits
@@ -76,7 +76,7 @@ def test_the_tokenizer_reads_bytes(folder, prompt):
 def test_labels_give_the_loss_of_the_network(folder, loaded, prompt):
     network = planer.load(folder)
     with torch.no_grad():
-        expected = network.nll(network(prompt[:, :-1], **READING)[0], prompt[:, 1:]).mean()
+        expected = network.nll(network(prompt[:, :-1], **READING).hidden, prompt[:, 1:]).mean()
         assert loaded(prompt, labels=prompt).loss == pytest.approx(expected.item(), rel=1e-5)
 
 
@@ -99,5 +99,5 @@ def test_an_adaptive_softmax_is_exported(tmp_path):
     export_network(tmp_path / "network", tmp_path / "hf")
     loaded, tokens = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "hf"), torch.arange(9)[None] * 20
     with torch.no_grad():
-        expected = model.eval().log_probs(model(tokens, **READING)[0])
+        expected = model.eval().log_probs(model(tokens, **READING).hidden)
         torch.testing.assert_close(loaded(tokens).logits, expected)
