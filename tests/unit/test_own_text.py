@@ -155,12 +155,11 @@ def test_another_tokenizer_is_another_text(here, subwords):
 
 def test_a_text_is_read_again_only_after_a_change(here, monkeypatch):
     first = survey("my.txt", "words")
-    monkeypatch.setattr("planer.config.text.read_text_files", lambda text: pytest.fail("it was read"))
-    assert survey("my.txt", "words") == first
+    with monkeypatch.context() as patched:
+        patched.setattr("planer.config.text.read_text_files", lambda text: pytest.fail("it was read"))
+        assert survey("my.txt", "words") == first
     (kept,) = (here / "scratch/texts").iterdir()
     kept.write_text("{")
-    monkeypatch.undo()
-    os.chdir(here)
     assert survey("my.txt", "words") == first
 
 
