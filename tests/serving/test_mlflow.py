@@ -79,7 +79,7 @@ def test_mlflow_serves_it(saved, continuation, tmp_path):
     environment["MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR"] = "false"
     process = subprocess.Popen([sys.executable, "-m", "mlflow", *command], cwd=tmp_path, env=environment)
     try:
-        for _ in range(1200):
+        for _ in range(6000):
             assert process.poll() is None
             try:
                 socket.create_connection(("127.0.0.1", port)).close()
