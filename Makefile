@@ -71,7 +71,7 @@ claims: $(INSTALLED)  ## measure the figures of the README anew, or one table of
 	python benchmarks/claims.py $${NAME:+"$$NAME"}
 
 assets: $(INSTALLED)  ## fetch real networks and data into PLANER_ASSETS, or some by name (NAME="minilm news"); 0.3 GB
-	python -m planer.data.assets $(NAME)
+	python -m planer.data.assets $$NAME
 
 lint: $(INSTALLED)  ## check style and rules
 	ruff check .

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import argparse
 import sys
 
-from planer.data.assets import fetch, home
+from planer.data.assets import fetch, home, table
 from planer.errors import UserError
 
 if __name__ == "__main__":
+    parser = argparse.ArgumentParser(prog="python -m planer.data.assets", description=__doc__)
+    parser.add_argument("names", nargs="*", metavar="name", help=f"{', '.join(table())} (default: all)")
+    names = parser.parse_args().names
     try:
-        fetch(sys.argv[1:], say=lambda line: print(line, flush=True))
+        fetch(names, say=lambda line: print(line, flush=True))
         print(f"Assets are in {home()}")
     except UserError as error:
         sys.exit(f"planer: {' '.join(str(error).split())}")
