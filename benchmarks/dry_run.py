@@ -30,7 +30,7 @@ BAR = 1.3
 
 
 def bare_snakefile(rules: int, jobs: int) -> str:
-    """A Snakefile with this many rules, whose first rule plans this many jobs: one of its own that needs all others."""
+    """A Snakefile with this many rules, whose first rule needs the other jobs, this many with its own job."""
     needed = [f"{1 + number % (rules - 1)}/{number}" for number in range(jobs - 1)]
     first = f"rule r0:\n    input: {needed}\n    output: 'done'\n    shell: 'touch {{output}}'\n"
     others = (f"rule r{i}:\n    output: '{i}/{{name}}'\n    shell: 'touch {{output}}'\n" for i in range(1, rules))

@@ -32,7 +32,7 @@ HEADS = {
 NEW_HEADS = ("sequence_classification", "image_classification", "question_answering")
 """Heads that may start from random weights, since training makes them."""
 PADDED = 1024
-"""A vocabulary may be padded by so many symbols."""
+"""The most padding symbols that a vocabulary may have."""
 
 
 def load_model(
