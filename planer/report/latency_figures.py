@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 
+import pandas as pd
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
@@ -45,16 +47,8 @@ def block_latencies(table: LatencyTable) -> Figure | None:
             look = {"hatch": "////", "alpha": 0.55} if mode == "recompute" else {}
             colour = EMBEDDING_COLOUR if option == EMBEDDING_AND_HEAD else kind_of(option).colour
             axes.barh(place, cost["median_ms"], 0.88 * thickness, color=colour, edgecolor=SURFACE, linewidth=0, **look)
-            axes.plot([cost["p10_ms"], cost["p90_ms"]], [place, place], color=INK, linewidth=1.1)
-            end = max(cost["median_ms"], cost["p90_ms"], 0)
-            text = f"{cost['median_ms']:.{digits}f}"
-            axes.annotate(text, (end, place), (4, 0), textcoords="offset points", va="center", fontsize=7.5)
-    axes.set_yticks(range(len(options)), [_option_label(option) for option in options])
-    axes.invert_yaxis()
-    axes.margins(x=0.08)
-    axes.grid(axis="y", visible=False)
-    axes.tick_params(axis="y", length=0)
-    axes.set_xlabel(f"latency of one block in ms, p10 to p90 ({workload_text(rows.iloc[0])})")
+            _spread(axes, place, cost, f"{cost['median_ms']:.{digits}f}")
+    _name_options(axes, options, rows)
     handles = [Patch(facecolor=MUTED, label="cached attention")]
     handles.append(Patch(facecolor=MUTED, edgecolor=SURFACE, hatch="////", alpha=0.55, label="recomputed attention"))
     handles = [handle for handle, mode in zip(handles, ("cached", "recompute"), strict=True) if mode in modes]
@@ -77,23 +71,32 @@ def routings(table: LatencyTable) -> Figure | None:
             cost = rows[(rows["option"] == option) & (rows["routing"] == routing)].iloc[0]
             height = place + (index - (len(ROUTINGS) - 1) / 2) * thickness
             axes.barh(height, cost["median_ms"], 0.88 * thickness, linewidth=0, color=colour, **shades[routing])
-            axes.plot([cost["p10_ms"], cost["p90_ms"]], [height, height], color=INK, linewidth=1.1)
-            end = max(cost["median_ms"], cost["p90_ms"])
-            text = f"{cost['median_ms']:#.3g}"
-            axes.annotate(text, (end, height), (4, 0), textcoords="offset points", va="center", fontsize=7.5)
+            _spread(axes, height, cost, f"{cost['median_ms']:#.3g}")
     dense = rows[rows["option"].isin({kind_of(option).starts_from for option in options})]
     for cost in dense.drop_duplicates("option")["median_ms"]:
         axes.axvline(cost, color=MUTED, linewidth=0.8, linestyle=(0, (4, 3)), zorder=1)
+    _name_options(axes, options, rows)
+    colour = kind_of(options[0]).colour
+    handles = [Patch(label=LOADS[routing], color=colour, **shades[routing]) for routing in ROUTINGS]
+    figure.legend(handles=handles, loc="outside upper left", ncols=len(ROUTINGS), handlelength=1.4)
+    return figure
+
+
+def _spread(axes: Axes, height: float, cost: pd.Series, text: str) -> None:
+    """A line from p10 to p90 over a bar, with a text at its end."""
+    axes.plot([cost["p10_ms"], cost["p90_ms"]], [height, height], color=INK, linewidth=1.1)
+    end = max(cost["median_ms"], cost["p90_ms"], 0)
+    axes.annotate(text, (end, height), (4, 0), textcoords="offset points", va="center", fontsize=7.5)
+
+
+def _name_options(axes: Axes, options: list[str], rows: pd.DataFrame) -> None:
+    """Options from top to bottom on the y axis, and the workload of the rows below the x axis."""
     axes.set_yticks(range(len(options)), [_option_label(option) for option in options])
     axes.invert_yaxis()
     axes.margins(x=0.08)
     axes.grid(axis="y", visible=False)
     axes.tick_params(axis="y", length=0)
     axes.set_xlabel(f"latency of one block in ms, p10 to p90 ({workload_text(rows.iloc[0])})")
-    colour = kind_of(options[0]).colour
-    handles = [Patch(label=LOADS[routing], color=colour, **shades[routing]) for routing in ROUTINGS]
-    figure.legend(handles=handles, loc="outside upper left", ncols=len(ROUTINGS), handlelength=1.4)
-    return figure
 
 
 def _option_order(option: str) -> tuple[int, int]:

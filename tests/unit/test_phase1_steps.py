@@ -69,24 +69,12 @@ def test_alpha_is_frozen_in_the_first_epochs(watched):
     assert all(row["alpha"] != [[0.0] * 6] * 4 for row in watched.trajectory[1:])
 
 
-def test_each_step_reads_the_text_it_follows(parts, watched):
+@pytest.mark.parametrize("reader", ["read", "taught"], ids=["the supernet", "the parent"])
+def test_each_step_reads_the_text_it_follows(parts, watched, reader):
     """Memory is the text right before: weights carry theirs over the stretches for alpha, which start without any."""
     last = {"weights": None, "alpha": None}
     epoch_of_last_alpha = None
-    for (group, epoch, segment), (tokens, memory, after) in zip(watched.plan, parts.read, strict=True):
-        assert torch.equal(tokens, watched.batches.batch_at(segment)[0])
-        if group == "alpha" and epoch != epoch_of_last_alpha:
-            last["alpha"], epoch_of_last_alpha = None, epoch
-        assert memory is last[group]
-        last[group] = after
-    assert last["weights"][0].shape == (2, 12, 32)
-
-
-def test_teachers_read_the_text_of_their_step(parts, watched):
-    """The parent's memory is the text right before, too."""
-    last = {"weights": None, "alpha": None}
-    epoch_of_last_alpha = None
-    for (group, epoch, segment), (tokens, memory, after) in zip(watched.plan, parts.taught, strict=True):
+    for (group, epoch, segment), (tokens, memory, after) in zip(watched.plan, getattr(parts, reader), strict=True):
         assert torch.equal(tokens, watched.batches.batch_at(segment)[0])
         if group == "alpha" and epoch != epoch_of_last_alpha:
             last["alpha"], epoch_of_last_alpha = None, epoch
