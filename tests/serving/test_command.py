@@ -41,7 +41,7 @@ def test_a_killed_server_starts_again_and_sigterm_lets_requests_finish(folder, c
     with process:
         assert client(port).completions.create(**ASKED).choices[0].text == continuation("x", tokens=16)
         process.kill()
-    process, _ = served(folder, "--port", str(port), "--grace", "600")
+    process, port = served(folder, "--port", "0", "--grace", "600")
     with process:
         stream = client(port).completions.create(**ASKED, max_tokens=500, stream=True)
         first = next(stream)

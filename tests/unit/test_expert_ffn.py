@@ -8,6 +8,7 @@ from unittest import mock
 
 import pytest
 import torch
+from expert_inputs import NEURONS, D, draw, inputs
 from numerics import FORMULAS, normalised_error
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -22,29 +23,11 @@ BACKENDS = [
     "grouped_mm",
     pytest.param("cpp", marks=pytest.mark.skipif("not available()", reason="needs a C++ compiler")),
 ]
-D, NEURONS = 12, 20
 TOLERANCE = 2e-6
 
 
 def available():
     return build.available()
-
-
-def draw(*shape, seed=0):
-    generator = torch.Generator().manual_seed(seed + sum(shape))
-    return torch.randn(*shape, dtype=torch.float64, generator=generator)
-
-
-def inputs(tokens, num_experts, width=D, neurons=NEURONS, bias=True, activation="relu"):
-    """x, w1, b1, w2, b2, scaled so that outputs are about 1."""
-    rows = factors(activation) * neurons
-    return [
-        draw(tokens, width, seed=1),
-        draw(num_experts, rows, width, seed=2) / width**0.5,
-        draw(num_experts, rows, seed=3) if bias else None,
-        draw(num_experts, width, neurons, seed=4) / neurons**0.5,
-        draw(num_experts, width, seed=5) if bias else None,
-    ]
 
 
 def results(function, values, logits, k, dtype, **options):
