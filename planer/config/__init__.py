@@ -12,7 +12,7 @@ from planer.config.latency import ProfileConfig, WorkloadConfig
 from planer.config.model import DataConfig, MethodsConfig, ModelConfig, PatternsConfig
 from planer.config.search import LIMITS, CandidatesConfig, KeepConfig, SearchConfig, batch_of_limit
 from planer.config.thresholds import ThresholdConfig
-from planer.config.training import DistillConfig, OptimizerConfig, RetrainConfig, TrainingConfig
+from planer.config.training import DistillConfig, LoopConfig, OptimizerConfig, RetrainConfig, TrainingConfig
 
 __all__ = [
     "LIMITS",
@@ -24,6 +24,7 @@ __all__ = [
     "EvaluateConfig",
     "Experiment",
     "KeepConfig",
+    "LoopConfig",
     "ModelConfig",
     "OptimizerConfig",
     "ParetoConfig",

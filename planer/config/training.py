@@ -24,16 +24,22 @@ class OptimizerConfig:
 
 
 @dataclass(frozen=True)
-class TrainingConfig:
+class LoopConfig:
     """What the training loop needs in every stage."""
 
     batch: Batch
-    tgt_len: Length
-    mem_len: Memory
     steps: Steps
     optimizer: OptimizerConfig
     log_steps: Steps
     checkpoint_steps: Steps
+
+
+@dataclass(frozen=True)
+class TrainingConfig(LoopConfig):
+    """A stage that reads one long text with a memory."""
+
+    tgt_len: Length
+    mem_len: Memory
 
 
 @dataclass(frozen=True)

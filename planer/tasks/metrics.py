@@ -31,6 +31,10 @@ class Scores:
     predicted: np.ndarray | None = None
     labels: np.ndarray | None = None
 
+    def take(self, positions: np.ndarray) -> Scores:
+        """The scores of the samples at these positions, in this order."""
+        return Scores(*(None if values is None else values[positions] for values in vars(self).values()))
+
 
 def classified(logits: Tensor, labels: Tensor) -> Scores:
     """Scores of samples from logits [N, C] and the ids of their labels [N]; the first of equal logits is predicted."""

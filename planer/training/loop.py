@@ -20,7 +20,7 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from planer.config import OptimizerConfig, TrainingConfig
+from planer.config import LoopConfig, OptimizerConfig
 from planer.errors import UserError
 from planer.progress import Progress
 from planer.runtime import Runtime, reproducible
@@ -59,7 +59,7 @@ def fit(
     terms: Sequence[Term],
     optimizers: Mapping[str, StepGroup],
     runtime: Runtime,
-    config: TrainingConfig,
+    config: LoopConfig,
     record: Record,
 ) -> tuple[pd.DataFrame, dict[str, float]]:
     """Train a model to its last step or until the task has converged, from the checkpoint if there is one.
