@@ -6,7 +6,6 @@ Letters in shapes: B samples of a batch, T tokens of a sample, N samples of a sp
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -19,9 +18,6 @@ from planer.progress import progress
 from planer.runtime import Runtime
 from planer.tasks.metrics import Scores, join, measure
 from planer.tasks.task import Metrics, Result, Task
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
 
 Batch = dict[str, Tensor]
 """What a network takes, by the names of its arguments, and ``labels``."""
@@ -69,7 +65,7 @@ class PretrainedTask(Task):
         """Which tokens of the network are no padding: bool [B, T]."""
         raise NotImplementedError
 
-    def score(self, model: PreTrainedModel, batch: Batch) -> Scores:
+    def score(self, model: nn.Module, batch: Batch) -> Scores:
         """Scores of every sample of a batch."""
         raise NotImplementedError
 
@@ -83,7 +79,7 @@ class PretrainedTask(Task):
             yield self._on_device(self.collate(split, samples))
 
     @torch.inference_mode()
-    def scores(self, model: PreTrainedModel, split: str, description: str = "") -> Scores:
+    def scores(self, model: nn.Module, split: str, description: str = "") -> Scores:
         """Scores of every sample of a split, in the order of the split.
 
         With a description, progress is shown under it.  Leaves the model in the mode in which it was.
