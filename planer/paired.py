@@ -48,6 +48,11 @@ class Paired:
         return self.low / self.reference, self.high / self.reference
 
     @property
+    def within_error(self) -> bool:
+        """Whether the difference is at most one standard error."""
+        return abs(self.difference) <= self.standard_error
+
+    @property
     def word(self) -> str:
         """``better`` or ``worse`` where the interval lies on one side of 0, else ``not told apart``."""
         if self.high < 0:

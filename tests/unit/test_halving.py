@@ -59,6 +59,14 @@ def test_ties_within_the_noise_go_to_the_faster_network():
     assert run(final, latency=[0.3, 0.3, 0.3, 0.3], rungs=(0.2,), noise=0.05)[0].winner in (0, 1, 2)
 
 
+def test_a_tie_is_one_standard_error():
+    """Mean differences 0.001 and 0.0005 with standard errors 0.00067 and 0.0032; neither is significant."""
+    best = Losses([2.0] * 10, [1] * 10)
+    for differences, winner in (([0.003, -0.001] * 5, 0), ([0.01, -0.009] * 5, 1)):
+        other = Losses([2.0 + difference for difference in differences], [1] * 10)
+        assert halve(2, [0.2], lambda n, share, pair=(best, other): pair[n], [0.5, 0.4]).winner == winner
+
+
 def test_text_that_is_hard_for_all_does_not_make_a_tie():
     """The segments differ by a hundred times as much as the networks, by the same for both."""
     found, _ = run([2.0, 2.003], latency=[0.5, 0.4], noise=1e-4)
