@@ -3,11 +3,7 @@
     Loss = mean over layers, tokens, experts of (R(x)_c - ||E_c(x)||)^2,     R(x) = |V2 relu(V1 x)|
 
 The network is frozen and runs all its experts, so the inputs x and the targets are those of the dense network.  The
-outputs E_c(x) are never computed.  With the expert's activations h_c and G_c = W2_c W2_c^T, [s, s],
-
-    ||E_c(x)|| = ||W2_c^T h_c|| = sqrt(h_c^T G_c h_c)
-
-which takes s instead of D multiply-adds per activation, and no memory for N x n x D outputs.
+outputs E_c(x) are never computed: norms.py.
 Letters in shapes: N tokens, D model width, F neurons, n experts, s = F / n neurons per expert.
 """
 
@@ -24,6 +20,7 @@ from torch import Tensor
 from planer.blocks.block import Aux, Wants
 from planer.blocks.dynamic_moe import DynamicMoE
 from planer.config import RouterConfig
+from planer.conversion.norms import expert_norms, output_gram
 from planer.data.stream import EvalBatches
 from planer.data.texts import Texts
 from planer.kernels.routing import threshold
@@ -42,24 +39,14 @@ ASSESSED_TAUS = (0.1, 0.3)
 """Thresholds at which the router's choice of experts is compared with the oracle's."""
 
 
-def output_gram(block: DynamicMoE) -> Tensor:
-    """G_c = W2_c W2_c^T of every expert: [n, s, s], in at least single precision, also under autocast."""
-    w2 = block.w2.detach()
-    w2 = w2.to(torch.promote_types(w2.dtype, torch.float32)).unflatten(0, (block.num_experts, -1))
-    with torch.autocast(w2.device.type, enabled=False):
-        return w2 @ w2.mT
-
-
-@torch.no_grad()
-def expert_norms(block: DynamicMoE, x: Tensor, gram: Tensor | None = None) -> Tensor:
+def layer_norms(block: DynamicMoE, x: Tensor, gram: Tensor | None = None) -> Tensor:
     """Norm of each expert's part of the layer's output, without b2: x [N, D] to [N, n].
 
-    gram: output_gram(block), when the caller keeps it.  At least single precision too.
+    gram: ``output_gram`` of the block, when the caller keeps it.  In at least single precision.
     """
-    gram = output_gram(block) if gram is None else gram
-    with torch.autocast(x.device.type, enabled=False):
-        hidden = block.hidden(x.to(gram.dtype)).unflatten(-1, (block.num_experts, -1)).transpose(0, 1)  # [n, N, s]
-        return (hidden @ gram).mul_(hidden).sum(-1).clamp_(min=0).sqrt_().t()
+    gram = output_gram(block.w2, block.num_experts) if gram is None else gram
+    with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
+        return expert_norms(block.hidden(x.to(gram.dtype)), gram)
 
 
 class FrozenReading(CausalLM):
@@ -92,7 +79,7 @@ class RouterRegression(Term):
         specs = model.architecture.blocks
         self.positions = [i for i, spec in enumerate(specs) if spec.dynamic]
         self._blocks = model.dynamic_blocks()
-        self._grams = [output_gram(block) for block in self._blocks]
+        self._grams = [output_gram(block.w2, block.num_experts) for block in self._blocks]
 
     def __call__(self, result: Result, batch: Batch, step: int) -> tuple[Tensor, Metrics]:
         """See Term."""
@@ -104,7 +91,7 @@ class RouterRegression(Term):
         """Predicted and true norms [N, n] of every split layer, on the inputs that a pass handed on."""
         for position, block, gram in zip(self.positions, self._blocks, self._grams, strict=True):
             x = aux[position]["inputs"].flatten(0, -2)
-            norms = expert_norms(block, x, gram)
+            norms = layer_norms(block, x, gram)
             yield block.router_scores(x), norms
 
 

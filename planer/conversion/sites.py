@@ -62,6 +62,24 @@ class Weights:
         """y of each token: [..., F] to [..., D]."""
         return F.linear(h, self.w2.t(), self.b2)
 
+    @property
+    def by_neuron(self) -> bool:
+        """Whether kernels can read the rows where they are: see FeedForwardSite.store_by_neuron."""
+        joined = self.gate is None or _adjacent(self.gate, self.w1)
+        return joined and self.w1.is_contiguous() and self.w2.is_contiguous()
+
+    def first(self) -> tuple[Tensor, Tensor | None]:
+        """What is before the activation, as kernels take it: rows [F, D] and biases [F].
+
+        A gated layer has the rows of the gate first, [2F, D] and [2F].  Rows stored by neuron are not copied.
+        """
+        if self.gate is None:
+            return self.w1, self.b1
+        bias = None if self.b1 is None else torch.cat((self.gate_bias, self.b1))
+        if not self.by_neuron:
+            return torch.cat((self.gate, self.w1)), bias
+        return self.gate.as_strided((2 * len(self.gate), self.gate.shape[1]), self.gate.stride()), bias
+
     def neurons(self, order: Tensor) -> Weights:
         """The same weights with these neurons only, in this order, copied; b2 stays as it is.  order: int64 [n]."""
         given = {name: value for name, value in vars(self).items() if value is not None and name != "b2"}
@@ -110,18 +128,26 @@ class FeedForwardSite:
         self.set_weights(self.weights().neurons(order))
 
     def store_by_neuron(self) -> None:
-        """Have every neuron's weights lie side by side in memory, as kernels read them.
+        """Have every neuron's weights lie side by side in memory, as kernels read them, and a gate before its factor.
 
         Values, shapes and names stay, and so does what is saved.
         """
-        names = (self.adapter.up, self.adapter.gate) if self.adapter.input_major else (self.adapter.down,)
-        for name in filter(None, names):
-            weight = self._module(name).weight
-            weight.data = weight.data.T.contiguous().T
+        weight = self._module(self.adapter.up if self.adapter.input_major else self.adapter.down).weight
+        weight.data = weight.data.T.contiguous().T
+        if self.gated:
+            first = [self._module(path).weight for path in (self.adapter.gate, self.adapter.up)]
+            for weight, rows in zip(first, torch.cat([weight.data for weight in first]).chunk(2), strict=True):
+                weight.data = rows
 
     def hidden(self, x: Tensor) -> Tensor:
         """Activations of the neurons for the layer's inputs: [..., D] to [..., F]."""
         return self.weights().hidden(x, self.activation)
+
+    def dense(self, x: Tensor) -> Tensor:
+        """y by the layer's own modules, without dropout, with gradients: [..., D] to [..., D]."""
+        h, act = self._module(self.adapter.up)(x), self._module(self.adapter.activation)
+        h = act(self._module(self.adapter.gate)(x)) * h if self.gated else act(h)
+        return self._module(self.adapter.down)(h)
 
     @property
     def entry(self) -> nn.Module:
@@ -169,6 +195,12 @@ class FeedForwardSite:
 
     def _module(self, path: str) -> nn.Module:
         return attrgetter(path)(self.layer)
+
+
+def _adjacent(a: Tensor, b: Tensor) -> bool:
+    """Whether b begins in memory where a ends."""
+    shared = a.untyped_storage().data_ptr() == b.untyped_storage().data_ptr()
+    return shared and a.is_contiguous() and b.storage_offset() == a.storage_offset() + a.numel()
 
 
 @cache

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor
 
+from planer.kernels.activations import GATED
 
-def swiglu(z: Tensor) -> Tensor:
+
+def times_factor(function: Callable[[Tensor], Tensor], z: Tensor) -> Tensor:
     gate, up = z.tensor_split(2, dim=-1)
-    return gate / (1 + torch.exp(-gate)) * up
+    return function(gate) * up
 
 
 FORMULAS = {
@@ -18,8 +22,8 @@ FORMULAS = {
     "gelu": lambda z: z * 0.5 * (1 + torch.erf(z / math.sqrt(2))),
     "gelu_tanh": lambda z: z * 0.5 * (1 + torch.tanh(math.sqrt(2 / math.pi) * (z + 0.044715 * z**3))),
     "silu": lambda z: z / (1 + torch.exp(-z)),
-    "swiglu": swiglu,
 }
+FORMULAS |= {gated: partial(times_factor, FORMULAS[function]) for gated, function in GATED.items()}
 """By the names in planer.kernels.activations."""
 
 

@@ -6,10 +6,10 @@ import pytest
 import torch
 from numerics import FORMULAS
 
-from planer.kernels.activations import ACTIVATIONS, activate, check_activation, factors, through_activation
+from planer.kernels.activations import ALL, activate, check_activation, factors, through_activation
 
 
-@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("activation", ALL)
 def test_values_and_gradients(activation):
     generator = torch.Generator().manual_seed(0)
     z = torch.randn(5, 3 * factors(activation), dtype=torch.float64, generator=generator).requires_grad_()

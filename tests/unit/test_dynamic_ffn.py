@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from numerics import normalised_error
 from torch.utils.flop_counter import FlopCounterMode
 
-from planer.kernels.activations import ACTIVATIONS, activate, factors
+from planer.kernels.activations import ALL, activate, factors
 from planer.kernels.cpp import build
 from planer.kernels.dynamic_ffn import backends as dynamic
 from planer.kernels.dynamic_ffn import dynamic_ffn, dynamic_ffn_reference
@@ -54,7 +54,7 @@ def test_outputs(backend, kind, tokens, size, experts):
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("activation", ALL)
 @pytest.mark.parametrize("size", [1, 2, 5, 6, 16, 100, 128, 300])
 def test_any_size_of_expert(backend, size, activation):
     values = arguments(21, 3 * size, activation=activation)
@@ -62,7 +62,7 @@ def test_any_size_of_expert(backend, size, activation):
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("activation", ALL)
 def test_wide_rows(backend, activation):
     values = arguments(5, 12, 8_192, activation=activation)
     assert error(values, masks(5, 3)["some"], backend, activation) < TOLERANCE
@@ -120,7 +120,7 @@ def test_permuting_tokens_permutes_outputs(backend):
 
 
 @pytest.mark.parametrize("backend", [CPP])
-@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("activation", ALL)
 @pytest.mark.parametrize("threads", [1, 2])
 def test_a_token_gets_the_same_bits_whatever_the_others_are(backend, threads, activation):
     x, *weights = arguments(83, 30, 40, activation=activation)

@@ -13,11 +13,11 @@ import torch
 from planer.config import ClusterConfig, OptimizerConfig, RouterConfig
 from planer.conversion import routers
 from planer.conversion.experts import split
+from planer.conversion.norms import output_gram
 from planer.conversion.routers import (
     FrozenReading,
     RouterRegression,
-    expert_norms,
-    output_gram,
+    layer_norms,
     train_routers,
     with_routers,
 )
@@ -88,8 +88,10 @@ def test_norms_by_gram_matrices_are_those_of_the_outputs(size, dtype, tolerance)
     x = torch.randn(50, 10, dtype=dtype, generator=torch.Generator().manual_seed(1))
     x[0] = 0
     expected = materialised_norms(layer, x)
-    torch.testing.assert_close(expert_norms(layer, x), expected, rtol=tolerance, atol=tolerance)
-    torch.testing.assert_close(expert_norms(layer, x, output_gram(layer)), expected, rtol=tolerance, atol=tolerance)
+    torch.testing.assert_close(layer_norms(layer, x), expected, rtol=tolerance, atol=tolerance)
+    torch.testing.assert_close(
+        layer_norms(layer, x, output_gram(layer.w2, layer.num_experts)), expected, rtol=tolerance, atol=tolerance
+    )
 
 
 def test_norm_of_outputs_that_cancel_is_zero_and_not_nan():
@@ -99,7 +101,7 @@ def test_norm_of_outputs_that_cancel_is_zero_and_not_nan():
         layer.b1.fill_(1.0)
         layer.w2.copy_(torch.tensor([1.0, -1.0, 1.0, -1.0])[:, None] * layer.w2[:1])
     x = torch.randn(200, 10, generator=torch.Generator().manual_seed(1))
-    norms = expert_norms(layer, x)
+    norms = layer_norms(layer, x)
     assert norms.isfinite().all()
     assert norms.max() < 1e-2 * layer.hidden(x).max()
 
@@ -108,7 +110,7 @@ def test_norms_stay_in_single_precision_under_autocast():
     layer = block(24, 3)
     x = torch.randn(20, 10, generator=torch.Generator().manual_seed(1))
     with torch.autocast("cpu", torch.bfloat16):
-        norms = expert_norms(layer, x)
+        norms = layer_norms(layer, x)
     assert norms.dtype == torch.float32
     torch.testing.assert_close(norms, materialised_norms(layer, x), rtol=1e-4, atol=1e-4)
 

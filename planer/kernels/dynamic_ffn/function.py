@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 from planer.kernels import choice, triton
-from planer.kernels.activations import check_activation, factors
+from planer.kernels.activations import ALL, check_activation, factors
 from planer.kernels.cpp import build
 from planer.kernels.dynamic_ffn import backends
 from planer.kernels.dynamic_ffn.reference import dynamic_ffn_reference
@@ -47,14 +47,14 @@ def dynamic_ffn(
     """Sum the chosen experts of every token: y = b2 + sum over chosen c of w2_c^T act(w1_c x + b1_c).
 
     x: [N, D]; w1: [F, D]; b1: [F] or None; w2: [F, D]; b2: [D] or None; mask: [N, n] bool.  Returns [N, D].
-    activation: one of ACTIVATIONS; a gated one takes w1 [2F, D] and b1 [2F], the gate's rows first.
+    activation: one of activations.ALL; a gated one takes w1 [2F, D] and b1 [2F], the gate's rows first.
     backend: one of BACKENDS, or ``auto`` for the one that the table of this device names (``planer.kernels.choice``).
 
     There are no gradients but of the reference: calling backward raises RuntimeError.  Under autocast all products run
     in its precision.  Raises ValueError for an unknown activation or backend, where a backend cannot run, and for
     tensors that do not fit each other: experts must divide the neurons.
     """
-    check_activation("dynamic_ffn", activation)
+    check_activation("dynamic_ffn", activation, ALL)
     if backend not in (*BACKENDS, "auto"):
         raise ValueError(f"dynamic_ffn: backend is {backend!r}; allowed: auto, {', '.join(BACKENDS)}")
     _check(x, w1, b1, w2, b2, mask, factors(activation))

@@ -1,0 +1,160 @@
+"""Feed-forward layers of pretrained networks split into experts, of which each token executes those that it selects.
+
+D2DMoE (arXiv 2310.04361) and MoEfication (arXiv 2110.01786) on any site: expert c owns neurons c*s to (c+1)*s - 1 of
+the layer, whose weights stay where they are.  Only a router is added.
+Letters in shapes: N tokens, D model width, F neurons, n experts, s = F / n neurons per expert, w router width.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from planer.blocks.dynamic_moe import Router
+from planer.conversion.counter import Counter
+from planer.conversion.norms import expert_norms, output_gram
+from planer.conversion.selectors import ALL, GRID, Selector, share_threshold
+from planer.conversion.sites import FeedForwardSite, feed_forward_sites
+from planer.errors import UserError
+from planer.kernels.activations import gated
+from planer.kernels.dynamic_ffn import dynamic_ffn
+from planer.kernels.routing import linear_fp32
+
+
+class LogitRouter(Router):
+    """MoEfication's router: V2 tanh(V1 x), without biases, in single precision; larger for more active experts."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[..., D] to [..., n]."""
+        return linear_fp32(torch.tanh(linear_fp32(x, self.v1)), self.v2)
+
+
+ROUTERS = {"norm": Router, "moefication": LogitRouter}
+"""By what a router is trained to predict: the norm of each expert's output, or which experts are active."""
+
+
+class DynamicFeedForward(nn.Module):
+    """A feed-forward layer that runs the experts which ``selector`` selects; at first all of them, as the dense layer.
+
+    Every token selects by itself, so that its result depends on no other token: decoding equals a pass over the whole
+    text.  For inference: with another selector than ALL there are no gradients.
+    Raises UserError when the expert size does not divide the number of neurons.
+    """
+
+    quantiles: Tensor
+    """Of the router's scores over calibration tokens, [GRID + 1] (``quantiles_of``); NaN before the calibration.
+
+    They are saved with the router."""
+    norm_quantiles: Tensor
+    """Those of the true norms, which only the oracle needs; not saved."""
+
+    def __init__(self, site: FeedForwardSite, expert_size: int, router_width: int, target: str):
+        """target: a key of ROUTERS.  The router's weights are zero until they are trained or loaded."""
+        super().__init__()
+        if expert_size < 1 or site.d_inner % expert_size:
+            raise UserError(
+                f"expert_size is {expert_size}; it must divide the neurons of {site.name}, which are {site.d_inner}"
+            )
+        self.name, self.target = site.name, target
+        self.num_experts, self.expert_size = site.d_inner // expert_size, expert_size
+        self.selector: Selector = ALL
+        self.counter: Counter | None = None
+        self.router = ROUTERS[target](site.d_model, router_width, self.num_experts)
+        self.register_buffer("quantiles", torch.full((GRID + 1,), torch.nan))
+        self.register_buffer("norm_quantiles", torch.full((GRID + 1,), torch.nan), persistent=False)
+        self._site = site  # no module: its parameters keep their names in the network
+        self._activation = gated(site.activation) if site.gated else site.activation
+        self._theta = 0.0
+        self._random = torch.Generator()
+
+    def select(self, selector: Selector) -> None:
+        """Run by this selector from now on; random scores start anew.
+
+        Raises UserError when the rule does not fit the routers or the number of experts, and for ``absolute`` before
+        the calibration.
+        """
+        if selector.name == "top_k" and selector.value > self.num_experts:
+            raise UserError(
+                f"selector: top_k of {selector.value:g} exceeds the {self.num_experts} experts of {self.name}"
+            )
+        norms = self.target == "norm" or selector.scores != "router"
+        if selector.name in ("dynamic_k", "cumulative") and not norms:
+            raise UserError(
+                f"selector: {selector.name} needs routers that predict norms; these were trained with target "
+                f"{self.target}: use top_k or absolute"
+            )
+        if selector.name == "absolute":
+            uniform = torch.linspace(0, 1, GRID + 1)
+            quantiles = {"router": self.quantiles, "oracle": self.norm_quantiles, "random": uniform}
+            self._theta = share_threshold(quantiles[selector.scores], selector.value)
+        self.selector = selector
+        self._random.manual_seed(0)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x [..., D] to y [..., D], before dropout and residual."""
+        if self.selector == ALL:
+            if self.counter is not None:
+                everything = torch.full(x.shape[:-1], self.num_experts, device=x.device)
+                self.counter.add(self.name, everything, self.num_experts)
+            return self._site.dense(x)
+        if self.training:
+            raise ValueError(f"{self.name} selects experts, which is for inference; call eval() or select all")
+        tokens = x.flatten(0, -2)
+        mask = self.mask(tokens)
+        if self.counter is not None:
+            self.counter.add(self.name, mask.sum(-1), self.num_experts)
+        weights = self._site.weights()
+        if not weights.by_neuron:  # a network that was copied, moved or loaded has lost it
+            self._site.store_by_neuron()
+            weights = self._site.weights()
+        first = weights.first()
+        return dynamic_ffn(tokens, *first, weights.w2, weights.b2, mask, activation=self._activation).view_as(x)
+
+    def mask(self, x: Tensor) -> Tensor:
+        """The experts that each token runs: x [N, D] to [N, n] bool."""
+        return self.selector.mask(self._scores(x), self._theta)
+
+    def _scores(self, x: Tensor) -> Tensor:
+        match self.selector.scores:
+            case "router":
+                return self.router(x)
+            case "oracle":
+                return self.norms(x)
+        return torch.rand(len(x), self.num_experts, generator=self._random).to(x.device)
+
+    def norms(self, x: Tensor) -> Tensor:
+        """Norm of each expert's output: x [N, D] to [N, n]."""
+        return expert_norms(self._site.hidden(x), self.gram())
+
+    def gram(self) -> Tensor:
+        """output_gram of the layer's weights: [n, s, s]."""
+        return output_gram(self._site.weights().w2, self.num_experts)
+
+
+def make_dynamic(
+    model: nn.Module, expert_size: int, router_width: int, target: str = "norm"
+) -> list[DynamicFeedForward]:
+    """Split all feed-forward layers of a network into experts of ``expert_size`` successive neurons.
+
+    model: in transformers' classes, with its neurons sorted (``clusters.apply_labels``).  The network computes the
+    same until ``set_selector``.  Raises UserError when the expert size does not divide the neurons of a layer.
+    """
+    sites = feed_forward_sites(model)
+    layers = [DynamicFeedForward(site, expert_size, router_width, target) for site in sites]
+    for site, layer in zip(sites, layers, strict=True):
+        weight = site.weights().w1
+        layer.to(weight.device).train(site.layer.training)
+        site.replace(layer)
+        site.store_by_neuron()
+    return layers
+
+
+def dynamic_layers(model: nn.Module) -> list[DynamicFeedForward]:
+    """The split layers of a network, in order."""
+    return [module for module in model.modules() if isinstance(module, DynamicFeedForward)]
+
+
+def set_selector(model: nn.Module, selector: Selector) -> None:
+    """Run all split layers of a network by this selector.  Raises UserError when it does not fit them."""
+    for layer in dynamic_layers(model):
+        layer.select(selector)
