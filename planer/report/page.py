@@ -1,10 +1,18 @@
-"""What the page is made of: sections, tables and the texts of their cells.  report.html.jinja turns them into HTML."""
+"""What pages are made of: sections, tables and the texts of their cells.  Templates turn them into HTML."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
+import jinja2
 import pandas as pd
+
+
+def environment(*folders: Path) -> jinja2.Environment:
+    """Templates of these folders and of this one, which has what all pages share."""
+    loader = jinja2.FileSystemLoader([*folders, Path(__file__).parent])
+    return jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined)
 
 
 def section(title: str, text: str, figure: str, *tables: dict) -> dict:

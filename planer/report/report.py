@@ -6,7 +6,6 @@ import html
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import jinja2
 from matplotlib.figure import Figure
 
 from planer.config.variant import parse_variant
@@ -18,7 +17,7 @@ from planer.latency.additivity import IDLE_BAR, missed
 from planer.report.control_tables import control_table, shallow_finding
 from planer.report.drawing import inline, to_svg
 from planer.report.figures import UNITS
-from planer.report.page import cell, count, milliseconds, section, table
+from planer.report.page import cell, count, environment, milliseconds, section, table
 from planer.report.search_tables import path_tables, proxy_training_tables, search_tables
 from planer.report.sweep_tables import sweep_table
 from planer.report.verdict import rules, verdict
@@ -81,25 +80,27 @@ def render(
     evaluations: Sequence[dict], additivity: dict, figures: Mapping[str, str], analyses: Sequence[dict] = ()
 ) -> str:
     """The page as text; figures are SVG documents by name."""
-    loader = jinja2.FileSystemLoader(Path(__file__).parent)
-    environment = jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined)
     first, verdicts = evaluations[0], [verdict(evaluation, evaluations) for evaluation in evaluations]
     parts = [*_network_sections(evaluations), *_measured_sections(evaluations, additivity), *analyses]
     parts.append(_provenance(evaluations))
-    return environment.get_template("report.html.jinja").render(
-        experiment=first["experiment"],
-        setting=_setting(first),
-        verdicts=verdicts,
-        remedies=[(found.variant, remedy) for found in verdicts for remedy in found.remedies],
-        rules=rules(first),
-        summaries=[(evaluation["variant"], summary_line(evaluation)) for evaluation in evaluations],
-        controls=control_table(evaluations),
-        shallow=shallow_finding(evaluations),
-        files=_files(evaluations),
-        summary=_summary(evaluations),
-        summary_note=_summary_note(first),
-        sections=[part for part in parts if part["tables"] or part["figure"] in figures],
-        figures={name: inline(svg, name, html.escape(FIGURES[name])) for name, svg in figures.items()},
+    return (
+        environment()
+        .get_template("report.html.jinja")
+        .render(
+            experiment=first["experiment"],
+            setting=_setting(first),
+            verdicts=verdicts,
+            remedies=[(found.variant, remedy) for found in verdicts for remedy in found.remedies],
+            rules=rules(first),
+            summaries=[(evaluation["variant"], summary_line(evaluation)) for evaluation in evaluations],
+            controls=control_table(evaluations),
+            shallow=shallow_finding(evaluations),
+            files=_files(evaluations),
+            summary=_summary(evaluations),
+            summary_note=_summary_note(first),
+            sections=[part for part in parts if part["tables"] or part["figure"] in figures],
+            figures={name: inline(svg, name, html.escape(FIGURES[name])) for name, svg in figures.items()},
+        )
     )
 
 
