@@ -25,10 +25,6 @@ def difference(metric: str, scores: Scores, reference: Scores, seed: int) -> dic
         raise ValueError(f"{len(scores.nll)} and {len(reference.nll)} samples are no pairs")
     compute, random, samples = METRICS[metric].compute, np.random.default_rng(seed), len(scores.nll)
     draws = (random.integers(0, samples, samples) for _ in range(RESAMPLES))
-    resampled = [compute(_take(scores, drawn)) - compute(_take(reference, drawn)) for drawn in draws]
+    resampled = [compute(scores.take(drawn)) - compute(reference.take(drawn)) for drawn in draws]
     low, high = np.quantile(resampled, ((1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2))
     return {"value": compute(scores) - compute(reference), "low": float(low), "high": float(high)}
-
-
-def _take(scores: Scores, drawn: np.ndarray) -> Scores:
-    return Scores(*(None if column is None else column[drawn] for column in vars(scores).values()))

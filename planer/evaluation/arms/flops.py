@@ -24,8 +24,6 @@ ONCE = ("pooler.dense", "classifier")
 """Ends of the names of layers that read one token of a sequence; other layers of a head read all."""
 
 SELECTION: dict[str, Callable[[int], float]] = {
-    "all": lambda n: 0,
-    "random": lambda n: 0,
     "dynamic_k": lambda n: 2 * n,
     "absolute": lambda n: n,
     "top_k": lambda n: n * math.log2(n),
@@ -92,8 +90,10 @@ def layer_flops(site: FeedForwardSite) -> float:
 def experts_flops(site: FeedForwardSite, expert_size: int, width: int, rule: str, executed: float) -> float:
     """FLOPs per token of a layer split into experts: those executed, the router, and the rule that selects by it.
 
-    executed: experts per token.  A router costs 2 w (D + n); the rule ``all`` and the bounds have none.
+    executed: experts per token.  A router costs 2 w (D + n).  The rule ``all`` runs the dense layer without a router.
     """
+    if rule == "all":
+        return layer_flops(site)
     experts = site.d_inner // expert_size
     router = 2 * width * (site.d_model + experts)
     return executed * layer_flops(site) / experts + router + SELECTION[rule](experts)

@@ -1,0 +1,96 @@
+"""The page of the arms of a pretrained experiment, from made-up evaluations."""
+
+from __future__ import annotations
+
+import copy
+import re
+
+import numpy as np
+import pytest
+from made_up_arms import arm, arms
+
+from planer.evaluation.arms.choice import budgets_won, choose
+from planer.files import check_shape
+from planer.report.arms import verdict
+from planer.report.arms.figures import FIGURES
+from planer.report.arms.page import render, write_arms
+
+
+@pytest.mark.parametrize("metric", ["accuracy", "nll"])
+def test_the_page_names_every_arm_and_has_every_figure(metric, tmp_path):
+    evaluations = arms(metric)
+    for evaluation in evaluations:
+        check_shape("eval.json", evaluation, "arm")
+    write_arms(tmp_path / "arms.html", evaluations)
+    page = (tmp_path / "arms.html").read_text()
+    assert page.count("<svg") == len(FIGURES)
+    assert page.count("<section>") == page.count("</section>") == 2 + len(FIGURES) + 1 + 3 + 1
+    for evaluation in evaluations:
+        assert f"<td>{evaluation['variant']}</td>" in page
+    assert not re.search(r"\b(None|nan)\b", page)
+    assert all(f'aria-label="{description}"' in page for description in FIGURES.values())
+
+
+def test_the_same_evaluations_give_the_same_page():
+    evaluations = arms()[:2]
+    assert render(evaluations) == render(copy.deepcopy(evaluations))
+
+
+def test_a_page_of_the_dense_arm_alone_has_no_figures():
+    page = render(arms()[:1])
+    assert "<svg" not in page and "reference" in page
+
+
+def test_verdicts_say_what_was_kept_and_what_is_faster():
+    dense, moefication, d2dmoe, threshold = arms()
+    words = [(verdict.quality(e).word, verdict.time(e).word) for e in (dense, moefication, d2dmoe, threshold)]
+    assert words[0] == ("reference", "not compared")
+    assert words[2] == ("kept", "faster")
+    assert verdict.quality(d2dmoe).text.startswith("dynamic_k 0.2: accuracy 0.911")
+    assert "76% of the network's FLOPs and 60% of the feed-forward layers'" in verdict.quality(d2dmoe).text
+    assert words[1] == ("kept", "not faster")
+    assert words[3] == ("kept, nothing saved", "not faster")
+
+
+def test_a_row_that_loses_on_the_test_split_is_not_kept():
+    evaluation = arms()[2]
+    row = verdict.chosen_row(evaluation)
+    row["test"] = row["test"] | {"accuracy": 0.8}
+    assert verdict.quality(evaluation).word == "lost"
+    evaluation["chosen"] = None
+    assert verdict.quality(evaluation).word == "lost"
+    assert verdict.time(evaluation).word == "not compared"
+
+
+def test_part_of_the_calls_faster_is_no_success():
+    evaluation = arms()[2]
+    for entry in evaluation["latency"]:
+        if entry["batch"] == 1 and entry["selector"] != "dense":
+            entry["low"] = 0.9
+    found = verdict.time(evaluation)
+    assert (found.word, found.good) == ("faster in part", False)
+
+
+@pytest.mark.parametrize("metric", ["accuracy", "nll"])
+def test_dynamic_k_is_compared_with_moefication_at_every_budget(metric):
+    (line,) = verdict.against_moefication(arms(metric))
+    assert line == "At every one of 5 FLOPs budgets dynamic k of d2dmoe is better than top-k of moefication."
+    worse = arm("d2dmoe", "experts", "dynamic_k", 0.2, metric)
+    (line,) = verdict.against_moefication([arms(metric)[1], worse])
+    assert line.startswith("At 0 of 5 FLOPs budgets")
+
+
+def test_budgets_beyond_a_curve_are_not_compared():
+    own = np.array([0.5, 1.0]), np.array([0.8, 0.9])
+    other = np.array([0.4, 0.5, 0.75, 1.2]), np.array([0.9, 0.7, 0.9, 0.1])
+    assert budgets_won(own, other, "higher") == (1, 2)
+    assert budgets_won(own, other, "lower") == (1, 2)
+    assert budgets_won((np.array([]), np.array([])), other, "higher") == (0, 0)
+
+
+def test_the_cheapest_row_that_keeps_the_validation_quality_is_chosen():
+    evaluation = arms("nll")[2]
+    chosen = choose(evaluation["rows"], "nll", 2.5, "lower", 0.004)
+    kept = [r for r in evaluation["rows"] if not r["bound"] and r["valid"]["nll"] <= 2.5 * 1.004]
+    assert chosen["network_flops"] == min(r["network_flops"] for r in kept)
+    assert choose(evaluation["rows"], "nll", 2.0, "lower", 0.004) is None
