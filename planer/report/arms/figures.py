@@ -8,7 +8,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import PercentFormatter
+from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from planer.report.arms.verdict import chosen_row, label, place, same
 from planer.report.drawing import (
@@ -31,7 +31,7 @@ FIGURES = {
 }
 """Figures and their text alternatives."""
 
-WORST_SHOWN = 0.3
+WORST_SHOWN = 0.1
 """Rows whose quality is worse than the dense arm's by more than this share are in tables only."""
 
 
@@ -61,8 +61,7 @@ def _series(evaluations: Sequence[dict]) -> list[tuple[str, dict, list[dict]]]:
             look = {"color": MUTED, "linestyle": ":", "marker": "^" if bound == "oracle" else "v"}
         else:
             look = series_look(own.index((variant, (bound, selector))))
-        name = f"{variant}, {'' if bound in (None, selector) else f'{bound} '}{selector}"
-        lines.append((name, look, rows))
+        lines.append((f"bound: {bound}" if bound else f"{variant}, {selector}", look, rows))
     return lines
 
 
@@ -116,8 +115,7 @@ def quality_time(evaluations: Sequence[dict]) -> Figure | None:
         axes.set_xlabel("time, of the dense network's")
     for axes in panels[len(places) :]:
         axes.set_visible(False)
-    unique = {name: line for line in shown for name in [line[0]]}
-    _finish(figure, panels, evaluations, list(unique.values()))
+    _finish(figure, panels, evaluations, shown)
     return figure
 
 
@@ -148,9 +146,9 @@ def _finish(figure: Figure, panels: Sequence[Axes], evaluations: Sequence[dict],
     panels[0].set_ylim(min(shown) - margin, max(shown) + margin)
     unit = f" in {task['unit']}" if task["unit"] else ""
     panels[0].set_ylabel(f"test {task['title']}{unit} ({task['better']} is better)")
-    handles = [Line2D([], [], **look, markersize=3.5, label=name) for name, look, _ in lines]
-    star = {"marker": "*", "color": INK, "markersize": 9, "label": "dense arm"}
-    handles.append(Line2D([], [], linestyle="", **star))
+    looks = {name: look | {"markersize": 3.5} for name, look, _ in lines}
+    looks["dense arm"] = {"marker": "*", "color": INK, "markersize": 9, "linestyle": ""}
+    handles = [Line2D([], [], **look, label=name) for name, look in looks.items()]
     figure.legend(handles=handles, loc="outside upper left", ncols=min(len(handles), 3))
 
 
@@ -162,12 +160,14 @@ def executed(evaluations: Sequence[dict]) -> Figure | None:
     columns = min(len(shown), 3)
     height = -(-len(shown) // columns)
     figure, panels = new_figure(1 + 2.4 * height, height, columns)
+    top = max(share for _, row in shown for layer in row["layers"] for share in layer["histogram"])
     for axes, (variant, row) in zip(panels, shown, strict=False):
         shares = np.asarray([layer["histogram"] for layer in row["layers"]])
         edges = np.linspace(0, 1, shares.shape[1] + 1)
-        mesh = axes.pcolormesh(edges, np.arange(len(shares) + 1), shares, cmap=scale(BLUE), vmin=0, vmax=1)
+        mesh = axes.pcolormesh(edges, np.arange(len(shares) + 1), shares, cmap=scale(BLUE), vmin=0, vmax=top)
         axes.set_title(f"{variant}, {label(row)}", fontsize=8)
         axes.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+        axes.yaxis.set_major_locator(MaxNLocator(6, integer=True))
         axes.set_xlabel("executed share of the layer")
         axes.set_ylabel("layer")
         axes.grid(False)
