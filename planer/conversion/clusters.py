@@ -34,8 +34,8 @@ RANK = 64
 """Dimensions of reduced activation profiles."""
 OVERSAMPLED = 16
 """Further dimensions of the random projection (Halko et al. 2011, section 4.2: 5 to 10 suffice)."""
-WORTH_PROCESSES = 10**8
-"""Distances times dimensions of all layers from which processes share them: about 4 s, one takes 3 s to start."""
+WORTH_PROCESSES = 10**9
+"""Distances times dimensions of all layers from which processes share them: about 30 s, and one takes 3 s to start."""
 
 
 def cluster_sites(

@@ -82,6 +82,7 @@ def test_profiles_keep_the_angles_between_neurons(tmp_path, monkeypatch):
     torch.testing.assert_close(few @ few.T, best, rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_processes_give_the_same_labels(tmp_path, monkeypatch):
     model, task = network("vit"), task_of("vit", tmp_path)
     alone = cluster_sites(model, task, config("weights"), 0)[0]
