@@ -1,0 +1,114 @@
+"""eval.json of an arm: a pretrained network that skips work, beside the dense arm, in quality, FLOPs and time."""
+
+from __future__ import annotations
+
+import platform
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+
+from planer.conversion.sites import feed_forward_sites
+from planer.evaluation.arms.choice import choose
+from planer.evaluation.arms.points import Point, bound_points
+from planer.evaluation.arms.sweep import Reference, score, sweep
+from planer.evaluation.arms.timing import time_arm
+from planer.git import git_commit
+from planer.runtime import device_name
+from planer.tasks.metrics import METRICS
+from planer.tasks.pretrained_task import PretrainedTask
+
+if TYPE_CHECKING:
+    from planer.config.pretrained import ArmEvaluateConfig
+
+
+@dataclass(frozen=True)
+class Arm:
+    """What is evaluated."""
+
+    experiment: str
+    variant: str
+    method: str
+    """``dense``, ``experts`` or ``threshold``."""
+    model: nn.Module
+    """In eval mode on the task's device.  Of ``dense`` the dense arm's network."""
+    points: Sequence[Point]
+    """The first one skips nothing.  Empty for ``dense``."""
+
+
+def evaluate_arm(arm: Arm, dense: nn.Module, task: PretrainedTask, headline: str, config: ArmEvaluateConfig) -> dict:
+    """Evaluate one arm; the result is valid against planer/schemas/arm.schema.json.
+
+    dense: the network of the dense arm, in eval mode on the task's device; its layers are not converted.
+    task: with the splits valid and test.  headline: the metric by which rows are chosen and compared.
+    """
+    started, metric = time.perf_counter(), METRICS[headline]
+    reference = Reference.of(dense, task, headline)
+    known = {
+        "valid": reference.measures(score(dense, task, "valid", "dense arm, valid")[0]),
+        "test": reference.measures(reference.dense),
+    }
+    rows = list(sweep(arm.model, task, arm.points, reference))
+    chosen = choose(rows, headline, known["valid"][headline], metric.better, config.tolerance)
+    timed = [point for point in arm.points if point.selector in ("all", config.selectors[0]) or _same(point, chosen)]
+    latency = time_arm(dense, arm.model, timed, task, config.batches, config.latency_rounds)
+    if arm.method == "experts":
+        rows += sweep(arm.model, task, bound_points(arm.model, config, rows), reference)
+    return {
+        "experiment": arm.experiment,
+        "variant": arm.variant,
+        "method": arm.method,
+        "task": {
+            "kind": task.facts.kind,
+            "metric": headline,
+            "title": metric.title,
+            "unit": metric.unit,
+            "better": metric.better,
+            "samples": len(reference.lengths),
+            "tokens": sum(reference.lengths),
+        },
+        "tolerance": config.tolerance,
+        "network": _network(dense, arm),
+        "flops": reference.per_token,
+        "dense": known,
+        "quality": {split: rows[0][split] for split in known} if rows else known,
+        "difference": rows[0]["difference"] if rows else {"value": 0.0, "low": 0.0, "high": 0.0},
+        "rows": rows,
+        "chosen": chosen and {key: chosen[key] for key in ("selector", "value")},
+        "latency": latency,
+        "provenance": _provenance(task, time.perf_counter() - started),
+    }
+
+
+def _same(point: Point, row: dict | None) -> bool:
+    return row is not None and (point.selector, point.value) == (row["selector"], row["value"])
+
+
+def _network(dense: nn.Module, arm: Arm) -> dict:
+    sites = feed_forward_sites(dense)
+    return {
+        "model_type": dense.config.model_type,
+        "activation": sites[0].activation,
+        "params": sum(weight.numel() for weight in dense.parameters()),
+        "layers": len(sites),
+        "d_model": sites[0].d_model,
+        "d_inner": sites[0].d_inner,
+        "gated": sites[0].gated,
+        "units": arm.points[0].units if arm.points else None,
+    }
+
+
+def _provenance(task: PretrainedTask, seconds: float) -> dict:
+    runtime = task.runtime
+    return {
+        "git_commit": git_commit(),
+        "device": device_name(runtime.device),
+        "dtype": str(runtime.dtype).removeprefix("torch."),
+        "threads": torch.get_num_threads(),
+        "seed": runtime.seed,
+        "versions": {"python": platform.python_version(), "torch": torch.__version__},
+        "seconds": seconds,
+    }

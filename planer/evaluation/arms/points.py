@@ -1,0 +1,78 @@
+"""Operating points of a converted network: by what it skips work, how far, and what that costs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING
+
+from torch import nn
+
+from planer.conversion.dynamic import dynamic_layers, set_selector
+from planer.conversion.selectors import ALL, Selector
+from planer.conversion.sites import FeedForwardSite
+from planer.evaluation.arms.flops import experts_flops
+
+if TYPE_CHECKING:
+    from planer.config.pretrained import ArmEvaluateConfig
+
+
+@dataclass(frozen=True)
+class Point:
+    """One way to run a converted network."""
+
+    selector: str
+    value: float
+    bound: str | None
+    """``oracle`` or ``random`` in the place of what the network has learned."""
+    units: int
+    """Experts, or neurons, of a layer."""
+    apply: Callable[[], None]
+    """Run the network at this point from now on."""
+    layer_flops: Callable[[FeedForwardSite, float], float]
+    """FLOPs per token of a layer from the experts, or neurons, that it executes per token."""
+
+
+def expert_points(model: nn.Module, config: ArmEvaluateConfig) -> list[Point]:
+    """All experts, then every selector at every value."""
+    selectors = (Selector(rule, value) for rule in config.selectors for value in values_of(rule, model, config))
+    return [_expert_point(model, selector) for selector in (ALL, *selectors)]
+
+
+def values_of(rule: str, model: nn.Module, config: ArmEvaluateConfig) -> Sequence[float]:
+    """Values at which a rule is evaluated, in rising order: thresholds, experts of a token, or shares."""
+    if rule == "dynamic_k":
+        return sorted(set(config.taus))
+    if rule == "top_k":
+        experts = dynamic_layers(model)[0].num_experts
+        return sorted({max(1, round(share * experts)) for share in config.shares})
+    return sorted(set(config.shares))
+
+
+def bound_points(model: nn.Module, config: ArmEvaluateConfig, rows: Sequence[dict]) -> list[Point]:
+    """Bounds of the first selector of the configuration, from its rows.
+
+    oracle: the same rule and values on the true norms.  random: as many executed experts on average, whichever.
+    """
+    first = [row for row in rows if row["selector"] == config.selectors[0]]
+    found = []
+    if "oracle" in config.bounds:
+        found += [Selector(row["selector"], row["value"], "oracle") for row in first]
+    if "random" in config.bounds:
+        shares = sorted({round(row["executed_share"], 4) for row in first} - {0})
+        found += [Selector("absolute", share, "random") for share in shares]
+    return [_expert_point(model, selector) for selector in found]
+
+
+def _expert_point(model: nn.Module, selector: Selector) -> Point:
+    layer = dynamic_layers(model)[0]
+    width = layer.router.v1.shape[0]
+    return Point(
+        selector.name,
+        selector.value,
+        None if selector.scores == "router" else selector.scores,
+        layer.num_experts,
+        partial(set_selector, model, selector),
+        lambda site, executed: experts_flops(site, layer.expert_size, width, selector.name, executed),
+    )

@@ -1,0 +1,119 @@
+"""Time of one call of the dense network and of a converted one at its points, measured alternately.
+
+Encoders have one phase, ``forward``.  Decoders have ``prefill``, a whole sequence with the last token's logits, and
+``decode``, one more token after the sequence but its last token, with a filled cache.  Inputs are samples of the test
+split: routers would treat other inputs differently.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+
+import pandas as pd
+import torch
+from scipy.stats import quantile_test
+from torch import nn
+
+from planer.evaluation.arms.points import Point
+from planer.measure import by_round, measure, summary
+from planer.paired import CONFIDENCE
+from planer.tasks.pretrained_task import Batch, PretrainedTask
+
+WARMUP = 3
+"""Untimed rounds before a measurement."""
+MAX_SECONDS = 120.0
+"""A measurement of one batch and phase stops after this long, at a whole round."""
+RANKED = 6
+"""Fewest rounds whose extremes enclose the median with a probability of 95 %: 1 - 2 / 2^6."""
+
+Call = Callable[[], object]
+
+
+def time_arm(
+    dense: nn.Module,
+    model: nn.Module,
+    points: Sequence[Point],
+    task: PretrainedTask,
+    batches: Sequence[int],
+    rounds: int,
+) -> list[dict]:
+    """Rows of eval.json: the dense network and the converted one at every point, for every batch and phase.
+
+    batches: sequences of a call.  Leaves the converted network at its last point.
+    """
+    rows = []
+    for size in sorted(set(batches)):
+        batch = _middle(task, size)
+        shape = {"batch": len(batch["labels"]), "tokens": int(task.real(batch).sum(1).max())}
+        for phase, call in _phases(dense, task, batch).items():
+            candidates = {"dense": partial(call, dense)}
+            candidates |= {
+                f"{number}": partial(_at, point, partial(call, model)) for number, point in enumerate(points)
+            }
+            seed, description = task.runtime.derive("latency", size, phase), f"latency, batch {size}, {phase}"
+            device = task.runtime.device
+            samples = by_round(measure(candidates, rounds, WARMUP, seed, MAX_SECONDS, device, description))
+            rows += [shape | {"phase": phase} | row for row in _rows(samples, points)]
+    return rows
+
+
+def _rows(samples: pd.DataFrame, points: Sequence[Point]) -> list[dict]:
+    """Latencies from milliseconds by round and candidate."""
+    names = [("dense", None), *((point.selector, point.value) for point in points)]
+    columns = ["dense", *map(str, range(len(points)))]
+    return [
+        {
+            "selector": selector,
+            "value": value,
+            **summary(samples[column]),
+            **_faster(samples["dense"] / samples[column]),
+        }
+        for (selector, value), column in zip(names, columns, strict=True)
+    ]
+
+
+def _faster(ratios: pd.Series) -> dict[str, float | None]:
+    """Median of the speed-ups of all rounds, and its interval by ranks where there are enough."""
+    median = statistics.median(ratios)
+    if len(ratios) < RANKED:
+        return {"speed_up": median, "low": None, "high": None}
+    ends = quantile_test(list(ratios), q=median, p=0.5).confidence_interval(CONFIDENCE)
+    return {"speed_up": median, "low": float(ends.low), "high": float(ends.high)}
+
+
+def _middle(task: PretrainedTask, size: int) -> Batch:
+    """The batch in the middle of the test split, whose texts are of median length."""
+    batches = list(task.batches("test", size))
+    return batches[(len(batches) - 1) // 2]
+
+
+def _phases(dense: nn.Module, task: PretrainedTask, batch: Batch) -> Mapping[str, Callable[[nn.Module], object]]:
+    """Calls of a network by phase."""
+    inputs = {name: tensor for name, tensor in batch.items() if name != "labels"}
+    run = partial(_run, task)
+    if task.facts.kind != "text":
+        return {"forward": lambda model: run(model, inputs)}
+    ids = inputs["input_ids"]
+    cache = run(dense, {"input_ids": ids[:, :-1], "use_cache": True}).cache
+
+    def decode(model: nn.Module) -> None:
+        run(model, {"input_ids": ids[:, -1:], "cache": cache, "use_cache": True})
+        cache.crop(-1)
+
+    return {
+        "prefill": lambda model: run(model, {"input_ids": ids, "use_cache": True, "logits_to_keep": 1}),
+        "decode": decode,
+    }
+
+
+@torch.inference_mode()
+def _run(task: PretrainedTask, model: nn.Module, inputs: Mapping) -> object:
+    with task.runtime.autocast():
+        return model(**inputs)
+
+
+def _at(point: Point, call: Call) -> None:
+    point.apply()
+    call()

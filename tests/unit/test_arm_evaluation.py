@@ -1,0 +1,166 @@
+"""Evaluation of arms on tiny networks: what rows must hold whatever the machine, and counts against slow references."""
+
+from __future__ import annotations
+
+import copy
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from planer.conversion.dynamic import dynamic_layers, make_dynamic, set_selector
+from planer.conversion.selectors import Selector, quantiles_of
+from planer.evaluation.arms.evaluate import Arm, evaluate_arm
+from planer.evaluation.arms.points import expert_points
+from planer.evaluation.arms.sweep import score
+from planer.files import check_shape
+from planer.runtime import Runtime
+from planer.tasks.make_task import TASKS
+from planer.tasks.pretrained_task import PretrainedTask
+
+transformers = pytest.importorskip("transformers", reason="the package transformers is not installed")
+
+from tests.unit.tiny_pretrained import NEURONS, WIDTH, tiny  # noqa: E402
+from tests.unit.tiny_tasks import LABELS, facts, tensors  # noqa: E402
+
+SIZE, ROUTER = 4, 8
+EXPERTS = NEURONS // SIZE
+KINDS = {"bert": "labelled_text", "gpt2": "text", "llama": "text", "vit": "labelled_images"}
+CONFIG = SimpleNamespace(
+    selectors=("dynamic_k", "top_k"),
+    taus=(0.6, 0.0, 0.3),
+    shares=(0.5, 1.0),
+    bounds=("random", "oracle"),
+    batches=(1, 2),
+    tolerance=0.5,
+    latency_rounds=3,
+)
+
+
+def task_of(family: str) -> PretrainedTask:
+    kind = KINDS[family]
+    splits = {split: tensors(kind, split) for split in ("valid", "test")}
+    return TASKS[kind](facts(kind), splits, None, Runtime(seed=3))
+
+
+def network(family: str) -> nn.Module:
+    model = tiny(family)
+    if family == "bert":
+        torch.manual_seed(0)
+        model.config.num_labels = LABELS
+        model = transformers.BertForSequenceClassification(model.config).eval()
+    return model
+
+
+def converted(family: str) -> nn.Module:
+    """The same network with random routers."""
+    model = copy.deepcopy(network(family))
+    for number, layer in enumerate(make_dynamic(model, SIZE, ROUTER)):
+        generator = torch.Generator().manual_seed(number)
+        with torch.no_grad():
+            for weight in layer.router.parameters():
+                weight.normal_(generator=generator)
+            layer.quantiles.copy_(quantiles_of(layer.router(torch.randn(300, WIDTH, generator=generator))))
+    return model
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def evaluated(request) -> tuple[str, dict]:
+    family, model = request.param, converted(request.param)
+    arm = Arm("toy", "d2dmoe", "experts", model, expert_points(model, CONFIG))
+    headline = "nll" if KINDS[family] == "text" else "accuracy"
+    return family, evaluate_arm(arm, network(family), task_of(family), headline, CONFIG)
+
+
+def rows_of(evaluation: dict, selector: str, bound: str | None = None) -> list[dict]:
+    return [row for row in evaluation["rows"] if row["selector"] == selector and row["bound"] == bound]
+
+
+def test_the_result_is_as_the_schema_says(evaluated):
+    _, evaluation = evaluated
+    check_shape("eval.json", evaluation, "arm")
+    assert [row["value"] for row in rows_of(evaluation, "dynamic_k")] == [0, 0.3, 0.6]
+    assert [row["value"] for row in rows_of(evaluation, "top_k")] == [EXPERTS // 2, EXPERTS]
+
+
+def test_without_skipping_the_arm_is_the_dense_network(evaluated):
+    _, evaluation = evaluated
+    (full,) = rows_of(evaluation, "all")
+    assert full["test"] == evaluation["dense"]["test"] and full["valid"] == evaluation["dense"]["valid"]
+    assert full["difference"] == {"value": 0, "low": 0, "high": 0}
+    assert full["network_ratio"] == full["feed_forward_ratio"] == full["executed_share"] == 1
+
+
+def test_all_experts_behind_a_router_cost_more_and_predict_the_same(evaluated):
+    _, evaluation = evaluated
+    for row in (rows_of(evaluation, "dynamic_k")[0], rows_of(evaluation, "top_k")[-1]):
+        assert row["executed_share"] == 1 and row["feed_forward_ratio"] > 1
+        assert row["test"]["nll"] == pytest.approx(evaluation["dense"]["test"]["nll"], rel=1e-4)
+
+
+def test_flops_follow_the_executed_experts(evaluated):
+    family, evaluation = evaluated
+    rows = rows_of(evaluation, "dynamic_k")
+    flops = [row["network_flops"] for row in rows]
+    assert flops == sorted(flops, reverse=True) and flops[0] > flops[-1]
+    for row in rows:
+        shares = [layer["mean"] / EXPERTS for layer in row["layers"]]
+        assert row["executed_share"] == pytest.approx(np.mean(shares))
+        assert all(sum(layer["histogram"]) == pytest.approx(1) for layer in row["layers"])
+        saved = evaluation["flops"]["total"] - row["network_flops"]
+        assert saved == pytest.approx(evaluation["flops"]["feed_forward"] - row["feed_forward_flops"])
+
+
+def test_bounds_are_for_the_values_and_shares_of_the_first_selector(evaluated):
+    _, evaluation = evaluated
+    rows = rows_of(evaluation, "dynamic_k")
+    oracle = rows_of(evaluation, "dynamic_k", "oracle")
+    random = rows_of(evaluation, "absolute", "random")
+    assert [row["value"] for row in oracle] == [row["value"] for row in rows]
+    assert {row["value"] for row in random} == {round(row["executed_share"], 4) for row in rows}
+    assert all(row["valid"] is None for row in oracle + random)
+    tokens = evaluation["task"]["tokens"] * evaluation["network"]["layers"] * EXPERTS
+    for row in random:
+        assert row["executed_share"] == pytest.approx(row["value"], abs=4 / np.sqrt(tokens))
+
+
+def test_every_call_is_timed_beside_the_dense_network(evaluated):
+    family, evaluation = evaluated
+    phases = {"prefill", "decode"} if KINDS[family] == "text" else {"forward"}
+    timed = {(row["batch"], row["phase"], row["selector"], row["value"]) for row in evaluation["latency"]}
+    values = {("dense", None), ("all", 0), ("dynamic_k", 0), ("dynamic_k", 0.3), ("dynamic_k", 0.6)}
+    chosen = evaluation["chosen"]
+    values |= {(chosen["selector"], chosen["value"])} if chosen else set()
+    assert timed == {(batch, phase, *value) for batch in (1, 2) for phase in phases for value in values}
+
+
+def test_padding_is_not_counted():
+    """Texts in one batch, against every text alone without padding."""
+    model, task = converted("bert"), task_of("bert")
+    set_selector(model, Selector("dynamic_k", 0.4))
+    _, counter = score(model, task, "test", "")
+    executed, tokens = dict.fromkeys(counter.names, 0), 0
+    handles = [
+        layer.register_forward_hook(lambda layer, x, y: seen.append(int(layer.mask(x[0].flatten(0, -2)).sum())))
+        for layer in dynamic_layers(model)
+    ]
+    for batch in task.batches("test"):
+        for ids, real in zip(batch["input_ids"], task.real(batch), strict=True):
+            seen: list[int] = []
+            with torch.no_grad():
+                model(input_ids=ids[real][None])
+            executed = {name: executed[name] + n for name, n in zip(executed, seen, strict=True)}
+            tokens += int(real.sum())
+    for handle in handles:
+        handle.remove()
+    assert counter.per_token() == pytest.approx({name: n / tokens for name, n in executed.items()})
+
+
+def test_a_dense_arm_has_no_rows():
+    dense = network("vit")
+    evaluation = evaluate_arm(Arm("toy", "dense", "dense", dense, ()), dense, task_of("vit"), "accuracy", CONFIG)
+    check_shape("eval.json", evaluation, "arm")
+    assert evaluation["rows"] == [] and evaluation["chosen"] is None
+    assert {row["selector"] for row in evaluation["latency"]} == {"dense"}
