@@ -14,7 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from planer.config import OptimizerConfig, SparsifyConfig
-from planer.conversion.sparsity import SparsityPenalty, l1, ramp, sparsify, square_hoyer
+from planer.conversion.penalties import l1, ramp, square_hoyer
+from planer.conversion.sparsity import SparsityPenalty, sparsify
 from planer.data.texts import Texts
 from planer.models import LanguageModel, initialise
 from planer.runtime import Runtime

@@ -1,0 +1,49 @@
+"""Penalties that make activations sparse, and how their weight grows (D2DMoE, arXiv 2310.04361, section 3.1).
+
+    H2(a) = (sum_i |a_i|)^2 / (sum_i a_i^2 + eps)          l1(a) = sum_i |a_i|
+
+Letters in shapes: F neurons.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+EPSILON = 1e-15
+"""Keeps a token without any activation at penalty 0 with gradient 0, in single precision (in half it is no number)."""
+
+
+def square_hoyer(a: Tensor) -> Tensor:
+    """Square Hoyer measure of each token: [..., F] to [...], in at least single precision.
+
+    The number of equally strong neurons that a token amounts to: 1 for a single one, F for a constant vector, 0 for
+    none; multiplying a by a number changes nothing.
+    """
+    a = a.to(torch.promote_types(a.dtype, torch.float32))
+    return a.abs().sum(-1).square() / (a.square().sum(-1) + EPSILON)
+
+
+def l1(a: Tensor) -> Tensor:
+    """Sum of magnitudes of each token: [..., F] to [...], in at least single precision."""
+    return a.to(torch.promote_types(a.dtype, torch.float32)).abs().sum(-1)
+
+
+PENALTIES: dict[str, Callable[[Tensor], Tensor]] = {"hoyer": square_hoyer, "l1": l1}
+
+
+def ramp(kind: str, t: int, T: int) -> float:
+    """Share of alpha in force at step t of T, counted from 1.
+
+    ``none``: 1.  ``linear``: t / T.  ``linear_warmup``: min(1, t / floor(T / 2)).
+    """
+    match kind:
+        case "none":
+            return 1.0
+        case "linear":
+            return t / T
+        case "linear_warmup":
+            return min(1.0, t / max(T // 2, 1))
+    raise ValueError(f"ramp is {kind!r}; allowed: none, linear, linear_warmup")
