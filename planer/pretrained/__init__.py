@@ -1,1 +1,52 @@
-"""Pretrained networks in transformers' classes.  Only this folder and models/hub.py import transformers."""
+"""Pretrained networks in transformers' classes.  Only this folder and models/hub.py import transformers.
+
+import planer.pretrained
+from transformers import AutoModelForCausalLM
+model = AutoModelForCausalLM.from_pretrained("results/.../hf")    # a converted network runs as it was converted
+planer.pretrained.select(model, "dynamic_k", 0.2)
+
+The import takes no time: hook.py is imported right after transformers' module of quantizers, in either order.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from importlib.abc import MetaPathFinder
+from importlib.machinery import ModuleSpec
+from types import ModuleType
+
+QUANTIZERS, HOOK = "transformers.quantizers.auto", "planer.pretrained.hook"
+
+
+class _AfterQuantizers(MetaPathFinder):
+    """Imports hook.py after the module that it registers with, whoever imports that first."""
+
+    def find_spec(self, name: str, path: object = None, target: ModuleType | None = None) -> ModuleSpec | None:
+        """See MetaPathFinder."""
+        if name != QUANTIZERS:
+            return None
+        sys.meta_path.remove(self)
+        spec = importlib.util.find_spec(name)
+        if spec and spec.loader:
+            execute = spec.loader.exec_module
+
+            def exec_module(module: ModuleType) -> None:
+                execute(module)
+                importlib.import_module(HOOK)
+
+            spec.loader.exec_module = exec_module
+        return spec
+
+
+if QUANTIZERS in sys.modules:
+    importlib.import_module(HOOK)
+else:
+    sys.meta_path.insert(0, _AfterQuantizers())
+
+
+def __getattr__(name: str) -> object:
+    """Import what users call when they first do."""
+    if name == "select":
+        return importlib.import_module(HOOK).select
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -6,6 +6,7 @@ Needs neither torch nor transformers.  Weights are read from safetensors only, a
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +25,17 @@ INDEX = "model.safetensors.index.json"
 TOKENIZERS = (("tokenizer.json",), ("vocab.txt",), ("vocab.json", "merges.txt"))
 """Files from which transformers makes a tokenizer."""
 IMAGES = (("preprocessor_config.json",),)
+CLASSES = {
+    "causal_lm": ("ForCausalLM", "LMHeadModel"),
+    "masked_lm": ("ForMaskedLM",),
+    "sequence_classification": ("ForSequenceClassification",),
+    "image_classification": ("ForImageClassification",),
+    "question_answering": ("ForQuestionAnswering",),
+}
+"""How the names of transformers' classes end, by head."""
+METHOD, ROUTERS = "planer", ".replacement."
+"""The name of our conversion in config.json; part of the names of weights that a converted network has and its family
+has not."""
 SAVE_AGAIN = "save the network once with transformers: model.save_pretrained(folder)"
 
 
@@ -38,20 +50,31 @@ class Folder:
     head: str
     weights: tuple[Path, ...]
 
+    @property
+    def conversion(self) -> Mapping | None:
+        """How planer converted the network (``planer.conversion.stored``); None where it did not."""
+        return self.config.get("quantization_config")
 
-def check_folder(folder: str | Path, head: str) -> Folder:
+
+def is_pretrained(folder: str | Path) -> bool:
+    """Whether a folder holds a network in transformers' classes: exported networks of ours say what they are too."""
+    return os.path.isfile(Path(folder) / "config.json") and not os.path.isfile(Path(folder) / "architecture.yaml")
+
+
+def check_folder(folder: str | Path, head: str, converted: bool = False) -> Folder:
     """Find out whether a network with this head can be loaded from a folder.
 
     head: ``causal_lm``, ``masked_lm``, ``sequence_classification``, ``image_classification`` or
-    ``question_answering``.
+    ``question_answering``.  converted: accept a network that was converted before.
     Raises UserError, one line, when the folder lacks a file, has a damaged one, is of an unknown family, holds
     quantized weights or needs code of its own, or when its family has no such head.
     """
     path = Path(folder).resolve()
     if not path.is_dir():
         _refuse(folder, "is no folder", "name one that save_pretrained wrote; names on a hub are not fetched")
-    config = _read_json(path / "config.json", "name the folder of a saved network")
+    config = _read_config(path)
     adapter = _adapter(path, config)
+    _refuse_quantized(path, config, converted)
     if head not in adapter.heads:
         _refuse(path, f"has no head {show(head)}", f"allowed for {config['model_type']}: {', '.join(adapter.heads)}")
     weights = _weight_files(path)
@@ -59,6 +82,20 @@ def check_folder(folder: str | Path, head: str) -> Folder:
         _check_weights(file)
     _require_one_of(path, IMAGES if head == "image_classification" else TOKENIZERS)
     return Folder(path, config, adapter, head, weights)
+
+
+def head_of(folder: str | Path) -> str:
+    """The head of the network that was saved in a folder.  Raises UserError when config.json does not say it."""
+    classes = _read_config(Path(folder)).get("architectures")
+    name = classes[0] if isinstance(classes, list) and classes else None
+    for head, endings in CLASSES.items():
+        if str(name).endswith(endings):
+            return head
+    _refuse(folder, f"holds a network of the class {show(name)} without a head", f"allowed: {', '.join(CLASSES)}")
+
+
+def _read_config(path: Path) -> dict:
+    return _read_json(path / "config.json", "name the folder of a saved network")
 
 
 def _refuse(path: str | Path, problem: str, advice: str, cause: Exception | None = None) -> NoReturn:
@@ -90,9 +127,16 @@ def _adapter(path: Path, config: dict) -> Adapter:
             f"allowed: {', '.join(sorted(known))}; a family more is a file like planer/pretrained/adapters/llama.py"
         )
         _refuse(path, f"is a network {name}of the unknown model_type {show(model_type)}", advice)
-    if config.get("quantization_config"):
-        _refuse(path, "holds quantized weights", "dequantize the network, and save it again")
     return known[model_type]
+
+
+def _refuse_quantized(path: Path, config: dict, converted: bool) -> None:
+    quantization = config.get("quantization_config")
+    if isinstance(quantization, dict) and quantization.get("quant_method") == METHOD:
+        if not converted:
+            _refuse(path, "is converted already", f"write the plain one: python -m planer export {path} OUT --plain")
+    elif quantization:
+        _refuse(path, "holds quantized weights", "dequantize the network, and save it again")
 
 
 def _weight_files(path: Path) -> tuple[Path, ...]:

@@ -1,0 +1,106 @@
+"""Makes from_pretrained build the converted layers of a folder that save.py wrote: import planer.pretrained first.
+
+transformers calls the quantizer that ``quantization_config`` in config.json names on the network's skeleton, before
+weights are loaded, for every class of networks and every head.  Without planer it warns about an unknown method and
+loads the dense network: its weights have their usual names, and those of the routers are left over.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from importlib import import_module
+from pathlib import Path
+from types import ModuleType
+
+from safetensors import safe_open
+from torch import nn
+from transformers.quantizers.auto import register_quantization_config, register_quantizer
+from transformers.quantizers.base import HfQuantizer
+from transformers.utils.quantization_config import QuantizationConfigMixin
+
+from planer.errors import UserError
+from planer.parsing import show
+from planer.pretrained.folder import METHOD, ROUTERS
+
+FORMAT = 1
+"""Of the keys in quantization_config."""
+
+
+@register_quantization_config(METHOD)
+class PlanerConfig(QuantizationConfigMixin):
+    """quantization_config: how a network was converted (``planer.conversion.stored``), and the format of its keys."""
+
+    def __init__(self, quant_method: str = METHOD, format: int = FORMAT, **conversion):
+        if format != FORMAT:
+            raise UserError(
+                f"quantization_config in config.json has the format {show(format)}, this planer reads {FORMAT}; "
+                "install the planer that wrote it"
+            )
+        self.quant_method, self.format = quant_method, format
+        vars(self).update(conversion)
+
+
+@register_quantizer(METHOD)
+class PlanerQuantizer(HfQuantizer):
+    """Builds converted layers.  They are trained, compiled and saved as other modules are."""
+
+    requires_calibration = True  # from_pretrained converts no network
+    is_trainable = is_qat_trainable = is_compileable = True
+
+    def is_serializable(self) -> bool:
+        """See HfQuantizer."""
+        return True
+
+    def _process_model_before_weight_loading(
+        self, model: nn.Module, checkpoint_files: Sequence[str] | None = None, **ignored
+    ) -> None:
+        _stored().build(model, vars(self.quantization_config))
+        if checkpoint_files is not None:
+            _require_routers(model, checkpoint_files)
+
+    def _process_model_after_weight_loading(self, model: nn.Module, **ignored) -> None:
+        model.is_quantized = False  # transformers would refuse to cast it
+        for weight in model.parameters():
+            # Weights that are mapped from a file begin at addresses where products on a CPU are rounded differently.
+            weight.data = weight.data.clone()
+        _stored().finish(model, vars(self.quantization_config))
+
+
+def _require_routers(model: nn.Module, files: Sequence[str]) -> None:
+    """Raise UserError when the files lack weights of a router, for which transformers would take random ones.
+
+    Counts them by the end of their names, since the beginning in a file may differ: by the head, or by the family.
+    """
+    found: Counter[str] = Counter()
+    for file in files:
+        with safe_open(file, framework="pt") as content:
+            found += _router_weights(content.keys())
+    if missing := _router_weights(model.state_dict()) - found:
+        name, count = next(iter(missing.items()))
+        raise UserError(f"{Path(files[0]).parent} lacks {count} router weights {name}; copy the folder again")
+
+
+def _router_weights(names: Iterable[str]) -> Counter[str]:
+    return Counter(name.partition(ROUTERS)[2] for name in names if ROUTERS in name)
+
+
+def save_converted(model: nn.Module, folder: str | Path) -> None:
+    """Write config.json and weights of a converted network in memory, as ``save_pretrained`` does."""
+    model.config.quantization_config = PlanerConfig(**_stored().conversion_of(model))
+    model.save_pretrained(folder)
+
+
+def select(model: nn.Module, name: str, value: float = 0) -> None:
+    """Run a converted network by another rule from now on; ``save_pretrained`` saves the rule too.
+
+    name, value: as ``planer.conversion.selectors.Selector`` has them; ``all`` is the dense network.
+    Raises UserError when the rule does not fit the network.
+    """
+    _stored().select(model, name, value)
+    model.config.quantization_config = PlanerConfig(**_stored().conversion_of(model))
+
+
+def _stored() -> ModuleType:
+    """planer.conversion.stored: it knows the converted layers, and its floor is above this one."""
+    return import_module("planer.conversion.stored")
