@@ -27,6 +27,8 @@ DEFAULTS = {
     ("expert_ffn", "cuda"): ("grouped_mm", "loop"),
     ("dynamic_ffn", "cpu"): ("cpp", "masked_dense"),
     ("dynamic_ffn", "cuda"): ("masked_dense",),
+    ("neuron_threshold", "cpu"): ("masked_dense",),
+    ("neuron_threshold", "cuda"): ("masked_dense",),
 }
 """Backends where no table has a row for such a call: right everywhere, and never far from the fastest."""
 
@@ -51,8 +53,8 @@ def order(
 ) -> tuple[str, ...]:
     """Backends for a call, the best first; the caller takes the first that can run it.  Logged once a kind of call.
 
-    operation: expert_ffn or dynamic_ffn.  mode: inference or training.  expert_size: neurons.  share: executed part of
-    all (token, expert) pairs, or None where it is not known without making a GPU wait.
+    operation: expert_ffn, dynamic_ffn or neuron_threshold.  mode: inference or training.  expert_size: neurons.  share:
+    executed part of all (token, expert) pairs, or None where it is not known, or not without making a GPU wait.
     """
     name = device_class(device)
     rows = _rows(table_path(operation, name))

@@ -18,7 +18,8 @@ from torch import Tensor
 
 from planer.errors import UserError
 from planer.files import replacing
-from planer.kernels import choice, dynamic_ffn, expert_ffn
+from planer.kernels import choice, dynamic_ffn, expert_ffn, neuron_threshold
+from planer.kernels.activations import activate
 from planer.kernels.routing import top_k
 from planer.measure import MIN_ROUNDS, by_round, measure
 from planer.progress import progress
@@ -45,8 +46,12 @@ class Case:
 
     def calls(self, device: torch.device) -> dict[str, Callable[[], object]]:
         """A call of every backend that can run it."""
-        make = self._experts if self.operation == "expert_ffn" else self._dynamic
-        return dict(make(device, getattr(torch, self.dtype), torch.Generator().manual_seed(0)))
+        makers = {
+            "expert_ffn": self._experts,
+            "dynamic_ffn": self._dynamic,
+            "neuron_threshold": self._threshold,
+        }
+        return dict(makers[self.operation](device, getattr(torch, self.dtype), torch.Generator().manual_seed(0)))
 
     def _experts(self, device, dtype, generator) -> Iterator[tuple[str, Callable[[], object]]]:
         d_model, k = self.expert_size // 4, round(self.share * EXPERTS)
@@ -83,6 +88,17 @@ class Case:
             if not slow and dynamic_ffn.unsupported(name, device, dtype, d_model, neurons) is None:
                 yield name, lambda name=name: dynamic_ffn.dynamic_ffn(*values, mask, name)
 
+    def _threshold(self, device, dtype, generator) -> Iterator[tuple[str, Callable[[], object]]]:
+        d_model, neurons = 512, 1536
+        shapes = (self.tokens, d_model), (2 * neurons, d_model), (neurons, d_model)
+        x, w1, w2 = (_draw(shape, device, dtype, generator) for shape in shapes)
+        h = activate(x @ (w1 / d_model**0.5).t(), "swiglu")
+        limits = h.abs().float().quantile(1 - self.share).expand(neurons)
+        arguments = x, w1 / d_model**0.5, None, w2, None, limits, "product"
+        for name in ("masked_dense", "cpp"):
+            if neuron_threshold.unsupported(name, device, dtype) is None:
+                yield name, lambda name=name: neuron_threshold.neuron_threshold(*arguments, name, "swiglu")
+
 
 def cases(device: torch.device) -> list[Case]:
     """All rows of a table."""
@@ -102,7 +118,9 @@ def cases(device: torch.device) -> list[Case]:
         (6, 16, 32, 128),
         (0.1,) if cuda else (0.05, 0.1, 0.25, 0.5, 1.0),
     )
-    return [Case("expert_ffn", *row) for row in experts] + [Case("dynamic_ffn", *row) for row in dynamic]
+    few = [Case("neuron_threshold", "float32", "inference", tokens, 1, 0.5) for tokens in (1, 2, 4, 8, 16, 64, 256)]
+    threshold = [] if cuda else few  # there is one backend on CUDA
+    return [Case("expert_ffn", *row) for row in experts] + [Case("dynamic_ffn", *row) for row in dynamic] + threshold
 
 
 def tuned(case: Case, device: torch.device, rounds: int, seconds: float) -> dict:

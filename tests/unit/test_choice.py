@@ -8,7 +8,7 @@ import logging
 import pytest
 import torch
 
-from planer.kernels import choice, dynamic_ffn, expert_ffn
+from planer.kernels import choice, dynamic_ffn, expert_ffn, neuron_threshold
 
 CPU = torch.device("cpu")
 
@@ -103,14 +103,16 @@ def test_buckets_are_few_and_near():
 def test_shipped_tables_are_sound(path):
     table, operation = json.loads(path.read_text()), path.parent.name
     assert choice.table_path(operation, table["device"]) == path
-    module = {"expert_ffn": expert_ffn, "dynamic_ffn": dynamic_ffn}[operation]
+    sizes = () if operation == "neuron_threshold" else (512, 2048)
+    modules = {"expert_ffn": expert_ffn, "dynamic_ffn": dynamic_ffn, "neuron_threshold": neuron_threshold}
+    module = modules[operation]
     device = torch.device("cuda" if path.stem.startswith("nvidia") else "cpu")
     missing = {None, "needs a C++ compiler; the log says what failed", "needs Triton"}
     assert isinstance(table["measured"], bool)
     for entry in table["rows"]:
         assert entry["backends"] and set(entry["backends"]) <= set(module.BACKENDS)
         for backend in entry["backends"]:
-            reason = module.unsupported(backend, device, getattr(torch, entry["dtype"]), 512, 2048)
+            reason = module.unsupported(backend, device, getattr(torch, entry["dtype"]), *sizes)
             assert reason in missing, f"{backend} {reason}"
         assert entry["tokens"] > 0 and entry["expert_size"] > 0 and (entry["share"] is None or 0 < entry["share"] <= 1)
         assert hasattr(torch, entry["dtype"]) and entry["mode"] in ("inference", "training")

@@ -17,6 +17,7 @@ EXCEPTIONS = {
     "planer/kernels/dynamic_ffn/triton/": TRITON,
     "planer/kernels/expert_ffn/function.py": OPERATOR,
     "planer/kernels/dynamic_ffn/function.py": OPERATOR,
+    "planer/kernels/neuron_threshold/": OPERATOR,
 }
 """Where functions may be larger, and why."""
 

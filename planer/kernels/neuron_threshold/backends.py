@@ -1,0 +1,39 @@
+"""Layers that compute only neurons over a threshold: all neurons in plain PyTorch, and those that run in C++.
+
+Arguments and results are those of ``planer.kernels.neuron_threshold``.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from planer.kernels.activations import activate, function_of
+
+Bias = Tensor | None
+
+
+def masked_dense(
+    x: Tensor, w1: Tensor, b1: Bias, w2: Tensor, b2: Bias, limits: Tensor, score: str, activation: str
+) -> tuple[Tensor, Tensor]:
+    """All neurons, those that do not run set to zero; its time does not depend on how many run, nor does it wait."""
+    neurons = w2.shape[0]
+    z, *other = F.linear(x, w1, b1).split(neurons, dim=-1)
+    value = activate(z, function_of(activation))
+    h = value * other[0] if other else value
+    compared = value if score == "gate" else h
+    dropped = compared.abs() <= limits  # NaN runs
+    y = F.linear(h.masked_fill(dropped, 0), w2.t(), b2)
+    return y, neurons - dropped.sum(-1)
+
+
+def cpp(
+    x: Tensor, w1: Tensor, b1: Bias, w2: Tensor, b2: Bias, limits: Tensor, score: str, activation: str
+) -> tuple[Tensor, Tensor]:
+    """planer/kernels/neuron_threshold/threshold.cpp."""
+    rows, width = w1.shape
+    b1 = w1.new_zeros(rows) if b1 is None else b1
+    b2 = w2.new_zeros(width) if b2 is None else b2
+    early = score == "gate"
+    return torch.ops.planer_cpp.neuron_threshold(x, w1, b1, w2, b2, limits, early, function_of(activation))
