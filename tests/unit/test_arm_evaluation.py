@@ -6,15 +6,18 @@ import copy
 from types import SimpleNamespace
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from torch import nn
 
 from planer.conversion.dynamic import dynamic_layers, make_dynamic, set_selector
 from planer.conversion.selectors import Selector, quantiles_of
+from planer.errors import UserError
 from planer.evaluation.arms.evaluate import Arm, evaluate_arm
 from planer.evaluation.arms.points import expert_points
 from planer.evaluation.arms.sweep import score
+from planer.evaluation.arms.timing import RANKED, speed_up
 from planer.files import check_shape
 from planer.runtime import Runtime
 from planer.tasks.make_task import TASKS
@@ -164,3 +167,20 @@ def test_a_dense_arm_has_no_rows():
     check_shape("eval.json", evaluation, "arm")
     assert evaluation["rows"] == [] and evaluation["chosen"] is None
     assert {row["selector"] for row in evaluation["latency"]} == {"dense"}
+
+
+def test_rules_that_need_norms_are_left_out_where_routers_predict_none():
+    model = tiny("gpt2")
+    make_dynamic(model, SIZE, ROUTER, "moefication")
+    assert [point.selector for point in expert_points(model, CONFIG)] == ["all", "top_k", "top_k"]
+    with pytest.raises(UserError, match="allowed: absolute, top_k"):
+        expert_points(model, SimpleNamespace(selectors=("dynamic_k",)))
+
+
+def test_the_interval_of_a_speed_up_encloses_the_median_of_most_samples():
+    """95 % by ranks: of 400 samples of a known median, about 20 intervals miss it; few rounds have no interval."""
+    random = np.random.default_rng(0)
+    found = [speed_up(pd.Series(random.lognormal(0, 0.2, 20))) for _ in range(400)]
+    missed = sum(not entry["low"] <= 1 <= entry["high"] for entry in found)
+    assert missed <= 40 and all(entry["low"] <= entry["speed_up"] <= entry["high"] for entry in found)
+    assert speed_up(pd.Series([1.0] * (RANKED - 1)))["low"] is None

@@ -42,6 +42,24 @@ def test_closed_forms_agree_with_the_counter_for_every_head(family):
         assert counted == pytest.approx(parts["total"] * len(x) * tokens), name
 
 
+@pytest.mark.parametrize(
+    ("name", "config", "tokens", "giga", "shares"),
+    [
+        ("BertModel", "BertConfig", 128, 11.17, (0.649, 0.324, 0.027)),
+        ("GPT2LMHeadModel", "GPT2Config", 1024, 145.8, (0.398, 0.199, 0.133)),
+        ("ViTForImageClassification", "ViTConfig", 197, 17.56, (0.635, 0.318, 0.041)),
+    ],
+)
+def test_published_sizes_cost_what_is_known(name, config, tokens, giga, shares):
+    """Multiply-adds of a sequence in 10^9, and shares of feed-forward layers, projections and attention."""
+    with torch.device("meta"):
+        model = getattr(transformers, name)(getattr(transformers, config)())
+    parts = network_flops(model).per_token([tokens])
+    assert parts["total"] * tokens / 2e9 == pytest.approx(giga, rel=2e-3)
+    found = [parts[part] / parts["total"] for part in ("feed_forward", "projections", "attention")]
+    assert found == pytest.approx(shares, abs=2e-3)
+
+
 @pytest.mark.parametrize("family", ["bert", "llama", "vit"])
 def test_flops_per_real_token_are_those_of_each_sequence_alone(family):
     """Padding in a batch costs nothing."""

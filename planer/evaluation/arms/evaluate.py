@@ -13,7 +13,7 @@ from torch import nn
 
 from planer.conversion.sites import feed_forward_sites
 from planer.evaluation.arms.choice import choose
-from planer.evaluation.arms.points import Point, bound_points
+from planer.evaluation.arms.points import Point, bound_points, first_rule
 from planer.evaluation.arms.sweep import Reference, score, sweep
 from planer.evaluation.arms.timing import time_arm
 from planer.git import git_commit
@@ -53,10 +53,11 @@ def evaluate_arm(arm: Arm, dense: nn.Module, task: PretrainedTask, headline: str
     }
     rows = list(sweep(arm.model, task, arm.points, reference))
     chosen = choose(rows, headline, known["valid"][headline], metric.better, config.tolerance)
-    timed = [point for point in arm.points if point.selector in ("all", config.selectors[0]) or _same(point, chosen)]
+    shown = ("all", first_rule(arm.points))
+    timed = [point for point in arm.points if point.selector in shown or _same(point, chosen)]
     latency = time_arm(dense, arm.model, timed, task, config.batches, config.latency_rounds)
     if arm.method == "experts":
-        rows += sweep(arm.model, task, bound_points(arm.model, config, rows), reference)
+        rows += sweep(arm.model, task, bound_points(arm.model, config, arm.points, rows), reference)
     return {
         "experiment": arm.experiment,
         "variant": arm.variant,

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING
 from torch import nn
 
 from planer.conversion.dynamic import dynamic_layers, set_selector
-from planer.conversion.selectors import ALL, Selector
+from planer.conversion.selectors import ALL, RULES, Selector
 from planer.conversion.sites import FeedForwardSite
+from planer.errors import UserError
 from planer.evaluation.arms.flops import experts_flops
 
 if TYPE_CHECKING:
@@ -35,9 +36,21 @@ class Point:
 
 
 def expert_points(model: nn.Module, config: ArmEvaluateConfig) -> list[Point]:
-    """All experts, then every selector at every value."""
-    selectors = (Selector(rule, value) for rule in config.selectors for value in values_of(rule, model, config))
+    """All experts, then every selector at every value.  Rules that the routers do not fit are left out.
+
+    Raises UserError when no rule is left.
+    """
+    rules = [rule for rule in config.selectors if fits(rule, dynamic_layers(model)[0].target)]
+    if not rules:
+        allowed = ", ".join(rule for rule in RULES if rule != "all" and fits(rule, dynamic_layers(model)[0].target))
+        raise UserError(f"evaluate.selectors: none fits routers with the target moefication; allowed: {allowed}")
+    selectors = (Selector(rule, value) for rule in rules for value in values_of(rule, model, config))
     return [_expert_point(model, selector) for selector in (ALL, *selectors)]
+
+
+def fits(rule: str, target: str) -> bool:
+    """Whether a rule can read routers with this target: two rules need predicted norms."""
+    return target == "norm" or rule not in ("dynamic_k", "cumulative")
 
 
 def values_of(rule: str, model: nn.Module, config: ArmEvaluateConfig) -> Sequence[float]:
@@ -50,12 +63,19 @@ def values_of(rule: str, model: nn.Module, config: ArmEvaluateConfig) -> Sequenc
     return sorted(set(config.shares))
 
 
-def bound_points(model: nn.Module, config: ArmEvaluateConfig, rows: Sequence[dict]) -> list[Point]:
-    """Bounds of the first selector of the configuration, from its rows.
+def first_rule(points: Sequence[Point]) -> str:
+    """The selector that an arm is timed with and bounded for: the first that skips work."""
+    return next((point.selector for point in points if point.selector != "all"), "all")
+
+
+def bound_points(
+    model: nn.Module, config: ArmEvaluateConfig, points: Sequence[Point], rows: Sequence[dict]
+) -> list[Point]:
+    """Bounds of the arm's first rule, from its rows.
 
     oracle: the same rule and values on the true norms.  random: as many executed experts on average, whichever.
     """
-    first = [row for row in rows if row["selector"] == config.selectors[0]]
+    first = [row for row in rows if row["selector"] == first_rule(points)]
     found = []
     if "oracle" in config.bounds:
         found += [Selector(row["selector"], row["value"], "oracle") for row in first]

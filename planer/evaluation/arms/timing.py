@@ -68,14 +68,14 @@ def _rows(samples: pd.DataFrame, points: Sequence[Point]) -> list[dict]:
             "selector": selector,
             "value": value,
             **summary(samples[column]),
-            **_faster(samples["dense"] / samples[column]),
+            **speed_up(samples["dense"] / samples[column]),
         }
         for (selector, value), column in zip(names, columns, strict=True)
     ]
 
 
-def _faster(ratios: pd.Series) -> dict[str, float | None]:
-    """Median of the speed-ups of all rounds, and its interval by ranks where there are enough."""
+def speed_up(ratios: pd.Series) -> dict[str, float | None]:
+    """Median of the speed-ups of all rounds, and its interval by ranks where there are RANKED rounds or more."""
     median = statistics.median(ratios)
     if len(ratios) < RANKED:
         return {"speed_up": median, "low": None, "high": None}
