@@ -7,6 +7,8 @@ Letters in shapes: N tokens, D model width, F neurons, n experts, s = F / n neur
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor, nn
 
@@ -158,3 +160,23 @@ def set_selector(model: nn.Module, selector: Selector) -> None:
     """Run all split layers of a network by this selector.  Raises UserError when it does not fit them."""
     for layer in dynamic_layers(model):
         layer.select(selector)
+
+
+def router_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """Routers and quantiles of all split layers: <site>.router.v1 [w, D], <site>.router.v2 [n, w], <site>.quantiles."""
+    return {
+        f"{layer.name}.{name}": tensor for layer in dynamic_layers(model) for name, tensor in layer.state_dict().items()
+    }
+
+
+def load_routers(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """Inverse of router_tensors, into a network that make_dynamic made.
+
+    Raises UserError when tensors are missing, superfluous, or of another shape.
+    """
+    own = router_tensors(model)
+    wrong = sorted(set(own) ^ set(tensors)) or [name for name in own if own[name].shape != tensors[name].shape]
+    if wrong:
+        raise UserError(f"routers: {wrong[0]} does not fit the network's split layers; train the routers again")
+    for name, tensor in tensors.items():
+        own[name].copy_(tensor)

@@ -10,7 +10,7 @@ Letters in shapes: N tokens, D model width, F neurons, n experts, s = F / n neur
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 import pandas as pd
@@ -18,12 +18,12 @@ import torch
 from torch import Tensor
 
 from planer.blocks.block import Aux, Wants
-from planer.blocks.dynamic_moe import DynamicMoE
+from planer.blocks.dynamic_moe import DynamicMoE, Router
 from planer.config import RouterConfig
+from planer.conversion.assessment import ASSESSED_TOKENS, Assessment
 from planer.conversion.norms import expert_norms, output_gram
 from planer.data.stream import EvalBatches
 from planer.data.texts import Texts
-from planer.kernels.routing import threshold
 from planer.models import LanguageModel
 from planer.runtime import Runtime
 from planer.tasks.causal_lm import Batch, CausalLM
@@ -32,11 +32,6 @@ from planer.tasks.task import MAIN, Metrics, Result, RowScore
 from planer.training.loop import Record, StepGroup, fit
 from planer.training.optimizer import make_optimizer
 from planer.training.terms import Term
-
-ASSESSED_TOKENS = 20_000
-"""Routers are compared with the true norms on this much of the validation text."""
-ASSESSED_TAUS = (0.1, 0.3)
-"""Thresholds at which the router's choice of experts is compared with the oracle's."""
 
 
 def layer_norms(block: DynamicMoE, x: Tensor, gram: Tensor | None = None) -> Tensor:
@@ -95,57 +90,12 @@ class RouterRegression(Term):
             yield block.router_scores(x), norms
 
 
-class _Assessment:
-    """Running comparison of one layer's router with the norms it predicts."""
-
-    def __init__(self) -> None:
-        self.tokens = 0
-        self.sums: dict[str, Tensor] = {}
-
-    def add(self, scores: Tensor, norms: Tensor) -> None:
-        """scores, norms: [N, n]."""
-        scores, norms = scores.double(), norms.double()
-        self.tokens += len(norms)
-        sums = {
-            "error": (scores - norms).square().sum(),
-            "norm": norms.sum(0),
-            "square": norms.square().sum(0),
-        }
-        largest = norms.sort(-1, descending=True).values.cumsum(-1)
-        for tau in ASSESSED_TAUS:
-            chosen = threshold(scores, tau)
-            count = chosen.sum(-1)
-            sums |= {
-                f"chosen {tau}": count.sum(),
-                f"oracle {tau}": threshold(norms, tau).sum(),
-                f"kept {tau}": (norms * chosen).sum(),
-                f"best {tau}": largest.gather(1, count[:, None] - 1).sum(),
-            }
-        self.sums = {name: self.sums.get(name, 0) + value for name, value in sums.items()}
-
-    def metrics(self) -> dict[str, float]:
-        """See train_routers."""
-        norm = self.sums["norm"]
-        variance = (self.sums["square"] - norm.square() / self.tokens).sum().item()
-        error = self.sums["error"].item()
-        pairs = self.tokens * len(norm)
-        metrics = {"valid_loss": error / pairs, "r2": 1 - error / variance if variance > 0 else 0.0}
-        for tau in ASSESSED_TAUS:
-            best = self.sums[f"best {tau}"].item()
-            metrics |= {
-                f"chosen_tau_{tau}": self.sums[f"chosen {tau}"].item() / pairs,
-                f"oracle_tau_{tau}": self.sums[f"oracle {tau}"].item() / pairs,
-                f"captured_tau_{tau}": self.sums[f"kept {tau}"].item() / best if best > 0 else 1.0,
-            }
-        return metrics
-
-
 @torch.no_grad()
 def assess(
     model: LanguageModel, regression: RouterRegression, text: np.ndarray, config: RouterConfig, runtime: Runtime
 ) -> dict[str, float]:
-    """Compare every router with the true norms on a text; the metrics are explained in train_routers."""
-    assessments, state = [_Assessment() for _ in regression.positions], None
+    """Compare every router with the true norms on a text; means over layers of ``Assessment``."""
+    assessments, state = [Assessment() for _ in regression.positions], None
     reading = {"mem_len": config.mem_len, "attention": "cached", "wants": regression.wants}
     for segment, _, counted in EvalBatches(text, VALID_BATCH, config.tgt_len, config.mem_len):
         with runtime.autocast():
@@ -167,10 +117,7 @@ def train_routers(
     text:
 
     - converted_layers, steps, tokens, seconds, tokens_per_second
-    - valid_loss, r2, r2_<block>: squared error, and the share of each expert's variance over tokens that is predicted
-      (1 is perfect, 0 is no better than always predicting the expert's mean)
-    - chosen_tau_<tau>, oracle_tau_<tau>: share of experts that the threshold runs by predicted and by true norms
-    - captured_tau_<tau>: sum of the chosen experts' true norms, over the largest sum that as many experts have
+    - those of ``Assessment``, means over layers, and r2_<block>
 
     A network without split layers comes back as it is; its metrics say so.  The caller deletes the checkpoint when it
     has written the results.
@@ -179,7 +126,8 @@ def train_routers(
         reason = f"{model.architecture.pattern} has no layer that was split into experts"
         return model, pd.DataFrame({"step": pd.Series(dtype="int64")}), {"converted_layers": 0, "reason": reason}
     model = with_routers(model, config.width)
-    initialise_routers(model, runtime.generator("train_routers", "initialisation"))
+    routers = [block.router for block in model.dynamic_blocks()]
+    initialise_routers(routers, runtime.generator("train_routers", "initialisation"))
     regression = RouterRegression(model.to(runtime.device))
     task = FrozenReading(texts, config, runtime, name="train_routers")
     optimizer = make_optimizer(model.parameters(), config.optimizer)
@@ -201,8 +149,8 @@ def with_routers(model: LanguageModel, width: int) -> LanguageModel:
 
 
 @torch.no_grad()
-def initialise_routers(model: LanguageModel, generator: torch.Generator) -> None:
+def initialise_routers(routers: Iterable[Router], generator: torch.Generator) -> None:
     """Draw the routers' weights as PyTorch does for linear layers, uniform within 1 / sqrt(fan-in)."""
-    for block in model.dynamic_blocks():
-        for weight in block.router.parameters():
+    for router in routers:
+        for weight in router.parameters():
             weight.copy_(torch.empty(weight.shape).uniform_(-1, 1, generator=generator) / weight.shape[1] ** 0.5)

@@ -24,6 +24,7 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
+from planer.conversion.assessment import ASSESSED_TOKENS
 from planer.conversion.penalties import PENALTIES, ramp
 from planer.conversion.recording import Recorder, Seen, typical_passes, typical_tokens
 from planer.conversion.sites import FeedForwardSite, feed_forward_sites
@@ -37,8 +38,6 @@ from planer.training.terms import Term
 if TYPE_CHECKING:
     from planer.config.pretrained import SiteSparsifyConfig
 
-ASSESSED_TOKENS = 20_000
-"""Sparsity is measured on this much of the validation split."""
 NEGLIGIBLE = 0.01
 """Activations below this share of the token's largest one are negligible (D2DMoE counts shares of 1/10 to 1/10^4)."""
 

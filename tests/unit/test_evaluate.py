@@ -91,7 +91,7 @@ def evaluated(folder, text, variant: str, architecture: Architecture, **overlay)
     dense = random_model(architecture, Runtime(seed=0))
     converted, _, metrics = split(dense, ClusterConfig(expert_size=8, restarts=1, max_iterations=5), seed=0)
     converted = with_routers(converted, 8)
-    initialise_routers(converted, torch.Generator().manual_seed(0))
+    initialise_routers([block.router for block in converted.dynamic_blocks()], torch.Generator().manual_seed(0))
     choice = ThresholdChoice(dense, text.valid, CONFIG.evaluate, Runtime())(converted)
     networks: dict[str, LanguageModel] = {"retrained": dense, "sparsified": dense, "routed": converted}
     for name, network in networks.items():

@@ -12,6 +12,7 @@ import torch
 
 from planer.config import ClusterConfig, OptimizerConfig, RouterConfig
 from planer.conversion import routers
+from planer.conversion.assessment import ASSESSED_TAUS, Assessment
 from planer.conversion.experts import split
 from planer.conversion.norms import output_gram
 from planer.conversion.routers import (
@@ -118,7 +119,7 @@ def test_norms_stay_in_single_precision_under_autocast():
 @pytest.mark.parametrize("norm", ["post", "pre"])
 def test_loss_is_the_mean_squared_error_on_the_layers_own_inputs(norm):
     model = converted(norm)
-    routers.initialise_routers(model, torch.Generator().manual_seed(0))
+    routers.initialise_routers([block.router for block in model.dynamic_blocks()], torch.Generator().manual_seed(0))
     task = FrozenReading(TEXTS, CONFIG, Runtime())
     objective = StepLoss(model, task, [RouterRegression(model)], Runtime())
     objective(step=0)
@@ -192,7 +193,7 @@ def test_an_interrupted_run_ends_with_the_same_weights(tmp_path):
 
 
 def assessed(scores: torch.Tensor, norms: torch.Tensor) -> dict[str, float]:
-    assessment = routers._Assessment()
+    assessment = Assessment()
     for part in zip(scores.split(7), norms.split(7), strict=True):
         assessment.add(*part)
     return assessment.metrics()
@@ -202,7 +203,7 @@ def test_assessment_of_perfect_constant_and_silent_routers():
     norms = torch.rand(40, 6, generator=torch.Generator().manual_seed(0))
     perfect = assessed(norms, norms)
     assert perfect["valid_loss"] == 0 and perfect["r2"] == 1
-    for tau in routers.ASSESSED_TAUS:
+    for tau in ASSESSED_TAUS:
         assert perfect[f"captured_tau_{tau}"] == pytest.approx(1)
         assert perfect[f"chosen_tau_{tau}"] == perfect[f"oracle_tau_{tau}"] < 1
     assert assessed(norms.mean(0).expand_as(norms), norms)["r2"] == pytest.approx(0, abs=1e-6)

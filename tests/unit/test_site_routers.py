@@ -1,0 +1,198 @@
+"""Routers of pretrained networks: targets, tokens that count, a regression that learns, and the calibration."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from planer.config import LoopConfig
+from planer.conversion.counter import counting
+from planer.conversion.dynamic import dynamic_layers, load_routers, make_dynamic, router_tensors, set_selector
+from planer.conversion.recording import typical_passes, typical_tokens
+from planer.conversion.routers import initialise_routers
+from planer.conversion.selectors import Selector
+from planer.conversion.site_routers import FrozenPasses, SiteRouterRegression, calibrate, train_site_routers
+from planer.conversion.site_sparsity import prepare_activation
+from planer.errors import UserError
+from planer.runtime import Runtime
+from planer.tensors import read_tensors
+from planer.training.checkpoint import Checkpoint
+from planer.training.loop import Record
+
+pytest.importorskip("transformers", reason="the package transformers is not installed")
+
+from tests.unit.pretrained_networks import ADAMW, KINDS, network, task_of  # noqa: E402
+from tests.unit.tiny_pretrained import NEURONS  # noqa: E402
+
+SIZE, WIDTH = 4, 16
+EXPERTS = NEURONS // SIZE
+
+
+@dataclass(frozen=True)
+class Config(LoopConfig):
+    width: int = WIDTH
+    target: str = "norm"
+
+
+def config(steps: int = 4, target: str = "norm") -> Config:
+    return Config(batch=4, steps=steps, optimizer=ADAMW, log_steps=2, checkpoint_steps=3, target=target)
+
+
+def split(family: str, target: str = "norm", on: str = "none") -> nn.Module:
+    model = network(family)
+    prepare_activation(model, on)
+    layers = make_dynamic(model, SIZE, WIDTH, target)
+    initialise_routers([layer.router for layer in layers], torch.Generator().manual_seed(0))
+    return model
+
+
+def materialised(layer, x: torch.Tensor) -> torch.Tensor:
+    """Norm of the output of every expert, each computed by itself in double precision: [N, n]."""
+    weights, norms = layer._site.weights(), []
+    for c in range(EXPERTS):
+        expert = weights.neurons(torch.arange(c * SIZE, (c + 1) * SIZE))
+        expert = type(expert)(**{k: v if v is None else v.double() for k, v in vars(expert).items()})
+        norms.append((expert.hidden(x.double(), layer._site.activation) @ expert.w2).norm(dim=-1))
+    return torch.stack(norms, -1).float()
+
+
+@pytest.mark.parametrize("family", KINDS)
+def test_the_loss_is_the_squared_error_of_the_norms_over_real_tokens(family, tmp_path):
+    model, task = split(family), task_of(family, tmp_path, config())
+    regression, batch, seen = SiteRouterRegression(model, task), task.batch(0), {}
+    for layer in dynamic_layers(model):
+        layer.register_forward_pre_hook(lambda module, x: seen.update({module.name: x[0]}))
+    with regression.watching():
+        loss, metrics = regression(FrozenPasses(model, task).loss(None, batch, None), batch, 0)
+    expected, typical = [], typical_tokens(model, task, batch)
+    for layer in dynamic_layers(model):
+        x = seen[layer.name]
+        highest = materialised(layer, x[typical]).max()
+        tokens = x[batch["attention_mask"].bool()] if family == "bert" else x.flatten(0, 1)
+        targets = materialised(layer, tokens).clamp(max=highest)
+        expected.append((F.relu(tokens @ layer.router.v1.T) @ layer.router.v2.T).abs().sub(targets).square().mean())
+    torch.testing.assert_close(loss, sum(expected) / len(expected), rtol=1e-4, atol=1e-4)
+    assert list(metrics) == [f"loss_{layer.name}" for layer in dynamic_layers(model)]
+
+
+def test_the_first_token_of_a_decoder_does_not_rule_the_loss(tmp_path):
+    """GPT-2 with one huge position: its targets are cut to the largest norm of other tokens."""
+    losses = []
+    for scale in (1.0, 1e4):
+        model, task = split("gpt2", on="relu"), task_of("gpt2", tmp_path, config())
+        with torch.no_grad():
+            model.transformer.wpe.weight[0, :8] += scale
+            for block in model.transformer.h:
+                block.ln_2.register_forward_hook(
+                    lambda module, x, y, scale=scale: torch.cat((scale * y[:, :1], y[:, 1:]), 1)
+                )
+        regression, batch = SiteRouterRegression(model, task), task.batch(0)
+        for layer in dynamic_layers(model):
+            nn.init.zeros_(layer.router.v2)
+        with regression.watching():
+            losses.append(regression(FrozenPasses(model, task).loss(None, batch, None), batch, 0)[0].item())
+    assert losses[1] < 10 * losses[0]
+
+
+@pytest.mark.parametrize(("family", "on"), [("bert", "relu"), ("vit", "none"), ("llama", "relu")])
+def test_moefication_regresses_the_share_of_the_largest_sum(family, on, tmp_path):
+    model, task = split(family, "moefication", on), task_of(family, tmp_path, config())
+    regression, batch, seen = SiteRouterRegression(model, task), task.batch(0), {}
+    for layer in dynamic_layers(model):
+        layer.register_forward_pre_hook(lambda module, x: seen.update({module.name: x[0]}))
+    with regression.watching():
+        loss, _ = regression(FrozenPasses(model, task).loss(None, batch, None), batch, 0)
+    expected = []
+    for layer in dynamic_layers(model):
+        x, site = seen[layer.name][task.real(batch)], layer._site
+        h = site.hidden(x)
+        if family != "bert":
+            h = h.abs() * site.weights().w2.norm(dim=1)
+        sums = torch.stack([h[:, c * SIZE : (c + 1) * SIZE].sum(1) for c in range(EXPERTS)], 1)
+        p = torch.sigmoid(torch.tanh(x @ layer.router.v1.T) @ layer.router.v2.T)
+        y = sums / sums.max()
+        expected.append(-(y * p.log() + (1 - y) * (1 - p).log()).mean())
+    torch.testing.assert_close(loss, sum(expected) / len(expected), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("target", ["norm", "moefication"])
+@pytest.mark.parametrize("family", ["bert", "llama"])
+def test_training_teaches_routers_and_nothing_else(family, target, tmp_path):
+    settings = config(40, target)
+    model, task = split(family, target, "relu"), task_of(family, tmp_path, settings)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    checkpoint = Checkpoint(tmp_path / "routers", "")
+    history, metrics = train_site_routers(model, task, settings, Runtime(), Record(checkpoint))
+    assert history["loss"].iloc[-1] < history["loss"].iloc[0]
+    changed = {name for name, value in model.state_dict().items() if not torch.equal(value, before[name])}
+    assert all(".replacement." in name for name in changed) and len(changed) == 3 * len(dynamic_layers(model))
+    names = [layer.name for layer in dynamic_layers(model)]
+    assert {f"captured_top_20_{name}" for name in names} <= set(metrics) and metrics["converted_layers"] == 2
+    assert ("r2" in metrics) == (target == "norm")
+    assert 0.3 < metrics["captured_top_20"] <= 1
+    assert not any("embed" in name for name in read_tensors(checkpoint.path)[0]), "checkpoints hold routers only"
+    assert all(parameter.requires_grad for parameter in model.parameters())
+
+
+def test_a_killed_run_ends_with_the_same_routers(tmp_path):
+    results = []
+    for name, stops in (("whole", (None,)), ("parts", (3, None))):
+        for stop in stops:
+            model, task = split("vit"), task_of("vit", tmp_path, config(5))
+            record = Record(Checkpoint(tmp_path / name, ""), until=stop)
+            train_site_routers(model, task, config(5), Runtime(), record)
+        results.append(router_tensors(model))
+    assert all(torch.equal(value, results[1][key]) for key, value in results[0].items())
+
+
+@pytest.mark.parametrize("scores", ["router", "oracle"])
+@pytest.mark.parametrize("family", KINDS)
+def test_calibrated_shares_are_executed_on_the_calibration_tokens(family, scores, tmp_path):
+    model, task = split(family), task_of(family, tmp_path)
+    calibrate(model, task, 10**6, 0)
+    layer = dynamic_layers(model)[0]  # layers above see other inputs once experts are left out
+    for share in (0.2, 0.7, 1.0):
+        set_selector(model, Selector("absolute", share, scores))
+        with counting(model) as counter:
+            for batch in task.batches("train"):
+                counter.real = typical_tokens(model, task, batch)
+                task.score(model, batch)
+        assert counter.shares()[layer.name] == pytest.approx(share, abs=0.02)
+
+
+def test_routers_survive_saving_and_loading():
+    model, other = split("bert"), network("bert")
+    make_dynamic(other, SIZE, WIDTH)
+    tensors = {name: tensor.clone() for name, tensor in router_tensors(model).items()}
+    assert set(tensors) == {
+        f"{layer.name}.{name}" for layer in dynamic_layers(model) for name in ("router.v1", "router.v2", "quantiles")
+    }
+    load_routers(other, tensors)
+    assert all(torch.equal(value, tensors[name]) for name, value in router_tensors(other).items() if "router" in name)
+
+
+@pytest.mark.parametrize("change", ["missing", "superfluous", "shape"])
+def test_routers_of_another_network_are_refused(change):
+    model = split("bert")
+    tensors = dict(router_tensors(model))
+    name = "bert.encoder.layer.1.router.v1"
+    if change == "missing":
+        del tensors[name]
+    elif change == "shape":
+        tensors[name] = tensors[name][:-1]
+    else:
+        name = "bert.encoder.layer.9.router.v1"
+        tensors[name] = torch.zeros(1)
+    with pytest.raises(UserError, match=f"routers: {name} does not fit"):
+        load_routers(model, tensors)
+
+
+def test_statistics_do_not_need_a_whole_split(tmp_path):
+    model, task = split("vit"), task_of("vit", tmp_path)
+    calibrate(model, task, 7, 0)
+    assert all(layer.quantiles.isfinite().all() for layer in dynamic_layers(model))
+    assert sum(int(typical.sum()) for _, typical in typical_passes(model, task, "train", 7, 0)) == 7
