@@ -44,6 +44,7 @@ def evaluate_arm(arm: Arm, dense: nn.Module, task: PretrainedTask, headline: str
 
     dense: the network of the dense arm, in eval mode on the task's device; its layers are not converted.
     task: with the splits valid and test.  headline: the metric by which rows are chosen and compared.
+    Leaves both networks' weights in the runtime's dtype.
     """
     started, metric = time.perf_counter(), METRICS[headline]
     reference = Reference.of(dense, task, headline)
@@ -55,9 +56,9 @@ def evaluate_arm(arm: Arm, dense: nn.Module, task: PretrainedTask, headline: str
     chosen = choose(rows, headline, known["valid"][headline], metric.better, config.tolerance)
     shown = ("all", first_rule(arm.points))
     timed = [point for point in arm.points if point.selector in shown or _same(point, chosen)]
-    latency = time_arm(dense, arm.model, timed, task, config.batches, config.latency_rounds)
     if arm.method == "experts":
         rows += sweep(arm.model, task, bound_points(arm.model, config, arm.points, rows), reference)
+    latency = time_arm(dense, arm.model, timed, task, config.batches, config.latency_rounds)
     return {
         "experiment": arm.experiment,
         "variant": arm.variant,

@@ -14,7 +14,7 @@ from planer.conversion.sites import feed_forward_sites
 from planer.evaluation.arms.bootstrap import difference
 from planer.evaluation.arms.flops import NetworkFlops, network_flops
 from planer.evaluation.arms.points import Point
-from planer.progress import progress
+from planer.progress import Progress
 from planer.tasks.metrics import Scores, join, measure
 from planer.tasks.pretrained_task import PretrainedTask
 
@@ -25,12 +25,13 @@ BINS = 20
 @torch.inference_mode()
 def score(model: nn.Module, task: PretrainedTask, split: str, description: str) -> tuple[Scores, Counter]:
     """Scores of a split in the order of the task's batches, and what converted layers executed on real tokens."""
-    parts = []
-    with counting(model) as counter:
-        for batch in progress(list(task.batches(split)), description):
+    parts, number = [], -(-task.size(split) // task.eval_batch)
+    with counting(model) as counter, Progress(number, description) as bar:
+        for batch in task.batches(split):
             counter.real = task.real(batch)
             with task.runtime.autocast():
                 parts.append(task.score(model, batch))
+            bar.advance()
     return join(parts), counter
 
 

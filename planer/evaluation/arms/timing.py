@@ -10,6 +10,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from itertools import islice
 
 import pandas as pd
 import torch
@@ -41,9 +42,9 @@ def time_arm(
 ) -> list[dict]:
     """Rows of eval.json: the dense network and the converted one at every point, for every batch and phase.
 
-    batches: sequences of a call.  Leaves the converted network at its last point.
+    batches: sequences of a call.  Leaves both networks' weights in the runtime's dtype, in which they are timed.
     """
-    rows = []
+    dense, model, rows = dense.to(task.runtime.dtype), model.to(task.runtime.dtype), []
     for size in sorted(set(batches)):
         batch = _middle(task, size)
         shape = {"batch": len(batch["labels"]), "tokens": int(task.real(batch).sum(1).max())}
@@ -84,15 +85,18 @@ def speed_up(ratios: pd.Series) -> dict[str, float | None]:
 
 
 def _middle(task: PretrainedTask, size: int) -> Batch:
-    """The batch in the middle of the test split, whose texts are of median length."""
-    batches = list(task.batches("test", size))
-    return batches[(len(batches) - 1) // 2]
+    """The batch in the middle of the test split, whose texts are of median length; floating-point inputs in dtype."""
+    number = -(-task.size("test") // size)
+    batch = next(islice(task.batches("test", size), (number - 1) // 2, None))
+    return {
+        name: tensor.to(task.runtime.dtype) if tensor.is_floating_point() else tensor for name, tensor in batch.items()
+    }
 
 
 def _phases(dense: nn.Module, task: PretrainedTask, batch: Batch) -> Mapping[str, Callable[[nn.Module], object]]:
     """Calls of a network by phase."""
     inputs = {name: tensor for name, tensor in batch.items() if name != "labels"}
-    run = partial(_run, task)
+    run = torch.inference_mode()(lambda model, inputs: model(**inputs))
     if task.facts.kind != "text":
         return {"forward": lambda model: run(model, inputs)}
     ids = inputs["input_ids"]
@@ -106,12 +110,6 @@ def _phases(dense: nn.Module, task: PretrainedTask, batch: Batch) -> Mapping[str
         "prefill": lambda model: run(model, {"input_ids": ids, "use_cache": True, "logits_to_keep": 1}),
         "decode": decode,
     }
-
-
-@torch.inference_mode()
-def _run(task: PretrainedTask, model: nn.Module, inputs: Mapping) -> object:
-    with task.runtime.autocast():
-        return model(**inputs)
 
 
 def _at(point: Point, call: Call) -> None:
