@@ -9,6 +9,7 @@ from snakemake.logging import logger
 from planer.config import Experiment
 from planer.config.lengths import check_lengths
 from planer.config.model import TEXT_SUFFIX, one_source
+from planer.config.pretrained import DENSE, PretrainedExperiment, arm_name, arm_values, pretrained_names
 from planer.config.strict_yaml import read_assignments, read_experiment, read_yaml
 from planer.config.text import corpus_of
 from planer.config.variant import FOLDER, PATTERNS, check_name, parse_variant
@@ -19,6 +20,7 @@ from planer.seed import derive_seed
 from planer.workflow.environment import prepare_environment
 from planer.workflow.failures import FAILURES
 from planer.workflow.source import source_hashes
+from planer.workflow.targets import TASK_SUFFIX
 
 ROOT = Path(workflow.basedir)
 assert Path(planer.__file__).parent == ROOT / "planer", f"another planer is installed: {planer.__file__}"
@@ -35,12 +37,6 @@ CHOSEN = rf"(?!{PATTERN}/)[^/]+"
 """All other variants.  In every path a slash follows the variant."""
 
 
-wildcard_constraints:
-    dataset=FOLDER,
-    experiment=FOLDER,
-    variant=FOLDER,
-
-
 def experiment_files():
     """Experiment files by name; those of the working directory replace those of the repository."""
     folders = [ROOT / "config/experiments", Path("config/experiments")]
@@ -48,18 +44,37 @@ def experiment_files():
     return {path.stem: path for path in files if re.fullmatch(FOLDER, path.stem)}
 
 
+PRETRAINED = pretrained_names(experiment_files())
+"""Experiments on pretrained networks, which have rules of their own (pretrained.smk)."""
+PRETRAINED_NAME = "|".join(map(re.escape, PRETRAINED)) or "(?!)"
+
+
+wildcard_constraints:
+    dataset=rf"(?!({PRETRAINED_NAME}){TASK_SUFFIX}/){FOLDER}",
+    experiment=rf"(?!({PRETRAINED_NAME})/){FOLDER}",
+    variant=FOLDER,
+
+
 @cache
 def read(experiment):
     """All keys of an experiment: defaults, then its file, then --configfile and --config; checked.
 
-    Returns them as plain values, which params hold, and as Experiment.
+    Returns them as plain values, which params hold, and as Experiment or PretrainedExperiment.
     """
     check_name("experiment", experiment)
     experiment_layers = read_experiment(experiment, experiment_files())
     # Snakemake's own reading keeps the last of two equal keys in --configfile, and takes --config values as text.
     given = workflow.config_settings
-    layers = [read_yaml(ROOT / "config/config.yaml"), *experiment_layers, *map(read_yaml, given.configfiles)]
-    values = merge(*map(one_source, [*layers, read_assignments(given.config_args)]))
+    defaults = ROOT / f"config/{'pretrained' if experiment in PRETRAINED else 'config'}.yaml"
+    layers = [read_yaml(defaults), *experiment_layers, *map(read_yaml, given.configfiles)]
+    layers.append(read_assignments(given.config_args))
+    if experiment in PRETRAINED:
+        values = merge(*layers)
+        checked = build(PretrainedExperiment, values)
+        for arm in checked.arms:
+            arm_values(values, arm)
+        return values, checked
+    values = merge(*map(one_source, layers))
     checked = build(Experiment, values)
     corpus = corpus_of(checked.data)
     check_lengths(checked, corpus)

@@ -32,10 +32,11 @@ def check_targets():
     check_folders("results", "logs", "scratch")
     made = {x.name: [re.sub(r"\{(\w+),[^}]*\}", r"{\1}", str(file)) for file in x.output] for x in workflow.rules}
     for target in targets():
-        names = names_in(
-            os.path.relpath(target or "."), [*CORPORA, *(f"{name}{TEXT_SUFFIX}" for name in experiment_files())]
-        )
-        if "experiment" in names:
+        texts = [f"{name}{TEXT_SUFFIX}" for name in experiment_files() if name not in PRETRAINED]
+        names = names_in(os.path.relpath(target or "."), [*CORPORA, *texts], PRETRAINED)
+        if names.get("experiment") in PRETRAINED:
+            arm_name(settings(names["experiment"]), names.get("variant", DENSE))
+        elif "experiment" in names:
             settings(names["experiment"])
             check_cost(names["experiment"])
         elif (

@@ -7,7 +7,7 @@ file comes next, then the overlays on the command line.  ``planer.parsing.build`
 
 from planer.config.conversion import ClusterConfig, RouterConfig, SparsifyConfig
 from planer.config.evaluation import EvaluateConfig, ParetoConfig, RepeatabilityConfig
-from planer.config.experiment import Experiment, sections
+from planer.config.experiment import Experiment, RuntimeConfig, sections
 from planer.config.latency import ProfileConfig, WorkloadConfig
 from planer.config.model import DataConfig, MethodsConfig, ModelConfig, PatternsConfig
 from planer.config.search import LIMITS, CandidatesConfig, KeepConfig, SearchConfig, batch_of_limit
@@ -33,6 +33,7 @@ __all__ = [
     "RepeatabilityConfig",
     "RetrainConfig",
     "RouterConfig",
+    "RuntimeConfig",
     "SearchConfig",
     "SparsifyConfig",
     "ThresholdConfig",

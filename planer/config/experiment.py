@@ -20,14 +20,20 @@ from planer.specs import from_notation
 
 
 @dataclass(frozen=True)
-class Experiment:
-    """One experiment: dataset, backbone, design space, workload and budgets."""
+class RuntimeConfig:
+    """What every experiment has: where it computes, its seed, and how long it may train."""
 
     seed: Annotated[int, Range(0, 2**63 - 1)]
     device: Annotated[str, Matching(r"auto|cpu|cuda(:(0|[1-9][0-9]{0,3}))?", "auto, cpu, cuda or cuda:<number>")]
     threads: Annotated[int, Range(1, 1_024)]
     dtype: Literal["auto", "float32", "bfloat16"]
     max_hours: Annotated[float, Range(0, 1_000_000_000, above=True)]
+
+
+@dataclass(frozen=True)
+class Experiment(RuntimeConfig):
+    """Networks that are trained here: dataset, backbone, design space, workload and budgets."""
+
     default_variants: Annotated[tuple[str, ...], Items(1, 1_000)]
     default_analyses: Annotated[tuple[Literal["pareto", "repeatability"], ...], Items(0, 2)]
     data: DataConfig
@@ -84,11 +90,11 @@ class Experiment:
             raise UserError(f"cluster_experts.expert_size: {size} must divide model.d_inner ({self.model.d_inner})")
 
 
-def sections(values: dict) -> types.SimpleNamespace:
-    """Some top-level keys of an experiment, each converted like ``build`` does.
+def sections(values: dict, root: type[RuntimeConfig] = Experiment) -> types.SimpleNamespace:
+    """Some top-level keys of an experiment of a kind, each converted like ``build`` does.
 
     A stage gets only the sections that it reads, so that a change elsewhere does not repeat it.  Reading another
     section raises AttributeError.
     """
-    hints = typing.get_type_hints(Experiment, include_extras=True)
+    hints = typing.get_type_hints(root, include_extras=True)
     return types.SimpleNamespace(**{name: convert(hints[name], value, name) for name, value in values.items()})

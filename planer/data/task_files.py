@@ -28,8 +28,10 @@ MANIFEST = "manifest.json"
 class TaskFacts:
     """What holds for all splits of a prepared task."""
 
-    kind: str
+    type: str
     """As in the configuration: ``text``, ``labelled_text`` or ``labelled_images``."""
+    metric: str
+    """The headline, a key of METRICS in planer/tasks/metrics.py."""
     label_names: tuple[str, ...] = ()
     """Labels in the order of their ids."""
     block_size: int = 0

@@ -61,11 +61,12 @@ def is_pretrained(folder: str | Path) -> bool:
     return os.path.isfile(Path(folder) / "config.json") and not os.path.isfile(Path(folder) / "architecture.yaml")
 
 
-def check_folder(folder: str | Path, head: str, converted: bool = False) -> Folder:
+def check_folder(folder: str | Path, head: str, converted: bool = False, with_processor: bool = True) -> Folder:
     """Find out whether a network with this head can be loaded from a folder.
 
     head: ``causal_lm``, ``masked_lm``, ``sequence_classification``, ``image_classification`` or
-    ``question_answering``.  converted: accept a network that was converted before.
+    ``question_answering``.  converted: accept a network that was converted before.  with_processor: whether there must
+    be a tokenizer, or for images an image processor.
     Raises UserError, one line, when the folder lacks a file, has a damaged one, is of an unknown family, holds
     quantized weights or needs code of its own, or when its family has no such head.
     """
@@ -80,7 +81,8 @@ def check_folder(folder: str | Path, head: str, converted: bool = False) -> Fold
     weights = _weight_files(path)
     for file in weights:
         _check_weights(file)
-    _require_one_of(path, IMAGES if head == "image_classification" else TOKENIZERS)
+    if with_processor:
+        _require_one_of(path, IMAGES if head == "image_classification" else TOKENIZERS)
     return Folder(path, config, adapter, head, weights)
 
 

@@ -26,7 +26,7 @@ class CausalBlocks(PretrainedTask):
     The blocks of a split follow one another without overlap.  Tokens after the last whole block are left out.
     """
 
-    metrics = ("nll", "ppl")
+    other_metrics = ("nll", "ppl")
     eval_batch = 8
 
     def size(self, split: str) -> int:

@@ -24,7 +24,7 @@ MULTIPLE = 8
 class Classification(PretrainedTask):
     """One label a sample, from the network's logits [B, labels]."""
 
-    metrics = ("accuracy", "nll", "macro_f1")
+    other_metrics = ("accuracy", "nll", "macro_f1")
 
     def loss(
         self, model: nn.Module, batch: Batch, state: list | None, wants: Wants = (), scores: Sequence[RowScore] = ()

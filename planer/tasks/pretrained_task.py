@@ -28,8 +28,8 @@ EVAL_BATCH = 32
 class PretrainedTask(Task):
     """Samples of a task, their loss and measures.  Subclasses implement the methods below that raise."""
 
-    metrics: tuple[str, ...]
-    """Names in METRICS, the headline first."""
+    other_metrics: tuple[str, ...]
+    """Names in METRICS that are reported beside the headline."""
     eval_batch = EVAL_BATCH
 
     def __init__(
@@ -48,6 +48,11 @@ class PretrainedTask(Task):
         if training is not None:
             seed, lengths = runtime.derive(name, "batches"), self.lengths("train")
             self._epochs = EpochBatches(self.size("train"), training.batch, seed, lengths)
+
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """Names in METRICS, the headline first."""
+        return tuple(dict.fromkeys((self.facts.metric, *self.other_metrics)))
 
     def size(self, split: str) -> int:
         """Samples of a split."""

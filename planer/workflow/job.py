@@ -18,7 +18,7 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
 from planer import progress
-from planer.config import sections
+from planer.config import Experiment, RuntimeConfig, sections
 from planer.errors import Damaged, UserError
 from planer.files import file_sha256, read_json, read_tokens, write_json, write_parquet
 from planer.workflow import tracking
@@ -40,14 +40,14 @@ SHARED = "shared"
 class Job:
     """One run of one rule, seen from its script."""
 
-    def __init__(self, snakemake, run: tracking.StageRun):
+    def __init__(self, snakemake, run: tracking.StageRun, root: type[RuntimeConfig]):
         import torch
 
         from planer.runtime import keep_freed_memory
 
         self._snakemake = snakemake
         self.run = run
-        self.config: SimpleNamespace = sections(snakemake.params.get("config", {}))
+        self.config: SimpleNamespace = sections(snakemake.params.get("config", {}), root)
         """The sections of the config that the rule declared."""
         keep_freed_memory()
         if threads := getattr(self.config, "threads", None):
@@ -94,8 +94,12 @@ class Job:
         """Write what a training leaves, then delete its checkpoint."""
         from planer import models
 
+        models.save(network, Path(self._snakemake.output.model).parent)
+        self.write_history(history, metrics, checkpoint)
+
+    def write_history(self, history: DataFrame, metrics: dict, checkpoint: Checkpoint) -> None:
+        """Write what a training leaves beside its network, then delete its checkpoint."""
         outputs = self._snakemake.output
-        models.save(network, Path(outputs.model).parent)
         write_parquet(outputs.history, history)
         write_json(outputs.metrics, metrics)
         checkpoint.delete()
@@ -123,8 +127,10 @@ class Job:
 
 
 @contextmanager
-def stage(snakemake) -> Iterator[Job]:
+def stage(snakemake, root: type[RuntimeConfig] = Experiment) -> Iterator[Job]:
     """Run the body with both output streams in the log file, and mirror its rows and output files in MLflow.
+
+    root: the kind of experiment, whose sections the rule's params hold.
 
     The streams are redirected at the file descriptors, so that messages of compiled libraries land there too.
     Numbers in an output called metrics become the run's metrics.  What the job's progress lines say goes to the console
@@ -151,7 +157,7 @@ def stage(snakemake) -> Iterator[Job]:
             params=dict(snakemake.params.items()),
             tags={"device": device_name(resolve_device(snakemake.params.get("config", {}).get("device", "cpu")))},
         ) as run:
-            yield Job(snakemake, run)
+            yield Job(snakemake, run, root)
             for output in filter(os.path.isfile, snakemake.output):
                 run.artifact(output)
             if snakemake.output.get("metrics"):

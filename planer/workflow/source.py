@@ -42,7 +42,7 @@ kernels, between which the last bits of results differ, and measured latencies b
 
 
 def source_hashes(root: Path, cache_file: Path) -> dict[str, str]:
-    """Hashes of the scripts of all rules, by the scripts' names; root is the repository's folder.
+    """Hashes of the scripts of all rules, by the scripts' paths in their folder; root is the repository's folder.
 
     cache_file keeps the analysis of every module by its text, which takes a second.  Without write access there is
     none.
@@ -51,7 +51,8 @@ def source_hashes(root: Path, cache_file: Path) -> dict[str, str]:
     with suppress(UserError):
         known = read_json(cache_file)
     sources = Sources(root, known)
-    hashes = {path.name: sources.hash_of(path) for path in (root / "workflow/scripts").glob("*.py")}
+    folder = root / "workflow/scripts"
+    hashes = {path.relative_to(folder).as_posix(): sources.hash_of(path) for path in folder.rglob("*.py")}
     if not sources.analysed.keys() <= known.keys():
         with suppress(UserError):
             write_json(cache_file, sources.analysed)

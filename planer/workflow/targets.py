@@ -10,16 +10,24 @@ from difflib import get_close_matches
 from planer.config.variant import check_name, parse_variant
 from planer.errors import UserError
 
+TASK_SUFFIX = "-task"
+"""End of the folder's name of the prepared task of an experiment on a pretrained network."""
 
-def names_in(path: str, datasets: Iterable[str]) -> dict[str, str]:
+
+def names_in(path: str, datasets: Iterable[str], pretrained: Iterable[str] = ()) -> dict[str, str]:
     """The wildcards that a path below results/ names: experiment and variant, or dataset; none for other paths.
 
+    pretrained: experiments on pretrained networks, whose variants are not checked.
     Raises UserError for a name that nothing may have, and for a variant or dataset that does not exist.
     """
     match = re.fullmatch(r"results/([^/]+)/(?:([^/]+)/.+|[^/]+)", path, re.DOTALL)
     folder, inner = match.groups() if match else (None, None)
-    if folder is None or (folder == "data" and inner is None):
+    if folder is None or (folder in ("data", "models") and inner is None):
         return {}
+    if folder == "models":
+        return {"experiment": inner}
+    if folder == "data" and inner.endswith(TASK_SUFFIX) and inner.removesuffix(TASK_SUFFIX) in pretrained:
+        return {"experiment": inner.removesuffix(TASK_SUFFIX)}
     if folder == "data":
         check_name("dataset", inner)
         if inner not in datasets:
@@ -28,7 +36,8 @@ def names_in(path: str, datasets: Iterable[str]) -> dict[str, str]:
     check_name("experiment", folder)
     if inner is None:
         return {"experiment": folder}
-    parse_variant(inner)
+    if folder not in pretrained:
+        parse_variant(inner)
     return {"experiment": folder, "variant": inner}
 
 

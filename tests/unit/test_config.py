@@ -9,6 +9,7 @@ import yaml
 from toy import ROOT
 
 from planer.config import Experiment, sections
+from planer.config.pretrained import pretrained_names
 from planer.errors import UserError
 from planer.heads import AdaptiveSoftmax
 from planer.parsing import build, merge
@@ -16,7 +17,8 @@ from planer.seed import derive_seed
 from planer.specs import Attention, FeedForward
 
 DEFAULTS = yaml.safe_load((ROOT / "config/config.yaml").read_text())
-SHIPPED = sorted(file.stem for file in (ROOT / "config/experiments").glob("*.yaml"))
+FILES = {file.stem: file for file in (ROOT / "config/experiments").glob("*.yaml")}
+SHIPPED = sorted(FILES.keys() - pretrained_names(FILES))
 
 
 def shipped(name: str) -> Experiment:

@@ -9,9 +9,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from planer.config.paths import assets_home
 from planer.conversion.experts import cluster_neurons
 from planer.conversion.sites import feed_forward_sites
-from planer.data.assets import home
 from planer.data.labelled import find_splits, read_labelled
 from planer.pretrained.folder import check_folder
 from planer.pretrained.load import load_model, load_tokenizer
@@ -21,9 +21,9 @@ pytestmark = pytest.mark.assets
 
 
 def asset(name: str):
-    if not (home() / name).is_dir():
-        pytest.skip(f"no {name} in {home()}; run make assets")
-    return home() / name
+    if not (assets_home() / name).is_dir():
+        pytest.skip(f"no {name} in {assets_home()}; run make assets")
+    return assets_home() / name
 
 
 @torch.no_grad()

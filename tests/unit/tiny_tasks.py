@@ -16,10 +16,10 @@ LENGTHS = {"train": (5, 12, 7, 3, 9, 16, 4, 6), "valid": (4, 11, 6, 8, 2), "test
 def facts(kind: str) -> TaskFacts:
     names = ("a", "b", "c")
     if kind == "text":
-        return TaskFacts(kind, block_size=BLOCK)
+        return TaskFacts(kind, "nll", block_size=BLOCK)
     if kind == "labelled_text":
-        return TaskFacts(kind, names, pad_id=0)
-    return TaskFacts(kind, names, mean=(0.5, 0.4, 0.3), std=(0.2, 0.3, 0.4), tokens_per_image=1 + PATCHES)
+        return TaskFacts(kind, "accuracy", names, pad_id=0)
+    return TaskFacts(kind, "accuracy", names, mean=(0.5, 0.4, 0.3), std=(0.2, 0.3, 0.4), tokens_per_image=1 + PATCHES)
 
 
 def tensors(kind: str, split: str, pairs: bool = False) -> dict:

@@ -16,6 +16,7 @@ from pathlib import Path, PurePosixPath
 
 import yaml
 
+from planer.config.paths import assets_home
 from planer.data.assets.clients import Package, download, members
 from planer.data.assets.convert import CONVERTERS
 from planer.errors import UserError
@@ -53,11 +54,6 @@ def table() -> dict[str, Asset]:
     }
 
 
-def home() -> Path:
-    """The folder that assets are put under."""
-    return Path(os.environ.get("PLANER_ASSETS") or Path.home() / ".cache/planer/assets")
-
-
 def digest(folder: Path) -> str:
     """Sha256 of the lines ``<sha256>  <name>`` of a folder's files, by name."""
     lines = [f"{file_sha256(path)}  {path.name}\n" for path in sorted(folder.iterdir()) if path.is_file()]
@@ -65,12 +61,12 @@ def digest(folder: Path) -> str:
 
 
 def fetch(names: Sequence[str] = (), say: Callable[[str], None] = print) -> None:
-    """Put assets under ``home()``, all of them by default.  What is there and verified is not fetched again.
+    """Put assets under ``assets_home()``, all of them by default.  What is there and verified is not fetched again.
 
     say: takes lines about the progress.
     Raises UserError for an unknown name, a failed download, and files that are not those of the table.
     """
-    assets, root = table(), home()
+    assets, root = table(), assets_home()
     for name in names:
         if name not in assets:
             raise UserError(f"asset {show(name)} is unknown; allowed: {', '.join(assets)}")

@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 import sys
 
-from planer.data.assets import fetch, home, table
+from planer.config.paths import assets_home
+from planer.data.assets import fetch, table
 from planer.errors import UserError
 
 if __name__ == "__main__":
@@ -14,10 +15,11 @@ if __name__ == "__main__":
     names = parser.parse_args().names
     try:
         fetch(names, say=lambda line: print(line, flush=True))
-        print(f"Assets are in {home()}")
+        print(f"Assets are in {assets_home()}")
     except UserError as error:
         sys.exit(f"planer: {' '.join(str(error).split())}")
     except OSError as error:
-        sys.exit(f"planer: cannot write {error.filename or home()}: {error.strerror}; free space, or set PLANER_ASSETS")
+        place = error.filename or assets_home()
+        sys.exit(f"planer: cannot write {place}: {error.strerror}; free space, or set PLANER_ASSETS")
     except KeyboardInterrupt:
         sys.exit("planer: stopped; run it again to go on")

@@ -1,0 +1,285 @@
+"""An experiment on a pretrained network, or on one of transformers' families that is trained here.
+
+``config/pretrained.yaml`` has every key with its explanation and default.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+from planer.config.bounds import (
+    Batch,
+    Length,
+    PositiveShare,
+    Rounds,
+    Share,
+    StepsOrNone,
+    Weight,
+    Width,
+)
+from planer.config.conversion import ClusterConfig
+from planer.config.experiment import RuntimeConfig
+from planer.config.paths import check_path
+from planer.config.training import LoopConfig
+from planer.config.variant import FOLDER
+from planer.errors import UserError
+from planer.parsing import Items, Range, build, merge, show
+
+HEADS = {
+    "text": "causal_lm",
+    "labelled_text": "sequence_classification",
+    "labelled_images": "image_classification",
+}
+"""The head of a network for each kind of task."""
+METRICS = {
+    "text": ("nll", "ppl", "bpc"),
+    "labelled_text": ("accuracy", "macro_f1", "nll"),
+    "labelled_images": ("accuracy", "macro_f1", "nll"),
+}
+"""Metrics of each kind of task, the default headline first."""
+SECTIONS = ("finetune", "sparsify", "cluster_experts", "train_routers", "thresholds", "evaluate")
+"""Sections that an arm may change."""
+DENSE = "dense"
+"""The arm that all others are compared with."""
+
+
+class NetworkKeys(dict):
+    """Keys and values of a config.json of transformers."""
+
+    @classmethod
+    def from_values(cls, values: object, path: str) -> NetworkKeys:
+        """Raises UserError when it is no mapping, or lacks model_type."""
+        if not isinstance(values, dict):
+            raise UserError(f"config: {path} is {show(values)}; it must be a mapping, {{}} for none")
+        if values and not isinstance(values.get("model_type"), str):
+            raise UserError(f"config: {path}.model_type is missing; name a family, such as gpt2")
+        return cls(values)
+
+
+@dataclass(frozen=True)
+class PretrainedConfig:
+    """The network that an experiment starts from."""
+
+    folder: str
+    config: NetworkKeys
+    tokenizer: str
+    attention: Literal["sdpa", "eager"]
+
+    def __post_init__(self) -> None:
+        if bool(self.folder) == bool(self.config):
+            raise UserError(f"folder: name a folder or a config, {'not both' if self.folder else 'one of them'}")
+        if self.tokenizer and self.folder:
+            raise UserError("tokenizer is for pretrained.config; a folder has its own: leave it out")
+        for key in ("folder", "tokenizer"):
+            check_path(key, getattr(self, key))
+
+
+@dataclass(frozen=True)
+class SplitConfig:
+    """Shares of the training samples that become other splits."""
+
+    valid: PositiveShare
+    test: PositiveShare
+
+    def __post_init__(self) -> None:
+        if self.valid + self.test >= 1:
+            raise UserError(f"valid and test are {self.valid:g} and {self.test:g}; together they must be below 1")
+
+
+@dataclass(frozen=True)
+class TaskConfig:
+    """What the network is used for, and with which data."""
+
+    type: Literal["text", "labelled_text", "labelled_images"]
+    train: str
+    valid: str
+    test: str
+    text_column: str
+    text_pair_column: str
+    label_column: str
+    max_length: Annotated[int, Range(2, 65_536)]
+    block_size: Length
+    split: SplitConfig
+    metric: str
+
+    def __post_init__(self) -> None:
+        if not self.train:
+            raise UserError("train is empty; name a file or folder")
+        for key in ("train", "valid", "test"):
+            check_path(key, getattr(self, key))
+        allowed = METRICS[self.type]
+        if self.metric not in ("auto", *allowed):
+            raise UserError(f"metric is {show(self.metric)}; allowed for {self.type}: auto, {', '.join(allowed)}")
+
+    @property
+    def head(self) -> str:
+        """The network's head, as planer/pretrained/load.py names it."""
+        return HEADS[self.type]
+
+    @property
+    def headline(self) -> str:
+        """The metric that arms are compared by."""
+        return METRICS[self.type][0] if self.metric == "auto" else self.metric
+
+
+@dataclass(frozen=True)
+class FinetuneConfig(LoopConfig):
+    """Dense training.  0 steps leave the network as it is."""
+
+    steps: StepsOrNone
+
+
+@dataclass(frozen=True)
+class SiteSparsifyConfig(FinetuneConfig):
+    """Fine-tuning that makes activations sparse."""
+
+    start: Literal["folder", "dense"]
+    on: Literal["relu", "displaced", "none"]
+    penalty: Literal["hoyer", "l1"]
+    displacement: Annotated[float, Range(-1_000, 1_000)]
+    weight: Weight
+    ramp: Literal["none", "linear", "linear_warmup"]
+
+
+@dataclass(frozen=True)
+class SiteClusterConfig(ClusterConfig):
+    """Splitting feed-forward layers into experts."""
+
+    features: Literal["weights", "activations"]
+    tokens: Annotated[int, Range(1, 10_000_000)]
+
+
+@dataclass(frozen=True)
+class SiteRouterConfig(LoopConfig):
+    """Training of routers."""
+
+    width: Width
+    target: Literal["norm", "moefication"]
+
+
+@dataclass(frozen=True)
+class NeuronThresholdConfig:
+    """Thresholds on single neurons, without training."""
+
+    score: Literal["gate", "product"]
+    tokens: Annotated[int, Range(1, 10_000_000)]
+    shares: Annotated[tuple[PositiveShare, ...], Items(1, 100)]
+    allocation: Literal["uniform", "greedy"]
+
+
+@dataclass(frozen=True)
+class ArmEvaluateConfig:
+    """Quality, FLOPs and latency over a range of settings of each selector."""
+
+    selectors: Annotated[tuple[Literal["dynamic_k", "absolute", "top_k", "cumulative"], ...], Items(1, 4)]
+    taus: Annotated[tuple[Annotated[float, Range(0, 1)], ...], Items(0, 100)]
+    shares: Annotated[tuple[PositiveShare, ...], Items(1, 100)]
+    bounds: Annotated[tuple[Literal["random", "oracle"], ...], Items(0, 2)]
+    batches: Annotated[tuple[Batch, ...], Items(1, 20)]
+    tolerance: Share
+    latency_rounds: Rounds
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One way to make the network faster: a method, and what differs from the experiment's sections."""
+
+    method: Literal["dense", "experts", "threshold"]
+    overrides: Mapping[str, dict]
+
+    @classmethod
+    def from_values(cls, values: object, path: str) -> Arm:
+        """Raises UserError for an unknown method or section.  The values of sections are checked by ``arm_values``."""
+        if not isinstance(values, dict):
+            raise UserError(f"config: {path} is {show(values)}; it must be a mapping with a method")
+        methods = ("dense", "experts", "threshold")
+        if values.get("method") not in methods:
+            raise UserError(f"config: {path}.method is {show(values.get('method'))}; allowed: {', '.join(methods)}")
+        overrides = {name: section for name, section in values.items() if name != "method"}
+        for name, section in overrides.items():
+            if name not in SECTIONS:
+                raise UserError(f"config: unknown key {path}.{name}; allowed: method, {', '.join(SECTIONS)}")
+            if not isinstance(section, dict):
+                raise UserError(f"config: {path}.{name} is {show(section)}; it must be a mapping of keys to values")
+        return cls(values["method"], overrides)
+
+
+@dataclass(frozen=True)
+class PretrainedExperiment(RuntimeConfig):
+    """One experiment: a network, a task, and arms that are compared."""
+
+    pretrained: PretrainedConfig
+    task: TaskConfig
+    finetune: FinetuneConfig
+    sparsify: SiteSparsifyConfig
+    cluster_experts: SiteClusterConfig
+    train_routers: SiteRouterConfig
+    thresholds: NeuronThresholdConfig
+    evaluate: ArmEvaluateConfig
+    arms: dict[str, Arm]
+
+    def __post_init__(self) -> None:
+        for name, arm in self.arms.items():
+            if not re.fullmatch(FOLDER, name) or re.search(r"-seed\d*$", name):
+                raise UserError(f"arms: {show(name)}: names hold letters, digits, . _ + and -; -seed<k> is for repeats")
+            if (name == DENSE) != (arm.method == DENSE):
+                raise UserError(f"arms: {name} has the method {arm.method}; the arm {DENSE} has it, and no other")
+            if name == DENSE and set(arm.overrides) - {"evaluate"}:
+                raise UserError(f"arms: {DENSE} changes evaluate only; all arms start from the section finetune")
+        if self.pretrained.config and self.sparsify.start == "folder":
+            raise UserError(
+                "sparsify.start is 'folder', which holds random weights; write dense for a pretrained.config"
+            )
+
+
+def arm_values(values: dict, variant: str) -> dict:
+    """Values of an experiment with the overrides of one of its variants, checked.
+
+    Raises UserError for a variant without an arm, and naming the key of a wrong override.
+    """
+    name = arm_name(values, variant)
+    overrides = {key: section for key, section in values["arms"][name].items() if key != "method"}
+    merged = merge(values, overrides)
+    try:
+        build(PretrainedExperiment, merged)
+    except UserError as error:
+        raise UserError(f"{error} (arms.{name})") from error
+    return merged
+
+
+def arm_name(values: dict, variant: str) -> str:
+    """The arm of a variant.  Raises UserError when there is none such."""
+    name, _ = split_seed(variant)
+    if name not in values["arms"]:
+        allowed = ", ".join(values["arms"])
+        raise UserError(f"unknown variant {show(variant)}; allowed: {allowed}; add -seed<k> to repeat one")
+    return name
+
+
+def split_seed(variant: str) -> tuple[str, int]:
+    """The arm of a variant, and the k of its suffix -seed<k>, 0 without one."""
+    match = re.fullmatch(r"(.+)-seed([1-9]\d{0,5})", variant, re.ASCII)
+    return (match[1], int(match[2])) if match else (variant, 0)
+
+
+def dense_of(variant: str) -> str:
+    """The dense variant with the same seed."""
+    _, repeat = split_seed(variant)
+    return f"{DENSE}-seed{repeat}" if repeat else DENSE
+
+
+def pretrained_names(files: Mapping[str, Path]) -> list[str]:
+    """Names of the experiments, of all files by name, that have a key ``pretrained``, themselves or in a base.
+
+    Only the beginnings of lines are looked at: every start of the workflow reads all files.
+    """
+    texts = {name: path.read_text(errors="replace") for name, path in files.items()}
+    bases = {name: re.search(r"^base\s*:\s*[\"']?([^\s\"'#]+)", text, re.M) for name, text in texts.items()}
+    found = {name for name, text in texts.items() if re.search(r"^pretrained\s*:", text, re.M)}
+    for _ in texts:
+        found |= {name for name, base in bases.items() if base and base[1] in found}
+    return sorted(found)

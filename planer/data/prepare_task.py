@@ -1,0 +1,131 @@
+"""From a user's texts, tables and images to the tensors of a task (task_files.py)."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from planer.config.paths import resolve
+from planer.config.pretrained import TaskConfig
+from planer.data.image_pixels import image_facts, image_tensors
+from planer.data.labelled import random_splits, read_labelled
+from planer.data.labelled.examples import Columns, LabelledSet
+from planer.data.task_files import SPLITS, TaskFacts, write_task
+from planer.errors import UserError
+from planer.files import one_line
+from planer.parsing import show
+from planer.pretrained.folder import Folder
+from planer.pretrained.load import load_tokenizer
+
+CHUNK = 2**16
+"""Characters per call of a tokenizer, up to the end of a line."""
+
+
+def prepare_task(config: TaskConfig, network: Folder, folder: str | Path, seed: int) -> None:
+    """Read the task's data, turn it into what the network reads, and write it into a folder.
+
+    seed: of the samples that are taken from train for other splits.
+    Raises UserError, one line, for data that cannot be read or does not fit the network.
+    """
+    if config.type == "text":
+        facts, splits = _text(config, network)
+    else:
+        examples = _labelled(config, network, seed)
+        if config.type == "labelled_images":
+            facts = image_facts(network, config.headline, examples["train"].label_names)
+            splits = {name: image_tensors(network, part) for name, part in examples.items()}
+        else:
+            facts, splits = _labelled_text(config, network, examples)
+    counts = {name: {key: list(tensor.shape) for key, tensor in part.items()} for name, part in splits.items()}
+    write_task(folder, facts, splits, {"shapes": counts})
+
+
+def _text(config: TaskConfig, network: Folder) -> tuple[TaskFacts, dict[str, dict[str, Tensor]]]:
+    _check_positions(network, "task.block_size", config.block_size)
+    tokenizer, splits = load_tokenizer(network), {}
+    for name, text in _texts(config).items():
+        chunks = [match[0] for match in re.finditer(rf"(?s).{{1,{CHUNK}}}[^\n]*\n?", text)]
+        ids = tokenizer(chunks, add_special_tokens=False).input_ids if chunks else []
+        tokens = np.concatenate([np.array(part, np.int32) for part in ids] or [np.array([], np.int32)])
+        if len(tokens) <= config.block_size:
+            problem = f"the split {name} has {len(tokens):,} tokens, a block {config.block_size:,}"
+            raise UserError(f"task: {problem}; give more text, or lower task.block_size")
+        splits[name] = {"tokens": torch.from_numpy(tokens)}
+    return TaskFacts("text", config.headline, block_size=config.block_size), splits
+
+
+def _texts(config: TaskConfig) -> dict[str, str]:
+    """The three splits; valid and test are the end of train where they have no file."""
+    texts = {name: _read_text(f"task.{name}", getattr(config, name)) for name in SPLITS if getattr(config, name)}
+    length = len(texts["train"])
+    for name in ("test", "valid"):
+        if name not in texts:
+            start = texts["train"].find("\n", len(texts["train"]) - round(getattr(config.split, name) * length)) + 1
+            texts["train"], texts[name] = texts["train"][:start], texts["train"][start:]
+    return {name: texts[name] for name in SPLITS}
+
+
+def _read_text(key: str, path: str) -> str:
+    try:
+        return resolve(path).read_bytes().decode()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{key}: {resolve(path)} cannot be read ({one_line(error)}); name a text in UTF-8") from error
+
+
+def _labelled(config: TaskConfig, network: Folder, seed: int) -> dict[str, LabelledSet]:
+    columns = Columns(config.text_column, config.text_pair_column, config.label_column)
+    train = read_labelled(resolve(config.train), columns, _labels(network))
+    shares = {name: getattr(config.split, name) for name in ("valid", "test") if not getattr(config, name)}
+    found = random_splits(train, shares, seed) if shares else {"train": train}
+    for name in ("valid", "test"):
+        if name not in found:
+            found[name] = read_labelled(resolve(getattr(config, name)), columns, train.label_names)
+    return {name: found[name] for name in SPLITS}
+
+
+def _labels(network: Folder) -> tuple[str, ...] | None:
+    """Names of labels that the folder's trained head has; None where training makes the head."""
+    names = network.config.get("id2label") or {}
+    trained = any("Classification" in str(name) for name in network.config.get("architectures") or ())
+    named = [str(names[key]) for key in sorted(names, key=int)]
+    return tuple(named) if trained and not all(re.fullmatch(r"LABEL_\d+", name) for name in named) else None
+
+
+def _labelled_text(
+    config: TaskConfig, network: Folder, examples: dict[str, LabelledSet]
+) -> tuple[TaskFacts, dict[str, dict[str, Tensor]]]:
+    _check_positions(network, "task.max_length", config.max_length)
+    tokenizer = load_tokenizer(network)
+    pad = next((i for i in (tokenizer.pad_token_id, tokenizer.eos_token_id) if i is not None), 0)
+    facts = TaskFacts("labelled_text", config.headline, examples["train"].label_names, pad_id=pad)
+    pairs, splits = bool(config.text_pair_column), {}
+    for name, part in examples.items():
+        texts = zip(*part.inputs, strict=True) if pairs else (part.inputs,)
+        encoded = tokenizer(*map(list, texts), truncation=True, max_length=config.max_length)
+        lengths = [len(ids) for ids in encoded.input_ids]
+        if not min(lengths):
+            raise UserError(f"task: a text of the split {name} has no token of the tokenizer; remove it")
+        splits[name] = {
+            "ids": torch.tensor(list(_joined(encoded.input_ids)), dtype=torch.int32),
+            "starts": torch.tensor([0, *np.cumsum(lengths).tolist()]),
+            "labels": torch.from_numpy(part.labels),
+        }
+        if pairs and "token_type_ids" in encoded:
+            splits[name]["types"] = torch.tensor(list(_joined(encoded.token_type_ids)), dtype=torch.uint8)
+    return facts, splits
+
+
+def _joined(lists: list[list[int]]) -> Iterator[int]:
+    return (value for part in lists for value in part)
+
+
+def _check_positions(network: Folder, key: str, length: int) -> None:
+    """Raise UserError when samples are longer than the network's positions."""
+    most = network.config.get("n_positions") or network.config.get("max_position_embeddings")
+    if most and length > most:
+        raise UserError(f"{key} is {show(length)}, but {network.path} has {most:,} positions; lower it")

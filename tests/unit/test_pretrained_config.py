@@ -1,0 +1,110 @@
+"""Experiments on pretrained networks: what ships builds, and a mistake is one line."""
+
+from __future__ import annotations
+
+import pytest
+from toy import ROOT
+
+from planer.config.paths import resolve
+from planer.config.pretrained import (
+    PretrainedExperiment,
+    arm_name,
+    arm_values,
+    dense_of,
+    pretrained_names,
+)
+from planer.config.strict_yaml import read_experiment, read_yaml
+from planer.errors import UserError
+from planer.parsing import build, merge
+
+DEFAULTS = read_yaml(ROOT / "config/pretrained.yaml")
+FILES = {file.stem: file for file in (ROOT / "config/experiments").glob("*.yaml")}
+GIVEN = {"pretrained": {"folder": "net"}, "task": {"train": "my.txt"}}
+
+
+def values(**changes) -> dict:
+    return merge(DEFAULTS, GIVEN, changes)
+
+
+@pytest.mark.parametrize("name", pretrained_names(FILES))
+def test_every_arm_of_a_shipped_experiment_builds(name):
+    content = merge(DEFAULTS, *read_experiment(name, FILES))
+    assert build(PretrainedExperiment, content)
+    for arm in content["arms"]:
+        arm_values(content, arm)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"pretrained": {"config": {"model_type": "gpt2"}}}, "pretrained.folder: name a folder or a config, not both"),
+        ({"pretrained": {"folder": ""}}, "name a folder or a config, one of them"),
+        ({"pretrained": {"folder": "", "config": {"n_layer": 2}}}, "pretrained.config.model_type is missing"),
+        ({"pretrained": {"tokenizer": "x"}}, "a folder has its own"),
+        ({"pretrained": {"folder": "$HOME/net"}}, r"the only variable is \$PLANER_ASSETS"),
+        ({"pretrained": {"folder": "$PLANER_ASSETSX/net"}}, "the only variable"),
+        ({"task": {"train": ""}}, "task.train is empty"),
+        ({"task": {"metric": "accuracy"}}, "metric is 'accuracy'; allowed for text: auto, nll, ppl, bpc"),
+        ({"task": {"split": {"valid": 0.5, "test": 0.5}}}, "together they must be below 1"),
+        ({"arms": {"d": {"method": "magic"}}}, "arms.d.method is 'magic'; allowed: dense, experts, threshold"),
+        ({"arms": {"d": {"method": "experts", "task": {}}}}, "unknown key arms.d.task; allowed: method, finetune"),
+        ({"arms": {"d-seed1": {"method": "experts"}}}, "-seed<k> is for repeats"),
+        ({"arms": {"a/b": {"method": "experts"}}}, "names hold letters"),
+        ({"arms": {"d": {"method": "dense"}}}, "the arm dense has it, and no other"),
+        ({"finetune": {"tgt_len": 5}}, "unknown key finetune.tgt_len"),
+    ],
+)
+def test_mistakes(changes, message):
+    with pytest.raises(UserError, match=message) as refused:
+        build(PretrainedExperiment, values(**changes))
+    assert "\n" not in str(refused.value)
+
+
+def test_random_weights_are_no_start_of_sparsification():
+    changes = {"pretrained": {"folder": "", "config": {"model_type": "gpt2"}}, "sparsify": {"start": "folder"}}
+    with pytest.raises(UserError, match="random weights; write dense"):
+        build(PretrainedExperiment, values(**changes))
+
+
+def test_an_arm_changes_its_sections_only():
+    small = {"small": {"method": "experts", "cluster_experts": {"expert_size": 4}}}
+    content = values(arms=small)
+    changed = arm_values(content, "small-seed3")
+    assert changed["cluster_experts"] == content["cluster_experts"] | {"expert_size": 4}
+    assert arm_values(content, "dense") == content
+
+
+def test_a_wrong_override_names_key_and_arm():
+    content = values(arms={"odd": {"method": "experts", "sparsify": {"weight": -1}}})
+    with pytest.raises(UserError, match=r"sparsify.weight is -1; it must be from 0 .*\(arms.odd\)"):
+        arm_values(content, "odd")
+
+
+@pytest.mark.parametrize("variant", ["baseline", "dense-seed", "dense-seed0", "dense-seed1-seed1"])
+def test_unknown_variants(variant):
+    with pytest.raises(UserError, match="allowed: dense; add -seed<k>"):
+        arm_name(DEFAULTS, variant)
+
+
+def test_the_dense_variant_has_the_same_seed():
+    assert (dense_of("d2dmoe"), dense_of("d2dmoe-seed2")) == ("dense", "dense-seed2")
+
+
+def test_assets_are_below_their_variable(monkeypatch):
+    monkeypatch.setenv("PLANER_ASSETS", "/big/assets")
+    assert str(resolve("$PLANER_ASSETS/minilm")) == "/big/assets/minilm"
+    assert str(resolve("mine/net")) == "mine/net"
+
+
+def test_experiments_with_a_pretrained_network_are_told_from_the_others(tmp_path):
+    contents = {
+        "own": "model: {d_model: 8}\n",
+        "net": "seed: 1\npretrained: {folder: x}\n",
+        "child": "base: net\n",
+        "grandchild": "base: 'child'\n",
+        "inner": "x:\n  pretrained: 1\n",
+    }
+    files = {name: tmp_path / f"{name}.yaml" for name in contents}
+    for name, text in contents.items():
+        files[name].write_text(text)
+    assert pretrained_names(files) == ["child", "grandchild", "net"]

@@ -1,0 +1,13 @@
+"""Read a task's texts, tables or images, and turn them into what the network reads."""
+
+from pathlib import Path
+
+from planer.config.pretrained import PretrainedExperiment
+from planer.data.prepare_task import prepare_task
+from planer.pretrained.prepare import prepared_folder
+from planer.workflow.job import stage
+
+if __name__ == "__main__":
+    with stage(snakemake, PretrainedExperiment) as job:
+        network = prepared_folder(snakemake.input.network)
+        prepare_task(job.config.task, network, Path(snakemake.output.manifest).parent, snakemake.params.seed)
