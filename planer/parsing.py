@@ -14,6 +14,7 @@ from typing import Annotated, Literal
 
 from planer.errors import UserError
 
+DEFAULTS = "config/config.yaml and config/pretrained.yaml"
 EXPECTED = {float: "be a finite number", int: "be a whole number", str: "be text", bool: "be true or false"}
 
 
@@ -78,8 +79,8 @@ def merge(*layers: dict) -> dict:
         for key, value in layer.items():
             earlier = merged.get(key)
             both = isinstance(value, dict) and isinstance(earlier, dict)
-            same = both and value.get("kind", earlier.get("kind")) == earlier.get("kind")
-            merged[key] = merge(earlier, value) if same else value
+            kinds = {repr(mapping["kind"]) for mapping in (earlier, value) if "kind" in mapping} if both else ()
+            merged[key] = merge(earlier, value) if both and len(kinds) < 2 else value
     return merged
 
 
@@ -100,7 +101,7 @@ def build(cls: type, values: dict, path: str = ""):
             raise UserError(f"config: unknown key {prefix}{_show_key(key)}; {hint}")
     missing = [name for name in known if name not in values]
     if missing:
-        raise UserError(f"config: {prefix}{missing[0]} is missing; config/config.yaml describes it")
+        raise UserError(f"config: {prefix}{missing[0]} is missing; {DEFAULTS} describe all keys")
     converted = {name: convert(hints[name], values[name], f"{prefix}{name}") for name in known}
     try:
         return cls(**converted)

@@ -94,7 +94,7 @@ class SplitConfig:
 class TaskConfig:
     """What the network is used for, and with which data."""
 
-    type: Literal["text", "labelled_text", "labelled_images"]
+    kind: Literal["text", "labelled_text", "labelled_images"]
     train: str
     valid: str
     test: str
@@ -111,19 +111,19 @@ class TaskConfig:
             raise UserError("train is empty; name a file or folder")
         for key in ("train", "valid", "test"):
             check_path(key, getattr(self, key))
-        allowed = METRICS[self.type]
+        allowed = METRICS[self.kind]
         if self.metric not in ("auto", *allowed):
-            raise UserError(f"metric is {show(self.metric)}; allowed for {self.type}: auto, {', '.join(allowed)}")
+            raise UserError(f"metric is {show(self.metric)}; allowed for {self.kind}: auto, {', '.join(allowed)}")
 
     @property
     def head(self) -> str:
         """The network's head, as planer/pretrained/load.py names it."""
-        return HEADS[self.type]
+        return HEADS[self.kind]
 
     @property
     def headline(self) -> str:
         """The metric that arms are compared by."""
-        return METRICS[self.type][0] if self.metric == "auto" else self.metric
+        return METRICS[self.kind][0] if self.metric == "auto" else self.metric
 
 
 @dataclass(frozen=True)

@@ -32,11 +32,11 @@ def prepare_task(config: TaskConfig, network: Folder, folder: str | Path, seed: 
     seed: of the samples that are taken from train for other splits.
     Raises UserError, one line, for data that cannot be read or does not fit the network.
     """
-    if config.type == "text":
+    if config.kind == "text":
         facts, splits = _text(config, network)
     else:
         examples = _labelled(config, network, seed)
-        if config.type == "labelled_images":
+        if config.kind == "labelled_images":
             facts = image_facts(network, config.headline, examples["train"].label_names)
             splits = {name: image_tensors(network, part) for name, part in examples.items()}
         else:

@@ -28,7 +28,7 @@ MANIFEST = "manifest.json"
 class TaskFacts:
     """What holds for all splits of a prepared task."""
 
-    type: str
+    kind: str
     """As in the configuration: ``text``, ``labelled_text`` or ``labelled_images``."""
     metric: str
     """The headline, a key of METRICS in planer/tasks/metrics.py."""

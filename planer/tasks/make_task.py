@@ -33,4 +33,4 @@ def make_task(
     Raises UserError when a file is missing or damaged, or when there are fewer samples than a batch has.
     """
     facts, tensors = read_task(folder, splits)
-    return TASKS[facts.type](facts, tensors, training, runtime, name)
+    return TASKS[facts.kind](facts, tensors, training, runtime, name)

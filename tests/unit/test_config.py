@@ -117,7 +117,7 @@ def test_a_missing_key(path):
     values = copy.deepcopy(DEFAULTS)
     section, key = section_of(values, path)
     del section[key]
-    assert f"{path} is missing; config/config.yaml describes it" in message(values)
+    assert f"{path} is missing; config/config.yaml and" in message(values)
 
 
 @pytest.mark.parametrize(

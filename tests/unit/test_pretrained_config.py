@@ -19,7 +19,7 @@ from planer.parsing import build, merge
 
 DEFAULTS = read_yaml(ROOT / "config/pretrained.yaml")
 FILES = {file.stem: file for file in (ROOT / "config/experiments").glob("*.yaml")}
-GIVEN = {"pretrained": {"folder": "net"}, "task": {"train": "my.txt"}}
+GIVEN = {"pretrained": {"folder": "net"}, "task": {"kind": "text", "train": "my.txt"}}
 
 
 def values(**changes) -> dict:
@@ -60,6 +60,11 @@ def test_mistakes(changes, message):
     assert "\n" not in str(refused.value)
 
 
+def test_a_task_without_a_kind():
+    with pytest.raises(UserError, match="task.kind is missing"):
+        build(PretrainedExperiment, merge(DEFAULTS, {"pretrained": {"folder": "net"}, "task": {"train": "my.txt"}}))
+
+
 def test_random_weights_are_no_start_of_sparsification():
     changes = {"pretrained": {"folder": "", "config": {"model_type": "gpt2"}}, "sparsify": {"start": "folder"}}
     with pytest.raises(UserError, match="random weights; write dense"):
@@ -83,7 +88,7 @@ def test_a_wrong_override_names_key_and_arm():
 @pytest.mark.parametrize("variant", ["baseline", "dense-seed", "dense-seed0", "dense-seed1-seed1"])
 def test_unknown_variants(variant):
     with pytest.raises(UserError, match="allowed: dense; add -seed<k>"):
-        arm_name(DEFAULTS, variant)
+        arm_name(values(), variant)
 
 
 def test_the_dense_variant_has_the_same_seed():

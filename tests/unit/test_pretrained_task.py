@@ -45,20 +45,20 @@ def test_every_sample_of_a_split_is_in_one_batch(task):
 
 
 def test_scores_do_not_depend_on_the_batch_and_keep_the_order_of_the_split(task):
-    model = network(task.facts.type)
+    model = network(task.facts.kind)
     together = task.scores(model, "valid")
     task.eval_batch = 1
     alone = task.scores(model, "valid")
     np.testing.assert_allclose(together.nll, alone.nll, rtol=1e-5)
     if together.labels is not None:
-        assert together.labels.tolist() == tensors(task.facts.type, "valid")["labels"].tolist()
+        assert together.labels.tolist() == tensors(task.facts.kind, "valid")["labels"].tolist()
 
 
 def test_loss_is_that_of_transformers(task):
     """Its own loss for language models shifts labels inside, so that it sees one token more."""
-    model, batch = network(task.facts.type), task.batch(0)
+    model, batch = network(task.facts.kind), task.batch(0)
     ours = task.loss(model, batch, None).loss
-    if task.facts.type == "text":
+    if task.facts.kind == "text":
         tokens = torch.cat((batch["input_ids"], batch["labels"][:, -1:]), dim=1)
         theirs = model(input_ids=tokens, labels=tokens).loss
     else:
@@ -67,9 +67,9 @@ def test_loss_is_that_of_transformers(task):
 
 
 def test_evaluation_has_the_headline_first_and_leaves_the_mode(task):
-    model = network(task.facts.type).train()
+    model = network(task.facts.kind).train()
     measures = task.evaluate(model, "test")
-    assert next(iter(measures)) == ("nll" if task.facts.type == "text" else "accuracy")
+    assert next(iter(measures)) == ("nll" if task.facts.kind == "text" else "accuracy")
     assert model.training
 
 
