@@ -15,7 +15,7 @@ from planer.conversion.dynamic import dynamic_layers, make_dynamic, set_selector
 from planer.conversion.selectors import Selector, quantiles_of
 from planer.errors import UserError
 from planer.evaluation.arms.evaluate import Arm, evaluate_arm
-from planer.evaluation.arms.points import expert_points
+from planer.evaluation.arms.points import calibrate_norms, expert_points
 from planer.evaluation.arms.sweep import score
 from planer.evaluation.arms.timing import RANKED, speed_up
 from planer.files import check_shape
@@ -26,7 +26,7 @@ from planer.tasks.pretrained_task import PretrainedTask
 transformers = pytest.importorskip("transformers", reason="the package transformers is not installed")
 
 from tests.unit.tiny_pretrained import NEURONS, WIDTH, tiny  # noqa: E402
-from tests.unit.tiny_tasks import LABELS, facts, tensors  # noqa: E402
+from tests.unit.tiny_tasks import LABELS, LENGTHS, facts, tensors  # noqa: E402
 
 SIZE, ROUTER = 4, 8
 EXPERTS = NEURONS // SIZE
@@ -44,7 +44,7 @@ CONFIG = SimpleNamespace(
 
 def task_of(family: str) -> PretrainedTask:
     kind = KINDS[family]
-    splits = {split: tensors(kind, split) for split in ("valid", "test")}
+    splits = {split: tensors(kind, split) for split in LENGTHS}
     return TASKS[kind](facts(kind), splits, None, Runtime(seed=3))
 
 
@@ -73,8 +73,7 @@ def converted(family: str) -> nn.Module:
 def evaluated(request) -> tuple[str, dict]:
     family, model = request.param, converted(request.param)
     arm = Arm("toy", "d2dmoe", "experts", model, expert_points(model, CONFIG))
-    headline = "nll" if KINDS[family] == "text" else "accuracy"
-    return family, evaluate_arm(arm, network(family), task_of(family), headline, CONFIG)
+    return family, evaluate_arm(arm, network(family), task_of(family), CONFIG)
 
 
 def rows_of(evaluation: dict, selector: str, bound: str | None = None) -> list[dict]:
@@ -163,10 +162,21 @@ def test_padding_is_not_counted():
 
 def test_a_dense_arm_has_no_rows():
     dense = network("vit")
-    evaluation = evaluate_arm(Arm("toy", "dense", "dense", dense, ()), dense, task_of("vit"), "accuracy", CONFIG)
+    evaluation = evaluate_arm(Arm("toy", "dense", "dense", dense, ()), dense, task_of("vit"), CONFIG)
     check_shape("eval.json", evaluation, "arm")
     assert evaluation["rows"] == [] and evaluation["chosen"] is None
     assert {row["selector"] for row in evaluation["latency"]} == {"dense"}
+
+
+def test_the_oracle_of_absolute_runs_the_wanted_share():
+    """Its thresholds are calibrated on training tokens; those of the routers stay as they are stored."""
+    model, task = converted("gpt2"), task_of("gpt2")
+    stored = [layer.quantiles.clone() for layer in dynamic_layers(model)]
+    calibrate_norms(model, task)
+    assert all(torch.equal(a.quantiles, b) for a, b in zip(dynamic_layers(model), stored, strict=True))
+    set_selector(model, Selector("absolute", 0.5, "oracle"))
+    _, counter = score(model, task, "train", "")
+    assert np.mean(list(counter.shares().values())) == pytest.approx(0.5, abs=0.1)
 
 
 def test_rules_that_need_norms_are_left_out_where_routers_predict_none():

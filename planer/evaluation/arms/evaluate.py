@@ -13,7 +13,7 @@ from torch import nn
 
 from planer.conversion.sites import feed_forward_sites
 from planer.evaluation.arms.choice import choose
-from planer.evaluation.arms.points import Point, bound_points, first_rule
+from planer.evaluation.arms.points import Point, bound_points, calibrate_norms, first_rule
 from planer.evaluation.arms.sweep import Reference, score, sweep
 from planer.evaluation.arms.timing import time_arm
 from planer.git import git_commit
@@ -39,15 +39,15 @@ class Arm:
     """The first one skips nothing.  Empty for ``dense``."""
 
 
-def evaluate_arm(arm: Arm, dense: nn.Module, task: PretrainedTask, headline: str, config: ArmEvaluateConfig) -> dict:
+def evaluate_arm(arm: Arm, dense: nn.Module, task: PretrainedTask, config: ArmEvaluateConfig) -> dict:
     """Evaluate one arm; the result is valid against planer/schemas/arm.schema.json.
 
     dense: the network of the dense arm, in eval mode on the task's device; its layers are not converted.
-    task: with the splits valid and test.  headline: the metric by which rows are chosen and compared.
+    task: with all splits; rows are chosen and compared by the first of its metrics.
     Leaves both networks' weights in the runtime's dtype.
     """
-    started, metric = time.perf_counter(), METRICS[headline]
-    reference = Reference.of(dense, task, headline)
+    started, headline = time.perf_counter(), task.metrics[0]
+    metric, reference = METRICS[headline], Reference.of(dense, task)
     known = {
         "valid": reference.measures(score(dense, task, "valid", "dense arm, valid")[0]),
         "test": reference.measures(reference.dense),
@@ -57,6 +57,8 @@ def evaluate_arm(arm: Arm, dense: nn.Module, task: PretrainedTask, headline: str
     shown = ("all", first_rule(arm.points))
     timed = [point for point in arm.points if point.selector in shown or _same(point, chosen)]
     if arm.method == "experts":
+        if first_rule(arm.points) == "absolute":
+            calibrate_norms(arm.model, task)
         rows += sweep(arm.model, task, bound_points(arm.model, config, arm.points, rows), reference)
     latency = time_arm(dense, arm.model, timed, task, config.batches, config.latency_rounds)
     return {

@@ -11,9 +11,11 @@ from torch import nn
 
 from planer.conversion.dynamic import dynamic_layers, set_selector
 from planer.conversion.selectors import ALL, RULES, Selector
+from planer.conversion.site_routers import CALIBRATED_TOKENS, calibrate
 from planer.conversion.sites import FeedForwardSite
 from planer.errors import UserError
 from planer.evaluation.arms.flops import experts_flops
+from planer.tasks.pretrained_task import PretrainedTask
 
 if TYPE_CHECKING:
     from planer.config.pretrained import ArmEvaluateConfig
@@ -83,6 +85,14 @@ def bound_points(
         shares = sorted({round(row["executed_share"], 4) for row in first} - {0})
         found += [Selector("absolute", share, "random") for share in shares]
     return [_expert_point(model, selector) for selector in found]
+
+
+def calibrate_norms(model: nn.Module, task: PretrainedTask) -> None:
+    """Fill the quantiles of true norms, which the rule ``absolute`` on them needs; those of routers stay as stored."""
+    stored = [layer.quantiles.clone() for layer in dynamic_layers(model)]
+    calibrate(model, task, CALIBRATED_TOKENS, task.runtime.derive("calibration"))
+    for layer, quantiles in zip(dynamic_layers(model), stored, strict=True):
+        layer.quantiles.copy_(quantiles)
 
 
 def _expert_point(model: nn.Module, selector: Selector) -> Point:

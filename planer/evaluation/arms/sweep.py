@@ -55,11 +55,11 @@ class Reference:
     """Of the bootstrap, equal for all rows."""
 
     @classmethod
-    def of(cls, model: nn.Module, task: PretrainedTask, headline: str) -> Reference:
+    def of(cls, model: nn.Module, task: PretrainedTask) -> Reference:
         """The dense arm's network as reference."""
         scores, _ = score(model, task, "test", "dense arm, test")
-        metrics, seed = tuple(dict.fromkeys((headline, *task.metrics))), task.runtime.derive("bootstrap")
-        return cls(scores, network_flops(model), real_lengths(task, "test"), metrics, seed)
+        lengths, seed = real_lengths(task, "test"), task.runtime.derive("bootstrap")
+        return cls(scores, network_flops(model), lengths, task.metrics, seed)
 
     def measures(self, scores: Scores) -> dict[str, float]:
         """Metrics by name, the headline first."""
