@@ -58,6 +58,13 @@ def task_files(wildcards):
     return [str(path) for path in paths if path.exists()]
 
 
+def sparsification_start(wildcards):
+    """The fine-tuned dense network, unless sparsification starts from the folder."""
+    if arm_sections("sparsify")(wildcards)["sparsify"]["start"] == "folder":
+        return {}
+    return {"model": f"results/{{experiment}}/{dense_of(wildcards.variant)}/finetune/model.safetensors"}
+
+
 NETWORK = "results/models/{experiment}/manifest.json"
 TASK = "results/data/{experiment}-task/manifest.json"
 
@@ -153,3 +160,101 @@ rule finetune:
         "{wildcards.experiment}/{wildcards.variant} finetune: training the dense network; log: {log}"
     script:
         "../workflow/scripts/pretrained/finetune.py"
+
+
+rule sparsify_sites:
+    input:
+        unpack(sparsification_start),
+        network=NETWORK,
+        task=TASK,
+    output:
+        config="results/{experiment}/{variant}/sparsify/config.json",
+        model="results/{experiment}/{variant}/sparsify/model.safetensors",
+        history="results/{experiment}/{variant}/sparsify/history.parquet",
+        metrics="results/{experiment}/{variant}/sparsify/metrics.json",
+    log:
+        "logs/{experiment}/{variant}/sparsify_sites.log",
+    benchmark:
+        "logs/{experiment}/{variant}/sparsify_sites.tsv"
+    wildcard_constraints:
+        experiment=PRETRAINED_NAME,
+    conda:
+        "../envs/torch.yaml"
+    threads: threads_of
+    resources:
+        gpu=gpus,
+        mem_mb=lambda wildcards, attempt: 16000 * attempt,
+        runtime=most_minutes,
+    params:
+        config=arm_sections("device", "threads", "dtype", "sparsify"),
+        max_hours=max_hours,
+        seed=arm_seed("sparsify"),
+        code=code_hash("pretrained/sparsify.py"),
+    message:
+        "{wildcards.experiment}/{wildcards.variant} sparsify_sites: making activations sparse; log: {log}"
+    script:
+        "../workflow/scripts/pretrained/sparsify.py"
+
+
+rule cluster_sites:
+    input:
+        network=NETWORK,
+        task=TASK,
+        model="results/{experiment}/{variant}/sparsify/model.safetensors",
+    output:
+        labels="results/{experiment}/{variant}/cluster/labels.parquet",
+        metrics="results/{experiment}/{variant}/cluster/metrics.json",
+    log:
+        "logs/{experiment}/{variant}/cluster_sites.log",
+    benchmark:
+        "logs/{experiment}/{variant}/cluster_sites.tsv"
+    wildcard_constraints:
+        experiment=PRETRAINED_NAME,
+    conda:
+        "../envs/torch.yaml"
+    threads: threads_of
+    resources:
+        gpu=gpus,
+        mem_mb=lambda wildcards, attempt: 16000 * attempt,
+        runtime=most_minutes,
+    params:
+        config=arm_sections("device", "threads", "dtype", "cluster_experts"),
+        seed=arm_seed("cluster_experts"),
+        code=code_hash("pretrained/cluster.py"),
+    message:
+        "{wildcards.experiment}/{wildcards.variant} cluster_sites: splitting feed-forward layers into experts; log: {log}"
+    script:
+        "../workflow/scripts/pretrained/cluster.py"
+
+
+rule train_site_routers:
+    input:
+        network=NETWORK,
+        task=TASK,
+        model="results/{experiment}/{variant}/sparsify/model.safetensors",
+        labels="results/{experiment}/{variant}/cluster/labels.parquet",
+    output:
+        routers="results/{experiment}/{variant}/routers/routers.safetensors",
+        history="results/{experiment}/{variant}/routers/history.parquet",
+        metrics="results/{experiment}/{variant}/routers/metrics.json",
+    log:
+        "logs/{experiment}/{variant}/train_site_routers.log",
+    benchmark:
+        "logs/{experiment}/{variant}/train_site_routers.tsv"
+    wildcard_constraints:
+        experiment=PRETRAINED_NAME,
+    conda:
+        "../envs/torch.yaml"
+    threads: threads_of
+    resources:
+        gpu=gpus,
+        mem_mb=lambda wildcards, attempt: 16000 * attempt,
+        runtime=most_minutes,
+    params:
+        config=arm_sections("device", "threads", "dtype", "train_routers"),
+        seed=arm_seed("train_routers"),
+        code=code_hash("pretrained/train_routers.py"),
+    message:
+        "{wildcards.experiment}/{wildcards.variant} train_site_routers: training the routers; log: {log}"
+    script:
+        "../workflow/scripts/pretrained/train_routers.py"

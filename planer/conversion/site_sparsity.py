@@ -16,7 +16,7 @@ Letters in shapes: B samples, T tokens, F neurons.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -30,9 +30,9 @@ from planer.conversion.recording import Recorder, Seen, typical_passes, typical_
 from planer.conversion.sites import FeedForwardSite, feed_forward_sites
 from planer.runtime import Runtime
 from planer.tasks.pretrained_task import PretrainedTask
-from planer.tasks.task import MAIN, Metrics, Result
-from planer.training.loop import Record, StepGroup, fit
-from planer.training.optimizer import make_optimizer
+from planer.tasks.task import Metrics, Result
+from planer.training.finetune import finetune
+from planer.training.loop import Record
 from planer.training.terms import Term
 
 if TYPE_CHECKING:
@@ -108,10 +108,10 @@ def sparsify_sites(
 
     Returns the history, and the metrics:
 
-    - valid_<measure>, and valid_<measure>_before, of the network before its activation was replaced
+    - those of ``finetune``, and valid_<measure>_before, of the network before its activation was replaced
     - sparsity, negligible (means over layers on validation samples) and both with the suffix ``_before``;
       sparsity_<site>
-    - converted_layers, and those of ``training.loop.fit``
+    - converted_layers
 
     With a weight of 0 there is no penalty: a ReLU network without it is what MoEfication starts from.
     The caller deletes the checkpoint when it has written the results.
@@ -120,32 +120,16 @@ def sparsify_sites(
     before = task.evaluate(model, "valid", "sparsify: before")
     rare = sparsity(model, task, "valid").mean()
     prepare_activation(model, config.on)
-    history, speed = _train(model, task, config, runtime, record)
-    model.eval()
-    if record.until is not None and record.until < config.steps:
-        return history, speed
-    after, shares = task.evaluate(model, "valid", "sparsify: validation"), sparsity(model, task, "valid")
-    return history, {
+    penalties = [SitePenalty(model, task, config)] if config.weight else []
+    with penalties[0].watching() if penalties else nullcontext():
+        history, metrics = finetune(model, task, config, runtime, record, penalties)
+    shares = sparsity(model, task, "valid")
+    return history, metrics | {
         "converted_layers": len(shares),
-        **{f"valid_{name}": value for name, value in after.items()},
         **{f"valid_{name}_before": value for name, value in before.items()},
         "sparsity": shares["zero"].mean(),
         "negligible": shares["negligible"].mean(),
         "sparsity_before": rare["zero"],
         "negligible_before": rare["negligible"],
         **{f"sparsity_{name}": share for name, share in shares["zero"].items()},
-        **speed,
     }
-
-
-def _train(
-    model: nn.Module, task: PretrainedTask, config: SiteSparsifyConfig, runtime: Runtime, record: Record
-) -> tuple[pd.DataFrame, dict[str, float]]:
-    """History and speed."""
-    runtime.seed_everything("sparsify", "dropout")
-    groups = {MAIN: StepGroup(make_optimizer(model.parameters(), config.optimizer), config.optimizer, config.steps)}
-    if config.weight == 0:
-        return fit(model.train(), task, [], groups, runtime, config, record)
-    penalty = SitePenalty(model, task, config)
-    with penalty.watching():
-        return fit(model.train(), task, [penalty], groups, runtime, config, record)
