@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from planer.errors import UserError
+from planer.models.decoder import start
 from planer.models.transformer import LanguageModel
 from planer.parsing import Range, build, show
 
@@ -90,11 +91,14 @@ def generate(
     generator = torch.Generator().manual_seed(sampling.seed)
     device = next(model.parameters()).device
     reading = {"mem_len": mem_len, "clamp_len": clamp_len, "same_length": True, "attention": "cached"}
-    waiting, state = torch.tensor([ids], device=device), None
-    for _ in range(sampling.tokens):
-        for segment in waiting.split(SEGMENT, dim=1):
-            output = model(segment, state, **reading)
-            state = output.state
-        token = sampling.choose(model.log_probs(output.hidden[0, -1]), generator)
-        yield token
-        waiting = torch.tensor([[token]], device=device)
+    prompt_ids, state = torch.tensor([ids], device=device), None
+    for segment in prompt_ids.split(SEGMENT, dim=1):
+        output = model(segment, state, **reading)
+        state = output.state
+    token = sampling.choose(model.log_probs(output.hidden[0, -1]), generator)
+    yield token
+    if sampling.tokens > 1:
+        read = start(model, state, sampling.tokens - 1, mem_len, clamp_len)
+        for _ in range(sampling.tokens - 1):
+            token = sampling.choose(read(torch.tensor([token], device=device))[0], generator)
+            yield token

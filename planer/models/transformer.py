@@ -72,9 +72,10 @@ class LanguageModel(nn.Module):
         self.final_norm = nn.LayerNorm(architecture.d_model) if architecture.norm == "pre" else nn.Identity()
         self.dropout = nn.Dropout(architecture.dropout)
         self._last_segment: tuple[tuple, Segment] | None = None
+        self.decoder = None  # of planer/models/decoder.py
 
     def train(self, mode: bool = True) -> LanguageModel:
-        self._last_segment = None
+        self._last_segment = self.decoder = None
         return super().train(mode)
 
     def forward(

@@ -24,7 +24,7 @@ from planer.errors import UserError
 from planer.files import replacing
 
 SOURCES = sorted(Path(__file__).parents[1].glob("*/*.cpp"))
-HEADERS = sorted(Path(__file__).parent.glob("*.h"))
+HEADERS = sorted(Path(__file__).parents[1].glob("*/*.h"))
 OPTIONS = ("-O3", "-march=native", "-std=c++20", "-fopenmp", "-fPIC", "-shared", "-w")
 
 log = logging.getLogger(__name__)

@@ -1,0 +1,199 @@
+"""The decode engine gives what reading the whole text anew gives, in double precision and without any memory."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+
+import pytest
+import torch
+from numerics import normalised_error
+
+from planer.heads import AdaptiveSoftmax, Softmax
+from planer.heads.sparse_softmax import SparseSoftmax
+from planer.kernels.cpp import build
+from planer.models import LanguageModel, steps
+from planer.models.decoder import Sequences, decoder_of
+from planer.models.generate import Sampling, generate
+from planer.specs import Architecture, Attention, DynamicMoE, FeedForward, MoE, Skip
+from planer.specs.sparse_attention import SparseAttention
+from planer.specs.sparse_conv_attention import SparseConvAttention
+from planer.specs.sparse_feed_forward import SparseFeedForward
+
+pytestmark = pytest.mark.skipif("not available()", reason="needs a C++ compiler")
+
+D_MODEL, VOCABULARY, PROMPT, TOKENS = 24, 30, 7, 13
+TOLERANCE = 1e-5
+BLOCKS = {
+    "feed_forward": FeedForward(37),
+    "top-1": MoE(17, 3, 1),
+    "top-2": MoE(17, 3, 2),
+    "dynamic": DynamicMoE(32, 8, 4),
+    "small blocks": SparseFeedForward(36, 4),
+    "large blocks": SparseFeedForward(140, 35),
+    "weighted": SparseFeedForward(36, 6, weighted=True),
+    "attention": Attention(3, 8),
+    "sparse attention": SparseAttention(3, 8, 6),
+    "convolutions": SparseConvAttention(3, 8, 6),
+}
+HEADS = (
+    Softmax(),
+    AdaptiveSoftmax((10, 20), 1),
+    AdaptiveSoftmax((10, 20), 2),
+    SparseSoftmax(5),
+)
+
+
+def available() -> bool:
+    return build.available()
+
+
+def network(*blocks, norm: str = "post", head=HEADS[0], d_model: int = D_MODEL) -> LanguageModel:
+    model = LanguageModel(Architecture(VOCABULARY, d_model, blocks, norm=norm, head=head))
+    generator = torch.Generator().manual_seed(1)
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.4, generator=generator)
+    for layer in model.dynamic_blocks():
+        layer.tau = 0.5
+    return model.eval()
+
+
+def text(sequences: int = 2) -> torch.Tensor:
+    return torch.randint(VOCABULARY, (sequences, PROMPT + TOKENS), generator=torch.Generator().manual_seed(3))
+
+
+@torch.inference_mode()
+def decoded(model: LanguageModel, ids: torch.Tensor, mem_len: int = 100, clamp_len: int = 0) -> torch.Tensor:
+    """Log-probabilities after each token behind the prompt [B, TOKENS, V]."""
+    reading = {"mem_len": mem_len, "clamp_len": clamp_len, "same_length": True, "attention": "cached"}
+    state = model(ids[:, :PROMPT], **reading).state
+    sequences = Sequences(decoder_of(model), state, TOKENS, mem_len, clamp_len)
+    return torch.stack([sequences.read(ids[:, t]) for t in range(PROMPT, ids.shape[1])], dim=1)
+
+
+@torch.no_grad()
+def expected(model: LanguageModel, ids: torch.Tensor, mem_len: int = 100, clamp_len: int = 0) -> torch.Tensor:
+    model = copy.deepcopy(model).double()
+    hidden = model(ids, mem_len=mem_len, clamp_len=clamp_len, same_length=True).hidden
+    return model.log_probs(hidden)[:, PROMPT:]
+
+
+def error(model: LanguageModel, **reading: int) -> float:
+    return normalised_error(decoded(model, text(), **reading), expected(model, text(), **reading))
+
+
+@pytest.mark.parametrize("norm", ["post", "pre"])
+@pytest.mark.parametrize("spec", BLOCKS.values(), ids=BLOCKS)
+def test_a_block(spec, norm):
+    assert spec.kind in steps.STEPS
+    assert error(network(spec, norm=norm)) < TOLERANCE
+
+
+@pytest.mark.parametrize(("mem_len", "clamp_len"), [(0, 0), (5, 0), (5, 3), (PROMPT, 0), (PROMPT + 1, 2), (100, 4)])
+@pytest.mark.parametrize("kind", ["attention", "sparse attention", "convolutions"])
+def test_a_memory(kind, mem_len, clamp_len):
+    """Shorter than the prompt, as long, shorter than the text, and longer."""
+    model = network(BLOCKS[kind], BLOCKS[kind])
+    assert error(model, mem_len=mem_len, clamp_len=clamp_len) < TOLERANCE
+
+
+@pytest.mark.parametrize("head", HEADS, ids=lambda head: head.label)
+@pytest.mark.parametrize("norm", ["post", "pre"])
+def test_a_head(head, norm):
+    assert error(network(*BLOCKS.values(), Skip(), norm=norm, head=head)) < TOLERANCE
+
+
+def test_one_sequence_gets_the_bits_that_it_gets_among_others():
+    model, ids = network(*BLOCKS.values()), text(8)
+    with torch.inference_mode():
+        state = model(ids[:, :PROMPT], mem_len=5, attention="cached").state
+        alone = [entry and tuple(tensor[3:4] for tensor in entry) for entry in state]
+        all_eight, one = (Sequences(decoder_of(model), entries, TOKENS, 5, 0) for entries in (state, alone))
+        for t in range(PROMPT, PROMPT + TOKENS):
+            assert torch.equal(all_eight.read(ids[:, t])[3], one.read(ids[3:4, t])[0])
+
+
+def test_threads_change_no_bits():
+    """Layers and memory are so large that three threads share them."""
+    wide = FeedForward(2048), SparseFeedForward(2048, 4), Attention(4, 32), SparseConvAttention(4, 32, 4)
+    model, threads, found = network(*wide, d_model=128), torch.get_num_threads(), []
+    prompt = torch.arange(400)[None] % VOCABULARY
+    try:
+        with torch.inference_mode():
+            state = model(prompt, mem_len=600, attention="cached").state
+        for count in (1, 3):
+            torch.set_num_threads(count)
+            with torch.inference_mode():
+                found.append(Sequences(decoder_of(model), state, 1, 600, 0).read(prompt[:, 0]))
+    finally:
+        torch.set_num_threads(threads)
+    assert torch.equal(*found)
+
+
+def test_of_equal_logits_the_first_neuron_runs():
+    model = network(BLOCKS["large blocks"])
+    controller = model.blocks[0].sublayer.controller
+    with torch.no_grad():
+        controller.c2.zero_()
+        controller.bias.zero_()
+        controller.bias[[3, 20, 34, 40, 41, 69, 104, 139]] = 1.0
+    assert error(model) < TOLERANCE
+
+
+def test_changed_weights_are_laid_out_anew():
+    model = network(*BLOCKS.values(), head=HEADS[-1])
+    first = decoder_of(model)
+    assert decoder_of(model) is first
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter += 0.01
+    assert decoder_of(model) is not first
+    assert error(model) < TOLERANCE
+
+
+def test_a_changed_threshold_counts_at_once():
+    model = network(BLOCKS["dynamic"])
+    before = decoded(model, text())
+    model.dynamic_blocks()[0].tau = 0.0
+    assert not torch.equal(decoded(model, text()), before)
+    assert error(model) < TOLERANCE
+
+
+def test_longer_texts_need_more_distances():
+    model = network(BLOCKS["attention"])
+    for mem_len in (2, 50, 10):
+        assert error(model, mem_len=mem_len) < TOLERANCE
+
+
+def test_blocks_without_an_operator_run_in_pytorch(monkeypatch):
+    for kind in ("attention", "moe"):
+        monkeypatch.delitem(steps.STEPS, kind)
+    assert error(network(*BLOCKS.values(), norm="pre"), mem_len=5) < TOLERANCE
+
+
+def test_copies_lay_out_their_own_weights():
+    model = network(BLOCKS["attention"])
+    decoder_of(model)
+    assert copy.deepcopy(model).decoder is None and pickle.loads(pickle.dumps(model.decoder)) is None
+
+
+def test_training_forgets_the_layout():
+    model = network(BLOCKS["feed_forward"])
+    decoder_of(model)
+    assert model.train().decoder is None
+
+
+@pytest.mark.parametrize("change", ["double precision", "no compiler"])
+def test_pytorch_writes_the_same_text(monkeypatch, change):
+    def written() -> list[int]:
+        return list(generate(model, [1, 2, 3], Sampling.of(tokens=20, temperature=2.0), mem_len=6))
+
+    model = network(*BLOCKS.values(), norm="pre")
+    before = written()
+    assert model.decoder is not None and len(set(before)) > 9
+    if change == "double precision":
+        model.double()
+    else:
+        monkeypatch.setattr(build, "available", lambda: False)
+    assert decoder_of(model) is None
+    assert written() == before
