@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from numerics import FORMULAS, normalised_error
 from torch.utils.flop_counter import FlopCounterMode
 
-from planer.kernels.activations import ACTIVATIONS, GATED, factors
+from planer.kernels.activations import ALL, GATED, factors
 from planer.kernels.cpp import build
 from planer.kernels.neuron_threshold import SCORES, neuron_threshold, neuron_threshold_reference
 
@@ -44,7 +44,7 @@ def arguments(tokens, neurons, width=37, activation="swiglu", share=0.5, score="
 
 
 @pytest.mark.parametrize("backend", ["auto", *BACKENDS])
-@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("activation", ALL)
 @pytest.mark.parametrize("score", SCORES)
 def test_outputs_and_counts(backend, activation, score):
     for tokens, share in itertools.product((2, 7, 13, 31), (0.2, 0.7)):
@@ -84,7 +84,7 @@ def test_any_size(backend, neurons, score):
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("activation", ALL)
 @pytest.mark.parametrize("score", SCORES)
 def test_a_limit_of_zero_is_the_dense_layer(backend, activation, score):
     (x, w1, b1, w2, b2), limits = arguments(9, 40, activation=activation)

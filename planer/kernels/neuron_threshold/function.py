@@ -27,7 +27,7 @@ from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 from planer.kernels import choice
-from planer.kernels.activations import check_activation, factors
+from planer.kernels.activations import ALL, check_activation, factors
 from planer.kernels.cpp import build
 from planer.kernels.neuron_threshold import backends
 from planer.kernels.neuron_threshold.reference import neuron_threshold_reference
@@ -51,14 +51,14 @@ def neuron_threshold(
     """y [N, D], and how many neurons each token ran, [N] int64.
 
     x: [N, D]; w1: [F, D]; b1: [F] or None; w2: [F, D]; b2: [D] or None; limits: [F], not negative.
-    activation: one of ACTIVATIONS; a gated one takes w1 [2F, D] and b1 [2F], the gate's rows first.
+    activation: as in planer/kernels/activations.py; a gated one takes w1 [2F, D] and b1 [2F], the gate's rows first.
     score: one of SCORES.  backend: one of BACKENDS, or ``auto`` for the one that the table of this device names.
 
     There are no gradients but of the reference: calling backward raises RuntimeError.  Under autocast all products run
     in its precision.  Raises ValueError for an unknown score, activation or backend, where a backend cannot run, and
     for tensors that do not fit each other.
     """
-    check_activation("neuron_threshold", activation)
+    check_activation("neuron_threshold", activation, ALL)
     for name, value, allowed in (("score", score, SCORES), ("backend", backend, ("auto", *BACKENDS))):
         if value not in allowed:
             raise ValueError(f"neuron_threshold: {name} is {value!r}; allowed: {', '.join(allowed)}")

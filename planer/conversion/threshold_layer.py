@@ -1,0 +1,113 @@
+"""Feed-forward layers of pretrained networks that compute only the neurons of each token whose score is over theta.
+
+Nothing is trained.  The score of neuron j, with the hidden activations h and, of a gated layer, the gate's g = act(z):
+
+- ``gate``: |g_j|, or |h_j| without a gate (CATS, arXiv 2404.08763);
+- ``product``: |h_j| ||w2_j||, the norm of what the neuron adds to the output.
+
+Letters in shapes: N tokens, D model width, F neurons.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from planer.conversion.counter import Counter
+from planer.conversion.sites import FeedForwardSite, Weights, feed_forward_sites
+from planer.errors import UserError
+from planer.kernels.activations import gated
+from planer.kernels.neuron_threshold import SCORES, neuron_threshold
+
+
+class ThresholdFeedForward(nn.Module):
+    """A feed-forward layer that computes the neurons with a score over ``theta``.  At 0 it equals the dense layer.
+
+    Every token decides by itself, so that decoding equals a pass over the whole text.  For inference: over 0 there are
+    no gradients.  The layer's weights stay where they are, under their names; nothing is saved with them.
+    """
+
+    limits: Tensor
+    """Of each neuron, the magnitude of g_j or h_j over which it runs, [F] in single precision; not saved."""
+
+    def __init__(self, site: FeedForwardSite, theta: float, score: str):
+        super().__init__()
+        self.name, self.score = site.name, score
+        self.counter: Counter | None = None
+        self._site = site  # no module: its parameters keep their names in the network
+        self._activation = gated(site.activation) if site.gated else site.activation
+        self.register_buffer("limits", torch.empty(0), persistent=False)
+        self.set_theta(theta)
+
+    def set_theta(self, theta: float) -> None:
+        """Compute the neurons with a score over theta from now on.  Raises UserError as ``limits`` does."""
+        self.theta, self.limits = theta, limits(self._site, theta, self.score)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x [..., D] to y [..., D], before dropout and residual.
+
+        Raises ValueError in training mode at a theta over 0.
+        """
+        neurons = len(self.limits)
+        if self.training and self.theta:
+            raise ValueError(f"{self.name} leaves out neurons, which is for inference; call eval() or set theta to 0")
+        if self.training or not (self.theta or self._site.activation == "relu"):  # of ReLU, zeros are left out at 0
+            if self.counter is not None:
+                self.counter.add(self.name, torch.full(x.shape[:-1], neurons, device=x.device), neurons)
+            return self._site.dense(x)
+        weights = _stored_by_neuron(self._site)
+        arguments = *weights.first(), weights.w2, weights.b2, self.limits, self.score
+        y, executed = neuron_threshold(x.flatten(0, -2), *arguments, activation=self._activation)
+        if self.counter is not None:
+            self.counter.add(self.name, executed, neurons)
+        return y.view(x.shape)
+
+
+def _stored_by_neuron(site: FeedForwardSite) -> Weights:
+    """The site's weights; a network that was copied, moved or loaded has lost their order in memory."""
+    weights = site.weights()
+    if weights.by_neuron:
+        return weights
+    site.store_by_neuron()
+    return site.weights()
+
+
+@torch.no_grad()
+def output_norms(site: FeedForwardSite) -> Tensor:
+    """||w2_j|| of every neuron, [F] in single precision."""
+    return site.weights().w2.float().norm(dim=1)
+
+
+@torch.no_grad()
+def limits(site: FeedForwardSite, theta: float, score: str) -> Tensor:
+    """The magnitude of g_j or h_j that has the score theta: [F] in single precision.
+
+    Raises UserError for an unknown score, and for a theta that is negative or not finite.
+    """
+    if score not in SCORES:
+        raise UserError(f"thresholds: score is {score!r}; allowed: {', '.join(SCORES)}")
+    if not 0 <= theta < float("inf"):
+        raise UserError(f"thresholds: theta of {site.name} is {theta:g}; allowed: numbers from 0")
+    norms = output_norms(site)
+    if theta == 0 or score == "gate":
+        return torch.full_like(norms, theta)
+    return theta / norms  # infinite where a neuron adds nothing
+
+
+def apply_thresholds(model: nn.Module, thetas: Mapping[str, float], score: str) -> list[ThresholdFeedForward]:
+    """Put thresholds on the neurons of all feed-forward layers, in the place of those that are there.
+
+    model: in transformers' classes.  thetas: by the names of its feed-forward layers.
+    Returns the layers, in order.  Raises UserError when a layer has no theta, or when one belongs to no layer.
+    """
+    sites = feed_forward_sites(model)
+    if names := {site.name for site in sites} ^ thetas.keys():
+        problem = "has no theta" if min(names) not in thetas else "is no feed-forward layer of this network"
+        raise UserError(f"thresholds: {min(names)} {problem}; calibrate the thresholds on this network")
+    layers = [ThresholdFeedForward(site, thetas[site.name], score) for site in sites]
+    for site, layer in zip(sites, layers, strict=True):
+        site.replace(layer.train(site.layer.training))
+        _stored_by_neuron(site)
+    return layers
