@@ -39,7 +39,7 @@ def parser() -> Parser:
 
     def add(name: str, run, text: str) -> Parser:
         command = commands.add_parser(name, help=text, description=text)
-        command.add_argument("folder", metavar="FOLDER", help="a trained network: results/.../retrain or an export")
+        command.add_argument("folder", metavar="FOLDER", help="of a network: results/.../retrain, .../hf, an export")
         command.add_argument("--vocab", metavar="PATH", help="vocab.json of its text, where it cannot be found")
         command.set_defaults(run=run)
         return command
@@ -64,6 +64,7 @@ def parser() -> Parser:
     add("info", info, "show what a network is")
     command = add("export", export, "write a Hugging Face folder")
     command.add_argument("out", metavar="OUT", help="a new or empty folder")
+    command.add_argument("--plain", action="store_true", help="the dense network of a converted folder alone")
     command = add("register", register, "register a network as a model in MLflow")
     command.add_argument("name", metavar="NAME", help="of the model; a known one gets its next version")
     command.add_argument("--results", metavar="PATH", type=Path, default="results", help="where mlflow.db is (results)")
@@ -105,14 +106,32 @@ def serve(options: argparse.Namespace) -> None:
 
 def info(options: argparse.Namespace) -> None:
     """Print one fact a line."""
-    from planer.models.describe import describe
+    from planer.pretrained.folder import is_pretrained
 
-    for name, value in describe(options.folder, options.vocab):
+    if is_pretrained(options.folder):
+        from planer.pretrained.describe import describe
+
+        facts = describe(options.folder)
+    else:
+        from planer.models.describe import describe
+
+        facts = describe(options.folder, options.vocab)
+    for name, value in facts:
         print(f"{name + ':':<12}{value}")
 
 
 def export(options: argparse.Namespace) -> None:
     """Write the folder and say how to load it."""
+    from planer.pretrained.folder import is_pretrained
+
+    if options.plain:
+        from planer.pretrained.save import export_plain
+
+        export_plain(options.folder, options.out)
+        print(f"wrote {options.out}")
+        return
+    if is_pretrained(options.folder):
+        raise UserError(f"{options.folder} is a Hugging Face folder already; --plain writes its dense network alone")
     from planer.models.export import export_network
 
     export_network(options.folder, options.out, options.vocab)
@@ -144,7 +163,8 @@ def main(arguments: list[str] | None = None) -> None:
         options.run(options)
         sys.stdout.flush()
     except UserError as error:
-        sys.exit(f"planer: {' '.join(str(error).split())}")
+        message = " ".join(str(error).split()).removeprefix("pretrained.folder: ")  # a key of experiments
+        sys.exit(f"planer: {message}")
     except (BrokenPipeError, KeyboardInterrupt):  # the reader has enough
         sys.stderr.close()
         sys.exit(1)

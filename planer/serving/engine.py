@@ -22,7 +22,8 @@ from planer.serving.stop_words import StopWords
 Deliver = Callable[[str | None], None]
 """Takes new text, and None after the last of it."""
 FINISHES = ("stop", "length", "timeout", "cancelled", "closing", "error")
-"""A stop word; all tokens; the time limit; the client hung up; the server stops; a fault of the server."""
+"""A stop word, or the network's end of the text; all tokens; the time limit; the client hung up; the server stops; a
+fault of the server."""
 
 
 class Full(Exception):
@@ -48,11 +49,13 @@ class Generation:
         seconds: float,
         deliver: Deliver,
     ):
-        """ids: the prompt's.  sampling: options of ``Network.stream``.  seconds: to the last token, from now."""
+        """ids: the prompt's.  sampling: options of ``Network.stream``, with tokens.  seconds: to the last token, from
+        now."""
         self.prompt_tokens, self.tokens = len(ids), 0
         self.finish: str | None = None
         self._deadline = time.monotonic() + seconds
         self._cancelled = False
+        self._most = sampling["tokens"]
         self._stop_words = StopWords(stop_words)
         self._deliver = deliver
         self._pieces = network.surroundings.vocabulary.pieces(self._counted(network.stream(ids, **sampling)))
@@ -65,7 +68,7 @@ class Generation:
         """Read the prompt, or write one token and deliver the text that it makes certain."""
         piece = next(self._pieces, None)
         if piece is None:
-            self.end("length")
+            self.end("stop" if self.tokens < self._most else "length")
         elif text := self._stop_words.feed(piece):
             self._deliver(text)
         if self._stop_words.found:

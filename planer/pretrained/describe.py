@@ -1,0 +1,60 @@
+"""What a network in transformers' classes is, in lines for people: for ``python -m planer info`` and model cards."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from safetensors import safe_open
+
+from planer.files import read_json
+from planer.pretrained.folder import ROUTERS, Folder, check_folder, head_of
+
+
+def describe(folder: str | Path) -> Iterator[tuple[str, str]]:
+    """Names and values.  Weights are not read.  Raises UserError where the folder holds no such network."""
+    found = check_folder(folder, head_of(folder), converted=True)
+    network, routers = _sizes(found)
+    yield "network", f"{found.config['architectures'][0]} ({found.config['model_type']})"
+    yield "parameters", f"{network:,}" + (f", and {routers:,} of routers" if routers else "")
+    if conversion := found.conversion:
+        size, width = conversion["expert_size"], conversion["router_width"]
+        yield "layers", f"feed-forward layers in experts of {size} neurons, routers of width {width}"
+        yield "runs", selected(conversion["selector"], conversion["value"])
+    if (path := found.path / "eval.json").is_file():
+        yield from figures(read_json(path, "arm"))
+
+
+def selected(selector: str, value: float) -> str:
+    """How a converted network runs."""
+    return "all experts" if selector == "all" else f"{selector} {value:g}"
+
+
+def figures(evaluation: Mapping) -> Iterator[tuple[str, str]]:
+    """Measured figures of an arm's eval.json: quality, FLOPs and time at the chosen setting."""
+    task, chosen = evaluation["task"], evaluation["chosen"]
+    yield "variant", f"{evaluation['experiment']}/{evaluation['variant']}"
+    yield f"test {task['title']}", f"{evaluation['quality']['test'][task['metric']]:.4g} dense"
+    if chosen is None:
+        yield "chosen", f"none: no setting keeps the quality within {evaluation['tolerance']:.0%} of the dense arm"
+        return
+    row = next(row for row in evaluation["rows"] if not row["bound"] and chosen.items() <= row.items())
+    yield "chosen", f"{selected(**chosen)}, test {task['title']} {row['test'][task['metric']]:.4g}"
+    yield "FLOPs", f"{row['network_ratio']:.1%} of the dense network's, {row['feed_forward_ratio']:.1%} in its layers"
+    for entry in evaluation["latency"]:
+        if chosen.items() <= entry.items():
+            device = evaluation["provenance"]["device"]
+            name = f"{entry['phase']}, batch {entry['batch']}"
+            yield name, f"{entry['speed_up']:.2f} times the dense network's speed, on {device}"
+
+
+def _sizes(folder: Folder) -> tuple[int, int]:
+    """Weights of the network, and of its routers."""
+    network = routers = 0
+    for file in folder.weights:
+        with safe_open(file, framework="np") as content:
+            sizes = {name: math.prod(content.get_slice(name).get_shape()) for name in list(content.keys())}
+        network += sum(size for name, size in sizes.items() if ROUTERS not in name)
+        routers += sum(size for name, size in sizes.items() if f"{ROUTERS}router." in name)
+    return network, routers

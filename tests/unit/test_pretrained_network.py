@@ -1,0 +1,109 @@
+"""Decoders in transformers' classes write text through planer: as transformers' own generate does, token for token."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+
+import planer
+from planer.__main__ import main
+from planer.errors import UserError
+
+transformers = pytest.importorskip("transformers", reason="the package transformers is not installed")
+
+from planer.pretrained.hook import save_converted  # noqa: E402
+from tests.unit.converted import converted  # noqa: E402
+from tests.unit.tiny_pretrained import save_tokenizer, tiny  # noqa: E402
+
+PROMPT = "the quick brown fox"
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    """A converted folder of a family, saved when asked for, that runs dynamic-k."""
+    root = tmp_path_factory.mktemp("networks")
+
+    def folder(family: str) -> str:
+        if not (root / family).exists():
+            model = converted(family)
+            planer.pretrained.select(model, "dynamic_k", 0.4)
+            save_converted(model, root / family)
+            save_tokenizer(root / family)
+        return str(root / family)
+
+    return folder
+
+
+def by_transformers(folder: str, tokens: int) -> list[int]:
+    model = transformers.AutoModelForCausalLM.from_pretrained(folder)
+    ids = transformers.AutoTokenizer.from_pretrained(folder)(PROMPT, return_tensors="pt").input_ids
+    return model.generate(ids, max_new_tokens=tokens, do_sample=False, pad_token_id=0)[0, ids.shape[1] :].tolist()
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+def test_text_is_that_of_transformers(family, saved):
+    network = planer.load(saved(family))
+    ids = network.encode(PROMPT)
+    written = network.generate(ids, tokens=9)[len(ids) :]
+    assert written == by_transformers(saved(family), 9)
+    assert family == "gpt2" or len(set(written)) > 2, "one token again and again would show little"
+    assert network.generate(PROMPT, tokens=9) == PROMPT + network.surroundings.vocabulary.decode(written)
+
+
+def test_samples_follow_the_seed(saved):
+    network = planer.load(saved("llama"))
+    one, same, other = (network.generate(PROMPT, tokens=9, temperature=2, seed=seed) for seed in (1, 1, 2))
+    assert one == same != other
+
+
+def test_it_ends_with_the_text(saved):
+    network = planer.load(saved("llama"))
+    ids = network.encode(PROMPT)
+    written = list(network.stream(ids, tokens=9))
+    network.model.generation_config.eos_token_id = written[4]
+    assert list(network.stream(ids, tokens=9)) == written[: written.index(written[4])]
+
+
+def test_a_text_longer_than_the_positions_is_refused(saved):
+    network = planer.load(saved("gpt2"))
+    with pytest.raises(UserError, match=r"tokens of the prompt and 32 more exceed the network's 32 positions"):
+        network.generate(PROMPT, tokens=32)
+
+
+def test_commands(saved, capsys):
+    main(["generate", saved("llama"), PROMPT, "--tokens", "5", "--device", "cpu"])
+    assert capsys.readouterr().out == planer.load(saved("llama")).generate(PROMPT, tokens=5) + "\n"
+    main(["info", saved("llama")])
+    out = capsys.readouterr().out
+    assert f"parameters: {tiny('llama').num_parameters():,}, and 352 of routers\n" in out
+    assert "layers:     feed-forward layers in experts of 4 neurons, routers of width 8\n" in out
+    assert "runs:       dynamic_k 0.4\n" in out
+
+
+@pytest.mark.parametrize(
+    ("family", "command", "reason"),
+    [
+        ("bert", ["generate", PROMPT], "has no head 'causal_lm'; allowed for bert: masked_lm"),
+        ("llama", ["export", "out"], "is a Hugging Face folder already; --plain writes"),
+        ("llama", ["generate", ""], "the prompt '' holds no token; write some text"),
+    ],
+)
+def test_a_mistake_is_one_line(saved, family, command, reason):
+    name, *rest = command
+    with pytest.raises(SystemExit) as end:
+        main([name, saved(family), *rest])
+    assert reason in str(end.value.code) and "pretrained.folder" not in end.value.code
+
+
+def test_a_network_that_was_not_converted(saved, tmp_path, capsys):
+    tiny("llama").save_pretrained(tmp_path)
+    save_tokenizer(tmp_path)
+    main(["info", str(tmp_path)])
+    assert "runs" not in capsys.readouterr().out
+    assert planer.load(tmp_path).generate(PROMPT, tokens=9) != planer.load(saved("llama")).generate(PROMPT, tokens=9)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | {"architectures": ["LlamaModel"]}))
+    with pytest.raises(SystemExit, match="holds a network of the class 'LlamaModel' without a head; allowed: causal_lm"):
+        main(["info", str(tmp_path)])
