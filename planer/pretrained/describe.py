@@ -33,20 +33,24 @@ def selected(selector: str, value: float) -> str:
 
 def figures(evaluation: Mapping) -> Iterator[tuple[str, str]]:
     """Measured figures of an arm's eval.json: quality, FLOPs and time at the chosen setting."""
-    task, chosen = evaluation["task"], evaluation["chosen"]
+    task, chosen, device = evaluation["task"], evaluation["chosen"], evaluation["provenance"]["device"]
+    title, metric = task["title"], task["metric"]
     yield "variant", f"{evaluation['experiment']}/{evaluation['variant']}"
-    yield f"test {task['title']}", f"{evaluation['quality']['test'][task['metric']]:.4g} dense"
+    yield "test", f"{title} {evaluation['quality']['test'][metric]:.4g}, of the dense arm {_dense(evaluation):.4g}"
     if chosen is None:
-        yield "chosen", f"none: no setting keeps the quality within {evaluation['tolerance']:.0%} of the dense arm"
+        yield "chosen", f"none: no setting keeps the quality within {evaluation['tolerance']:.0%} of the dense arm's"
         return
     row = next(row for row in evaluation["rows"] if not row["bound"] and chosen.items() <= row.items())
-    yield "chosen", f"{selected(**chosen)}, test {task['title']} {row['test'][task['metric']]:.4g}"
-    yield "FLOPs", f"{row['network_ratio']:.1%} of the dense network's, {row['feed_forward_ratio']:.1%} in its layers"
+    yield "chosen", f"{selected(**chosen)}, test {title} {row['test'][metric]:.4g}"
+    yield "FLOPs", f"{row['network_ratio']:.1%} of the dense network's, {row['feed_forward_ratio']:.1%} of its layers'"
     for entry in evaluation["latency"]:
         if chosen.items() <= entry.items():
-            device = evaluation["provenance"]["device"]
-            name = f"{entry['phase']}, batch {entry['batch']}"
-            yield name, f"{entry['speed_up']:.2f} times the dense network's speed, on {device}"
+            where = f"{entry['phase']}, batch {entry['batch']}, {device}"
+            yield "speed", f"{entry['speed_up']:.2f} times the dense arm's ({where})"
+
+
+def _dense(evaluation: Mapping) -> float:
+    return evaluation["dense"]["test"][evaluation["task"]["metric"]]
 
 
 def _sizes(folder: Folder) -> tuple[int, int]:

@@ -1,0 +1,92 @@
+"""The model card of a converted network: README.md with the keys that model hubs read."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from planer.pretrained.describe import describe, selected
+from planer.pretrained.load import HEADS
+
+TASKS = {
+    "causal_lm": "text-generation",
+    "masked_lm": "fill-mask",
+    "sequence_classification": "text-classification",
+    "image_classification": "image-classification",
+    "question_answering": "question-answering",
+}
+"""What hubs call a network's task, by head."""
+CARD = """---
+library_name: transformers
+pipeline_tag: {task}
+tags: [planer, dynamic-k]
+{inherited}
+---
+# {title}
+
+A pretrained network whose feed-forward layers skip what a token does not need, converted by planer.
+
+| | |
+| --- | --- |
+{facts}
+{curve}
+## How to load it
+
+```python
+import planer.pretrained
+from transformers import {auto}
+model = {auto}.from_pretrained("PATH")
+planer.pretrained.select(model, "dynamic_k", 0.1)  # another setting; "all" is the dense network
+```
+
+Without the package planer, or without its import, the same lines load the dense network. transformers then warns of the
+unknown quantization type `planer`. `python -m planer export PATH OUT --plain` writes the dense network alone, for
+programs that refuse unknown types.
+"""
+CURVE = """
+## Settings
+
+{title} on the test split, and FLOPs over the dense network's.
+
+| setting | {title} | FLOPs of layers | FLOPs of the network |
+| --- | --- | --- | --- |
+{rows}
+"""
+
+
+def model_card(folder: Path, head: str, source: Path, evaluation: Mapping | None) -> str:
+    """README.md of a folder with config.json and weights.
+
+    source: the folder of the network that was converted, whose README.md may name a licence.  evaluation: eval.json of
+    the arm, if there is one.
+    """
+    facts = list(describe(folder))
+    return CARD.format(
+        task=TASKS[head],
+        inherited="\n".join(_inherited(source)),
+        title=dict(facts).get("variant", "A network converted by planer"),
+        facts="\n".join(f"| {name} | {value} |" for name, value in facts),
+        curve=_curve(evaluation) if evaluation else "",
+        auto=HEADS[head],
+    )
+
+
+def _inherited(source: Path) -> Iterator[str]:
+    """Lines of the front matter that follow from the source's README.md: its licence, and what it was made from."""
+    readme = source / "README.md"
+    front = re.match(r"---\n(.*?)\n---\n", readme.read_text(errors="replace"), re.DOTALL) if readme.is_file() else None
+    lines = front[1].splitlines() if front else []
+    found = [line for line in lines if re.match(r"(license|license_name|license_link|base_model): *\S", line)]
+    yield from found or ["license: other"]
+
+
+def _curve(evaluation: Mapping) -> str:
+    task = evaluation["task"]
+    rows = [("dense arm", evaluation["dense"]["test"], 1, 1)]
+    for row in evaluation["rows"]:
+        if not row["bound"]:
+            name = selected(row["selector"], row["value"])
+            rows.append((name, row["test"], row["feed_forward_ratio"], row["network_ratio"]))
+    lines = (f"| {name} | {test[task['metric']]:.4g} | {a:.1%} | {b:.1%} |" for name, test, a, b in rows)
+    return CURVE.format(title=task["title"], rows="\n".join(lines))

@@ -1,0 +1,109 @@
+"""The folder that an arm delivers: whole, loadable, described; and the plain network made from it."""
+
+from __future__ import annotations
+
+import json
+import socket
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import planer
+from planer.__main__ import main
+
+transformers = pytest.importorskip("transformers", reason="the package transformers is not installed")
+
+from planer.pretrained.folder import check_folder, head_of  # noqa: E402
+from planer.pretrained.load import load_image_processor, load_model, load_tokenizer  # noqa: E402
+from planer.pretrained.save import write_folder  # noqa: E402
+from tests.unit.converted import converted  # noqa: E402
+from tests.unit.made_up_arms import arm  # noqa: E402
+from tests.unit.tiny_pretrained import inputs, logits, save, tiny  # noqa: E402
+
+ARM = arm("d2dmoe", "experts", "dynamic_k", 0.015)
+
+
+def delivered(family: str, home, evaluation=None):
+    """The folder of a family's network, made from a saved one that lies beside it and has a licence."""
+    save(family, home / "source")
+    (home / "source/README.md").write_text("---\nlicense: mit\ntags: [old]\n---\n# The source\n")
+    (home / "source/LICENSE").write_text("As you like.")
+    model = converted(family)
+    planer.pretrained.select(model, "dynamic_k", 0.4)
+    write_folder(model, check_folder(home / "source", head_of(home / "source")), home / "hf", evaluation)
+    return home / "hf"
+
+
+@pytest.mark.parametrize("family", ["bert", "gpt2", "vit", "llama"])
+def test_a_delivered_folder_is_whole(family, tmp_path, monkeypatch):
+    """Nothing is fetched: sockets are closed."""
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+    for name in ("connect", "bind"):
+        monkeypatch.setattr(socket.socket, name, None)
+    folder = delivered(family, tmp_path)
+    checked = check_folder(folder, head_of(folder), converted=True)
+    model = converted(family)
+    planer.pretrained.select(model, "dynamic_k", 0.4)
+    assert torch.equal(logits(load_model(checked), inputs(family)), logits(model, inputs(family)))
+    assert (load_image_processor if family == "vit" else load_tokenizer)(checked)
+    assert (folder / "LICENSE").read_text() == "As you like."
+    assert not [file for file in folder.iterdir() if file.is_dir() or file.name.startswith(".")]
+
+
+@pytest.mark.parametrize("family", ["vit", "llama"])
+def test_the_plain_network_has_nothing_of_planer(family, tmp_path, capsys):
+    folder, plain = delivered(family, tmp_path), tmp_path / "plain"
+    main(["export", str(folder), str(plain), "--plain"])
+    assert capsys.readouterr().out == f"wrote {plain}\n"
+    assert "quantization_config" not in json.loads((plain / "config.json").read_text())
+    own, source = (load_file(place / "model.safetensors") for place in (plain, tmp_path / "source"))
+    assert own.keys() == source.keys() and all(torch.equal(own[name], source[name]) for name in own)
+    model = load_model(check_folder(plain, head_of(plain)))
+    assert torch.equal(logits(model, inputs(family)), logits(tiny(family), inputs(family)))
+    assert {file.name for file in plain.iterdir()} == {file.name for file in folder.iterdir()} - {"README.md"}
+    for again, reason in ((plain, "exists and is not an empty folder"), (tmp_path / "new", "a plain network already")):
+        with pytest.raises(SystemExit, match=reason):
+            main(["export", str(folder if again is plain else plain), str(again), "--plain"])
+
+
+def test_a_network_in_several_files_becomes_plain_file_by_file(tmp_path):
+    folder, plain = delivered("llama", tmp_path), tmp_path / "plain"
+    model = load_model(check_folder(folder, "causal_lm", converted=True))
+    (folder / "model.safetensors").unlink()
+    model.save_pretrained(folder, max_shard_size="8KB")
+    main(["export", str(folder), str(plain), "--plain"])
+    model = load_model(check_folder(plain, "causal_lm"))
+    assert torch.equal(logits(model, inputs("llama")), logits(tiny("llama"), inputs("llama")))
+
+
+def test_the_card_says_what_was_measured_and_how_to_load(tmp_path, capsys):
+    folder = delivered("bert", tmp_path, ARM)
+    card = (folder / "README.md").read_text()
+    front = "library_name: transformers\npipeline_tag: fill-mask\ntags: [planer, dynamic-k]\nlicense: mit\n"
+    assert card.startswith(f"---\n{front}---\n")
+    assert "# toy/d2dmoe\n" in card and "AutoModelForMaskedLM.from_pretrained" in card and str(tmp_path) not in card
+    row = next(row for row in ARM["rows"] if row["selector"] == "dynamic_k" and row["value"] == 0.3)
+    line = f"| dynamic_k 0.3 | {row['test']['accuracy']:.4g} | 45.0% | {row['network_ratio']:.1%} |"
+    assert line in card and card.count("\n| dynamic_k ") == 5, "no bounds"
+    main(["info", str(folder)])
+    out = capsys.readouterr().out
+    assert "variant:    toy/d2dmoe\n" in out and "runs:       dynamic_k 0.4\n" in out
+    assert "test:       accuracy 0.918, of the dense arm 0.92\n" in out
+    assert f"chosen:     dynamic_k {ARM['chosen']['value']:g}, test accuracy " in out
+    assert out.count("(forward, batch ") == 2
+
+
+def test_an_experiment_does_not_start_from_a_converted_network(tmp_path):
+    folder = delivered("bert", tmp_path)
+    with pytest.raises(planer.errors.UserError, match="is converted already; write the plain one: python -m planer"):
+        check_folder(folder, "masked_lm")
+
+
+def test_the_same_network_gives_the_same_bytes(tmp_path):
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+    one, two = (delivered("gpt2", tmp_path / name, ARM) for name in ("a", "b"))
+    names = {file.name for file in one.iterdir()}
+    assert names >= {"config.json", "model.safetensors", "README.md", "eval.json", "tokenizer.json"}
+    assert all((one / name).read_bytes() == (two / name).read_bytes() for name in names)
