@@ -86,7 +86,8 @@ def test_all_experts_cost_the_dense_layer_and_their_router(family, matrices):
 )
 def test_a_threshold_saves_the_products_after_its_score(family, score, dense_products):
     site = feed_forward_sites(tiny(family))[0]
-    full, none = (thresholded_flops(site, score, kept) for kept in (NEURONS, 0))
-    comparisons = NEURONS if score == "gate" else 2 * NEURONS
-    assert full == layer_flops(site) + comparisons
-    assert none == 2 * dense_products * WIDTH * NEURONS + comparisons
+    one, none = (thresholded_flops(site, score, kept) for kept in (1, 0))
+    matrices = 2 if family == "gpt2" else 3
+    assert none == 2 * dense_products * WIDTH * NEURONS + NEURONS  # and a comparison per neuron
+    assert one - none == 2 * (matrices - dense_products) * WIDTH
+    assert thresholded_flops(site, score, NEURONS) == layer_flops(site)

@@ -102,12 +102,13 @@ def experts_flops(site: FeedForwardSite, expert_size: int, width: int, rule: str
 def thresholded_flops(site: FeedForwardSite, score: str, kept: float) -> float:
     """FLOPs per token of a layer that skips neurons: dense products up to the score, then the rest for neurons kept.
 
-    score: ``gate`` needs one product, ``product`` all but the last, and a multiplication per neuron.  kept: neurons per
-    token.
+    score: ``gate`` needs one product, ``product`` all but the last.  kept: neurons per token; with all of them the
+    dense layer runs.
     """
+    if kept == site.d_inner:
+        return layer_flops(site)
     before = 1 if score == "gate" else _matrices(site) - 1
-    compared = site.d_inner if score == "gate" else 2 * site.d_inner
-    return 2 * site.d_model * (before * site.d_inner + (_matrices(site) - before) * kept) + compared
+    return 2 * site.d_model * (before * site.d_inner + (_matrices(site) - before) * kept) + site.d_inner
 
 
 def _matrices(site: FeedForwardSite) -> int:

@@ -31,8 +31,8 @@ class Point:
     """``oracle`` or ``random`` in the place of what the network has learned."""
     units: int
     """Experts, or neurons, of a layer."""
-    apply: Callable[[], None]
-    """Run the network at this point from now on."""
+    apply: Callable[[nn.Module], object]
+    """Run the network, or a copy of it, at this point from now on."""
     layer_flops: Callable[[FeedForwardSite, float], float]
     """FLOPs per token of a layer from the experts, or neurons, that it executes per token."""
 
@@ -103,6 +103,6 @@ def _expert_point(model: nn.Module, selector: Selector) -> Point:
         selector.value,
         None if selector.scores == "router" else selector.scores,
         layer.num_experts,
-        partial(set_selector, model, selector),
+        partial(set_selector, selector=selector),
         lambda site, executed: experts_flops(site, layer.expert_size, width, selector.name, executed),
     )

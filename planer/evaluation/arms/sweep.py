@@ -78,7 +78,7 @@ class Reference:
 def sweep(model: nn.Module, task: PretrainedTask, points: Sequence[Point], reference: Reference) -> Iterator[dict]:
     """Score the network at every point; yield its row of eval.json.  Bounds are scored on the test split only."""
     for point in points:
-        point.apply()
+        point.apply(model)
         name = f"{point.bound or ''} {point.selector} {point.value:g}".strip()
         scores, counter = score(model, task, "test", f"{name}, test")
         valid = None

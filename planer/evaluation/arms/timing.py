@@ -7,6 +7,7 @@ split: routers would treat other inputs differently.
 
 from __future__ import annotations
 
+import copy
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -29,8 +30,6 @@ MAX_SECONDS = 120.0
 RANKED = 6
 """Fewest rounds whose extremes enclose the median with a probability of 95 %: 1 - 2 / 2^6."""
 
-Call = Callable[[], object]
-
 
 def time_arm(
     dense: nn.Module,
@@ -45,14 +44,13 @@ def time_arm(
     batches: sequences of a call.  Leaves both networks' weights in the runtime's dtype, in which they are timed.
     """
     dense, model, rows = dense.to(task.runtime.dtype), model.to(task.runtime.dtype), []
+    placed = [_at(model, point) for point in points]
     for size in sorted(set(batches)):
         batch = _middle(task, size)
         shape = {"batch": len(batch["labels"]), "tokens": int(task.real(batch).sum(1).max())}
         for phase, call in _phases(dense, task, batch).items():
             candidates = {"dense": partial(call, dense)}
-            candidates |= {
-                f"{number}": partial(_at, point, partial(call, model)) for number, point in enumerate(points)
-            }
+            candidates |= {str(number): partial(call, own) for number, own in enumerate(placed)}
             seed, description = task.runtime.derive("latency", size, phase), f"latency, batch {size}, {phase}"
             device = task.runtime.device
             samples = by_round(measure(candidates, rounds, WARMUP, seed, MAX_SECONDS, device, description))
@@ -112,6 +110,9 @@ def _phases(dense: nn.Module, task: PretrainedTask, batch: Batch) -> Mapping[str
     }
 
 
-def _at(point: Point, call: Call) -> None:
-    point.apply()
-    call()
+def _at(model: nn.Module, point: Point) -> nn.Module:
+    """The network at a point, with the same weights in memory: no call has to set the point."""
+    memo = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
+    own = copy.deepcopy(model, memo)
+    point.apply(own)
+    return own
