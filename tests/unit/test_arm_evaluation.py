@@ -9,13 +9,14 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from planer.conversion.neuron_threshold import calibrate
 from torch import nn
 
 from planer.conversion.dynamic import dynamic_layers, make_dynamic, set_selector
 from planer.conversion.selectors import Selector, quantiles_of
 from planer.errors import UserError
 from planer.evaluation.arms.evaluate import Arm, evaluate_arm
-from planer.evaluation.arms.points import calibrate_norms, expert_points
+from planer.evaluation.arms.points import calibrate_norms, expert_points, threshold_points
 from planer.evaluation.arms.sweep import score
 from planer.evaluation.arms.timing import RANKED, speed_up
 from planer.files import check_shape
@@ -136,6 +137,23 @@ def test_every_call_is_timed_beside_the_dense_network(evaluated):
     chosen = evaluation["chosen"]
     values |= {(chosen["selector"], chosen["value"])} if chosen else set()
     assert timed == {(batch, phase, *value) for batch in (1, 2) for phase in phases for value in values}
+
+
+@pytest.mark.parametrize("score", ["gate", "product"])
+def test_thresholds_run_the_wanted_shares_and_save_the_products_after_the_score(score):
+    model, task = network("llama"), task_of("llama")
+    shares = SimpleNamespace(score=score, tokens=1_000, shares=(0.8, 0.4), allocation="uniform")
+    points = threshold_points(model, calibrate(model, task, shares, seed=0))
+    evaluation = evaluate_arm(Arm("toy", "threshold", "threshold", model, points), network("llama"), task, CONFIG)
+    check_shape("eval.json", evaluation, "arm")
+    full, *rows = evaluation["rows"]
+    assert full["test"] == evaluation["dense"]["test"] and full["network_ratio"] == 1
+    assert [(row["selector"], row["value"]) for row in rows] == [(score, 0.4), (score, 0.8)]
+    skipped = 1 if score == "product" else 2
+    for row in rows:
+        assert row["executed_share"] == pytest.approx(row["value"], abs=0.15)
+        ratio = (3 - skipped + skipped * row["executed_share"]) / 3 + 1 / (6 * WIDTH)
+        assert row["feed_forward_ratio"] == pytest.approx(ratio)
 
 
 def test_padding_is_not_counted():

@@ -10,11 +10,13 @@ from typing import TYPE_CHECKING
 from torch import nn
 
 from planer.conversion.dynamic import dynamic_layers, set_selector
+from planer.conversion.neuron_threshold import Thresholds
 from planer.conversion.selectors import ALL, RULES, Selector
 from planer.conversion.site_routers import CALIBRATED_TOKENS, calibrate
-from planer.conversion.sites import FeedForwardSite
+from planer.conversion.sites import FeedForwardSite, feed_forward_sites
+from planer.conversion.threshold_layer import apply_thresholds
 from planer.errors import UserError
-from planer.evaluation.arms.flops import experts_flops
+from planer.evaluation.arms.flops import experts_flops, thresholded_flops
 from planer.tasks.pretrained_task import PretrainedTask
 
 if TYPE_CHECKING:
@@ -85,6 +87,24 @@ def bound_points(
         shares = sorted({round(row["executed_share"], 4) for row in first} - {0})
         found += [Selector("absolute", share, "random") for share in shares]
     return [_expert_point(model, selector) for selector in found]
+
+
+def threshold_points(model: nn.Module, thresholds: Thresholds) -> list[Point]:
+    """Thresholds of 0, which leave out nothing but zeros, then those of every wanted share in rising order."""
+    nothing = dict.fromkeys(next(iter(thresholds.thetas.values())), 0.0)
+    score, units = thresholds.score, feed_forward_sites(model)[0].d_inner
+    found = [("all", 0.0, nothing), *((score, share, thetas) for share, thetas in sorted(thresholds.thetas.items()))]
+    return [
+        Point(
+            name,
+            share,
+            None,
+            units,
+            partial(apply_thresholds, thetas=thetas, score=score),
+            lambda site, kept: thresholded_flops(site, score, kept),
+        )
+        for name, share, thetas in found
+    ]
 
 
 def calibrate_norms(model: nn.Module, task: PretrainedTask) -> None:
