@@ -54,7 +54,7 @@ class Selector:
         """Which experts run: scores [N, n] to [N, n] bool.
 
         theta: the layer's threshold (``share_threshold``); only ``absolute`` reads it.
-        A NaN among a token's scores lets all its experts run.
+        A score that is NaN lets its expert run; for dynamic_k and cumulative, all experts of the token.
         """
         match self.name:
             case "all":
@@ -62,10 +62,10 @@ class Selector:
             case "dynamic_k":
                 return threshold(scores, self.value)
             case "absolute":
-                return (scores < theta).logical_not_() | _broken(scores)
+                return (scores < theta).logical_not_()
             case "top_k":
                 best = scores.topk(int(self.value), dim=-1).indices
-                return torch.zeros_like(scores, dtype=torch.bool).scatter_(1, best, True) | _broken(scores)
+                return torch.zeros_like(scores, dtype=torch.bool).scatter_(1, best, True)
         ordered, order = scores.sort(dim=-1, descending=True, stable=True)
         before = ordered.cumsum(-1) - ordered
         enough = before >= self.value * ordered.sum(-1, keepdim=True)
@@ -98,6 +98,32 @@ def share_threshold(quantiles: Tensor, share: float) -> float:
     return float(torch.lerp(quantiles[low], quantiles[min(low + 1, GRID)], place - low))
 
 
-def _broken(scores: Tensor) -> Tensor:
-    """Tokens with a NaN among their scores, [N, 1]."""
-    return scores.isnan().any(-1, keepdim=True)
+@torch.no_grad()
+def score_quantiles(scores: Tensor) -> Tensor:
+    """What the rules compare with their values, over calibration tokens: scores [N, n] to quantiles [3, GRID + 1].
+
+    Rows: the scores; their ratios to the token's best; and the share of the token's sum that better experts have.
+    """
+    ordered = scores.float().sort(dim=-1, descending=True).values
+    ratios = (ordered / ordered[:, :1]).nan_to_num(1.0)
+    better = ((ordered.cumsum(-1) - ordered) / ordered.sum(-1, keepdim=True)).nan_to_num(0.0)
+    return torch.stack([quantiles_of(values) for values in (scores, ratios, better)])
+
+
+def expected_share(selector: Selector, quantiles: Tensor, num_experts: int) -> float:
+    """Share of a layer's experts that a selector runs per calibration token, to 1 / GRID.
+
+    quantiles: score_quantiles of the layer; NaN before the calibration, which gives NaN for the rules that need them.
+    """
+    match selector.name:
+        case "all":
+            return 1.0
+        case "absolute":
+            return selector.value
+        case "top_k":
+            return selector.value / num_experts
+    row = quantiles[1 if selector.name == "dynamic_k" else 2].double()
+    if row.isnan().any():
+        return math.nan
+    below = float((row < selector.value).double().mean())
+    return 1 - below if selector.name == "dynamic_k" else below

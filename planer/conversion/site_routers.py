@@ -29,7 +29,7 @@ from planer.conversion.dynamic import DynamicFeedForward, dynamic_layers, set_se
 from planer.conversion.norms import expert_norms
 from planer.conversion.recording import Recorder, Seen, run, typical_passes, typical_tokens
 from planer.conversion.routers import initialise_routers
-from planer.conversion.selectors import ALL, quantiles_of
+from planer.conversion.selectors import ALL, quantiles_of, score_quantiles
 from planer.conversion.sites import FeedForwardSite
 from planer.runtime import Runtime
 from planer.tasks.pretrained_task import Batch, PretrainedTask
@@ -199,5 +199,5 @@ def calibrate(model: nn.Module, task: PretrainedTask, tokens: int, seed: int) ->
             scores[site.name].append(layers[site.name].router(seen.x[typical]))
             norms[site.name].append(expert_norms(seen.h[typical], grams[site.name]))
     for name, layer in layers.items():
-        layer.quantiles.copy_(quantiles_of(torch.cat(scores[name])))
+        layer.quantiles.copy_(score_quantiles(torch.cat(scores[name])))
         layer.norm_quantiles.copy_(quantiles_of(torch.cat(norms[name])))

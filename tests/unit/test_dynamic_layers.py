@@ -13,9 +13,10 @@ from torch import nn
 from planer.conversion.clusters import apply_labels
 from planer.conversion.counter import Counter, counting
 from planer.conversion.dynamic import DynamicFeedForward, dynamic_layers, make_dynamic, set_selector
-from planer.conversion.selectors import ALL, GRID, Selector, quantiles_of
+from planer.conversion.selectors import ALL, Selector, score_quantiles
 from planer.conversion.sites import feed_forward_sites
 from planer.errors import UserError
+from planer.kernels.cpp import build
 
 pytest.importorskip("transformers", reason="the package transformers is not installed")
 
@@ -35,7 +36,7 @@ def split(family: str, relu: bool = False) -> nn.Module:
         with torch.no_grad():
             for weight in layer.router.parameters():
                 weight.normal_(generator=torch.Generator().manual_seed(len(layer.name)))
-        layer.quantiles.copy_(quantiles_of(layer.router(torch.randn(300, WIDTH))))
+        layer.quantiles.copy_(score_quantiles(layer.router(torch.randn(300, WIDTH))))
     return model
 
 
@@ -255,5 +256,24 @@ def test_labels_that_do_not_fit_are_refused():
         apply_labels(model, other)
 
 
-def test_quantiles_have_one_table_a_layer():
-    assert all(layer.quantiles.shape == (GRID + 1,) for layer in dynamic_layers(split("vit")))
+@pytest.mark.skipif(not build.available(), reason="there is no C++ compiler")
+def test_fast_layers_run_densely_where_selecting_saves_no_time():
+    model, dense = split("gpt2"), logits(tiny("gpt2"), inputs("gpt2"))
+    for share, is_dense in ((0.4, False), (0.6, True)):
+        selector = Selector("absolute", share)
+        set_selector(model, selector, fast=True)
+        assert torch.equal(logits(model, inputs("gpt2")), dense) == is_dense
+        assert {layer.selector for layer in dynamic_layers(model)} == {selector}
+        set_selector(model, selector)
+        assert not torch.equal(logits(model, inputs("gpt2")), dense)
+
+
+def test_fast_layers_run_densely_in_half_precision():
+    """No backend was measured to be faster there."""
+    model = split("gpt2").to(torch.bfloat16)
+    before = logits(model, inputs("gpt2"))
+    set_selector(model, Selector("top_k", 1), fast=True)
+    assert torch.equal(logits(model, inputs("gpt2")), before)
+    with counting(model) as counter:
+        logits(model, inputs("gpt2"))
+    assert set(counter.shares().values()) == {1.0}

@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 import torch
 
-from planer.conversion.selectors import ALL, GRID, Selector, quantiles_of, share_threshold
+from planer.conversion.selectors import (
+    ALL,
+    GRID,
+    Selector,
+    expected_share,
+    quantiles_of,
+    score_quantiles,
+    share_threshold,
+)
 from planer.errors import UserError
 
 SCORES = torch.rand(40, 12, generator=torch.Generator().manual_seed(0))
@@ -63,11 +73,26 @@ def test_a_token_without_any_score_runs_all(name):
 
 
 @pytest.mark.parametrize("name", ["dynamic_k", "absolute", "cumulative", "top_k"])
-def test_a_token_with_a_score_that_is_no_number_runs_all(name):
+def test_an_expert_whose_score_is_no_number_runs(name):
     scores = SCORES.clone()
     scores[3, 5] = torch.nan
     chosen = mask(name, 2 if name == "top_k" else 0.4, scores)
-    assert chosen[3].all() and not chosen[2].all()
+    assert chosen[3, 5] and not chosen[2].all()
+    assert chosen[3].all() == (name in ("dynamic_k", "cumulative"))
+
+
+@pytest.mark.parametrize("name", ["dynamic_k", "absolute", "cumulative", "top_k"])
+@pytest.mark.parametrize("value", [0.1, 0.5, 0.95])
+def test_the_expected_share_is_that_of_the_calibration_tokens(name, value):
+    value = round(12 * value) if name == "top_k" else value
+    expected = expected_share(Selector(name, value), score_quantiles(SCORES), 12)
+    assert expected == pytest.approx(mask(name, value).double().mean().item(), abs=2 / GRID)
+
+
+def test_before_the_calibration_no_share_is_expected():
+    nothing = torch.full((3, GRID + 1), torch.nan)
+    assert math.isnan(expected_share(Selector("dynamic_k", 0.5), nothing, 12))
+    assert expected_share(ALL, nothing, 12) == 1
 
 
 def test_all_runs_all():
