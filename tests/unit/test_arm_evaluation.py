@@ -9,10 +9,10 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from planer.conversion.neuron_threshold import calibrate
 from torch import nn
 
 from planer.conversion.dynamic import dynamic_layers, make_dynamic, set_selector
+from planer.conversion.neuron_threshold import calibrate
 from planer.conversion.selectors import Selector, quantiles_of
 from planer.errors import UserError
 from planer.evaluation.arms.evaluate import Arm, evaluate_arm

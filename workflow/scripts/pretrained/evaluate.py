@@ -2,10 +2,9 @@
 
 from pathlib import Path
 
-from planer.conversion.neuron_threshold import Thresholds
-
 from planer.config.pretrained import PretrainedExperiment
 from planer.conversion.arm_files import read_labels, read_routers, split_by
+from planer.conversion.neuron_threshold import Thresholds
 from planer.evaluation.arms.evaluate import Arm, evaluate_arm
 from planer.evaluation.arms.points import expert_points, threshold_points
 from planer.files import read_json, write_json
