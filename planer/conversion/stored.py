@@ -1,7 +1,13 @@
 """How a converted network is described in its config.json, and its layers built again from that description.
 
 Weights are elsewhere: those of the layers under their usual names, those of routers beside them.  Descriptions name no
-layer, since the names of layers differ between heads.
+layer, since the names of layers differ between heads; thresholds are in the order of the layers.  Keys:
+
+- ``kind``: experts, or thresholds on neurons;
+- of experts ``expert_size``, ``router_width``, ``target``: the arguments of ``make_dynamic``;
+- of thresholds ``score``, and ``thetas`` of all layers by the wanted share of neurons;
+- ``selector``, ``value``: how the layers run.  ``all`` is the dense network.  Of experts a rule of selectors.py and its
+  value; of thresholds the score and a share.
 """
 
 from __future__ import annotations
@@ -11,37 +17,78 @@ from collections.abc import Mapping
 import torch
 from torch import nn
 
-from planer.conversion.dynamic import dynamic_layers, make_dynamic, set_selector
+from planer.conversion.dynamic import DynamicFeedForward, dynamic_layers, make_dynamic, set_selector
+from planer.conversion.neuron_threshold import Thresholds
 from planer.conversion.selectors import Selector
+from planer.conversion.sites import feed_forward_sites
+from planer.conversion.threshold_layer import ThresholdFeedForward, apply_thresholds
+from planer.errors import UserError
+from planer.parsing import show
 
+DENSE = {"selector": "all", "value": 0}
 EXPERTS = ("expert_size", "router_width", "target")
 
 
-def conversion_of(model: nn.Module) -> dict:
-    """The description, of JSON values.  Raises ValueError for a network that is not converted, or runs a bound."""
-    layers = dynamic_layers(model)
-    if not layers or layers[0].selector.scores != "router":
-        raise ValueError(f"{type(model).__name__} has no converted layers that select experts by their routers")
-    layer = layers[0]
-    shape = {"expert_size": layer.expert_size, "router_width": len(layer.router.v1), "target": layer.target}
-    return {"kind": "experts", **shape, "selector": layer.selector.name, "value": layer.selector.value}
+def describe_experts(model: nn.Module) -> dict:
+    """The description, of JSON values, of a network whose layers are split into experts; it runs all of them."""
+    layer = dynamic_layers(model)[0]
+    return {"kind": "experts", **dict(zip(EXPERTS, _shape(layer), strict=True)), **DENSE}
 
 
-def build(model: nn.Module, conversion: Mapping) -> None:
+def _shape(layer: DynamicFeedForward) -> tuple[int, int, str]:
+    return layer.expert_size, len(layer.router.v1), layer.target
+
+
+def describe_thresholds(model: nn.Module, thresholds: Thresholds) -> dict:
+    """The description of a network with these thresholds; it runs all neurons.  model: converted or not."""
+    names = [site.name for site in feed_forward_sites(model)]
+    thetas = {str(share): [of[name] for name in names] for share, of in sorted(thresholds.thetas.items())}
+    return {"kind": "thresholds", "score": thresholds.score, "thetas": thetas, **DENSE}
+
+
+def build(model: nn.Module, description: Mapping) -> None:
     """Put converted layers, without weights, into the network of a description.
 
     Raises UserError when they do not fit each other.
     """
-    make_dynamic(model, **{name: conversion[name] for name in EXPERTS})
+    match description.get("kind"):
+        case "experts":
+            make_dynamic(model, **{name: description[name] for name in EXPERTS})
+        case "thresholds":
+            apply_thresholds(model, {site.name: 0.0 for site in feed_forward_sites(model)}, description["score"])
+        case kind:
+            raise UserError(f"quantization_config: kind is {show(kind)}; allowed: experts, thresholds")
 
 
-def finish(model: nn.Module, conversion: Mapping) -> None:
-    """Run the converted layers, which have their weights now, as the description says."""
+def select(model: nn.Module, description: Mapping, selector: str, value: float) -> dict:
+    """Run all converted layers, which have their weights, in another way from now on; return its description.
+
+    Raises UserError when it does not fit the network.
+    """
+    if description["kind"] == "experts":
+        set_selector(model, Selector(selector, value))
+    else:
+        layers = [module for module in model.modules() if isinstance(module, ThresholdFeedForward)]
+        for layer, theta in zip(layers, _thetas(description, len(layers), selector, value), strict=True):
+            layer.set_theta(theta)
+    return {**description, "selector": selector, "value": value}
+
+
+def start(model: nn.Module, description: Mapping) -> None:
+    """Run the converted layers of a loaded network as the description says."""
     for layer in dynamic_layers(model):
-        layer.norm_quantiles.fill_(torch.nan)  # not saved, so that transformers leaves it without values
-    select(model, conversion["selector"], conversion["value"])
+        layer.norm_quantiles.fill_(torch.nan)  # it is not saved, and transformers leaves it without values
+    select(model, description, description["selector"], description["value"])
 
 
-def select(model: nn.Module, name: str, value: float) -> None:
-    """Run all converted layers by a rule of selectors.py.  Raises UserError when it does not fit them."""
-    set_selector(model, Selector(name, value))
+def _thetas(description: Mapping, layers: int, selector: str, share: float) -> list[float]:
+    """Of every layer, for a selector of a network with thresholds."""
+    if selector == "all":
+        return [0.0] * layers
+    score, known = description["score"], description["thetas"]
+    if selector != score or str(float(share)) not in known:
+        allowed = ", ".join(f"{score} {share}" for share in known)
+        raise UserError(f"selector: {selector} {share:g} is not calibrated; allowed: all, {allowed}")
+    if len(found := known[str(float(share))]) != layers:
+        raise UserError(f"quantization_config: thresholds for {len(found)} layers, the network has {layers}")
+    return found

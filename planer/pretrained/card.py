@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from planer.pretrained.describe import describe, selected
+from planer.pretrained.folder import check_folder
 from planer.pretrained.load import HEADS
 
 TASKS = {
@@ -20,12 +21,12 @@ TASKS = {
 CARD = """---
 library_name: transformers
 pipeline_tag: {task}
-tags: [planer, dynamic-k]
+tags: [{tags}]
 {inherited}
 ---
 # {title}
 
-A pretrained network whose feed-forward layers skip what a token does not need, converted by planer.
+{text}
 
 | | |
 | --- | --- |
@@ -34,15 +35,16 @@ A pretrained network whose feed-forward layers skip what a token does not need, 
 ## How to load it
 
 ```python
-import planer.pretrained
-from transformers import {auto}
-model = {auto}.from_pretrained("PATH")
-planer.pretrained.select(model, "dynamic_k", 0.1)  # another setting; "all" is the dense network
+{lines}
 ```
-
-Without the package planer, or without its import, the same lines load the dense network. transformers then warns of the
-unknown quantization type `planer`. `python -m planer export PATH OUT --plain` writes the dense network alone, for
-programs that refuse unknown types.
+{without}"""
+CONVERTED = "A pretrained network whose feed-forward layers compute for each token only a part, converted by planer."
+DENSE = "A pretrained network, trained by planer for a comparison with converted ones."
+SELECT = 'planer.pretrained.select(model, "all")  # any setting below or above; this one is the dense network'
+WITHOUT = """
+Without `import planer.pretrained` the same lines load the dense network, and transformers warns of the unknown
+quantization type `planer`. For programs that refuse unknown types, `python -m planer export PATH OUT --plain` writes
+the dense network alone.
 """
 CURVE = """
 ## Settings
@@ -61,14 +63,19 @@ def model_card(folder: Path, head: str, source: Path, evaluation: Mapping | None
     source: the folder of the network that was converted, whose README.md may name a licence.  evaluation: eval.json of
     the arm, if there is one.
     """
-    facts = list(describe(folder))
+    converted = check_folder(folder, head, converted=True).conversion
+    facts, auto = list(describe(folder)), HEADS[head]
+    lines = [f"from transformers import {auto}", f'model = {auto}.from_pretrained("PATH")']
     return CARD.format(
         task=TASKS[head],
+        tags="planer, conditional-computation" if converted else "planer",
         inherited="\n".join(_inherited(source)),
-        title=dict(facts).get("variant", "A network converted by planer"),
+        title=dict(facts).get("variant", "A network of planer"),
+        text=CONVERTED if converted else DENSE,
         facts="\n".join(f"| {name} | {value} |" for name, value in facts),
-        curve=_curve(evaluation) if evaluation else "",
-        auto=HEADS[head],
+        curve=_curve(evaluation) if evaluation and evaluation["rows"] else "",
+        lines="\n".join(["import planer.pretrained", *lines, SELECT] if converted else lines),
+        without=WITHOUT if converted else "",
     )
 
 

@@ -19,16 +19,21 @@ def describe(folder: str | Path) -> Iterator[tuple[str, str]]:
     yield "network", f"{found.config['architectures'][0]} ({found.config['model_type']})"
     yield "parameters", f"{network:,}" + (f", and {routers:,} of routers" if routers else "")
     if conversion := found.conversion:
-        size, width = conversion["expert_size"], conversion["router_width"]
-        yield "layers", f"feed-forward layers in experts of {size} neurons, routers of width {width}"
+        yield "layers", _converted(conversion)
         yield "runs", selected(conversion["selector"], conversion["value"])
     if (path := found.path / "eval.json").is_file():
         yield from figures(read_json(path, "arm"))
 
 
+def _converted(description: Mapping) -> str:
+    if description["kind"] == "experts":
+        return f"experts of {description['expert_size']} neurons, routers of width {description['router_width']}"
+    return f"thresholds on neurons by {description['score']}, for shares {', '.join(description['thetas'])}"
+
+
 def selected(selector: str, value: float) -> str:
     """How a converted network runs."""
-    return "all experts" if selector == "all" else f"{selector} {value:g}"
+    return "all, as the dense network" if selector == "all" else f"{selector} {value:g}"
 
 
 def figures(evaluation: Mapping) -> Iterator[tuple[str, str]]:
@@ -37,6 +42,8 @@ def figures(evaluation: Mapping) -> Iterator[tuple[str, str]]:
     title, metric = task["title"], task["metric"]
     yield "variant", f"{evaluation['experiment']}/{evaluation['variant']}"
     yield "test", f"{title} {evaluation['quality']['test'][metric]:.4g}, of the dense arm {_dense(evaluation):.4g}"
+    if evaluation["method"] == "dense":
+        return
     if chosen is None:
         yield "chosen", f"none: no setting keeps the quality within {evaluation['tolerance']:.0%} of the dense arm's"
         return

@@ -8,7 +8,7 @@ loads the dense network: its weights have their usual names, and those of the ro
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
@@ -64,7 +64,7 @@ class PlanerQuantizer(HfQuantizer):
         for weight in model.parameters():
             # Weights that are mapped from a file begin at addresses where products on a CPU are rounded differently.
             weight.data = weight.data.clone()
-        _stored().finish(model, vars(self.quantization_config))
+        _stored().start(model, vars(self.quantization_config))
 
 
 def _require_routers(model: nn.Module, files: Sequence[str]) -> None:
@@ -85,20 +85,23 @@ def _router_weights(names: Iterable[str]) -> Counter[str]:
     return Counter(name.partition(ROUTERS)[2] for name in names if ROUTERS in name)
 
 
-def save_converted(model: nn.Module, folder: str | Path) -> None:
-    """Write config.json and weights of a converted network in memory, as ``save_pretrained`` does."""
-    model.config.quantization_config = PlanerConfig(**_stored().conversion_of(model))
-    model.save_pretrained(folder)
+def mark(model: nn.Module, description: Mapping) -> None:
+    """Have ``save_pretrained`` say how a network in memory was converted (``planer.conversion.stored``)."""
+    model.config.quantization_config = PlanerConfig(**description)
 
 
-def select(model: nn.Module, name: str, value: float = 0) -> None:
-    """Run a converted network by another rule from now on; ``save_pretrained`` saves the rule too.
+def select(model: nn.Module, selector: str, value: float = 0) -> None:
+    """Run a converted network in another way from now on; ``save_pretrained`` saves the way too.
 
-    name, value: as ``planer.conversion.selectors.Selector`` has them; ``all`` is the dense network.
-    Raises UserError when the rule does not fit the network.
+    selector, value: ``all`` is the dense network.  Of experts a rule and its value, as
+    ``planer.conversion.selectors.Selector`` explains them.  Of thresholds ``product`` or ``gate``, the score that they
+    were calibrated for, and a share of neurons, one of the calibrated.
+    Raises UserError when the network is not converted, or this does not fit it.
     """
-    _stored().select(model, name, value)
-    model.config.quantization_config = PlanerConfig(**_stored().conversion_of(model))
+    description = getattr(model.config, "quantization_config", None)
+    if not isinstance(description, PlanerConfig):
+        raise UserError(f"{type(model).__name__} is not converted; load it after import planer.pretrained")
+    mark(model, _stored().select(model, vars(description), selector, value))
 
 
 def _stored() -> ModuleType:

@@ -30,20 +30,18 @@ LICENCES = ("LICENSE*", "LICENCE*", "NOTICE*")
 def write_folder(
     model: transformers.PreTrainedModel, source: Folder, out: str | Path, evaluation: Mapping | None = None
 ) -> None:
-    """Write a converted network, with sorted neurons, as it runs now.
+    """Write the network of an arm; a converted one has sorted neurons, and is marked (``hook.mark``).
 
     transformers loads the folder with the converted layers after ``import planer.pretrained``, else as the dense
     network.  source: the network that was converted; its tokenizer or image processor and its licence are copied.
     evaluation: the arm's eval.json, for the card; it is in the folder then.  Files in ``out`` are replaced.
     """
-    from planer.pretrained.hook import save_converted
-
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out) as temporary:
         made = Path(temporary)
         with quiet_transformers():
-            save_converted(model, made)
+            model.save_pretrained(made)
         _copy_rest(source.path, made)
         if evaluation:
             write_json(made / "eval.json", dict(evaluation))

@@ -1,4 +1,4 @@
-"""Tiny converted networks of every family in transformers' classes, with random routers."""
+"""Tiny converted networks of every family in transformers' classes, with random routers or made-up thresholds."""
 
 from __future__ import annotations
 
@@ -6,14 +6,18 @@ import torch
 from torch import nn
 
 from planer.conversion.dynamic import make_dynamic
+from planer.conversion.neuron_threshold import Thresholds
 from planer.conversion.selectors import quantiles_of
+from planer.conversion.sites import feed_forward_sites
+from planer.conversion.stored import build, describe_experts, describe_thresholds
+from planer.pretrained.hook import mark
 from tests.unit.tiny_pretrained import WIDTH, tiny
 
-EXPERT_SIZE, EXPERTS, ROUTER_WIDTH = 4, 6, 8
+EXPERT_SIZE, ROUTER_WIDTH = 4, 8
 
 
 def converted(family: str) -> nn.Module:
-    """Experts of 4 neurons that are selected by dynamic-k."""
+    """Six experts of 4 neurons; all of them run."""
     model = tiny(family)
     generator = torch.Generator().manual_seed(3)
     for layer in make_dynamic(model, EXPERT_SIZE, ROUTER_WIDTH):
@@ -21,4 +25,16 @@ def converted(family: str) -> nn.Module:
             for weight in layer.router.parameters():
                 weight.normal_(generator=generator)
             layer.quantiles.copy_(quantiles_of(layer.router(torch.randn(99, WIDTH, generator=generator))))
+    mark(model, describe_experts(model))
+    return model
+
+
+def thresholded(family: str) -> nn.Module:
+    """Thresholds on neurons for shares of 0.5 and 0.25, other ones in every layer; all neurons run."""
+    model = tiny(family)
+    names = [site.name for site in feed_forward_sites(model)]
+    thetas = {share: {name: (i + 1) / share for i, name in enumerate(names)} for share in (0.5, 0.25)}
+    description = describe_thresholds(model, Thresholds("product", thetas))
+    build(model, description)
+    mark(model, description)
     return model

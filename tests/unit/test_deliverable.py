@@ -17,20 +17,20 @@ transformers = pytest.importorskip("transformers", reason="the package transform
 from planer.pretrained.folder import check_folder, head_of  # noqa: E402
 from planer.pretrained.load import load_image_processor, load_model, load_tokenizer  # noqa: E402
 from planer.pretrained.save import write_folder  # noqa: E402
-from tests.unit.converted import converted  # noqa: E402
+from tests.unit.converted import converted, thresholded  # noqa: E402
 from tests.unit.made_up_arms import arm  # noqa: E402
 from tests.unit.tiny_pretrained import inputs, logits, save, tiny  # noqa: E402
 
 ARM = arm("d2dmoe", "experts", "dynamic_k", 0.015)
 
 
-def delivered(family: str, home, evaluation=None):
+def delivered(family: str, home, evaluation=None, make=converted, setting=("dynamic_k", 0.4)):
     """The folder of a family's network, made from a saved one that lies beside it and has a licence."""
     save(family, home / "source")
     (home / "source/README.md").write_text("---\nlicense: mit\ntags: [old]\n---\n# The source\n")
     (home / "source/LICENSE").write_text("As you like.")
-    model = converted(family)
-    planer.pretrained.select(model, "dynamic_k", 0.4)
+    model = make(family)
+    planer.pretrained.select(model, *setting)
     write_folder(model, check_folder(home / "source", head_of(home / "source")), home / "hf", evaluation)
     return home / "hf"
 
@@ -80,7 +80,9 @@ def test_a_network_in_several_files_becomes_plain_file_by_file(tmp_path):
 def test_the_card_says_what_was_measured_and_how_to_load(tmp_path, capsys):
     folder = delivered("bert", tmp_path, ARM)
     card = (folder / "README.md").read_text()
-    front = "library_name: transformers\npipeline_tag: fill-mask\ntags: [planer, dynamic-k]\nlicense: mit\n"
+    front = (
+        "library_name: transformers\npipeline_tag: fill-mask\ntags: [planer, conditional-computation]\nlicense: mit\n"
+    )
     assert card.startswith(f"---\n{front}---\n")
     assert "# toy/d2dmoe\n" in card and "AutoModelForMaskedLM.from_pretrained" in card and str(tmp_path) not in card
     row = next(row for row in ARM["rows"] if row["selector"] == "dynamic_k" and row["value"] == 0.3)
@@ -92,6 +94,28 @@ def test_the_card_says_what_was_measured_and_how_to_load(tmp_path, capsys):
     assert "test:       accuracy 0.918, of the dense arm 0.92\n" in out
     assert f"chosen:     dynamic_k {ARM['chosen']['value']:g}, test accuracy " in out
     assert out.count("(forward, batch ") == 2
+
+
+def test_thresholds_are_described(tmp_path, capsys):
+    evaluation = arm("threshold", "threshold", "product", 0.3)
+    folder = delivered("gpt2", tmp_path, evaluation, thresholded, ("product", 0.25))
+    main(["info", str(folder)])
+    out = capsys.readouterr().out
+    assert "layers:     thresholds on neurons by product, for shares 0.25, 0.5\nruns:       product 0.25\n" in out
+    card = (folder / "README.md").read_text()
+    assert card.count("\n| product 0.") == 4 and "| all, as the dense network | " in card
+
+
+def test_the_dense_arm_is_an_ordinary_folder(tmp_path, capsys):
+    save("vit", tmp_path / "source")
+    write_folder(
+        tiny("vit"), check_folder(tmp_path / "source", "image_classification"), tmp_path / "hf", arm("dense", "dense")
+    )
+    card = (tmp_path / "hf/README.md").read_text()
+    assert "tags: [planer]\nlicense: other\n" in card and "import planer" not in card and "Settings" not in card
+    main(["info", str(tmp_path / "hf")])
+    out = capsys.readouterr().out
+    assert "test:       accuracy 0.92, of the dense arm 0.92\n" in out and "chosen" not in out and "runs" not in out
 
 
 def test_an_experiment_does_not_start_from_a_converted_network(tmp_path):

@@ -16,8 +16,7 @@ from planer.pretrained.folder import ROUTERS
 
 transformers = pytest.importorskip("transformers", reason="the package transformers is not installed")
 
-from planer.pretrained.hook import save_converted  # noqa: E402
-from tests.unit.converted import converted  # noqa: E402
+from tests.unit.converted import converted, thresholded  # noqa: E402
 from tests.unit.tiny_pretrained import FAMILIES, inputs, logits, tiny  # noqa: E402
 from tests.unit.toy import ROOT  # noqa: E402
 
@@ -33,7 +32,7 @@ def saved(tmp_path_factory):
         if not (root / family).exists():
             model = converted(family)
             planer.pretrained.select(model, "dynamic_k", RULES["dynamic_k"])
-            save_converted(model, root / family)
+            model.save_pretrained(root / family)
         return root / family
 
     return folder
@@ -55,6 +54,30 @@ def test_a_reloaded_network_gives_the_same_bits_by_every_rule(family, saved):
         assert not torch.equal(logits(again, x), dense)
     planer.pretrained.select(again, "all")
     assert torch.equal(logits(again, x), dense)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_thresholds_are_saved_and_loaded(family, tmp_path):
+    model, x = thresholded(family), inputs(family)
+    planer.pretrained.select(model, "product", 0.5)
+    model.save_pretrained(tmp_path)
+    again, dense = loaded(tmp_path, family), logits(tiny(family), x)
+    half, quarter = logits(again, x), thresholded(family)
+    assert torch.equal(half, logits(model, x)) and not torch.equal(half, dense)
+    for network in (again, quarter):
+        planer.pretrained.select(network, "product", 0.25)
+    assert torch.equal(logits(again, x), logits(quarter, x)) and not torch.equal(logits(again, x), half)
+    planer.pretrained.select(again, "all")
+    assert torch.equal(logits(again, x), dense)
+    with pytest.raises(
+        UserError, match="selector: product 0.3 is not calibrated; allowed: all, product 0.25, product 0.5"
+    ):
+        planer.pretrained.select(again, "product", 0.3)
+
+
+def test_a_network_that_is_not_converted_has_no_settings():
+    with pytest.raises(UserError, match="GPT2LMHeadModel is not converted; load it after import planer.pretrained"):
+        planer.pretrained.select(tiny("gpt2"), "all")
 
 
 STOCK = """
@@ -169,9 +192,10 @@ def broken(saved, tmp_path, change) -> None:
         (lambda w, c: w.pop("transformer.h.1.mlp.replacement.router.v2"), "lacks 1 router weights router.v2"),
         (lambda w, c: c.update(format=2), "has the format 2, this planer reads 1"),
         (lambda w, c: c.update(selector="best"), "selector: 'best' is unknown; allowed: all, dynamic_k"),
+        (lambda w, c: c.update(kind="halves"), "kind is 'halves'; allowed: experts, thresholds"),
         (lambda w, c: c.update(expert_size=5), "expert_size is 5; it must divide the neurons of transformer.h.0.mlp"),
     ],
-    ids=["weights", "format", "selector", "size"],
+    ids=["weights", "format", "selector", "kind", "size"],
 )
 def test_a_folder_that_does_not_fit_is_refused(saved, tmp_path, change, reason):
     broken(saved, tmp_path, change)

@@ -12,7 +12,6 @@ from planer.errors import UserError
 
 transformers = pytest.importorskip("transformers", reason="the package transformers is not installed")
 
-from planer.pretrained.hook import save_converted  # noqa: E402
 from tests.unit.converted import converted  # noqa: E402
 from tests.unit.tiny_pretrained import save_tokenizer, tiny  # noqa: E402
 
@@ -28,7 +27,7 @@ def saved(tmp_path_factory):
         if not (root / family).exists():
             model = converted(family)
             planer.pretrained.select(model, "dynamic_k", 0.4)
-            save_converted(model, root / family)
+            model.save_pretrained(root / family)
             save_tokenizer(root / family)
         return str(root / family)
 
@@ -77,7 +76,7 @@ def test_commands(saved, capsys):
     main(["info", saved("llama")])
     out = capsys.readouterr().out
     assert f"parameters: {tiny('llama').num_parameters():,}, and 352 of routers\n" in out
-    assert "layers:     feed-forward layers in experts of 4 neurons, routers of width 8\n" in out
+    assert "layers:     experts of 4 neurons, routers of width 8\n" in out
     assert "runs:       dynamic_k 0.4\n" in out
 
 
