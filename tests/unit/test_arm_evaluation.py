@@ -13,7 +13,7 @@ from torch import nn
 
 from planer.conversion.dynamic import dynamic_layers, make_dynamic, set_selector
 from planer.conversion.neuron_threshold import calibrate
-from planer.conversion.selectors import Selector, quantiles_of
+from planer.conversion.selectors import Selector, score_quantiles
 from planer.errors import UserError
 from planer.evaluation.arms.evaluate import Arm, evaluate_arm
 from planer.evaluation.arms.points import calibrate_norms, expert_points, threshold_points
@@ -66,7 +66,7 @@ def converted(family: str) -> nn.Module:
         with torch.no_grad():
             for weight in layer.router.parameters():
                 weight.normal_(generator=generator)
-            layer.quantiles.copy_(quantiles_of(layer.router(torch.randn(300, WIDTH, generator=generator))))
+            layer.quantiles.copy_(score_quantiles(layer.router(torch.randn(300, WIDTH, generator=generator))))
     return model
 
 
