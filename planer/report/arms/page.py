@@ -32,6 +32,7 @@ def render(evaluations: Sequence[dict]) -> str:
             comparisons=verdict.against_moefication(evaluations),
             rules=verdict.rules(evaluations[0]),
             summary=_summary(evaluations),
+            costs=_costs(evaluations[0]["flops"]),
             sections=[part for part in sections if part["figure"] in figures or any(t["rows"] for t in part["tables"])],
             figures={name: inline(svg, name, html.escape(FIGURES[name])) for name, svg in figures.items()},
         )
@@ -47,6 +48,13 @@ def _setting(evaluation: dict) -> str:
         f"{task['samples']:,} test samples, {task['tokens']:,} tokens. {made['device']}, {made['dtype']}, "
         f"{made['threads']} threads."
     )
+
+
+def _costs(flops: dict) -> str:
+    """Where the dense network's FLOPs go: the feed-forward layers' share is the most that arms can save."""
+    parts = {name.replace("_", "-"): value for name, value in flops.items() if name != "total"}
+    shares = ", ".join(f"{name} {value / flops['total']:.1%}" for name, value in parts.items())
+    return f"The dense network takes {count(flops['total'])} FLOPs per token: {shares}."
 
 
 def _summary(evaluations: Sequence[dict]) -> dict:
