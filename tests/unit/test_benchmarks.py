@@ -13,15 +13,20 @@ import pandas as pd
 import pytest
 import torch
 
-from benchmarks import cpu, dry_run, gpu, mixture_latency, mixtures, ranking, waiting
+from benchmarks import claims, cpu, decode, dry_run, figures, gpu, mixture_latency, mixtures, ranking, waiting
 from benchmarks.experts import Sizes
 from benchmarks.output import start
 from planer.config import Experiment
 from planer.config.strict_yaml import read_yaml
+from planer.kernels.cpp import build as kernels
 from planer.parsing import build, merge
 
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[2]
+
+
+def has_kernels() -> bool:
+    return kernels.available()
 
 
 def test_cpu_benchmark(monkeypatch, tmp_path, capsys):
@@ -135,6 +140,24 @@ def test_where_a_mixture_is_as_fast(capsys):
     assert "layers: d_model 8, 256 tokens, loop: 1.10\n" in capsys.readouterr().out
     mixture_latency.show(rows[:1], (64,))
     assert capsys.readouterr().out.endswith("layers: nowhere\n")
+
+
+@pytest.mark.skipif("not has_kernels()", reason="needs a C++ compiler")
+def test_decoding(monkeypatch, tmp_path, capsys):
+    sizes = decode.Sizes(16, 32, 48, 2, 4, depth=1, words=20, head_modules=2, copies=2, memory=3)
+    monkeypatch.setattr(decode, "SIZES", sizes)
+    arguments = ["--rounds", "3", "--seconds", "0.01", "--results", str(tmp_path)]
+    monkeypatch.setattr("sys.argv", ["decode.py", *arguments])
+    threads = torch.get_num_threads()
+    try:
+        decode.main()
+    finally:
+        torch.set_num_threads(threads)
+    (path,) = tmp_path.iterdir()
+    found = json.loads(path.read_text())
+    table = claims.read_table("decode", {"decode": ROOT / "benchmarks/claims/decode.yaml"})
+    assert all(figures.measured(figure, [found]).value > 0 for figure in table.figures.values())
+    assert found["threads"] == 1 and "sparse both and head" in capsys.readouterr().out
 
 
 @pytest.fixture

@@ -1,0 +1,263 @@
+"""One token at a time on this CPU, sparse against dense: python benchmarks/decode.py, make claims NAME=decode.
+
+5 minutes.
+
+- layers: feed-forward and attention layers of d_model 1024 with their residuals, as operators of the decode engine and
+  in PyTorch.  Every call has another token and goes to the next of several copies of the layer, which together do not
+  fit a cache.
+- network: the 800M shape of "Sparse is Enough in Scaling Transformers" (arXiv 2111.12763), 24 blocks of attention and
+  feed-forward layer, 32,000 words, with random weights, dense and with sparse layers.  Its decoder alone: no encoder
+  and no cross-attention.
+- floor: a sum over more memory than a cache has, one thread: what reading weights can take at best.
+
+Candidates are timed in turn.  A ratio is the median over rounds.
+Results go to benchmarks/results/<processor>-decode-<date>.json and, as tables, to standard output.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import os
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+import pandas as pd  # noqa: E402
+import torch  # noqa: E402
+from torch import Tensor, nn  # noqa: E402
+
+from benchmarks.output import RESULTS, positive, start, table, write_results  # noqa: E402
+from planer.errors import UserError  # noqa: E402
+from planer.heads import HeadSpec, Softmax  # noqa: E402
+from planer.heads.sparse_softmax import SparseSoftmax  # noqa: E402
+from planer.kernels.cpp import build  # noqa: E402
+from planer.measure import by_round, measure, summary  # noqa: E402
+from planer.models import LanguageModel, initialise  # noqa: E402
+from planer.models.decoder import Sequences, decoder_of  # noqa: E402
+from planer.runtime import device_name, keep_freed_memory  # noqa: E402
+from planer.specs import Architecture, Attention, FeedForward  # noqa: E402
+from planer.specs.block import BlockSpec  # noqa: E402
+from planer.specs.sparse_attention import SparseAttention  # noqa: E402
+from planer.specs.sparse_conv_attention import SparseConvAttention  # noqa: E402
+from planer.specs.sparse_feed_forward import SparseFeedForward  # noqa: E402
+
+CPU = torch.device("cpu")
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """The 800M shape, and what is touched between two calls of the same copy of a layer."""
+
+    d_model: int = 1024
+    d_inner: int = 4096
+    sparse_d_inner: int = 6144
+    """Of networks with sparse attention, which has fewer weights (the paper's recipe)."""
+    heads: int = 16
+    block_size: int = 64
+    depth: int = 24
+    words: int = 32_000
+    head_modules: int = 4
+    copies: int = 12
+    memory: int = 128
+    """Remembered positions at the first timed token."""
+
+    @property
+    def attention(self) -> tuple[int, int]:
+        """Heads and their width."""
+        return self.heads, self.d_model // self.heads
+
+
+SIZES = Sizes()
+
+
+def networks(sizes: Sizes) -> dict[str, tuple[tuple[BlockSpec, BlockSpec], HeadSpec]]:
+    """The blocks that alternate, and the head, by the network's name."""
+    dense = Attention(*sizes.attention), FeedForward(sizes.d_inner)
+    feed_forward = SparseFeedForward(sizes.d_inner, sizes.block_size)
+    convolved = SparseConvAttention(*sizes.attention, sizes.heads)
+    both = convolved, SparseFeedForward(sizes.sparse_d_inner, sizes.block_size)
+    return {
+        "dense": (dense, Softmax()),
+        "sparse feed-forward": ((dense[0], feed_forward), Softmax()),
+        "sparse attention": ((convolved, FeedForward(sizes.sparse_d_inner)), Softmax()),
+        "sparse both": (both, Softmax()),
+        "sparse both and head": (both, SparseSoftmax(sizes.head_modules)),
+    }
+
+
+def layers(sizes: Sizes) -> dict[str, BlockSpec]:
+    """By the layer's name; attention sees one token, so that its projections take the time."""
+    return {
+        "feed-forward": FeedForward(sizes.d_inner),
+        "sparse feed-forward": SparseFeedForward(sizes.d_inner, sizes.block_size),
+        "attention": Attention(*sizes.attention),
+        "sparse attention": SparseAttention(*sizes.attention, sizes.heads),
+        "sparse attention with convolutions": SparseConvAttention(*sizes.attention, sizes.heads),
+    }
+
+
+@torch.inference_mode(False)
+def network(sizes: Sizes, blocks: tuple[BlockSpec, ...], head: HeadSpec, words: int) -> LanguageModel:
+    """Random weights."""
+    model = LanguageModel(Architecture(words, sizes.d_model, blocks, head=head))
+    initialise(model, torch.Generator().manual_seed(0))
+    return model.eval()
+
+
+def reader(model: LanguageModel, sizes: Sizes, tokens: int) -> Callable[[], Tensor]:
+    """Reads one random token a call, after a prompt."""
+    words = model.architecture.vocab_size
+    draw = torch.Generator().manual_seed(1)
+    prompt = torch.randint(words, (1, sizes.memory), generator=draw)
+    reading = {"mem_len": 2 * sizes.memory, "same_length": True, "attention": "cached"}
+    state = model(prompt, **reading).state
+    sequence = Sequences(decoder_of(model), state, tokens, reading["mem_len"], 0)
+    return lambda: sequence.read(torch.randint(words, (1,), generator=draw))
+
+
+def in_pytorch(model: LanguageModel, sizes: Sizes) -> Callable[[], Tensor]:
+    """The same in PyTorch."""
+    words = model.architecture.vocab_size
+    draw = torch.Generator().manual_seed(1)
+    reading = {"mem_len": 2 * sizes.memory, "same_length": True, "attention": "cached"}
+    state = model(torch.randint(words, (1, sizes.memory), generator=draw), **reading).state
+
+    def read() -> Tensor:
+        nonlocal state
+        output = model(torch.randint(words, (1, 1), generator=draw), state, **reading)
+        state = output.state
+        return model.log_probs(output.hidden[:, -1])
+
+    return read
+
+
+def layer_calls(sizes: Sizes) -> dict[str, Callable[[], Tensor]]:
+    """A step of each layer; the products of dense ones in PyTorch too."""
+    calls = {}
+    for name, spec in layers(sizes).items():
+        model = network(sizes, (spec,) * sizes.copies, Softmax(), 2)
+        calls[name] = _in_turn(_steps(model), sizes)
+        if name == "feed-forward":
+            calls["feed-forward in PyTorch"] = _in_turn([_forward(block) for block in model.blocks], sizes)
+        if name == "attention":
+            calls["four projections in PyTorch"] = _in_turn([_projections(block) for block in model.blocks], sizes)
+    return calls
+
+
+def _steps(model: LanguageModel) -> list[Callable[[Tensor], Tensor]]:
+    """The operators of the blocks with an empty memory."""
+    decoder = decoder_of(model)
+    state = model(torch.zeros(1, 1, dtype=torch.int64), mem_len=0, attention="cached").state
+    steps = [
+        (step, step.start(entry, decoder.positions(1, 0), 1)) for step, entry in zip(decoder.steps, state, strict=True)
+    ]
+    return [lambda x, step=step, cache=cache: step(x, cache) for step, cache in steps]
+
+
+def _forward(block: nn.Module) -> Callable[[Tensor], Tensor]:
+    return lambda x: block.norm(x + block.sublayer(x)[0])
+
+
+def _projections(block: nn.Module) -> Callable[[Tensor], Tensor]:
+    qkv, output, norm = block.sublayer.qkv, block.sublayer.output, block.norm
+    return lambda x: norm(x + output(qkv(x)[:, : output.in_features]))
+
+
+def _in_turn(functions: list[Callable[[Tensor], Tensor]], sizes: Sizes) -> Callable[[], Tensor]:
+    """Calls the next function with the next of many random tokens."""
+    tokens = torch.randn(997, 1, sizes.d_model, generator=torch.Generator().manual_seed(2))
+    following = zip(itertools.cycle(functions), itertools.cycle(tokens), strict=False)
+
+    def call() -> Tensor:
+        function, x = next(following)
+        return function(x)
+
+    return call
+
+
+@torch.inference_mode()
+def measured_floor(options: argparse.Namespace, sizes: Sizes) -> dict:
+    """Bytes a second of a sum, and how long a dense feed-forward layer takes at least."""
+    memory = torch.ones(2 * sizes.d_model * sizes.d_inner * sizes.copies)
+    samples = measure({"sum": memory.sum}, options.rounds, 1, 0, options.seconds, CPU, description="floor")
+    speed = memory.nbytes / (samples.ms.median() / 1e3)
+    ms = memory.nbytes / sizes.copies / speed * 1e3
+    print(f"sums read {speed / 1e9:.1f} GB/s: {ms:.2f} ms for the weights of a dense feed-forward layer")
+    return {"bytes_per_s": speed, "feed_forward_ms": ms}
+
+
+@torch.inference_mode()
+def measured_layers(options: argparse.Namespace, sizes: Sizes) -> Iterator[dict]:
+    """A row per comparison."""
+    ms = by_round(measure(layer_calls(sizes), options.rounds, 3, 0, options.seconds, CPU, description="layers"))
+    for name in layers(sizes):
+        dense, plain = "feed-forward", "feed-forward in PyTorch"
+        if "attention" in name:
+            dense, plain = "attention", "four projections in PyTorch"
+        for base in (dense, plain):
+            if base != name:
+                yield compared("layers", name, base, ms)
+
+
+@torch.inference_mode()
+def measured_networks(options: argparse.Namespace, sizes: Sizes) -> Iterator[dict]:
+    """The dense network beside PyTorch, and each sparse network beside the dense one."""
+    models = {
+        name: network(sizes, blocks * sizes.depth, head, sizes.words)
+        for name, (blocks, head) in networks(sizes).items()
+    }
+    most = 2 * options.rounds + 8  # tokens
+    for name, model in models.items():
+        base, other = ("dense in PyTorch", in_pytorch(model, sizes)) if name == "dense" else ("dense", None)
+        calls = {name: reader(model, sizes, most), base: other or reader(models["dense"], sizes, most)}
+        ms = by_round(measure(calls, options.rounds, 2, 0, options.seconds, CPU, description=name))
+        yield compared("network", name, base, ms) | {"params": model.architecture.params()}
+        if name != "dense":
+            model.decoder = None  # frees its weights
+
+
+def compared(section: str, name: str, base: str, ms: pd.DataFrame) -> dict:
+    """How many times faster one candidate is than another, and their times."""
+    beside = {f"base_{key}": value for key, value in summary(ms[base]).items()}
+    speed_up = float((ms[base] / ms[name]).median())
+    return {"section": section, "name": name, "base": base, "speed_up": speed_up} | summary(ms[name]) | beside
+
+
+def show(section: str, rows: list[dict]) -> None:
+    """The rows of a section."""
+    lines = [
+        [row["name"], f"{row['median_ms']:.3f}", row["base"], f"{row['base_median_ms']:.3f}", f"{row['speed_up']:.2f}"]
+        for row in rows
+    ]
+    table(section, ["", "ms a token", "beside", "ms a token", "times faster"], lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--threads", type=positive, default=1, help="default: %(default)s")
+    parser.add_argument("--rounds", type=positive, default=60, help="calls of every candidate (default: %(default)s)")
+    parser.add_argument("--seconds", type=float, default=30.0, help="most seconds a comparison (default: %(default)s)")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="folder (default: %(default)s)")
+    options = parser.parse_args()
+    if not build.available():
+        raise UserError("there is no decode engine without a C++ compiler; install one or set CXX")
+    torch.set_num_threads(options.threads)
+    keep_freed_memory()
+    load = os.getloadavg()[0]
+    print(f"{device_name(CPU)}, {options.threads} threads, torch {torch.__version__}, load before {load:.2f}")
+    floor, rows = measured_floor(options, SIZES), []
+    for section, made in (("layers", measured_layers), ("network", measured_networks)):
+        found = list(made(options, SIZES))
+        show(section, found)
+        rows += found
+    loads = {"load_before": load, "load_after": os.getloadavg()[0]}
+    content = {"threads": options.threads, "sizes": vars(SIZES), **loads, "floor": floor, "rows": rows}
+    write_results(options.results, device_name(CPU), content, "-decode")
+
+
+if __name__ == "__main__":
+    start(main)
