@@ -18,6 +18,7 @@ import torch
 from scipy.stats import quantile_test
 from torch import nn
 
+from planer.conversion.dynamic import dynamic_layers
 from planer.evaluation.arms.points import Point
 from planer.measure import by_round, measure, summary
 from planer.paired import CONFIDENCE
@@ -111,8 +112,13 @@ def _phases(dense: nn.Module, task: PretrainedTask, batch: Batch) -> Mapping[str
 
 
 def _at(model: nn.Module, point: Point) -> nn.Module:
-    """The network at a point, with the same weights in memory: no call has to set the point."""
+    """The network at a point, with the same weights in memory: no call has to set the point.
+
+    Split layers in which selecting experts saves no time run densely, as users run them.
+    """
     memo = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
     own = copy.deepcopy(model, memo)
     point.apply(own)
+    for layer in dynamic_layers(own):
+        layer.select(layer.selector, fast=True)
     return own
