@@ -58,11 +58,49 @@ def task_files(wildcards):
     return [str(path) for path in paths if path.exists()]
 
 
+def dense_model(wildcards):
+    """The fine-tuned dense network with the same seed."""
+    return f"results/{{experiment}}/{dense_of(wildcards.variant)}/finetune/model.safetensors"
+
+
 def sparsification_start(wildcards):
     """The fine-tuned dense network, unless sparsification starts from the folder."""
     if arm_sections("sparsify")(wildcards)["sparsify"]["start"] == "folder":
         return {}
-    return {"model": f"results/{{experiment}}/{dense_of(wildcards.variant)}/finetune/model.safetensors"}
+    return {"model": dense_model(wildcards)}
+
+
+def method_of(wildcards):
+    """Params: the method of the variant's arm."""
+    values = settings(wildcards.experiment)
+    return values["arms"][arm_name(values, wildcards.variant)]["method"]
+
+
+def threshold_start(wildcards):
+    """The network that gets thresholds: sparsified where the arm says how, else the dense one."""
+    values = settings(wildcards.experiment)
+    sparsified = "sparsify" in values["arms"][arm_name(values, wildcards.variant)]
+    return "results/{experiment}/{variant}/sparsify/model.safetensors" if sparsified else dense_model(wildcards)
+
+
+def arm_files(wildcards):
+    """Files that a converted network is made from, besides the dense one."""
+    folder, method = "results/{experiment}/{variant}", method_of(wildcards)
+    if method == "experts":
+        return {
+            "model": f"{folder}/sparsify/model.safetensors",
+            "labels": f"{folder}/cluster/labels.parquet",
+            "routers": f"{folder}/routers/routers.safetensors",
+        }
+    if method == "threshold":
+        return {"model": threshold_start(wildcards), "thresholds": f"{folder}/thresholds/thresholds.json"}
+    return {"model": dense_model(wildcards)}
+
+
+def arm_reports(wildcards):
+    """Evaluations of all arms, in the order of the configuration."""
+    arms = settings(wildcards.experiment)["arms"]
+    return expand("results/{experiment}/{variant}/eval.json", variant=arms, allow_missing=True)
 
 
 NETWORK = "results/models/{experiment}/manifest.json"
@@ -258,3 +296,121 @@ rule train_site_routers:
         "{wildcards.experiment}/{wildcards.variant} train_site_routers: training the routers; log: {log}"
     script:
         "../workflow/scripts/pretrained/train_routers.py"
+
+
+rule calibrate_thresholds:
+    input:
+        network=NETWORK,
+        task=TASK,
+        model=threshold_start,
+    output:
+        thresholds="results/{experiment}/{variant}/thresholds/thresholds.json",
+    log:
+        "logs/{experiment}/{variant}/calibrate_thresholds.log",
+    benchmark:
+        "logs/{experiment}/{variant}/calibrate_thresholds.tsv"
+    wildcard_constraints:
+        experiment=PRETRAINED_NAME,
+    conda:
+        "../envs/torch.yaml"
+    threads: threads_of
+    resources:
+        gpu=gpus,
+        mem_mb=lambda wildcards, attempt: 16000 * attempt,
+        runtime=most_minutes,
+    params:
+        config=arm_sections("device", "threads", "dtype", "thresholds"),
+        seed=arm_seed("thresholds"),
+        code=code_hash("pretrained/calibrate_thresholds.py"),
+    message:
+        "{wildcards.experiment}/{wildcards.variant} calibrate_thresholds: reading calibration tokens; log: {log}"
+    script:
+        "../workflow/scripts/pretrained/calibrate_thresholds.py"
+
+
+rule evaluate_arm:
+    input:
+        unpack(arm_files),
+        network=NETWORK,
+        task=TASK,
+        dense=dense_model,
+    output:
+        report="results/{experiment}/{variant}/eval.json",
+    log:
+        "logs/{experiment}/{variant}/evaluate_arm.log",
+    benchmark:
+        "logs/{experiment}/{variant}/evaluate_arm.tsv"
+    wildcard_constraints:
+        experiment=PRETRAINED_NAME,
+    conda:
+        "../envs/torch.yaml"
+    threads: whole_machine
+    resources:
+        gpu=gpus,
+        slurm_extra=EXCLUSIVE,
+        mem_mb=lambda wildcards, attempt: 16000 * attempt,
+        runtime=most_minutes,
+    params:
+        config=arm_sections("device", "threads", "dtype", "train_routers", "evaluate"),
+        method=method_of,
+        seed=arm_seed("evaluate"),
+        code=code_hash("pretrained/evaluate.py"),
+    message:
+        "{wildcards.experiment}/{wildcards.variant} evaluate_arm: measuring quality, FLOPs and latency; log: {log}"
+    script:
+        "../workflow/scripts/pretrained/evaluate.py"
+
+
+rule save_arm:
+    input:
+        unpack(arm_files),
+        network=NETWORK,
+        report="results/{experiment}/{variant}/eval.json",
+    output:
+        folder=directory("results/{experiment}/{variant}/hf"),
+    log:
+        "logs/{experiment}/{variant}/save_arm.log",
+    wildcard_constraints:
+        experiment=PRETRAINED_NAME,
+    conda:
+        "../envs/torch.yaml"
+    threads: 1
+    resources:
+        mem_mb=lambda wildcards, attempt: 16000 * attempt,
+        runtime=30,
+    params:
+        config=arm_sections("train_routers"),
+        method=method_of,
+        code=code_hash("pretrained/save_arm.py"),
+    message:
+        "{wildcards.experiment}/{wildcards.variant} save_arm: writing the folder; log: {log}"
+    script:
+        "../workflow/scripts/pretrained/save_arm.py"
+
+
+rule report_arms:
+    input:
+        reports=arm_reports,
+    output:
+        page=report(
+            "results/{experiment}/arms.html",
+            caption="../workflow/report/page.rst",
+            category="{experiment}",
+            labels={"result": "arms"},
+        ),
+    log:
+        "logs/{experiment}/report_arms.log",
+    wildcard_constraints:
+        experiment=PRETRAINED_NAME,
+    conda:
+        "../envs/torch.yaml"
+    threads: 1
+    resources:
+        mem_mb=4000,
+        runtime=30,
+    params:
+        code=code_hash("pretrained/report_arms.py"),
+    message:
+        "{wildcards.experiment} report_arms: comparing the arms; log: {log}"
+    script:
+        "../workflow/scripts/pretrained/report_arms.py"
