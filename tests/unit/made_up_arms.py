@@ -41,12 +41,24 @@ def latency(rows: list[dict], speed: float) -> list[dict]:
         shape = {"batch": batch, "phase": phase, "tokens": 48}
         ms = 2.0 * batch
         spread = {"median_ms": ms, "p10_ms": 0.97 * ms, "p90_ms": 1.1 * ms, "n": 20}
-        found.append(shape | {"selector": "dense", "value": None, **spread, "speed_up": 1.0, "low": 1.0, "high": 1.0})
+        found.append(
+            shape
+            | {
+                "selector": "dense",
+                "value": None,
+                "dense_layers": None,
+                **spread,
+                "speed_up": 1.0,
+                "low": 1.0,
+                "high": 1.0,
+            }
+        )
         for entry in rows:
             gain = speed / entry["network_ratio"]
             spread = {"median_ms": ms / gain, "p10_ms": 0.97 * ms / gain, "p90_ms": 1.1 * ms / gain, "n": 20}
             low = {"speed_up": gain, "low": 0.98 * gain, "high": 1.02 * gain}
-            found.append(shape | {"selector": entry["selector"], "value": entry["value"], **spread, **low})
+            named = {"selector": entry["selector"], "value": entry["value"], "dense_layers": 0}
+            found.append(shape | named | spread | low)
     return found
 
 

@@ -72,6 +72,14 @@ def test_part_of_the_calls_faster_is_no_success():
     assert (found.word, found.good) == ("faster in part", False)
 
 
+def test_layers_that_ran_densely_are_told():
+    evaluation = arms()[2]
+    assert "densely" not in verdict.time(evaluation).text
+    for entry in evaluation["latency"]:
+        entry["dense_layers"] = 2
+    assert verdict.time(evaluation).text.endswith("; 2 of 3 layers ran densely")
+
+
 @pytest.mark.parametrize("metric", ["accuracy", "nll"])
 def test_dynamic_k_is_compared_with_moefication_at_every_budget(metric):
     (line,) = verdict.against_moefication(arms(metric))

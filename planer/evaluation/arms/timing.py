@@ -55,22 +55,20 @@ def time_arm(
             seed, description = task.runtime.derive("latency", size, phase), f"latency, batch {size}, {phase}"
             device = task.runtime.device
             samples = by_round(measure(candidates, rounds, WARMUP, seed, MAX_SECONDS, device, description))
-            rows += [shape | {"phase": phase} | row for row in _rows(samples, points)]
+            rows += [shape | {"phase": phase} | row for row in _rows(samples, points, placed)]
     return rows
 
 
-def _rows(samples: pd.DataFrame, points: Sequence[Point]) -> list[dict]:
+def _rows(samples: pd.DataFrame, points: Sequence[Point], placed: Sequence[nn.Module]) -> list[dict]:
     """Latencies from milliseconds by round and candidate."""
-    names = [("dense", None), *((point.selector, point.value) for point in points)]
+    names = [{"selector": "dense", "value": None, "dense_layers": None}]
+    for point, own in zip(points, placed, strict=True):
+        dense = sum(not layer.saves_time(layer.selector) for layer in dynamic_layers(own))
+        names.append({"selector": point.selector, "value": point.value, "dense_layers": dense})
     columns = ["dense", *map(str, range(len(points)))]
     return [
-        {
-            "selector": selector,
-            "value": value,
-            **summary(samples[column]),
-            **speed_up(samples["dense"] / samples[column]),
-        }
-        for (selector, value), column in zip(names, columns, strict=True)
+        name | summary(samples[column]) | speed_up(samples["dense"] / samples[column])
+        for name, column in zip(names, columns, strict=True)
     ]
 
 

@@ -47,6 +47,8 @@ def time(evaluation: dict) -> Judgement:
     if not timed:
         return Judgement("not measured", None, f"{label(row)} was not timed")
     text = "; ".join(f"{place(entry)}: {speed_up(entry)}" for entry in timed)
+    if timed[0]["dense_layers"]:
+        text += f"; {timed[0]['dense_layers']} of {evaluation['network']['layers']} layers ran densely"
     faster = [entry["low"] is not None and entry["low"] > 1 for entry in timed]
     if all(faster):
         return Judgement("faster", True, text)
