@@ -37,7 +37,7 @@ from planer.heads.sparse_softmax import SparseSoftmax  # noqa: E402
 from planer.kernels.cpp import build  # noqa: E402
 from planer.measure import by_round, measure, summary  # noqa: E402
 from planer.models import LanguageModel, initialise  # noqa: E402
-from planer.models.decoder import Sequences, decoder_of  # noqa: E402
+from planer.models.decoder import Segments, Sequences, decoder_of  # noqa: E402
 from planer.runtime import device_name, keep_freed_memory  # noqa: E402
 from planer.specs import Architecture, Attention, FeedForward  # noqa: E402
 from planer.specs.block import BlockSpec  # noqa: E402
@@ -50,7 +50,7 @@ CPU = torch.device("cpu")
 
 @dataclass(frozen=True)
 class Sizes:
-    """The 800M shape, and what is touched between two calls of the same copy of a layer."""
+    """The 800M shape, and how it is timed."""
 
     d_model: int = 1024
     d_inner: int = 4096
@@ -62,8 +62,9 @@ class Sizes:
     words: int = 32_000
     head_modules: int = 4
     copies: int = 12
+    """Of a layer, called in turn."""
     memory: int = 128
-    """Remembered positions at the first timed token."""
+    """Remembered positions, all there at the first timed token: PyTorch then keeps the keys of positions."""
 
     @property
     def attention(self) -> tuple[int, int]:
@@ -72,6 +73,8 @@ class Sizes:
 
 
 SIZES = Sizes()
+WARMUP = 3
+"""Untimed calls."""
 
 
 def networks(sizes: Sizes) -> dict[str, tuple[tuple[BlockSpec, BlockSpec], HeadSpec]]:
@@ -108,31 +111,16 @@ def network(sizes: Sizes, blocks: tuple[BlockSpec, ...], head: HeadSpec, words: 
     return model.eval()
 
 
-def reader(model: LanguageModel, sizes: Sizes, tokens: int) -> Callable[[], Tensor]:
-    """Reads one random token a call, after a prompt."""
-    words = model.architecture.vocab_size
-    draw = torch.Generator().manual_seed(1)
+def reader(model: LanguageModel, sizes: Sizes, in_pytorch: bool = False) -> Callable[[], Tensor]:
+    """Reads one random token a call, after a prompt that fills the memory."""
+    words, draw = model.architecture.vocab_size, torch.Generator().manual_seed(1)
     prompt = torch.randint(words, (1, sizes.memory), generator=draw)
-    reading = {"mem_len": 2 * sizes.memory, "same_length": True, "attention": "cached"}
-    state = model(prompt, **reading).state
-    sequence = Sequences(decoder_of(model), state, tokens, reading["mem_len"], 0)
-    return lambda: sequence.read(torch.randint(words, (1,), generator=draw))
-
-
-def in_pytorch(model: LanguageModel, sizes: Sizes) -> Callable[[], Tensor]:
-    """The same in PyTorch."""
-    words = model.architecture.vocab_size
-    draw = torch.Generator().manual_seed(1)
-    reading = {"mem_len": 2 * sizes.memory, "same_length": True, "attention": "cached"}
-    state = model(torch.randint(words, (1, sizes.memory), generator=draw), **reading).state
-
-    def read() -> Tensor:
-        nonlocal state
-        output = model(torch.randint(words, (1, 1), generator=draw), state, **reading)
-        state = output.state
-        return model.log_probs(output.hidden[:, -1])
-
-    return read
+    state = model(prompt, mem_len=sizes.memory, same_length=True, attention="cached").state
+    if in_pytorch:
+        sequences = Segments(model, state, sizes.memory, 0)
+    else:
+        sequences = Sequences(decoder_of(model), state, 1, sizes.memory, 0)
+    return lambda: sequences.read(torch.randint(words, (1,), generator=draw))
 
 
 def layer_calls(sizes: Sizes) -> dict[str, Callable[[], Tensor]]:
@@ -193,7 +181,7 @@ def measured_floor(options: argparse.Namespace, sizes: Sizes) -> dict:
 @torch.inference_mode()
 def measured_layers(options: argparse.Namespace, sizes: Sizes) -> Iterator[dict]:
     """A row per comparison."""
-    ms = by_round(measure(layer_calls(sizes), options.rounds, 3, 0, options.seconds, CPU, description="layers"))
+    ms = by_round(measure(layer_calls(sizes), options.rounds, WARMUP, 0, options.seconds, CPU, description="layers"))
     for name in layers(sizes):
         dense, plain = "feed-forward", "feed-forward in PyTorch"
         if "attention" in name:
@@ -210,11 +198,11 @@ def measured_networks(options: argparse.Namespace, sizes: Sizes) -> Iterator[dic
         name: network(sizes, blocks * sizes.depth, head, sizes.words)
         for name, (blocks, head) in networks(sizes).items()
     }
-    most = 2 * options.rounds + 8  # tokens
     for name, model in models.items():
-        base, other = ("dense in PyTorch", in_pytorch(model, sizes)) if name == "dense" else ("dense", None)
-        calls = {name: reader(model, sizes, most), base: other or reader(models["dense"], sizes, most)}
-        ms = by_round(measure(calls, options.rounds, 2, 0, options.seconds, CPU, description=name))
+        base = "dense in PyTorch" if name == "dense" else "dense"
+        beside = reader(models["dense"], sizes, in_pytorch=name == "dense")
+        calls = {name: reader(model, sizes), base: beside}
+        ms = by_round(measure(calls, options.rounds, WARMUP, 0, options.seconds, CPU, description=name))
         yield compared("network", name, base, ms) | {"params": model.architecture.params()}
         if name != "dense":
             model.decoder = None  # frees its weights

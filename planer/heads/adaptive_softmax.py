@@ -138,8 +138,6 @@ class AdaptiveSoftmax(HeadSpec):
 
     def _cluster_logits(self, head: nn.Module, number: int, hidden: Tensor) -> Tensor:
         """Logits of a cluster's words, and in the shortlist those of the clusters behind them: [..., D] to [..., n]."""
-        import torch
-
         start, stop = (0, *self.cutoffs, head.bias.numel())[number : number + 2]
         embedding, bias = head.embedding, head.bias[start:stop]
         if self.div_val == 1:
@@ -148,7 +146,7 @@ class AdaptiveSoftmax(HeadSpec):
             weight = embedding.table(number)
             hidden = hidden @ (embedding.projection(number) if number else head.projection)
         if number == 0:
-            weight, bias = torch.cat((weight, head.cluster_weight)), torch.cat((bias, head.cluster_bias))
+            weight, bias = head.join(weight, head.cluster_weight), head.join(bias, head.cluster_bias)
         return head.linear(hidden, weight, bias)
 
 

@@ -32,7 +32,7 @@ def start(model: LanguageModel, state: list, tokens: int, mem_len: int, clamp_le
     """
     decoder = decoder_of(model)
     if decoder is None:
-        return _Segments(model, state, mem_len, clamp_len).read
+        return Segments(model, state, mem_len, clamp_len).read
     return Sequences(decoder, state, tokens, mem_len, clamp_len).read
 
 
@@ -107,7 +107,7 @@ class Sequences:
         return self._decoder.log_probs(model.final_norm(x))
 
 
-class _Segments:
+class Segments:
     """Sequences that PyTorch continues."""
 
     def __init__(self, model: LanguageModel, state: list, mem_len: int, clamp_len: int):
@@ -121,10 +121,11 @@ class _Segments:
 
 
 class _Head:
-    """A head whose products are operators."""
+    """A head whose products are operators, with its weights laid out once."""
 
     def __init__(self, head: Head):
         self._head = head
+        self._joined: dict[tuple[int, int], Tensor] = {}
         if hasattr(head, "scales"):
             self._packed = head.scales.detach().t().contiguous(), panels(head.shared)
 
@@ -136,6 +137,12 @@ class _Head:
 
     def linear(self, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         return torch.ops.planer_cpp.decode_linear(x, weight, bias)
+
+    def join(self, first: Tensor, second: Tensor) -> Tensor:
+        key = first.data_ptr(), second.data_ptr()
+        if key not in self._joined:
+            self._joined[key] = torch.cat((first, second))
+        return self._joined[key]
 
     def multiplicative(self, x: Tensor, scales: Tensor, shared: Tensor, bias: Tensor) -> Tensor:
         return torch.ops.planer_cpp.decode_multiplicative(x, *self._packed, bias)

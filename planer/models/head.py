@@ -52,6 +52,11 @@ class Head(nn.Module):
         return _at_least_single(F.linear(x, weight, bias))
 
     @staticmethod
+    def join(first: Tensor, second: Tensor) -> Tensor:
+        """The rows of both."""
+        return torch.cat((first, second))
+
+    @staticmethod
     def multiplicative(x: Tensor, scales: Tensor, shared: Tensor, bias: Tensor) -> Tensor:
         """See planer/kernels/multiplicative.py; in at least single precision."""
         return _at_least_single(multiplicative(x, scales, shared, bias))
