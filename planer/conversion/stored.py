@@ -8,6 +8,7 @@ layer, since the names of layers differ between heads; thresholds are in the ord
 - of thresholds ``score``, and ``thetas`` of all layers by the wanted share of neurons;
 - ``selector``, ``value``: how the layers run.  ``all`` is the dense network.  Of experts a rule of selectors.py and its
   value; of thresholds the score and a share.
+- ``fast``: layers run densely where selecting experts saves no time, on the device where the network is loaded.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from planer.conversion.threshold_layer import ThresholdFeedForward, apply_thresh
 from planer.errors import UserError
 from planer.parsing import show
 
-DENSE = {"selector": "all", "value": 0}
+DENSE = {"selector": "all", "value": 0, "fast": True}
 EXPERTS = ("expert_size", "router_width", "target")
 
 
@@ -60,25 +61,28 @@ def build(model: nn.Module, description: Mapping) -> None:
             raise UserError(f"quantization_config: kind is {show(kind)}; allowed: experts, thresholds")
 
 
-def select(model: nn.Module, description: Mapping, selector: str, value: float) -> dict:
+def select(model: nn.Module, description: Mapping, **setting: str | float | bool) -> dict:
     """Run all converted layers, which have their weights, in another way from now on; return its description.
 
+    setting: selector, value and fast; by default as the description has them.
     Raises UserError when it does not fit the network.
     """
+    description = {**description, **setting}
+    selector, value = description["selector"], description["value"]
     if description["kind"] == "experts":
-        set_selector(model, Selector(selector, value))
+        set_selector(model, Selector(selector, value), description["fast"])
     else:
         layers = [module for module in model.modules() if isinstance(module, ThresholdFeedForward)]
         for layer, theta in zip(layers, _thetas(description, len(layers), selector, value), strict=True):
             layer.set_theta(theta)
-    return {**description, "selector": selector, "value": value}
+    return description
 
 
 def start(model: nn.Module, description: Mapping) -> None:
     """Run the converted layers of a loaded network as the description says."""
     for layer in dynamic_layers(model):
         layer.norm_quantiles.fill_(torch.nan)  # it is not saved, and transformers leaves it without values
-    select(model, description, description["selector"], description["value"])
+    select(model, description)
 
 
 def _thetas(description: Mapping, layers: int, selector: str, share: float) -> list[float]:

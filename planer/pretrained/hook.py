@@ -90,18 +90,20 @@ def mark(model: nn.Module, description: Mapping) -> None:
     model.config.quantization_config = PlanerConfig(**description)
 
 
-def select(model: nn.Module, selector: str, value: float = 0) -> None:
+def select(model: nn.Module, selector: str, value: float = 0, fast: bool = True) -> None:
     """Run a converted network in another way from now on; ``save_pretrained`` saves the way too.
 
     selector, value: ``all`` is the dense network.  Of experts a rule and its value, as
     ``planer.conversion.selectors.Selector`` explains them.  Of thresholds ``product`` or ``gate``, the score that they
     were calibrated for, and a share of neurons, one of the calibrated.
+    fast: layers run densely where selecting experts saves no time on the device, and in the type, that the network has
+    now.  False selects experts in every layer.
     Raises UserError when the network is not converted, or this does not fit it.
     """
     description = getattr(model.config, "quantization_config", None)
     if not isinstance(description, PlanerConfig):
         raise UserError(f"{type(model).__name__} is not converted; load it after import planer.pretrained")
-    mark(model, _stored().select(model, vars(description), selector, value))
+    mark(model, _stored().select(model, vars(description), selector=selector, value=value, fast=fast))
 
 
 def _stored() -> ModuleType:

@@ -14,7 +14,11 @@ from planer.__main__ import main
 
 transformers = pytest.importorskip("transformers", reason="the package transformers is not installed")
 
+from planer.conversion.dynamic import make_dynamic  # noqa: E402
+from planer.conversion.stored import describe_experts  # noqa: E402
+from planer.pretrained.adapters import adapter_for  # noqa: E402
 from planer.pretrained.folder import check_folder, head_of  # noqa: E402
+from planer.pretrained.hook import mark  # noqa: E402
 from planer.pretrained.load import load_image_processor, load_model, load_tokenizer  # noqa: E402
 from planer.pretrained.save import write_folder  # noqa: E402
 from tests.unit.converted import converted, thresholded  # noqa: E402
@@ -30,7 +34,7 @@ def delivered(family: str, home, evaluation=None, make=converted, setting=("dyna
     (home / "source/README.md").write_text("---\nlicense: mit\ntags: [old]\n---\n# The source\n")
     (home / "source/LICENSE").write_text("As you like.")
     model = make(family)
-    planer.pretrained.select(model, *setting)
+    planer.pretrained.select(model, *setting, fast=False)
     write_folder(model, check_folder(home / "source", head_of(home / "source")), home / "hf", evaluation)
     return home / "hf"
 
@@ -44,7 +48,7 @@ def test_a_delivered_folder_is_whole(family, tmp_path, monkeypatch):
     folder = delivered(family, tmp_path)
     checked = check_folder(folder, head_of(folder), converted=True)
     model = converted(family)
-    planer.pretrained.select(model, "dynamic_k", 0.4)
+    planer.pretrained.select(model, "dynamic_k", 0.4, fast=False)
     assert torch.equal(logits(load_model(checked), inputs(family)), logits(model, inputs(family)))
     assert (load_image_processor if family == "vit" else load_tokenizer)(checked)
     assert (folder / "LICENSE").read_text() == "As you like."
@@ -65,6 +69,23 @@ def test_the_plain_network_has_nothing_of_planer(family, tmp_path, capsys):
     for again, reason in ((plain, "exists and is not an empty folder"), (tmp_path / "new", "a plain network already")):
         with pytest.raises(SystemExit, match=reason):
             main(["export", str(folder if again is plain else plain), str(again), "--plain"])
+
+
+def test_relu_is_in_the_configuration(tmp_path):
+    """So that transformers computes what was trained, with planer and without."""
+    save("gpt2", tmp_path / "source")
+    model = tiny("gpt2")
+    adapter_for(model).use_relu(model)
+    expected = logits(model, inputs("gpt2"))
+    assert (expected - logits(tiny("gpt2"), inputs("gpt2"))).abs().max() > 1e-3
+    make_dynamic(model, 4, 8)
+    mark(model, describe_experts(model))
+    write_folder(model, check_folder(tmp_path / "source", "causal_lm"), tmp_path / "hf")
+    main(["export", str(tmp_path / "hf"), str(tmp_path / "plain"), "--plain"])
+    for folder in (tmp_path / "hf", tmp_path / "plain"):
+        assert torch.equal(
+            logits(load_model(check_folder(folder, "causal_lm", converted=True)), inputs("gpt2")), expected
+        )
 
 
 def test_a_network_in_several_files_becomes_plain_file_by_file(tmp_path):

@@ -31,7 +31,7 @@ def saved(tmp_path_factory):
     def folder(family: str):
         if not (root / family).exists():
             model = converted(family)
-            planer.pretrained.select(model, "dynamic_k", RULES["dynamic_k"])
+            planer.pretrained.select(model, "dynamic_k", RULES["dynamic_k"], fast=False)
             model.save_pretrained(root / family)
         return root / family
 
@@ -47,9 +47,9 @@ def test_a_reloaded_network_gives_the_same_bits_by_every_rule(family, saved):
     model, again, x = converted(family), loaded(saved(family), family), inputs(family)
     dense = logits(tiny(family), x)
     for name, value in RULES.items():
-        planer.pretrained.select(model, name, value)
+        planer.pretrained.select(model, name, value, fast=False)
         if name != "dynamic_k":  # it was saved
-            planer.pretrained.select(again, name, value)
+            planer.pretrained.select(again, name, value, fast=False)
         assert torch.equal(logits(again, x), logits(model, x))
         assert not torch.equal(logits(again, x), dense)
     planer.pretrained.select(again, "all")
@@ -144,7 +144,7 @@ def test_a_network_without_its_head_runs_converted_layers_too(family, saved):
 
 def test_generated_text_is_the_same_after_a_reload(saved):
     model, again = converted("llama"), loaded(saved("llama"), "llama")
-    planer.pretrained.select(model, "dynamic_k", RULES["dynamic_k"])
+    planer.pretrained.select(model, "dynamic_k", RULES["dynamic_k"], fast=False)
     options = {"max_new_tokens": 12, "do_sample": False, "pad_token_id": 0}
     written = again.generate(inputs("llama"), **options)
     assert torch.equal(written, model.generate(inputs("llama"), **options))
@@ -162,13 +162,29 @@ def test_decoding_token_by_token_equals_a_pass_over_the_text(family, saved):
         torch.testing.assert_close(output.logits[:, 0], whole[:, t], rtol=1e-5, atol=1e-5)
 
 
+@torch.no_grad()
+def test_a_padded_batch_gives_the_results_of_its_texts_alone(saved):
+    model, x = loaded(saved("bert"), "bert"), inputs("bert")
+    mask = torch.ones_like(x)
+    mask[1, 5:] = 0
+    together = model(x, attention_mask=mask).logits
+    torch.testing.assert_close(together[1, :5], model(x[1:, :5]).logits[0], rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(together[0], model(x[:1]).logits[0], rtol=1e-5, atol=1e-5)
+
+
 def test_a_rule_chosen_at_run_time_is_saved(saved, tmp_path):
     model = loaded(saved("bert"), "bert")
-    planer.pretrained.select(model, "top_k", 2)
+    planer.pretrained.select(model, "top_k", 2, fast=False)
     model.save_pretrained(tmp_path)
     assert torch.equal(logits(loaded(tmp_path, "bert"), inputs("bert")), logits(model, inputs("bert")))
     described = json.loads((tmp_path / "config.json").read_text())["quantization_config"]
     assert (described["selector"], described["value"]) == ("top_k", 2)
+
+
+def test_layers_run_densely_where_experts_save_no_time(saved):
+    model, x = loaded(saved("gpt2"), "gpt2"), inputs("gpt2")
+    planer.pretrained.select(model, "top_k", 6)
+    assert torch.equal(logits(model, x), logits(tiny("gpt2"), x)), "6 of 6 experts"
 
 
 def test_it_may_be_cast_and_copied(saved):

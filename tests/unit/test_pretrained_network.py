@@ -26,7 +26,7 @@ def saved(tmp_path_factory):
     def folder(family: str) -> str:
         if not (root / family).exists():
             model = converted(family)
-            planer.pretrained.select(model, "dynamic_k", 0.4)
+            planer.pretrained.select(model, "dynamic_k", 0.4, fast=False)
             model.save_pretrained(root / family)
             save_tokenizer(root / family)
         return str(root / family)
