@@ -5,9 +5,9 @@ from pathlib import Path
 from planer.config.pretrained import PretrainedExperiment
 from planer.conversion.arm_files import read_labels, read_routers, split_by
 from planer.conversion.neuron_threshold import Thresholds
-from planer.conversion.stored import select
-from planer.conversion.threshold_layer import apply_thresholds
+from planer.conversion.stored import build, describe_experts, describe_thresholds
 from planer.files import read_json
+from planer.pretrained.hook import mark, select
 from planer.pretrained.prepare import load_network, prepared_folder
 from planer.pretrained.save import write_folder
 from planer.workflow.job import stage
@@ -15,15 +15,16 @@ from planer.workflow.job import stage
 if __name__ == "__main__":
     with stage(snakemake, PretrainedExperiment) as job:
         files, evaluation = snakemake.input, read_json(snakemake.input.report, "arm")
-        model, chosen = load_network(files.network, Path(files.model).parent), evaluation["chosen"]
+        model = load_network(files.network, Path(files.model).parent)
         if snakemake.params.method == "experts":
             routers = job.config.train_routers
             split_by(model, read_labels(files.labels), routers.width, routers.target)
             read_routers(files.routers, model)
-            if chosen:
-                select(model, chosen["selector"], chosen["value"])
+            mark(model, describe_experts(model))
         elif snakemake.params.method == "threshold":
-            thresholds = Thresholds.from_json(read_json(files.thresholds))
-            zeros = dict.fromkeys(next(iter(thresholds.thetas.values())), 0.0)
-            apply_thresholds(model, thresholds.thetas[chosen["value"]] if chosen else zeros, thresholds.score)
+            description = describe_thresholds(model, Thresholds.from_json(read_json(files.thresholds)))
+            build(model, description)
+            mark(model, description)
+        if evaluation["chosen"]:
+            select(model, **evaluation["chosen"])
         write_folder(model, prepared_folder(files.network), snakemake.output.folder, evaluation)
