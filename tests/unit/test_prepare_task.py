@@ -1,0 +1,140 @@
+"""From users' files to tensors, beside what the tokenizer and the image processor of transformers make of them."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from planer.config.pretrained import SplitConfig, TaskConfig
+from planer.data.prepare_task import prepare_task
+from planer.data.task_files import read_task
+from planer.errors import UserError
+from planer.pretrained.folder import check_folder
+from planer.pretrained.load import load_image_processor, load_tokenizer
+
+transformers = pytest.importorskip("transformers", reason="the package transformers is not installed")
+
+from tests.unit.tiny_pretrained import save  # noqa: E402
+
+HEADS = {"gpt2": "causal_lm", "bert": "sequence_classification", "vit": "image_classification"}
+TEXTS = ["the quick brown fox", "jumps over the lazy dog in an other text", "fox", "dog dog dog the dog"] * 5
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    root = tmp_path_factory.mktemp("networks")
+    for family in HEADS:
+        save(family, root / family)
+    return {family: check_folder(root / family, head) for family, head in HEADS.items()}
+
+
+def config(kind: str, **changes) -> TaskConfig:
+    given = TaskConfig(kind, "train", "", "", "text", "", "label", 8, 8, SplitConfig(0.2, 0.2), "auto")
+    return dataclasses.replace(given, **changes)
+
+
+def write_table(path: Path, texts=TEXTS, columns: str = "text,label") -> str:
+    rows = [f"{text},{'fox' if 'fox' in text else 'none'}" for text in texts]
+    path.write_text("\n".join([columns, *rows]))
+    return str(path)
+
+
+def test_a_text_is_tokenised_and_split_in_its_order(folders, tmp_path):
+    text = "\n".join(TEXTS * 4)
+    (tmp_path / "my.txt").write_text(text)
+    prepare_task(config("text", train=str(tmp_path / "my.txt")), folders["gpt2"], tmp_path / "out", 0)
+    facts, splits = read_task(tmp_path / "out", ("train", "valid", "test"))
+    joined = torch.cat([splits[name]["tokens"] for name in ("train", "valid", "test")])
+    tokenizer = load_tokenizer(folders["gpt2"])
+    assert joined.tolist() == tokenizer(text, add_special_tokens=False).input_ids
+    assert (facts.block_size, facts.metric) == (8, "nll")
+    assert len(splits["valid"]["tokens"]) == pytest.approx(len(joined) / 5, rel=0.3)
+
+
+def test_labelled_texts_are_those_of_the_tokenizer_cut_off(folders, tmp_path):
+    table = write_table(tmp_path / "all.csv")
+    task = config("labelled_text", train=table, valid=table, test=table)
+    prepare_task(task, folders["bert"], tmp_path / "out", 0)
+    facts, splits = read_task(tmp_path / "out", ("test",))
+    data, tokenizer = splits["test"], load_tokenizer(folders["bert"])
+    assert facts.label_names == ("fox", "none") and facts.pad_id == tokenizer.pad_token_id
+    for i, text in enumerate(TEXTS):
+        ids = data["ids"][data["starts"][i] : data["starts"][i + 1]].tolist()
+        assert ids == tokenizer(text, truncation=True, max_length=8).input_ids
+        assert facts.label_names[data["labels"][i]] == ("fox" if "fox" in text else "none")
+
+
+def test_splits_without_a_file_are_taken_from_train(folders, tmp_path):
+    prepare_task(config("labelled_text", train=write_table(tmp_path / "all.csv")), folders["bert"], tmp_path / "out", 5)
+    _, splits = read_task(tmp_path / "out", ("train", "valid", "test"))
+    assert [len(splits[name]["labels"]) for name in ("train", "valid", "test")] == [12, 4, 4]
+
+
+def test_images_are_those_of_the_image_processor(folders, tmp_path):
+    """Of another size than the network reads; the mean and the division are left to the batches."""
+    generator = np.random.default_rng(0)
+    for label in ("cat", "dog"):
+        (tmp_path / "train" / label).mkdir(parents=True)
+        for number in range(5):
+            pixels = generator.integers(0, 256, (11, 13, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(tmp_path / "train" / label / f"{number}.png")
+    path = str(tmp_path / "train")
+    prepare_task(config("labelled_images", train=path, valid=path, test=path), folders["vit"], tmp_path / "out", 0)
+    facts, splits = read_task(tmp_path / "out", ("test",))
+    first = Image.open(tmp_path / "train/cat/0.png")
+    theirs = load_image_processor(folders["vit"])(first, return_tensors="pt")["pixel_values"][0]
+    mean, std = (torch.tensor(values)[:, None, None] for values in (facts.mean, facts.std))
+    ours = (splits["test"]["pixels"][0] / 255 - mean) / std
+    torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
+    assert facts.tokens_per_image == 5 and facts.label_names == ("cat", "dog")
+
+
+@pytest.mark.parametrize(
+    ("kind", "family", "changes", "message"),
+    [
+        ("text", "gpt2", {"train": "nowhere.txt"}, "task.train: .*nowhere.txt cannot be read .*name a text in UTF-8"),
+        ("text", "gpt2", {"block_size": 33}, "task.block_size is 33, but .* has 32 positions; lower it"),
+        ("labelled_text", "bert", {"max_length": 513}, "task.max_length is 513, but .* has 512 positions"),
+        ("labelled_text", "bert", {"label_column": "topic"}, "no column 'topic'; columns: text, label"),
+        ("labelled_text", "bert", {"test": "other.csv"}, "line 2: column 'label' has the unknown 'cat'; known: fox"),
+        ("labelled_text", "bert", {"split": SplitConfig(0.01, 0.2)}, "too few for a split valid"),
+        ("text", "gpt2", {"train": "short.txt"}, "the split .* tokens, a block 8; give more text"),
+    ],
+)
+def test_mistakes(folders, tmp_path, monkeypatch, kind, family, changes, message):
+    monkeypatch.chdir(tmp_path)
+    Path("my.txt").write_text("\n".join(TEXTS))
+    Path("short.txt").write_text("fox\n" * 8)
+    Path("other.csv").write_text("text,label\nfox,cat\n")
+    given = {"train": "my.txt" if kind == "text" else write_table(Path("all.csv"))} | changes
+    with pytest.raises(UserError, match=message) as refused:
+        prepare_task(config(kind, **given), folders[family], tmp_path / "out", 0)
+    assert "\n" not in str(refused.value) and not Path("out").exists()
+
+
+def test_labels_of_a_trained_head_are_kept(tmp_path):
+    """Their order is the folder's, not the alphabet's, and others are refused."""
+    model = transformers.BertForSequenceClassification(
+        transformers.BertConfig(
+            vocab_size=96,
+            hidden_size=16,
+            intermediate_size=24,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+            id2label={0: "none", 1: "fox"},
+            label2id={"none": 0, "fox": 1},
+        )
+    )
+    save("bert", tmp_path / "net")
+    model.save_pretrained(tmp_path / "net")
+    network = check_folder(tmp_path / "net", "sequence_classification")
+    prepare_task(config("labelled_text", train=write_table(tmp_path / "a.csv")), network, tmp_path / "out", 0)
+    assert read_task(tmp_path / "out", ())[0].label_names == ("none", "fox")
+    (tmp_path / "b.csv").write_text("text,label\nfox,cat\ndog,dog\n")
+    with pytest.raises(UserError, match="unknown 'cat'; known: none, fox"):
+        prepare_task(config("labelled_text", train=str(tmp_path / "b.csv")), network, tmp_path / "out", 0)
