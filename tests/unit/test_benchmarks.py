@@ -13,7 +13,19 @@ import pandas as pd
 import pytest
 import torch
 
-from benchmarks import claims, cpu, decode, dry_run, figures, gpu, mixture_latency, mixtures, ranking, waiting
+from benchmarks import (
+    claims,
+    cpu,
+    decode,
+    dry_run,
+    figures,
+    gpu,
+    mixture_latency,
+    mixtures,
+    neuron_threshold,
+    ranking,
+    waiting,
+)
 from benchmarks.experts import Sizes
 from benchmarks.output import start
 from planer.config import Experiment
@@ -69,6 +81,33 @@ def test_gpu_benchmark_rehearsed_on_a_cpu(monkeypatch, tmp_path, capsys):
         ("32", "top-1", "grouped_mm", "reached"),
         ("64", "top-2", "grouped_mm", "MISSED"),
     ]
+
+
+def test_thresholds_of_a_tiny_decoder(monkeypatch, tmp_path, capsys):
+    pytest.importorskip("transformers")
+    from tests.unit.tiny_pretrained import save
+
+    save("llama", tmp_path / "network")
+    (tmp_path / "text").write_text("the quick brown fox jumps over the lazy dog in an other text " * 4)
+    monkeypatch.setattr(neuron_threshold, "BLOCK", 8)
+    monkeypatch.setattr(neuron_threshold, "CONTEXT", 4)
+    arguments = [str(tmp_path / "network"), "--calibration", str(tmp_path / "text"), "--text", str(tmp_path / "text")]
+    options = ["--tokens", "32", "--rounds", "3", "--results", str(tmp_path / "results")]
+    monkeypatch.setattr("sys.argv", ["neuron_threshold.py", *arguments, *options])
+    threads = torch.get_num_threads()
+    try:
+        neuron_threshold.main()
+    finally:
+        torch.set_num_threads(threads)
+    (path,) = (tmp_path / "results").iterdir()
+    results = json.loads(path.read_text())
+    assert len(results["rows"]) == 16 and all(0 < row["executed"] < 1 for row in results["rows"])
+    for row in results["rows"]:
+        kept = row["executed"]
+        cost = (1 + 2 * kept) / 3 if row["score"] == "gate" else (2 + kept) / 3
+        assert row["flops"] == pytest.approx(cost, abs=0.03), "comparisons cost little beside the products"
+    assert all(len(times) == 3 and times["dense"]["ratio"] == 1 for times in results["times"].values())
+    assert re.search(r"of the feed-forward FLOPs, bar 16%: (reached|MISSED)", capsys.readouterr().out)
 
 
 def test_agreement_of_signals_with_what_training_led_to():

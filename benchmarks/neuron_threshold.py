@@ -1,0 +1,189 @@
+"""Thresholds on the neurons of a pretrained decoder, without training: python benchmarks/neuron_threshold.py FOLDER
+
+Prints for both scores and allocations what a share of the neurons costs in FLOPs and in nll, on another text than that
+of the calibration.  Then it times decoding and prefill, in turn with the dense network.
+Results go to benchmarks/results/<processor>-neuron-threshold-<date>.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+import numpy as np  # noqa: E402
+import torch  # noqa: E402
+from torch import Tensor, nn  # noqa: E402
+
+from benchmarks.output import RESULTS, positive, start, table, write_results  # noqa: E402
+from planer.config.pretrained import NeuronThresholdConfig  # noqa: E402
+from planer.conversion.counter import counting  # noqa: E402
+from planer.conversion.neuron_threshold import calibrate  # noqa: E402
+from planer.conversion.sites import feed_forward_sites  # noqa: E402
+from planer.conversion.threshold_layer import apply_thresholds  # noqa: E402
+from planer.data.task_files import TaskFacts  # noqa: E402
+from planer.evaluation.arms.flops import layer_flops, thresholded_flops  # noqa: E402
+from planer.measure import by_round, measure  # noqa: E402
+from planer.paired import compare_pairs  # noqa: E402
+from planer.pretrained.folder import check_folder  # noqa: E402
+from planer.pretrained.load import load_model, load_tokenizer  # noqa: E402
+from planer.runtime import Runtime, device_name, keep_freed_memory  # noqa: E402
+from planer.tasks.causal_blocks import CausalBlocks, token_nll  # noqa: E402
+
+SHARES = {"product": (0.7, 0.5, 0.4, 0.3), "gate": (0.9, 0.8, 0.7, 0.5)}
+"""Mean shares of neurons that are tried."""
+BUDGET, BAR = 0.012, 0.16
+"""Rise of nll that is allowed, as a share, and the share of the feed-forward FLOPs that it should save."""
+BLOCK = 512
+CONTEXT = 64
+"""Tokens before the one whose decoding is timed."""
+CPU = torch.device("cpu")
+
+
+def read_tokens(tokenizer, path: Path, count: int) -> Tensor:
+    """The first tokens of a text, [count + 1], at least those of one block."""
+    text = path.read_text(encoding="utf-8")[: 8 * count].replace("<unk>", "unknown")
+    return torch.tensor(tokenizer(text).input_ids[: count + 1], dtype=torch.int32)
+
+
+@torch.inference_mode()
+def nll(model: nn.Module, task: CausalBlocks) -> np.ndarray:
+    """Nats per token of the validation text."""
+    return torch.cat([token_nll(model, batch).flatten() for batch in task.batches("valid")]).double().numpy()
+
+
+def curve(model: nn.Module, task: CausalBlocks, tokens: int, seconds: dict[str, float]) -> Iterator[dict]:
+    """A row for each score, allocation and share.  seconds: of each calibration, filled in."""
+    sites, dense = feed_forward_sites(model), nll(model, task)
+    for score, shares in SHARES.items():
+        for allocation in ("uniform", "greedy"):
+            began = time.perf_counter()
+            network = copy.deepcopy(model)
+            found = calibrate(network, task, NeuronThresholdConfig(score, tokens, shares, allocation), 0)
+            seconds[f"{score} {allocation}"] = time.perf_counter() - began
+            for share, thetas in found.thetas.items():
+                apply_thresholds(network, thetas, score)
+                with counting(network) as counter:
+                    paired = compare_pairs(nll(network, task), dense)
+                kept = counter.per_token()
+                flops = sum(thresholded_flops(site, score, kept[site.name]) for site in sites)
+                yield {
+                    "score": score,
+                    "allocation": allocation,
+                    "share": share,
+                    "executed": float(np.mean(list(counter.shares().values()))),
+                    "flops": flops / sum(map(layer_flops, sites)),
+                    "rise": paired.difference,
+                    "standard_error": paired.standard_error,
+                    "rise_share": paired.share,
+                    "thetas": dict(thetas),
+                }
+
+
+def decoding(model: nn.Module, ids: Tensor) -> Callable[[], None]:
+    """Predict one more token after a context that is kept."""
+    from transformers import DynamicCache  # three seconds
+
+    with torch.inference_mode():
+        cache = DynamicCache()
+        model(ids[None, :CONTEXT], cache=cache, use_cache=True)
+
+    @torch.inference_mode()
+    def call() -> None:
+        model(ids[None, CONTEXT : CONTEXT + 1], cache=cache, use_cache=True)
+        cache.crop(-1)
+
+    return call
+
+
+def prefill(model: nn.Module, ids: Tensor) -> Callable[[], None]:
+    """Read a block of tokens at once, without predictions."""
+
+    @torch.inference_mode()
+    def call() -> None:
+        model.base_model(ids[None, :BLOCK], use_cache=False)
+
+    return call
+
+
+def timed(model: nn.Module, rows: list[dict], ids: Tensor, rounds: int) -> dict[str, dict[str, dict[str, float]]]:
+    """Of decoding and prefill: median ms, and the median of its ratio to the dense network within a round."""
+    networks = {"dense": model}
+    for row in rows:
+        network = networks[f"{row['score']} {row['allocation']} {row['share']}"] = copy.deepcopy(model)
+        apply_thresholds(network, row["thetas"], row["score"])
+    found = {}
+    for what, make in (("decoding one token", decoding), (f"prefill of {BLOCK} tokens", prefill)):
+        calls = {name: make(network, ids) for name, network in networks.items()}
+        ms = by_round(measure(calls, rounds, 2, 0, 120.0, CPU, what))
+        ratios = ms.div(ms["dense"], axis=0).median()
+        found[what] = {name: {"median_ms": float(ms[name].median()), "ratio": float(ratios[name])} for name in calls}
+    return found
+
+
+def best(rows: list[dict], score: str) -> dict:
+    """The row with the fewest FLOPs within the budget, or else the one with the smallest rise."""
+    own = [row for row in rows if row["score"] == score]
+    within = [row for row in own if row["rise_share"] <= BUDGET]
+    return min(within, key=lambda row: row["flops"]) if within else min(own, key=lambda row: row["rise_share"])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path, help="a pretrained decoder")
+    parser.add_argument("--calibration", type=Path, required=True, help="text that thresholds are chosen on")
+    parser.add_argument("--text", type=Path, required=True, help="text that is predicted")
+    parser.add_argument("--tokens", type=positive, default=4096, help="of each text (default: %(default)s)")
+    parser.add_argument("--rounds", type=positive, default=31, help="decoded tokens each (default: %(default)s)")
+    parser.add_argument("--threads", type=positive, default=1, help="default: %(default)s")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="folder (default: %(default)s)")
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    keep_freed_memory()
+    folder = check_folder(options.folder, "causal_lm")
+    model, tokenizer = load_model(folder), load_tokenizer(folder)
+    texts = {"train": options.calibration, "valid": options.text}
+    splits = {name: {"tokens": read_tokens(tokenizer, path, options.tokens)} for name, path in texts.items()}
+    task = CausalBlocks(TaskFacts("text", "nll", block_size=BLOCK), splits, None, Runtime(seed=0))
+    seconds: dict[str, float] = {}
+    rows = list(curve(model, task, options.tokens, seconds))
+    ids = splits["valid"]["tokens"].long()
+    times = timed(model, [best(rows, score) for score in SHARES], ids, options.rounds)
+    show(rows, seconds, times)
+    for row in rows:
+        del row["thetas"]
+    content = {"folder": folder.path.name, "tokens": options.tokens, "threads": options.threads, "rows": rows}
+    content |= {"seconds": seconds, "times": times}
+    write_results(options.results, device_name(CPU), content, "-neuron-threshold")
+
+
+def show(rows: list[dict], seconds: dict[str, float], times: dict[str, dict]) -> None:
+    """Print the tables, and whether the bar was reached."""
+    lines = [
+        [
+            f"{row['score']} {row['allocation']}",
+            f"{row['executed']:.2f}",
+            f"{row['flops']:.3f}",
+            f"{row['rise']:+.3f} ({row['standard_error']:.3f})",
+            f"{100 * row['rise_share']:+.1f} %",
+        ]
+        for row in rows
+    ]
+    table("Without training", ["", "neurons", "FFN FLOPs", "nll rise (s.e.)", ""], lines)
+    chosen = min((best(rows, score) for score in SHARES), key=lambda row: (row["rise_share"] > BUDGET, row["flops"]))
+    saved = 1 - chosen["flops"] if chosen["rise_share"] <= BUDGET else 0.0
+    reached = "reached" if saved >= BAR else "MISSED"
+    print(f"\nat most {BUDGET:.1%} of nll saves {saved:.1%} of the feed-forward FLOPs, bar {BAR:.0%}: {reached}")
+    print(", ".join(f"{name}: {value:.0f} s" for name, value in seconds.items()), "to calibrate")
+    for what, found in times.items():
+        lines = [[name, f"{own['median_ms']:.1f}", f"{own['ratio']:.2f}"] for name, own in found.items()]
+        table(what.capitalize(), ["", "ms", "over dense"], lines)
+
+
+if __name__ == "__main__":
+    start(main)
