@@ -5,7 +5,7 @@ Letters in shapes: B samples, T tokens of a sample, D model width, F neurons.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
@@ -13,8 +13,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from planer.blocks.block import Wants
 from planer.conversion.sites import FeedForwardSite, feed_forward_sites
 from planer.tasks.pretrained_task import Batch, PretrainedTask
+from planer.tasks.task import Result, RowScore, Task
 
 
 @dataclass
@@ -113,3 +115,24 @@ def typical_passes(
             yield recorder, typical
             if tokens == 0:
                 return
+
+
+class FrozenPasses(Task):
+    """Reads a task's batches with a frozen network, without a loss: its predictions do not change."""
+
+    def __init__(self, network: nn.Module, task: PretrainedTask):
+        """The network stays out of the model that is trained, and of its checkpoints."""
+        self.name, self._network, self._task = task.name, network, task
+
+    def batch(self, step: int) -> Batch:
+        """See Task."""
+        return self._task.batch(step)
+
+    def loss(
+        self, model: nn.Module, batch: Batch, state: list | None, wants: Wants = (), scores: Sequence[RowScore] = ()
+    ) -> Result:
+        """See Task."""
+        with torch.no_grad():
+            run(self._network, batch)
+        real = self._task.real(batch)
+        return Result(torch.zeros((), device=real.device), {}, int(real.sum()), None, [], {})

@@ -14,7 +14,7 @@ Letters in shapes: N tokens, D model width, F neurons, n experts.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -23,17 +23,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from planer.blocks.block import Wants
 from planer.conversion.assessment import ASSESSED_TOKENS, Assessment
 from planer.conversion.dynamic import DynamicFeedForward, dynamic_layers, set_selector
 from planer.conversion.norms import expert_norms
-from planer.conversion.recording import Recorder, Seen, run, typical_passes, typical_tokens
+from planer.conversion.recording import FrozenPasses, Recorder, Seen, typical_passes, typical_tokens
 from planer.conversion.routers import initialise_routers
 from planer.conversion.selectors import ALL, quantiles_of, score_quantiles
 from planer.conversion.sites import FeedForwardSite
 from planer.runtime import Runtime
-from planer.tasks.pretrained_task import Batch, PretrainedTask
-from planer.tasks.task import MAIN, Metrics, Result, RowScore, Task
+from planer.tasks.pretrained_task import PretrainedTask
+from planer.tasks.task import MAIN, Metrics, Result
 from planer.training.loop import Record, StepGroup, fit
 from planer.training.optimizer import make_optimizer
 from planer.training.terms import Term
@@ -45,27 +44,6 @@ CALIBRATED_TOKENS = 4_096
 """Training tokens that quantiles of scores are taken from."""
 TOP_SHARE = 0.2
 """Share of the experts by which routers of both targets are compared (MoEfication, section 3.3: 20 % of n)."""
-
-
-class FrozenPasses(Task):
-    """Reads a task's batches with a frozen network, without a loss: its predictions do not change."""
-
-    def __init__(self, network: nn.Module, task: PretrainedTask):
-        """The network stays out of the model that is trained, and of its checkpoints."""
-        self.name, self._network, self._task = task.name, network, task
-
-    def batch(self, step: int) -> Batch:
-        """See Task."""
-        return self._task.batch(step)
-
-    def loss(
-        self, model: nn.Module, batch: Batch, state: list | None, wants: Wants = (), scores: Sequence[RowScore] = ()
-    ) -> Result:
-        """See Task."""
-        with torch.no_grad():
-            run(self._network, batch)
-        real = self._task.real(batch)
-        return Result(torch.zeros((), device=real.device), {}, int(real.sum()), None, [], {})
 
 
 class SiteRouterRegression(Term):

@@ -1,6 +1,7 @@
 """Making the activations of a pretrained network's feed-forward layers sparse by fine-tuning.
 
     Loss = L + alpha_t * mean over layers, tokens of penalty(a)
+             + alpha_t * the same over attention projections that were replaced by MLPs, where there are any
 
 What is penalised, by the configuration's ``on`` (z: input of the activation; of a gated layer that of the gate):
 
@@ -70,12 +71,13 @@ class SitePenalty(Term):
         """See Term."""
         typical = typical_tokens(self.model, self.task, batch)
         alpha = self.config.weight * ramp(self.config.ramp, step + 1, self.config.steps)
-        penalties, metrics = [], {}
+        penalties: dict[bool, list[Tensor]] = {}
+        metrics: Metrics = {}
         for site, seen in self._recorder.take():
             a = self._penalised(site, seen)[typical]
-            penalties.append(PENALTIES[self.config.penalty](a).mean())
+            penalties.setdefault(site.is_projection, []).append(PENALTIES[self.config.penalty](a).mean())
             metrics[f"sparsity_{site.name}"] = (a == 0).float().mean()
-        penalty = torch.stack(penalties).mean()
+        penalty = torch.stack([torch.stack(group).mean() for group in penalties.values()]).sum()
         return alpha * penalty, {"penalty": penalty, "alpha": alpha} | metrics
 
     def _penalised(self, site: FeedForwardSite, seen: Seen) -> Tensor:

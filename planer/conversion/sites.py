@@ -9,6 +9,7 @@ Letters in shapes: D model width, F neurons.
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -38,6 +39,40 @@ OWN = Adapter(
     finish=lambda layer, y, x: layer.dropout(y),
 )
 """The feed-forward layer of planer/blocks."""
+
+
+class ProjectionLayer(nn.Module):
+    """A two-layer MLP in the place of an attention projection (projections.py): x [..., d] to [..., d]."""
+
+    def __init__(self, projection: nn.Linear, width: int, activation: nn.Module, dropout: float):
+        """width: hidden neurons.  Biases where the projection has one."""
+        super().__init__()
+        bias = projection.bias is not None
+        self.up = nn.Linear(projection.in_features, width, bias)
+        self.activation = activation
+        self.down = nn.Linear(width, projection.out_features, bias)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.with_hidden(x)[0]
+
+    def with_hidden(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """The result, and the activations h [..., F] before dropout."""
+        hidden = self.activation(self.up(x))
+        return self.dropout(self.down(self.dropout(hidden))), hidden
+
+
+PROJECTION = Adapter(
+    model_types=(),
+    heads=(),
+    layers=(ProjectionLayer.__name__,),
+    up="up",
+    down="down",
+    activation="activation",
+    activation_key="",
+    finish=lambda layer, y, x: layer.dropout(y),
+)
+"""Attention projections that were replaced by MLPs."""
 
 
 @dataclass(frozen=True)
@@ -96,6 +131,7 @@ class FeedForwardSite:
     def __init__(self, name: str, layer: nn.Module, adapter: Adapter, activation: str):
         self.name, self.layer, self.adapter, self.activation = name, layer, adapter, activation
         self.gated = bool(adapter.gate)
+        self.is_projection = adapter.layers == PROJECTION.layers
 
     @property
     def d_model(self) -> int:
@@ -148,6 +184,10 @@ class FeedForwardSite:
         h, act = self._module(self.adapter.up)(x), self._module(self.adapter.activation)
         h = act(self._module(self.adapter.gate)(x)) * h if self.gated else act(h)
         return self._module(self.adapter.down)(h)
+
+    def new_activation(self) -> nn.Module:
+        """A module of the layer's activation."""
+        return copy.deepcopy(self._module(self.adapter.activation))
 
     @property
     def entry(self) -> nn.Module:
@@ -220,9 +260,14 @@ def _with_replacement(cls: type[nn.Module], adapter: Adapter) -> type[nn.Module]
 def feed_forward_sites(model: nn.Module) -> list[FeedForwardSite]:
     """Every feed-forward layer of a network of ours (those not converted yet) or in transformers' classes, in order.
 
+    Behind them come attention projections that were replaced by MLPs.
     Raises UserError for classes or an activation of transformers that no adapter knows.
     """
     own = isinstance(model, LanguageModel)
     adapter = OWN if own else adapter_for(model)
     activation = "relu" if own else adapter.activation_of(model)
-    return [FeedForwardSite(name, layer, adapter, activation) for name, layer in adapter.find(model, adapter.layers)]
+    return [
+        FeedForwardSite(name, layer, kind, activation)
+        for kind in (adapter, PROJECTION)
+        for name, layer in kind.find(model, kind.layers)
+    ]

@@ -12,10 +12,10 @@ from torch import nn
 from planer.config import LoopConfig
 from planer.conversion.counter import counting
 from planer.conversion.dynamic import dynamic_layers, load_routers, make_dynamic, router_tensors, set_selector
-from planer.conversion.recording import typical_passes, typical_tokens
+from planer.conversion.recording import FrozenPasses, typical_passes, typical_tokens
 from planer.conversion.routers import initialise_routers
 from planer.conversion.selectors import Selector
-from planer.conversion.site_routers import FrozenPasses, SiteRouterRegression, calibrate, train_site_routers
+from planer.conversion.site_routers import SiteRouterRegression, calibrate, train_site_routers
 from planer.conversion.site_sparsity import prepare_activation
 from planer.errors import UserError
 from planer.runtime import Runtime

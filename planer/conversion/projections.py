@@ -1,0 +1,179 @@
+"""Attention projections as small feed-forward layers, which can be made sparse and split into experts as others.
+
+D2DMoE (arXiv 2310.04361, section 3.4): each projection, d x d, becomes an MLP d -> h -> d of as many weights that
+regresses what the projection computed on the network's own inputs:
+
+    Loss = mean over projections of ||MLP(x) - W x - b||^2 / d  +  alpha_t * mean over projections, tokens of H2(hidden)
+
+The rest of the network is frozen, and runs its own projections: every MLP is trained by itself.
+Letters in shapes: N tokens, d width, h hidden neurons.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+import torch
+from torch import Tensor, nn
+
+from planer.config import LoopConfig
+from planer.conversion.penalties import ramp, square_hoyer
+from planer.conversion.recording import FrozenPasses, typical_passes
+from planer.conversion.sites import ProjectionLayer, feed_forward_sites
+from planer.errors import UserError
+from planer.pretrained.adapters import adapter_for
+from planer.runtime import Runtime
+from planer.tasks.pretrained_task import PretrainedTask
+from planer.tasks.task import MAIN, Metrics, Result
+from planer.training.loop import Record, StepGroup, fit
+from planer.training.optimizer import make_optimizer
+from planer.training.terms import Term
+
+ASSESSED_TOKENS = 5_000
+"""Tokens of the validation split on which the errors are measured."""
+
+
+@dataclass(frozen=True)
+class ProjectionConfig(LoopConfig):
+    """Distillation of attention projections."""
+
+    width_factor: float
+    """Weights of an MLP over those of its projection."""
+    dropout: float
+    weight: float
+    """Of the penalty."""
+    ramp: str
+
+
+def projections(model: nn.Module) -> dict[str, nn.Linear]:
+    """The query, key, value and output projections of every attention by name, in order.
+
+    Raises UserError for families whose projections are not replaced.
+    """
+    adapter = adapter_for(model)
+    if adapter.fixed_projections:
+        raise UserError(f"projections of {type(model).__name__} cannot be replaced: {adapter.fixed_projections}")
+    found = {}
+    for name, attention in adapter.find(model, adapter.attention):
+        found |= {f"{name}.{path}": attention.get_submodule(path) for path in adapter.projections}
+    return found
+
+
+def hidden_width(d_in: int, d_out: int, factor: float) -> int:
+    """h of an MLP with ``factor`` times the weights and biases of a linear layer; 384 for 768 x 768."""
+    return round(factor * (d_in * d_out + d_out) / (d_in + d_out + 1))
+
+
+def make_layers(model: nn.Module, config: ProjectionConfig, generator: torch.Generator) -> dict[str, ProjectionLayer]:
+    """An untrained MLP for every projection, with PyTorch's usual weights, on the network's device.
+
+    Its activation is that of the network's feed-forward layers.
+    """
+    site = feed_forward_sites(model)[0]
+    layers = {}
+    for name, linear in projections(model).items():
+        width = hidden_width(linear.in_features, linear.out_features, config.width_factor)
+        layer = ProjectionLayer(linear, width, site.new_activation(), config.dropout)
+        for part in (layer.up, layer.down):
+            for weight in part.parameters():
+                nn.init.uniform_(weight, -(part.in_features**-0.5), part.in_features**-0.5, generator)
+        layers[name] = layer.to(linear.weight.device)
+    return layers
+
+
+def replace_projections(model: nn.Module, layers: dict[str, ProjectionLayer]) -> None:
+    """Put MLPs in the place of projections; ``feed_forward_sites`` then lists them after the feed-forward layers."""
+    for name, layer in layers.items():
+        parent, _, child = name.rpartition(".")
+        setattr(model.get_submodule(parent), child, layer)
+
+
+class ProjectionRegression(Term):
+    """Fits an MLP to every projection.
+
+    The history has ``error``, the mean squared error over projections, ``penalty`` and ``alpha``.
+    """
+
+    def __init__(self, model: nn.Module, task: PretrainedTask, layers: dict[str, ProjectionLayer], config: Any):
+        """model: with its own projections.  Training must run inside ``watching``."""
+        self.task, self.config, self._layers = task, config, layers
+        self._linears = projections(model)
+        self._seen: dict[str, tuple[Tensor, Tensor]] = {}
+
+    @contextmanager
+    def watching(self) -> Iterator[None]:
+        """Keep inputs and results of all projections in the passes inside the context."""
+        with ExitStack() as stack:
+            for name, linear in self._linears.items():
+                stack.callback(linear.register_forward_hook(self._keep(name)).remove)
+            yield
+
+    def _keep(self, name: str):
+        def see(module: nn.Module, arguments: tuple[Tensor], result: Tensor) -> None:
+            self._seen[name] = arguments[0], result
+
+        return see
+
+    def __call__(self, result: Result, batch: Any, step: int) -> tuple[Tensor, Metrics]:
+        """See Term."""
+        alpha = self.config.weight * ramp(self.config.ramp, step + 1, self.config.steps)
+        real = self.task.real(batch)
+        errors, penalties = [], []
+        for name, (x, y) in self.taken():
+            predicted, hidden = self._layers[name].with_hidden(x[real])
+            errors.append((predicted - y[real]).square().mean())
+            penalties.append(square_hoyer(hidden).mean())
+        error, penalty = torch.stack(errors).mean(), torch.stack(penalties).mean()
+        return error + alpha * penalty, {"error": error, "penalty": penalty, "alpha": alpha}
+
+    def taken(self) -> Iterator[tuple[str, tuple[Tensor, Tensor]]]:
+        """Inputs and results of every projection in the last pass, forgotten as they are taken."""
+        for name in self._layers:
+            yield name, self._seen.pop(name)
+
+
+def distil_projections(
+    model: nn.Module, task: PretrainedTask, config: ProjectionConfig, runtime: Runtime, record: Record
+) -> tuple[pd.DataFrame, dict[str, float]]:
+    """Train an MLP for every attention projection, from fresh weights or from the checkpoint, and put it in its place.
+
+    Returns the history, and the metrics: projections, error_<name> (squared error on validation samples over the
+    variance of what the projection computes: 0 is perfect, 1 no better than its mean), error (their mean), and those of
+    ``training.loop.fit``.
+    Raises UserError for families whose projections are not replaced, before any work.
+    """
+    model.to(runtime.device).eval()
+    layers = make_layers(model, config, runtime.generator("projections", "initialisation"))
+    runtime.seed_everything("projections", "dropout")
+    model.requires_grad_(False)
+    trained = nn.ModuleList(layers.values())
+    groups = {MAIN: StepGroup(make_optimizer(trained.parameters(), config.optimizer), config.optimizer, config.steps)}
+    regression = ProjectionRegression(model, task, layers, config)
+    with regression.watching():
+        passes = FrozenPasses(model, task)
+        history, speed = fit(trained.train(), passes, [regression], groups, runtime, config, record)
+        trained.eval()
+        errors = _relative_errors(model, task, regression, layers)
+    replace_projections(model, layers)
+    model.requires_grad_(True)
+    metrics = {"projections": len(layers), "error": sum(errors.values()) / len(errors)}
+    return history, metrics | {f"error_{name}": value for name, value in errors.items()} | speed
+
+
+@torch.no_grad()
+def _relative_errors(
+    model: nn.Module, task: PretrainedTask, regression: ProjectionRegression, layers: dict[str, ProjectionLayer]
+) -> dict[str, float]:
+    squared, sums = dict.fromkeys(layers, 0.0), {}
+    for _, typical in typical_passes(model, task, "valid", ASSESSED_TOKENS, 0):
+        for name, (x, y) in regression.taken():
+            y = y[typical].double()
+            squared[name] += (layers[name](x[typical]) - y).square().sum().item()
+            moments = torch.stack((torch.ones_like(y), y, y.square())).sum(1)
+            sums[name] = sums.get(name, 0) + moments
+    spread = {name: (square - total.square() / count).sum().item() for name, (count, total, square) in sums.items()}
+    return {name: squared[name] / spread[name] for name in layers}
