@@ -181,7 +181,7 @@ def measured_floor(options: argparse.Namespace, sizes: Sizes) -> dict:
 @torch.inference_mode()
 def measured_layers(options: argparse.Namespace, sizes: Sizes) -> Iterator[dict]:
     """A row per comparison."""
-    ms = by_round(measure(layer_calls(sizes), options.rounds, WARMUP, 0, options.seconds, CPU, description="layers"))
+    ms = _in_rounds(layer_calls(sizes), options, "layers")
     for name in layers(sizes):
         dense, plain = "feed-forward", "feed-forward in PyTorch"
         if "attention" in name:
@@ -193,19 +193,24 @@ def measured_layers(options: argparse.Namespace, sizes: Sizes) -> Iterator[dict]
 
 @torch.inference_mode()
 def measured_networks(options: argparse.Namespace, sizes: Sizes) -> Iterator[dict]:
-    """The dense network beside PyTorch, and each sparse network beside the dense one."""
-    models = {
-        name: network(sizes, blocks * sizes.depth, head, sizes.words)
-        for name, (blocks, head) in networks(sizes).items()
-    }
-    for name, model in models.items():
-        base = "dense in PyTorch" if name == "dense" else "dense"
-        beside = reader(models["dense"], sizes, in_pytorch=name == "dense")
-        calls = {name: reader(model, sizes), base: beside}
-        ms = by_round(measure(calls, options.rounds, WARMUP, 0, options.seconds, CPU, description=name))
-        yield compared("network", name, base, ms) | {"params": model.architecture.params()}
+    """The dense network beside PyTorch, and each sparse network beside the dense one; two at a time in memory."""
+
+    def made(name: str) -> LanguageModel:
+        blocks, head = networks(sizes)[name]
+        return network(sizes, blocks * sizes.depth, head, sizes.words)
+
+    model = made("dense")
+    dense = {"dense": reader(model, sizes)}
+    ms = _in_rounds(dense | {"dense in PyTorch": reader(model, sizes, in_pytorch=True)}, options, "dense")
+    yield compared("network", "dense", "dense in PyTorch", ms)
+    for name in networks(sizes):
         if name != "dense":
-            model.decoder = None  # frees its weights
+            calls = dense | {name: reader(made(name), sizes)}
+            yield compared("network", name, "dense", _in_rounds(calls, options, name))
+
+
+def _in_rounds(calls: dict[str, Callable[[], Tensor]], options: argparse.Namespace, description: str) -> pd.DataFrame:
+    return by_round(measure(calls, options.rounds, WARMUP, 0, options.seconds, CPU, description=description))
 
 
 def compared(section: str, name: str, base: str, ms: pd.DataFrame) -> dict:
