@@ -141,7 +141,8 @@ def _steps(model: LanguageModel) -> list[Callable[[Tensor], Tensor]]:
     decoder = decoder_of(model)
     state = model(torch.zeros(1, 1, dtype=torch.int64), mem_len=0, attention="cached").state
     steps = [
-        (step, step.start(entry, decoder.positions(1, 0), 1)) for step, entry in zip(decoder.steps, state, strict=True)
+        (step, step.start(entry, decoder.positions(1, 1, 0), 1))
+        for step, entry in zip(decoder.steps, state, strict=True)
     ]
     return [lambda x, step=step, cache=cache: step(x, cache) for step, cache in steps]
 

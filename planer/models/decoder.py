@@ -64,11 +64,14 @@ class Decoder:
         """None: a copy of the network lays out weights of its own."""
         return type(None), ()
 
-    def positions(self, length: int, clamp_len: int) -> Tensor:
-        """Sinusoids of the distances 0, 1, ..., at least this many: [L, D].  The same tensor as long as it suffices."""
+    def positions(self, length: int, made: int, clamp_len: int) -> Tensor:
+        """Sinusoids of the distances 0, 1, ..., at least ``length`` of them: [L, D].
+
+        The same tensor as long as it suffices; else one of ``made`` distances.  Attention blocks project it once.
+        """
         table = self._positions.get(clamp_len)
         if table is None or len(table) < length:
-            distance = torch.arange(length)
+            distance = torch.arange(made)
             clamped = distance.clamp(max=clamp_len) if clamp_len else distance
             table = self._positions[clamp_len] = sinusoids(clamped, self.model.architecture.d_model)
         return table
@@ -87,7 +90,7 @@ class Sequences:
         self._reading = {"mem_len": mem_len, "clamp_len": clamp_len, "same_length": True, "attention": "cached"}
         remembered = max((entry[0].shape[2] for entry in state if entry is not None), default=0)
         length = min(mem_len + 1, remembered + tokens)
-        positions = decoder.positions(length, clamp_len)
+        positions = decoder.positions(length, min(mem_len + 1, 2 * length), clamp_len)
         self._caches = [
             step.start(entry, positions, length) if step else entry
             for step, entry in zip(decoder.steps, state, strict=True)
