@@ -86,7 +86,10 @@ class SitePenalty(Term):
             case "relu":
                 return torch.relu(seen.z) if site.gated else seen.h
             case "displaced":
-                return torch.relu(seen.z - self.config.displacement)
+                z = seen.z.to(
+                    torch.promote_types(seen.z.dtype, torch.float32)
+                )  # near 10, half precision has steps of 0.06
+                return torch.relu(z - self.config.displacement)
         return seen.h
 
 

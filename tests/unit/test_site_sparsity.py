@@ -126,10 +126,13 @@ def test_sparsity_counts_the_tokens_that_are_looked_at(tmp_path):
     assert shares["zero"].tolist() == pytest.approx([(a == 0).double().mean().item() for a in values])
 
 
-def test_autocast_does_not_make_the_penalty_half_precision(tmp_path):
-    settings = config(on="none")
+@pytest.mark.parametrize("on", ["displaced", "none"])
+def test_autocast_does_not_make_the_penalty_half_precision(on, tmp_path):
+    settings = config(on=on, penalty="l1")
     model, task = network("vit"), task_of("vit", tmp_path, settings)
-    term = SitePenalty(model, task, settings)
-    with term.watching():
-        loss = StepLoss(model, task, [term], Runtime(dtype=torch.bfloat16))(0)[1]["penalty"]
-    assert loss.dtype == torch.float32 and loss.isfinite()
+    term, penalties = SitePenalty(model, task, settings), []
+    for dtype in (torch.bfloat16, torch.float32):
+        with term.watching():
+            penalties.append(StepLoss(model, task, [term], Runtime(dtype=dtype))(0)[1]["penalty"])
+    assert penalties[0].dtype == torch.float32
+    torch.testing.assert_close(*penalties, rtol=3e-3, atol=0)
