@@ -17,6 +17,7 @@ from planer.workflow.tracking.journal import Journal, journals
 from planer.workflow.tracking.variants import figures
 from planer.workflow.tracking.view import columns
 from tests.tracking.records import evaluation, record, runs, series, synced
+from tests.unit.made_up_arms import arm
 
 ROOT = Path(__file__).parents[2]
 
@@ -68,6 +69,20 @@ def test_an_evaluation_without_journals_is_shown_too(results):
     write_json(path, evaluation() | {"flops": {"closed_form": 7}})  # evaluated again
     assert synced(results).updated == ["demo/baseline"]
     assert runs(results)[1]["baseline"].data.metrics["size/flops"] == 7
+
+
+def test_an_arm_shows_its_quality_over_the_values_of_each_selector(results):
+    write_json(results / "demo/d2dmoe/eval.json", arm("d2dmoe", "experts", "dynamic_k"))
+    assert synced(results).troubles == []
+    client, found = runs(results)
+    run, rows = found["d2dmoe"], arm("d2dmoe", "experts", "dynamic_k")["rows"]
+    expected = [
+        (round(1000 * row["value"]), row["test"]["accuracy"])
+        for row in rows
+        if row["selector"] == "dynamic_k" and not row["bound"]
+    ]
+    assert series(client, run, "dynamic_k/accuracy_test") == sorted(expected)
+    assert run.data.tags["method"] == "experts" and run.data.metrics["result/accuracy_test"] > 0
 
 
 def test_without_a_target_what_was_measured_is_the_share():

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from planer.errors import Damaged
 from planer.files import read_json
+from planer.workflow.tracking.arms import arm_description, arm_figures
 from planer.workflow.tracking.journal import FOLDER, fingerprint
 from planer.workflow.tracking.runs import IDENTITY, Memory, Run
 from planer.workflow.tracking.store import Store
@@ -77,7 +78,7 @@ class VariantMirror:
     def _files(self) -> Iterator[tuple[str, Path]]:
         """The files that the run shows: a variant's evaluation; an experiment's report and figures."""
         folder = self._results / self._experiment
-        names = ("report.html", "figures") if self._owner == SHARED else (f"{self._owner}/eval.json",)
+        names = ("report.html", "arms.html", "figures") if self._owner == SHARED else (f"{self._owner}/eval.json",)
         for name in names:
             if (folder / name).exists():
                 yield Path(name).name, folder / name
@@ -86,13 +87,18 @@ class VariantMirror:
         path = self._folder / "eval.json"
         try:
             evaluation = read_json(path)
-            points, tags = figures(evaluation), described(evaluation)
+            if "method" in evaluation:
+                points, tags, shown = arm_figures(evaluation), arm_description(evaluation), None
+            else:
+                points, tags = figures(evaluation), described(evaluation)
+                shown = view(evaluation["quality"]["unit"])
         except (ValueError, KeyError, TypeError, IndexError, StopIteration, ZeroDivisionError) as error:
             raise Damaged(path, f"is damaged ({type(error).__name__}: {error})") from error
         time = _written(path)
         run.log_points([(name, value, time, step) for name, value, step in points])
         run.tag(tags)
-        self._store.client.set_experiment_tag(self._experiment_id, VIEW_TAG, view(evaluation["quality"]["unit"]))
+        if shown:
+            self._store.client.set_experiment_tag(self._experiment_id, VIEW_TAG, shown)
 
 
 def figures(evaluation: dict) -> list[tuple[str, float, int]]:
