@@ -40,11 +40,11 @@ tags: [{tags}]
 {without}"""
 CONVERTED = "A pretrained network whose feed-forward layers compute for each token only a part, converted by planer."
 DENSE = "A pretrained network, trained by planer for a comparison with converted ones."
-SELECT = 'planer.pretrained.select(model, "all")  # any setting below or above; this one is the dense network'
+SELECT = 'planer.pretrained.select(model, "all")  # or another setting; this one leaves nothing out'
 WITHOUT = """
-Without `import planer.pretrained` the same lines load the dense network, and transformers warns of the unknown
-quantization type `planer`. For programs that refuse unknown types, `python -m planer export PATH OUT --plain` writes
-the dense network alone.
+Without `import planer.pretrained` transformers loads the dense network, which leaves nothing out, and warns of
+the unknown quantization type `planer`. For programs that refuse unknown types, `python -m planer export PATH OUT
+--plain` writes the dense network alone.
 """
 CURVE = """
 ## Settings

@@ -33,7 +33,7 @@ def _converted(description: Mapping) -> str:
 
 def selected(selector: str, value: float) -> str:
     """How a converted network runs."""
-    return "all, as the dense network" if selector == "all" else f"{selector} {value:g}"
+    return "all, nothing is left out" if selector == "all" else f"{selector} {value:g}"
 
 
 def figures(evaluation: Mapping) -> Iterator[tuple[str, str]]:

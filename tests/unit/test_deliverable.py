@@ -124,7 +124,7 @@ def test_thresholds_are_described(tmp_path, capsys):
     out = capsys.readouterr().out
     assert "layers:     thresholds on neurons by product, for shares 0.25, 0.5\nruns:       product 0.25\n" in out
     card = (folder / "README.md").read_text()
-    assert card.count("\n| product 0.") == 4 and "| all, as the dense network | " in card
+    assert card.count("\n| product 0.") == 4 and "| all, nothing is left out | " in card
 
 
 def test_the_dense_arm_is_an_ordinary_folder(tmp_path, capsys):
