@@ -52,7 +52,7 @@ class ServedModel:
 
     def warm_up(self) -> None:
         """Write one token: it builds what is built once, and shows that the network runs."""
-        next(self._network.stream([0], tokens=1))
+        next(self._network.stream([0], tokens=1), None)  # none where the network ends the text
 
     def document(self) -> dict:
         """The entry of /v1/models."""

@@ -1,0 +1,40 @@
+"""A converted decoder in transformers' class answers requests, and ends its texts itself."""
+
+from __future__ import annotations
+
+import openai
+import pytest
+
+import planer
+from planer.serving.limits import Limits
+from planer.serving.server import Server
+
+pytest.importorskip("transformers", reason="the package transformers is not installed")
+
+from tests.unit.converted import thresholded  # noqa: E402
+from tests.unit.tiny_pretrained import save_tokenizer  # noqa: E402
+
+ASKED = {"model": "hf", "prompt": "the quick brown fox", "temperature": 0, "max_tokens": 9}
+
+
+def test_answers_are_what_the_network_writes(tmp_path):
+    model = thresholded("llama")
+    planer.pretrained.select(model, "product", 0.5)
+    model.save_pretrained(tmp_path)
+    save_tokenizer(tmp_path)
+    network = planer.load(tmp_path)
+    ids = network.encode(ASKED["prompt"])
+    written = list(network.stream(ids, tokens=9))
+    server = Server(network, "hf", Limits.of(threads=1, grace=0), port=0)
+    server.start()
+    try:
+        api = openai.OpenAI(base_url=f"{server.address}/v1", api_key="none", max_retries=0, timeout=120)
+        answer = api.completions.create(**ASKED)
+        assert answer.choices[0].text == network.surroundings.vocabulary.decode(written)
+        assert (answer.choices[0].finish_reason, answer.usage.completion_tokens) == ("length", 9)
+        network.model.generation_config.eos_token_id = written[5]
+        ended = api.completions.create(**ASKED)
+        assert ended.choices[0].finish_reason == "stop"
+        assert ended.usage.completion_tokens == written.index(written[5]) < 9
+    finally:
+        server.stop()
