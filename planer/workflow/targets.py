@@ -25,6 +25,8 @@ def names_in(path: str, datasets: Iterable[str], pretrained: Iterable[str] = ())
     if folder is None or (folder in ("data", "models") and inner is None):
         return {}
     if folder == "models":
+        if inner not in pretrained:
+            raise UserError(f"{inner!r} has no pretrained network; allowed: {', '.join(pretrained) or 'none'}")
         return {"experiment": inner}
     if folder == "data" and inner.endswith(TASK_SUFFIX) and inner.removesuffix(TASK_SUFFIX) in pretrained:
         return {"experiment": inner.removesuffix(TASK_SUFFIX)}

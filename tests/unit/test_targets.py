@@ -75,3 +75,19 @@ def test_a_file_where_jobs_need_a_folder_is_refused(tmp_path, monkeypatch):
     (tmp_path / "scratch").symlink_to("nowhere")
     with pytest.raises(UserError, match="scratch is no folder; move it away"):
         check_folders("results", "scratch")
+
+
+def test_names_of_pretrained_experiments():
+    for path in (
+        "results/models/net/manifest.json",
+        "results/data/net-task/train.safetensors",
+        "results/net/arms.html",
+    ):
+        assert names_in(f"results/{name}", DATASETS, ["net"]) == {"experiment": "net"}
+    assert names_in("results/net/d2dmoe/eval.json", DATASETS, ["net"])["variant"] == "d2dmoe"
+    for path, reason in (
+        ("results/models/demo/manifest.json", "'demo' has no pretrained network; allowed: net"),
+        ("results/data/demo-task/train.safetensors", "unknown dataset 'demo-task'"),
+    ):
+        with pytest.raises(UserError, match=reason):
+            names_in(path, DATASETS, ["net"])
