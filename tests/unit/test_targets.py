@@ -83,7 +83,7 @@ def test_names_of_pretrained_experiments():
         "results/data/net-task/train.safetensors",
         "results/net/arms.html",
     ):
-        assert names_in(f"results/{name}", DATASETS, ["net"]) == {"experiment": "net"}
+        assert names_in(path, DATASETS, ["net"]) == {"experiment": "net"}
     assert names_in("results/net/d2dmoe/eval.json", DATASETS, ["net"])["variant"] == "d2dmoe"
     for path, reason in (
         ("results/models/demo/manifest.json", "'demo' has no pretrained network; allowed: net"),
