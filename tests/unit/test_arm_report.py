@@ -10,6 +10,7 @@ import pytest
 from made_up_arms import arm, arms
 
 from planer.evaluation.arms.choice import budgets_won, choose
+from planer.evaluation.arms.summary import chosen_row, summary_line
 from planer.files import check_shape
 from planer.report.arms import verdict
 from planer.report.arms.figures import FIGURES
@@ -49,13 +50,13 @@ def test_verdicts_say_what_was_kept_and_what_is_faster():
     assert words[2] == ("kept", "faster")
     assert verdict.quality(d2dmoe).text.startswith("dynamic_k 0.2: accuracy 0.911")
     assert "76% of the network's FLOPs and 60% of the feed-forward layers'" in verdict.quality(d2dmoe).text
-    assert words[1] == ("kept", "not faster")
-    assert words[3] == ("kept, nothing saved", "not faster")
+    assert words[1] == ("kept", "slower")
+    assert words[3] == ("kept, nothing saved", "slower")
 
 
 def test_a_row_that_loses_on_the_test_split_is_not_kept():
     evaluation = arms()[2]
-    row = verdict.chosen_row(evaluation)
+    row = chosen_row(evaluation)
     row["test"] = row["test"] | {"accuracy": 0.8}
     assert verdict.quality(evaluation).word == "lost"
     evaluation["chosen"] = None
@@ -70,6 +71,18 @@ def test_part_of_the_calls_faster_is_no_success():
             entry["low"] = 0.9
     found = verdict.time(evaluation)
     assert (found.word, found.good) == ("faster in part", False)
+    for entry in evaluation["latency"]:
+        entry["low"] = 0.9
+    found = verdict.time(evaluation)
+    assert (found.word, found.good) == ("not told apart", None)
+
+
+def test_one_line_sums_an_arm_up():
+    dense, _, d2dmoe, _ = arms()
+    assert summary_line(dense) == "accuracy 0.92 on the test split, 1e+07 FLOPs per token"
+    line = summary_line(d2dmoe)
+    assert line.startswith("dynamic_k 0.2: accuracy 0.911") and "; 76% of the FLOPs; batch 1 forward 1.32 times" in line
+    assert summary_line(d2dmoe | {"chosen": None}) == "no setting keeps the accuracy of the dense arm within 1.0%"
 
 
 def test_layers_that_ran_densely_are_told():

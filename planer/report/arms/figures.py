@@ -10,7 +10,8 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-from planer.report.arms.verdict import chosen_row, label, place, same
+from planer.evaluation.arms.summary import chosen_row, place, same
+from planer.report.arms.verdict import label
 from planer.report.drawing import (
     BLUE,
     GRID,

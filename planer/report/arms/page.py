@@ -6,6 +6,7 @@ import html
 from collections.abc import Sequence
 from pathlib import Path
 
+from planer.evaluation.arms.summary import chosen_row, place
 from planer.files import write_text
 from planer.report.arms import verdict
 from planer.report.arms.figures import FIGURES, draw
@@ -65,7 +66,7 @@ def _summary(evaluations: Sequence[dict]) -> dict:
     columns += ["network FLOPs", "FLOPs/token"]
     rows = []
     for evaluation in evaluations:
-        row = verdict.chosen_row(evaluation) or {}
+        row = chosen_row(evaluation) or {}
         rows.append(
             [
                 evaluation["variant"],
@@ -109,7 +110,7 @@ def _latencies(evaluations: Sequence[dict]) -> dict:
     rows = [
         [
             evaluation["variant"],
-            verdict.place(entry),
+            place(entry),
             f"{entry['tokens']}",
             entry["selector"] if entry["value"] is None else f"{entry['selector']} {entry['value']:g}",
             cell(entry["dense_layers"], str),
@@ -131,7 +132,7 @@ def _latencies(evaluations: Sequence[dict]) -> dict:
 
 def _rows(evaluation: dict) -> dict:
     """All rows of an arm."""
-    metrics, chosen = list(evaluation["quality"]["test"]), verdict.chosen_row(evaluation)
+    metrics, chosen = list(evaluation["quality"]["test"]), chosen_row(evaluation)
     metric = evaluation["task"]["metric"]
     columns = ["selector", f"valid {metric}", *(f"test {name}" for name in metrics), "difference", "executed"]
     columns += ["feed-forward FLOPs", "network FLOPs"]

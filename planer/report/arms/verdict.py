@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from planer.evaluation.arms.choice import budgets_won, curve, keeps
+from planer.evaluation.arms.summary import chosen_row, place, same
 from planer.paired import CONFIDENCE
 from planer.report.verdict import Judgement
 
 DYNAMIC, BASELINE = ("dynamic_k", "top_k")
 """Selectors of the two methods that are compared: D2DMoE's, and MoEfication's."""
+FASTER, SLOWER, NOT_TOLD = "faster", "slower", "not told apart"
 MOEFICATION = "moefication"
 """How names of MoEfication's arms begin."""
 
@@ -49,10 +51,18 @@ def time(evaluation: dict) -> Judgement:
     text = "; ".join(f"{place(entry)}: {speed_up(entry)}" for entry in timed)
     if timed[0]["dense_layers"]:
         text += f"; {timed[0]['dense_layers']} of {evaluation['network']['layers']} layers ran densely"
-    faster = [entry["low"] is not None and entry["low"] > 1 for entry in timed]
-    if all(faster):
-        return Judgement("faster", True, text)
-    return Judgement("faster in part" if any(faster) else "not faster", False, text)
+    words = {_word(entry) for entry in timed}
+    if len(words) == 1:
+        (word,) = words
+        return Judgement(word, {FASTER: True, SLOWER: False}.get(word), text)
+    return Judgement("faster in part" if FASTER in words else "slower in part", False, text)
+
+
+def _word(entry: dict) -> str:
+    """On which side of 1 the interval of the speed-up lies."""
+    if entry["low"] is None or entry["low"] <= 1 <= entry["high"]:
+        return NOT_TOLD
+    return FASTER if entry["low"] > 1 else SLOWER
 
 
 def against_moefication(evaluations: Sequence[dict]) -> list[str]:
@@ -80,33 +90,17 @@ def rules(evaluation: dict) -> str:
     return (
         f"The row of an arm is chosen on the validation split: the fewest FLOPs of the network among rows whose "
         f"{evaluation['task']['title']} is at most {evaluation['tolerance']:.1%} worse than the dense arm's. Kept: the "
-        "same holds on the test split. Faster: the "
-        f"{CONFIDENCE:.0%} interval of the speed-up lies above 1 for every batch and phase. Intervals of quality are "
-        "of a paired bootstrap over test samples; they do not cover another training. FLOPs are per real token and "
+        f"same holds on the test split. Faster, slower: the {CONFIDENCE:.0%} interval of the speed-up lies above, or "
+        "below, 1 for every batch and phase. Intervals of quality are of a paired bootstrap over test samples; they do not cover another training. FLOPs are per real token and "
         "contain routers and comparisons. Budgets are the FLOPs of MoEfication's rows; between its rows an arm's curve "
         "is a straight line."
     )
-
-
-def chosen_row(evaluation: dict) -> dict | None:
-    """The row that the arm chose, if any."""
-    return next((row for row in evaluation["rows"] if not row["bound"] and same(row, evaluation["chosen"])), None)
-
-
-def same(entry: dict, other: dict | None) -> bool:
-    """Whether two entries mean one selector at one value."""
-    return other is not None and all(entry[key] == other[key] for key in ("selector", "value"))
 
 
 def label(row: dict) -> str:
     """A row's selector and value."""
     prefix = f"{row['bound']} " if row["bound"] == "oracle" else ""
     return f"{prefix}{row['selector']} {row['value']:g}"
-
-
-def place(entry: dict) -> str:
-    """Batch and phase of a latency."""
-    return f"batch {entry['batch']} {entry['phase']}"
 
 
 def speed_up(entry: dict) -> str:

@@ -7,8 +7,10 @@ from planer.conversion.arm_files import read_labels, read_routers, split_by
 from planer.conversion.neuron_threshold import Thresholds
 from planer.evaluation.arms.evaluate import Arm, evaluate_arm
 from planer.evaluation.arms.points import expert_points, threshold_points
+from planer.evaluation.arms.summary import summary_line
 from planer.files import read_json, write_json
 from planer.pretrained.prepare import load_network
+from planer.progress import tell
 from planer.tasks.make_task import make_task
 from planer.workflow.job import stage
 
@@ -31,3 +33,5 @@ if __name__ == "__main__":
         report = evaluate_arm(arm, dense, task, config.evaluate)
         write_json(snakemake.output.report, report)
         job.run.metrics(report)
+        print(summary_line(report), flush=True)
+        tell(summary_line(report))
