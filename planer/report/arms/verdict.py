@@ -91,9 +91,9 @@ def rules(evaluation: dict) -> str:
         f"The row of an arm is chosen on the validation split: the fewest FLOPs of the network among rows whose "
         f"{evaluation['task']['title']} is at most {evaluation['tolerance']:.1%} worse than the dense arm's. Kept: the "
         f"same holds on the test split. Faster, slower: the {CONFIDENCE:.0%} interval of the speed-up lies above, or "
-        "below, 1 for every batch and phase. Intervals of quality are of a paired bootstrap over test samples; they do not cover another training. FLOPs are per real token and "
-        "contain routers and comparisons. Budgets are the FLOPs of MoEfication's rows; between its rows an arm's curve "
-        "is a straight line."
+        "below, 1 for every batch and phase. Intervals of quality are of a paired bootstrap over test samples; they do "
+        "not cover another training. FLOPs are per real token and contain routers and comparisons. Budgets are the "
+        "FLOPs of MoEfication's rows; between its rows an arm's curve is a straight line."
     )
 
 
