@@ -96,7 +96,12 @@ void dots(const float* const* x, const float* w, const float* b, int64_t D, floa
   const auto add = [&](int64_t d, auto... lanes_left) {
     Lanes weights[J];
 #pragma GCC unroll 8
-    for (int j = 0; j < J; ++j) weights[j] = load(w + j * D + d, lanes_left...);
+    for (int j = 0; j < J; ++j) {
+      weights[j] = load(w + j * D + d, lanes_left...);
+      // One token waits for memory: neuron_threshold at half of the neurons took 0.89 instead of 0.97 of the dense
+      // layer's time on a Xeon, with weights of 0.6 GB.
+      if (T == 1 && J > 1) __builtin_prefetch(w + (J + j) * D + d);
+    }
 #pragma GCC unroll 8
     for (int t = 0; t < T; ++t) {
       const Lanes value = load(x[t] + d, lanes_left...);
