@@ -15,6 +15,7 @@ include: "rules/evaluate.smk"
 include: "rules/export.smk"
 include: "rules/report.smk"
 include: "rules/pretrained.smk"
+include: "rules/arms.smk"
 
 
 # Without a target, compare the demo's networks.

@@ -27,7 +27,8 @@ BREAK_EVEN = {("cpu", torch.float32): 0.5}
 
 Measured with the C++ kernel and its router beside PyTorch's dense layer, one thread of an Intel Xeon with AVX-512,
 experts of 16 neurons, medians of interleaved calls: at a share of 0.5 a call takes 0.73 to 1.12 of the dense time for
-1 token (layers 384 x 1536 and 768 x 3072), 1.0 to 1.1 for 256, 0.8 to 0.9 for 1024; at 0.75 it takes 0.96 to 1.5.
+1 token (layers 384 x 1536 and 768 x 3072), up to 1.17 for 16, 1.0 to 1.1 for 256, 0.8 to 0.9 for 1024; at 0.75 it
+takes 0.96 to 1.5.  The machine had other work.
 Where nothing is named, selecting experts was not measured to save time."""
 
 
