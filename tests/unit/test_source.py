@@ -218,8 +218,7 @@ def test_checks_of_the_config_set_nothing(pytestconfig):
 def test_no_import_is_relative_or_computed(pytestconfig):
     """Such imports are not followed.  The modules of registries count without imports.
 
-    transformers calls the hook, which imports a module of a floor above; workflow/scripts/pretrained/save_arm.py imports
-    that module too.
+    transformers calls the hook, which imports a module of a floor above.  save_arm.py imports that module too.
     """
     hook = pytestconfig.rootpath / "planer/pretrained/hook.py"
     for path in (pytestconfig.rootpath / "planer").rglob("*.py"):
