@@ -14,6 +14,7 @@ include: "rules/convert.smk"
 include: "rules/evaluate.smk"
 include: "rules/export.smk"
 include: "rules/report.smk"
+include: "rules/pretrained_inputs.smk"
 include: "rules/pretrained.smk"
 include: "rules/arms.smk"
 

@@ -1,0 +1,107 @@
+# Functions for the rules of experiments on pretrained networks: configs, inputs and seeds of arms.
+import math
+
+from planer.config.paths import resolve
+from planer.config.pretrained import dense_of, split_seed
+
+
+def arm_sections(*names):
+    """Params function: these top-level keys of the experiment's config, with the overrides of the variant's arm."""
+
+    def params(wildcards):
+        values = arm_values(settings(wildcards.experiment), wildcards.variant)
+        return {name: values[name] for name in names}
+
+    return params
+
+
+def arm_seed(stage):
+    """Params function: the seed of one stage of one variant."""
+
+    def params(wildcards):
+        _, repeat = split_seed(wildcards.variant)
+        return derive_seed(settings(wildcards.experiment)["seed"], stage, repeat)
+
+    return params
+
+
+def experiment_seed(stage):
+    """Params function: the seed of a stage that all variants share."""
+
+    def params(wildcards):
+        return derive_seed(settings(wildcards.experiment)["seed"], stage)
+
+    return params
+
+
+def max_hours(wildcards, input):
+    """Params: the longest training.  With an input it is not tracked: another limit repeats nothing."""
+    return settings(wildcards.experiment)["max_hours"]
+
+
+def most_minutes(wildcards, attempt):
+    """Run time of a job that a cluster grants: the longest training and an hour."""
+    return math.ceil(60 * settings(wildcards.experiment)["max_hours"]) + 60
+
+
+def network_files(wildcards):
+    """Files of the user's network that are there; a job refuses what is missing."""
+    network = config_of(wildcards.experiment).pretrained
+    names = ("config.json", "model.safetensors") if network.folder else ()
+    return [str(file) for name in names if (file := resolve(network.folder) / name).is_file()]
+
+
+def task_files(wildcards):
+    """Files and folders of the task's data that are there; a job refuses what is missing."""
+    task = config_of(wildcards.experiment).task
+    paths = [resolve(path) for path in (task.train, task.valid, task.test) if path]
+    return [str(path) for path in paths if path.exists()]
+
+
+def dense_model(wildcards):
+    """The fine-tuned dense network with the same seed."""
+    return f"results/{{experiment}}/{dense_of(wildcards.variant)}/finetune/model.safetensors"
+
+
+def sparsification_start(wildcards):
+    """The fine-tuned dense network, unless sparsification starts from the folder."""
+    if arm_sections("sparsify")(wildcards)["sparsify"]["start"] == "folder":
+        return {}
+    return {"model": dense_model(wildcards)}
+
+
+def method_of(wildcards):
+    """Params: the method of the variant's arm."""
+    values = settings(wildcards.experiment)
+    return values["arms"][arm_name(values, wildcards.variant)]["method"]
+
+
+def threshold_start(wildcards):
+    """The network that gets thresholds: sparsified where the arm says how, else the dense one."""
+    values = settings(wildcards.experiment)
+    sparsified = "sparsify" in values["arms"][arm_name(values, wildcards.variant)]
+    return "results/{experiment}/{variant}/sparsify/model.safetensors" if sparsified else dense_model(wildcards)
+
+
+def arm_files(wildcards):
+    """Files that a converted network is made from, besides the dense one."""
+    folder, method = "results/{experiment}/{variant}", method_of(wildcards)
+    if method == "experts":
+        return {
+            "model": f"{folder}/sparsify/model.safetensors",
+            "labels": f"{folder}/cluster/labels.parquet",
+            "routers": f"{folder}/routers/routers.safetensors",
+        }
+    if method == "threshold":
+        return {"model": threshold_start(wildcards), "thresholds": f"{folder}/thresholds/thresholds.json"}
+    return {"model": dense_model(wildcards)}
+
+
+def arm_reports(wildcards):
+    """Evaluations of all arms, in the order of the configuration."""
+    arms = settings(wildcards.experiment)["arms"]
+    return expand("results/{experiment}/{variant}/eval.json", variant=arms, allow_missing=True)
+
+
+NETWORK = "results/models/{experiment}/manifest.json"
+TASK = "results/data/{experiment}-task/manifest.json"
