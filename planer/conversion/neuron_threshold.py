@@ -154,7 +154,7 @@ def layer_losses(
 
 
 def _sampled(model: nn.Module, task: PretrainedTask, tokens: float, seed: int) -> Iterator[Batch]:
-    """Random training samples until they have so many tokens; texts one by one, since their logits are large."""
+    """Random training samples until they have this number of tokens; texts one by one, since their logits are large."""
     order, size = np.random.default_rng(seed).permutation(task.size("train")), task.eval_batch
     for samples in np.array_split(order, range(1, len(order)) if is_decoder(model) else range(size, len(order), size)):
         batch = {name: tensor.to(task.runtime.device) for name, tensor in task.collate("train", samples).items()}

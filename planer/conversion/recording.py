@@ -96,7 +96,7 @@ def run(model: nn.Module, batch: Batch) -> None:
 def typical_passes(
     model: nn.Module, task: PretrainedTask, split: str, tokens: int, seed: int
 ) -> Iterator[tuple[Recorder, Tensor]]:
-    """Read random samples of a split until so many typical tokens were seen, or all samples.
+    """Read random samples of a split until this number of typical tokens was seen, or all samples.
 
     Yields after each pass the recorder and the tokens to look at, bool [B, T]: ``tokens`` in all passes together.
     """

@@ -39,9 +39,9 @@ def budgets_won(
 
     Between its points the own curve is a straight line; beyond its ends it is not compared.
     """
-    (ratios, values), (budgets, rival) = own, other
+    (ratios, values), (budgets, reference) = own, other
     inside = (budgets >= ratios.min(initial=np.inf)) & (budgets <= ratios.max(initial=-np.inf))
     if not inside.any():
         return 0, 0
-    gain = np.interp(budgets[inside], ratios, values) - rival[inside]
+    gain = np.interp(budgets[inside], ratios, values) - reference[inside]
     return int(np.sum(gain < 0 if better == "lower" else gain > 0)), int(inside.sum())
