@@ -30,7 +30,7 @@ def converted(family: str, labels: pd.DataFrame, seed: int | None = None):
     for layer in dynamic_layers(model) if seed is not None else ():
         for weight in layer.router.parameters():
             torch.nn.init.normal_(weight, generator=torch.Generator().manual_seed(seed))
-        layer.quantiles.copy_(torch.linspace(0, 1, len(layer.quantiles)))
+        layer.quantiles.copy_(torch.linspace(0, 1, layer.quantiles.shape[-1]))
     return model
 
 
