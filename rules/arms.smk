@@ -7,6 +7,7 @@ rule evaluate_arm:
         network=NETWORK,
         task=TASK,
         dense=dense_model,
+        reference=reference_model,
     output:
         report="results/{experiment}/{variant}/eval.json",
     log:
@@ -26,6 +27,7 @@ rule evaluate_arm:
     params:
         config=arm_sections("device", "threads", "dtype", "train_routers", "evaluate"),
         method=method_of,
+        reference=reference_name,
         seed=arm_seed("evaluate"),
         code=code_hash("pretrained/evaluate.py"),
     message:

@@ -7,9 +7,10 @@ from pathlib import Path
 import planer
 from snakemake.logging import logger
 from planer.config import Experiment
+from planer.config.arms import arm_name, arm_values, check_stage
 from planer.config.lengths import check_lengths
 from planer.config.model import TEXT_SUFFIX, one_source
-from planer.config.pretrained import DENSE, PretrainedExperiment, arm_name, arm_values, pretrained_names
+from planer.config.pretrained import DENSE, PretrainedExperiment, pretrained_names
 from planer.config.strict_yaml import read_assignments, read_experiment, read_yaml
 from planer.config.text import corpus_of
 from planer.config.variant import FOLDER, PATTERNS, check_name, parse_variant

@@ -123,7 +123,7 @@ rule sparsify_sites:
         seed=arm_seed("sparsify"),
         code=code_hash("pretrained/sparsify.py"),
     message:
-        "{wildcards.experiment}/{wildcards.variant} sparsify_sites: making activations sparse; log: {log}"
+        "{wildcards.experiment}/{wildcards.variant} sparsify_sites: training the network on; log: {log}"
     script:
         "../workflow/scripts/pretrained/sparsify.py"
 
@@ -132,7 +132,7 @@ rule cluster_sites:
     input:
         network=NETWORK,
         task=TASK,
-        model="results/{experiment}/{variant}/sparsify/model.safetensors",
+        model=sparsified_model,
     output:
         labels="results/{experiment}/{variant}/cluster/labels.parquet",
         metrics="results/{experiment}/{variant}/cluster/metrics.json",
@@ -163,8 +163,8 @@ rule train_site_routers:
     input:
         network=NETWORK,
         task=TASK,
-        model="results/{experiment}/{variant}/sparsify/model.safetensors",
-        labels="results/{experiment}/{variant}/cluster/labels.parquet",
+        model=sparsified_model,
+        labels=of_stage("cluster", "labels.parquet"),
     output:
         routers="results/{experiment}/{variant}/routers/routers.safetensors",
         history="results/{experiment}/{variant}/routers/history.parquet",
@@ -196,7 +196,7 @@ rule calibrate_thresholds:
     input:
         network=NETWORK,
         task=TASK,
-        model=threshold_start,
+        model=arm_model,
     output:
         thresholds="results/{experiment}/{variant}/thresholds/thresholds.json",
     log:

@@ -1,8 +1,8 @@
 # Functions for the rules of experiments on pretrained networks: configs, inputs and seeds of arms.
 import math
 
+from planer.config.arms import dense_of, is_sparsified, owner, reference_of, reported_arms, split_seed
 from planer.config.paths import resolve
-from planer.config.pretrained import dense_of, split_seed
 
 
 def arm_sections(*names):
@@ -58,9 +58,31 @@ def task_files(wildcards):
     return [str(path) for path in paths if path.exists()]
 
 
+def of_stage(stage, name):
+    """Input function: a file of a stage, of the variant whose files of this stage the arm uses."""
+
+    def path(wildcards):
+        variant = owner(settings(wildcards.experiment), stage, wildcards.variant)
+        return f"results/{{experiment}}/{variant}/{stage}/{name}"
+
+    return path
+
+
 def dense_model(wildcards):
     """The fine-tuned dense network with the same seed."""
     return f"results/{{experiment}}/{dense_of(wildcards.variant)}/finetune/model.safetensors"
+
+
+sparsified_model = of_stage("sparsify", "model.safetensors")
+
+
+def reference_model(wildcards):
+    """The dense network that the variant is compared with."""
+    values = settings(wildcards.experiment)
+    reference = reference_of(values, wildcards.variant)
+    if reference == dense_of(wildcards.variant):
+        return dense_model(wildcards)
+    return f"results/{{experiment}}/{owner(values, 'sparsify', reference)}/sparsify/model.safetensors"
 
 
 def sparsification_start(wildcards):
@@ -76,30 +98,31 @@ def method_of(wildcards):
     return values["arms"][arm_name(values, wildcards.variant)]["method"]
 
 
-def threshold_start(wildcards):
-    """The network that gets thresholds: sparsified where the arm says how, else the dense one."""
-    values = settings(wildcards.experiment)
-    sparsified = "sparsify" in values["arms"][arm_name(values, wildcards.variant)]
-    return "results/{experiment}/{variant}/sparsify/model.safetensors" if sparsified else dense_model(wildcards)
+def reference_name(wildcards):
+    """Params: the dense variant that the variant is compared with."""
+    return reference_of(settings(wildcards.experiment), wildcards.variant)
+
+
+def arm_model(wildcards):
+    """The network that is converted, or evaluated as it is: sparsified, or the dense one."""
+    sparsified = is_sparsified(settings(wildcards.experiment), wildcards.variant)
+    return sparsified_model(wildcards) if sparsified else dense_model(wildcards)
 
 
 def arm_files(wildcards):
-    """Files that a converted network is made from, besides the dense one."""
-    folder, method = "results/{experiment}/{variant}", method_of(wildcards)
+    """Files that the arm's network is made from."""
+    files, method = {"model": arm_model(wildcards)}, method_of(wildcards)
     if method == "experts":
-        return {
-            "model": f"{folder}/sparsify/model.safetensors",
-            "labels": f"{folder}/cluster/labels.parquet",
-            "routers": f"{folder}/routers/routers.safetensors",
-        }
-    if method == "threshold":
-        return {"model": threshold_start(wildcards), "thresholds": f"{folder}/thresholds/thresholds.json"}
-    return {"model": dense_model(wildcards)}
+        files["labels"] = of_stage("cluster", "labels.parquet")(wildcards)
+        files["routers"] = of_stage("routers", "routers.safetensors")(wildcards)
+    elif method == "threshold":
+        files["thresholds"] = of_stage("thresholds", "thresholds.json")(wildcards)
+    return files
 
 
 def arm_reports(wildcards):
     """Evaluations of all arms, in the order of the configuration."""
-    arms = settings(wildcards.experiment)["arms"]
+    arms = reported_arms(settings(wildcards.experiment))
     return expand("results/{experiment}/{variant}/eval.json", variant=arms, allow_missing=True)
 
 

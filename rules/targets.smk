@@ -35,7 +35,9 @@ def check_targets():
         texts = [f"{name}{TEXT_SUFFIX}" for name in experiment_files() if name not in PRETRAINED]
         names = names_in(os.path.relpath(target or "."), [*CORPORA, *texts], PRETRAINED)
         if names.get("experiment") in PRETRAINED:
-            arm_name(settings(names["experiment"]), names.get("variant", DENSE))
+            values, variant = settings(names["experiment"]), names.get("variant", DENSE)
+            arm_name(values, variant)
+            check_stage(values, variant, Path(target).parent.name)
         elif "experiment" in names:
             settings(names["experiment"])
             check_cost(names["experiment"])

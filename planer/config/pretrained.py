@@ -27,7 +27,7 @@ from planer.config.paths import check_path
 from planer.config.training import LoopConfig
 from planer.config.variant import FOLDER
 from planer.errors import UserError
-from planer.parsing import Items, Range, build, merge, show
+from planer.parsing import Items, Range, show
 
 HEADS = {
     "text": "causal_lm",
@@ -41,10 +41,12 @@ METRICS = {
     "labelled_images": ("accuracy", "macro_f1", "nll"),
 }
 """Metrics of each kind of task, the default headline first."""
-SECTIONS = ("finetune", "sparsify", "cluster_experts", "train_routers", "thresholds", "evaluate")
-"""Sections that an arm may change."""
-DENSE = "dense"
-"""The arm that all others are compared with."""
+SECTIONS = ("sparsify", "cluster_experts", "train_routers", "thresholds", "evaluate")
+"""Sections that an arm may change.  All arms start from one fine-tuned network."""
+DENSE, CONTINUED = "dense", "dense_continued"
+"""Arms that others are compared with: the fine-tuned network, and the same trained on as long as sparsification."""
+WITHOUT_PENALTY = {"on": "none", "weight": 0.0}
+"""What ``dense_continued`` changes in the section sparsify."""
 
 
 class NetworkKeys(dict):
@@ -131,6 +133,11 @@ class FinetuneConfig(LoopConfig):
     """Dense training.  0 steps leave the network as it is."""
 
     steps: StepsOrNone
+    accumulate: Batch
+
+    def __post_init__(self) -> None:
+        if self.batch % self.accumulate:
+            raise UserError(f"accumulate is {self.accumulate}; it must divide batch, which is {self.batch}")
 
 
 @dataclass(frozen=True)
@@ -226,50 +233,20 @@ class PretrainedExperiment(RuntimeConfig):
         for name, arm in self.arms.items():
             if not re.fullmatch(FOLDER, name) or re.search(r"-seed\d*$", name):
                 raise UserError(f"arms: {show(name)}: names hold letters, digits, . _ + and -; -seed<k> is for repeats")
-            if (name == DENSE) != (arm.method == DENSE):
-                raise UserError(f"arms: {name} has the method {arm.method}; the arm {DENSE} has it, and no other")
+            if (name in (DENSE, CONTINUED)) != (arm.method == DENSE):
+                allowed = f"the arms {DENSE} and {CONTINUED} have the method {DENSE}, and no others"
+                raise UserError(f"arms: {name} has the method {arm.method}; {allowed}")
             if name == DENSE and set(arm.overrides) - {"evaluate"}:
                 raise UserError(f"arms: {DENSE} changes evaluate only; all arms start from the section finetune")
+            if name == CONTINUED and (
+                set(arm.overrides) - {"evaluate", "sparsify"} or arm.overrides.get("sparsify") != WITHOUT_PENALTY
+            ):
+                kept = "its sparsify is {on: none, weight: 0.0}, so that it trains as the others do"
+                raise UserError(f"arms: {CONTINUED} changes evaluate only; {kept}")
         if self.pretrained.config and self.sparsify.start == "folder":
             raise UserError(
                 "sparsify.start is 'folder', which holds random weights; write dense for a pretrained.config"
             )
-
-
-def arm_values(values: dict, variant: str) -> dict:
-    """Values of an experiment with the overrides of one of its variants, checked.
-
-    Raises UserError for a variant without an arm, and naming the key of a wrong override.
-    """
-    name = arm_name(values, variant)
-    overrides = {key: section for key, section in values["arms"][name].items() if key != "method"}
-    merged = merge(values, overrides)
-    try:
-        build(PretrainedExperiment, merged)
-    except UserError as error:
-        raise UserError(f"{error} (arms.{name})") from error
-    return merged
-
-
-def arm_name(values: dict, variant: str) -> str:
-    """The arm of a variant.  Raises UserError when there is none such."""
-    name, _ = split_seed(variant)
-    if name not in values["arms"]:
-        allowed = ", ".join(values["arms"])
-        raise UserError(f"unknown variant {show(variant)}; allowed: {allowed}; add -seed<k> to repeat one")
-    return name
-
-
-def split_seed(variant: str) -> tuple[str, int]:
-    """The arm of a variant, and the k of its suffix -seed<k>, 0 without one."""
-    match = re.fullmatch(r"(.+)-seed([1-9]\d{0,5})", variant, re.ASCII)
-    return (match[1], int(match[2])) if match else (variant, 0)
-
-
-def dense_of(variant: str) -> str:
-    """The dense variant with the same seed."""
-    _, repeat = split_seed(variant)
-    return f"{DENSE}-seed{repeat}" if repeat else DENSE
 
 
 def pretrained_names(files: Mapping[str, Path]) -> list[str]:

@@ -80,6 +80,10 @@ class SitePenalty(Term):
         penalty = torch.stack([torch.stack(group).mean() for group in penalties.values()]).sum()
         return alpha * penalty, {"penalty": penalty, "alpha": alpha} | metrics
 
+    def items(self, batch: Any) -> Tensor:
+        """See Term."""
+        return typical_tokens(self.model, self.task, batch).sum()
+
     def _penalised(self, site: FeedForwardSite, seen: Seen) -> Tensor:
         """a of every token, [B, T, F]."""
         match self.config.on:

@@ -90,7 +90,8 @@ def _inherited(source: Path) -> Iterator[str]:
 
 def _curve(evaluation: Mapping) -> str:
     task = evaluation["task"]
-    rows = [("dense arm", evaluation["dense"]["test"], 1, 1)]
+    reference = evaluation["reference"]
+    rows = [(reference["variant"], reference["test"], 1, 1)]
     for row in evaluation["rows"]:
         if not row["bound"]:
             name = selected(row["selector"], row["value"])

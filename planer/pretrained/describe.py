@@ -41,11 +41,16 @@ def figures(evaluation: Mapping) -> Iterator[tuple[str, str]]:
     task, chosen, device = evaluation["task"], evaluation["chosen"], evaluation["provenance"]["device"]
     title, metric = task["title"], task["metric"]
     yield "variant", f"{evaluation['experiment']}/{evaluation['variant']}"
-    yield "test", f"{title} {evaluation['quality']['test'][metric]:.4g}, of the dense arm {_dense(evaluation):.4g}"
+    reference = evaluation["reference"]
+    dense = f"{reference['variant']} {reference['test'][metric]:.4g}"
+    yield "test", f"{title} {evaluation['quality']['test'][metric]:.4g}, of {dense}"
     if evaluation["method"] == "dense":
         return
     if chosen is None:
-        yield "chosen", f"none: no setting keeps the quality within {evaluation['tolerance']:.0%} of the dense arm's"
+        yield (
+            "chosen",
+            f"none: no setting keeps the quality within {evaluation['tolerance']:.0%} of {reference['variant']}",
+        )
         return
     row = next(row for row in evaluation["rows"] if not row["bound"] and chosen.items() <= row.items())
     yield "chosen", f"{selected(**chosen)}, test {title} {row['test'][metric]:.4g}"
@@ -53,11 +58,7 @@ def figures(evaluation: Mapping) -> Iterator[tuple[str, str]]:
     for entry in evaluation["latency"]:
         if chosen.items() <= entry.items():
             where = f"{entry['phase']}, batch {entry['batch']}, {device}"
-            yield "speed", f"{entry['speed_up']:.2f} times the dense arm's ({where})"
-
-
-def _dense(evaluation: Mapping) -> float:
-    return evaluation["dense"]["test"][evaluation["task"]["metric"]]
+            yield "speed", f"{entry['speed_up']:.2f} times the dense network's ({where})"
 
 
 def _sizes(folder: Folder) -> tuple[int, int]:

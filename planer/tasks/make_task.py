@@ -26,11 +26,13 @@ def make_task(
     runtime: Runtime,
     name: str = "training",
     splits: Iterable[str] = SPLITS,
+    accumulate: int = 1,
 ) -> PretrainedTask:
     """The task that was prepared in a folder.
 
     training: the section of a stage that trains; None for one that does not.  splits: those that the stage reads.
+    accumulate: parts of a training batch, see PretrainedTask.
     Raises UserError when a file is missing or damaged, or when there are fewer samples than a batch has.
     """
     facts, tensors = read_task(folder, splits)
-    return TASKS[facts.kind](facts, tensors, training, runtime, name)
+    return TASKS[facts.kind](facts, tensors, training, runtime, name, accumulate)

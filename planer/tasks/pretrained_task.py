@@ -39,12 +39,15 @@ class PretrainedTask(Task):
         training: LoopConfig | None,
         runtime: Runtime,
         name: str = "training",
+        accumulate: int = 1,
     ):
         """splits: tensors by name, see planer/data/task_files.py.  training: None where nothing is trained.
+        accumulate: equal parts of a training batch whose gradients are computed one after another and added up.
 
         Raises UserError when the training split has fewer samples than a batch.
         """
         self.facts, self.splits, self.training, self.runtime, self.name = facts, splits, training, runtime, name
+        self.accumulate = accumulate
         if training is not None:
             seed, lengths = runtime.derive(name, "batches"), self.lengths("train")
             self._epochs = EpochBatches(self.size("train"), training.batch, seed, lengths)
@@ -77,6 +80,15 @@ class PretrainedTask(Task):
     def batch(self, step: int) -> Batch:
         """See Task."""
         return self._on_device(self.collate("train", self._epochs.at(step)))
+
+    def parts(self, batch: Batch) -> list[Batch]:
+        """See Task."""
+        columns = [tensor.chunk(self.accumulate) for tensor in batch.values()]
+        return [dict(zip(batch, tensors, strict=True)) for tensors in zip(*columns, strict=True)]
+
+    def items(self, batch: Batch) -> Tensor:
+        """See Task: samples of a classification, or tokens that are predicted."""
+        return (batch["labels"] >= 0).sum()
 
     def batches(self, split: str, batch: int = 0) -> Iterator[Batch]:
         """All samples of a split on the device, in a fixed order: the longest last.  batch: eval_batch by default."""

@@ -76,6 +76,14 @@ class Task:
         """Forward pass.  state: memory after the last batch of this group.  wants, scores: needed by terms."""
         raise NotImplementedError
 
+    def parts(self, batch: Any) -> list[Any]:
+        """A batch in parts whose gradients are computed one after another, to need less memory."""
+        return [batch]
+
+    def items(self, batch: Any) -> int | Tensor:
+        """How many tokens or examples the loss of a batch is the mean of: parts count by it."""
+        raise NotImplementedError
+
     def evaluate(self, model: nn.Module, split: str) -> dict[str, float]:
         """Measures of the model on a split, by name.  Leaves the model in the mode in which it was."""
         raise NotImplementedError

@@ -51,7 +51,7 @@ def finetune(
 def check_hours(
     model: nn.Module, task: PretrainedTask, config: FinetuneConfig, runtime: Runtime, max_hours: float
 ) -> None:
-    """Time a few steps.  Raises UserError when the training would take longer than max_hours at their pace.
+    """Time a few parts of steps.  Raises UserError when the training would take longer than max_hours at their pace.
 
     Neither weights nor gradients change; PyTorch's generators do.
     """
@@ -60,14 +60,15 @@ def check_hours(
     with reproducible(runtime.device):
         for step in range(1 + TIMED_STEPS):
             started = time.perf_counter()
+            part = task.parts(task.batch(step))[0]
             with runtime.autocast():
-                loss = task.loss(model, task.batch(step), None).loss
+                loss = task.loss(model, part, None).loss
             loss.backward()
             model.zero_grad(set_to_none=True)
             loss.item()  # waits for the device
             seconds.append(time.perf_counter() - started)
     model.eval()
-    hours = config.steps * min(seconds[1:]) / 3600
+    hours = config.steps * task.accumulate * min(seconds[1:]) / 3600
     if hours > max_hours:
         raise UserError(
             f"{task.name} would take about {hours:,.1f} hours on this device for {config.steps:,} steps, more than "

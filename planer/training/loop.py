@@ -125,8 +125,7 @@ class _Run:
         name = self.loss.task.group(self.step)
         optimizer, config = self.optimizers[name].optimizer, self.optimizers[name].config
         optimizer.zero_grad(set_to_none=True)
-        loss, metrics = self.loss(self.step)
-        loss.backward()
+        loss, metrics = self.loss.backward(self.step)
         self.taken[name] += 1
         self._lr = lr = self._learning_rate(name)
         self.means.add({f"{_prefix(name)}loss": loss})
@@ -138,7 +137,7 @@ class _Run:
         optimizer.step()
         self.means.add(metrics)
         self.step += 1
-        self._unchecked.append((self.step, lr, loss.detach()))
+        self._unchecked.append((self.step, lr, loss))
         return metrics
 
     def _learning_rate(self, name: str) -> float:

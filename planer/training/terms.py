@@ -29,6 +29,10 @@ class Term:
         """The loss to add, and metrics for the history.  result: the task's for the batch."""
         raise NotImplementedError
 
+    def items(self, batch: Any) -> int | Tensor:
+        """How many tokens or examples its loss is the mean of; see Task.items."""
+        raise NotImplementedError
+
     def state(self) -> dict[str, Tensor]:
         """Tensors that the next step depends on."""
         return {}

@@ -77,6 +77,7 @@ def arm(variant: str, method: str, selector: str = "", slope: float = 0.0, metri
         rows += [row(metric, selector, 0.1, r, 0.001, "oracle") for r in (0.4, 0.8)]
     dense = metrics(metric, DENSE_VALUE[metric])
     own = rows[0]["test"] if rows else dense
+    reference = "dense_continued" if method == "experts" else "dense"
     return {
         "experiment": "toy",
         "variant": variant,
@@ -102,6 +103,7 @@ def arm(variant: str, method: str, selector: str = "", slope: float = 0.0, metri
             "units": None if method == "dense" else 64,
         },
         "flops": {"projections": 3e6, "attention": 0.5e6, "feed_forward": 6e6, "head": 0.5e6, "total": 1e7},
+        "reference": {"variant": reference, "valid": dense, "test": dense},
         "dense": {"valid": dense, "test": dense},
         "quality": {"valid": own, "test": own},
         "difference": {"value": own[metric] - dense[metric], "low": -0.01, "high": 0.01},
@@ -122,6 +124,7 @@ def arm(variant: str, method: str, selector: str = "", slope: float = 0.0, metri
 
 def arms(metric: str = "accuracy") -> list[dict]:
     return [
+        arm("dense_continued", "dense", metric=metric),
         arm("dense", "dense", metric=metric),
         arm("moefication", "experts", "top_k", 0.025, metric, speed=0.6),
         arm("d2dmoe", "experts", "dynamic_k", 0.015, metric),

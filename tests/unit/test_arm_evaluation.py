@@ -15,7 +15,7 @@ from planer.conversion.dynamic import dynamic_layers, make_dynamic, set_selector
 from planer.conversion.neuron_threshold import calibrate
 from planer.conversion.selectors import Selector, score_quantiles
 from planer.errors import UserError
-from planer.evaluation.arms.evaluate import Arm, evaluate_arm
+from planer.evaluation.arms.evaluate import Arm, evaluate_arm, quality
 from planer.evaluation.arms.points import calibrate_norms, expert_points, threshold_points
 from planer.evaluation.arms.sweep import score
 from planer.evaluation.arms.timing import RANKED, speed_up
@@ -91,7 +91,7 @@ def test_the_result_is_as_the_schema_says(evaluated):
 def test_without_skipping_the_arm_is_the_dense_network(evaluated):
     _, evaluation = evaluated
     (full,) = rows_of(evaluation, "all")
-    assert full["test"] == evaluation["dense"]["test"] and full["valid"] == evaluation["dense"]["valid"]
+    assert full["test"] == evaluation["reference"]["test"] and full["valid"] == evaluation["reference"]["valid"]
     assert full["difference"] == {"value": 0, "low": 0, "high": 0}
     assert full["network_ratio"] == full["feed_forward_ratio"] == full["executed_share"] == 1
 
@@ -100,7 +100,7 @@ def test_all_experts_behind_a_router_cost_more_and_predict_the_same(evaluated):
     _, evaluation = evaluated
     for row in (rows_of(evaluation, "dynamic_k")[0], rows_of(evaluation, "top_k")[-1]):
         assert row["executed_share"] == 1 and row["feed_forward_ratio"] > 1
-        assert row["test"]["nll"] == pytest.approx(evaluation["dense"]["test"]["nll"], rel=1e-4)
+        assert row["test"]["nll"] == pytest.approx(evaluation["reference"]["test"]["nll"], rel=1e-4)
 
 
 def test_flops_follow_the_executed_experts(evaluated):
@@ -147,7 +147,7 @@ def test_thresholds_run_the_wanted_shares_and_save_the_products_after_the_score(
     evaluation = evaluate_arm(Arm("toy", "threshold", "threshold", model, points), network("llama"), task, CONFIG)
     check_shape("eval.json", evaluation, "arm")
     full, *rows = evaluation["rows"]
-    assert full["test"] == evaluation["dense"]["test"] and full["network_ratio"] == 1
+    assert full["test"] == evaluation["reference"]["test"] and full["network_ratio"] == 1
     assert [(row["selector"], row["value"]) for row in rows] == [(score, 0.4), (score, 0.8)]
     skipped = 1 if score == "product" else 2
     for row in rows:
@@ -184,6 +184,18 @@ def test_a_dense_arm_has_no_rows():
     check_shape("eval.json", evaluation, "arm")
     assert evaluation["rows"] == [] and evaluation["chosen"] is None
     assert {row["selector"] for row in evaluation["latency"]} == {"dense"}
+
+
+def test_a_continued_network_is_compared_with_the_fine_tuned_one():
+    dense, continued, task = network("gpt2"), network("gpt2"), task_of("gpt2")
+    with torch.no_grad():
+        continued.lm_head.weight.mul_(0.9)
+    evaluation = evaluate_arm(Arm("toy", "dense_continued", "dense", continued, ()), dense, task, CONFIG)
+    check_shape("eval.json", evaluation, "arm")
+    own, fine = quality(continued, task, "own"), quality(dense, task, "dense")
+    assert evaluation["quality"] == own and evaluation["dense"] == fine
+    assert evaluation["reference"] == {"variant": "dense"} | fine
+    assert evaluation["difference"]["value"] == pytest.approx(own["test"]["nll"] - fine["test"]["nll"])
 
 
 def test_the_oracle_of_absolute_runs_the_wanted_share():

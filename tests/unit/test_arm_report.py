@@ -34,17 +34,17 @@ def test_the_page_names_every_arm_and_has_every_figure(metric, tmp_path):
 
 
 def test_the_same_evaluations_give_the_same_page():
-    evaluations = arms()[:2]
+    evaluations = arms()[:3]
     assert render(evaluations) == render(copy.deepcopy(evaluations))
 
 
 def test_a_page_of_the_dense_arm_alone_has_no_figures():
-    page = render(arms()[:1])
+    page = render(arms()[:2])
     assert "<svg" not in page and "reference" in page
 
 
 def test_verdicts_say_what_was_kept_and_what_is_faster():
-    dense, moefication, d2dmoe, threshold = arms()
+    _, dense, moefication, d2dmoe, threshold = arms()
     words = [(verdict.quality(e).word, verdict.time(e).word) for e in (dense, moefication, d2dmoe, threshold)]
     assert words[0] == ("reference", "not compared")
     assert words[2] == ("kept", "faster")
@@ -54,8 +54,16 @@ def test_verdicts_say_what_was_kept_and_what_is_faster():
     assert words[3] == ("kept, nothing saved", "slower")
 
 
+def test_the_reference_of_each_arm_is_on_the_page():
+    page = render(arms())
+    assert page.index("<td>dense_continued</td>") < page.index("<td>dense</td>") < page.index("<td>d2dmoe</td>")
+    assert "against dense_continued&#39;s 0.92" in page
+    assert verdict.quality(arms()[4]).text.endswith("100% of the feed-forward layers'")
+    assert "against dense's 0.92" in verdict.quality(arms()[4]).text
+
+
 def test_a_row_that_loses_on_the_test_split_is_not_kept():
-    evaluation = arms()[2]
+    evaluation = arms()[3]
     row = chosen_row(evaluation)
     row["test"] = row["test"] | {"accuracy": 0.8}
     assert verdict.quality(evaluation).word == "lost"
@@ -65,7 +73,7 @@ def test_a_row_that_loses_on_the_test_split_is_not_kept():
 
 
 def test_part_of_the_calls_faster_is_no_success():
-    evaluation = arms()[2]
+    evaluation = arms()[3]
     for entry in evaluation["latency"]:
         if entry["batch"] == 1 and entry["selector"] != "dense":
             entry["low"] = 0.9
@@ -78,15 +86,15 @@ def test_part_of_the_calls_faster_is_no_success():
 
 
 def test_one_line_sums_an_arm_up():
-    dense, _, d2dmoe, _ = arms()
+    _, dense, _, d2dmoe, _ = arms()
     assert summary_line(dense) == "accuracy 0.92 on the test split, 1e+07 FLOPs per token"
     line = summary_line(d2dmoe)
     assert line.startswith("dynamic_k 0.2: accuracy 0.911") and "; 76% of the FLOPs; batch 1 forward 1.32 times" in line
-    assert summary_line(d2dmoe | {"chosen": None}) == "no setting keeps the accuracy of the dense arm within 1.0%"
+    assert summary_line(d2dmoe | {"chosen": None}) == "no setting keeps the accuracy of dense_continued within 1.0%"
 
 
 def test_layers_that_ran_densely_are_told():
-    evaluation = arms()[2]
+    evaluation = arms()[3]
     assert "densely" not in verdict.time(evaluation).text
     for entry in evaluation["latency"]:
         entry["dense_layers"] = 2
@@ -98,7 +106,7 @@ def test_dynamic_k_is_compared_with_moefication_at_every_budget(metric):
     (line,) = verdict.against_moefication(arms(metric))
     assert line == "At every one of 5 FLOPs budgets dynamic k of d2dmoe is better than top-k of moefication."
     worse = arm("d2dmoe", "experts", "dynamic_k", 0.2, metric)
-    (line,) = verdict.against_moefication([arms(metric)[1], worse])
+    (line,) = verdict.against_moefication([arms(metric)[2], worse])
     assert line.startswith("At 0 of 5 FLOPs budgets")
 
 
@@ -111,7 +119,7 @@ def test_budgets_beyond_a_curve_are_not_compared():
 
 
 def test_the_cheapest_row_that_keeps_the_validation_quality_is_chosen():
-    evaluation = arms("nll")[2]
+    evaluation = arms("nll")[3]
     chosen = choose(evaluation["rows"], "nll", 2.5, "lower", 0.004)
     kept = [r for r in evaluation["rows"] if not r["bound"] and r["valid"]["nll"] <= 2.5 * 1.004]
     assert chosen["network_flops"] == min(r["network_flops"] for r in kept)

@@ -112,7 +112,7 @@ def test_the_card_says_what_was_measured_and_how_to_load(tmp_path, capsys):
     main(["info", str(folder)])
     out = capsys.readouterr().out
     assert "variant:    toy/d2dmoe\n" in out and "runs:       dynamic_k 0.4\n" in out
-    assert "test:       accuracy 0.918, of the dense arm 0.92\n" in out
+    assert "test:       accuracy 0.918, of dense_continued 0.92\n" in out
     assert f"chosen:     dynamic_k {ARM['chosen']['value']:g}, test accuracy " in out
     assert out.count("(forward, batch ") == 2
 
@@ -136,7 +136,7 @@ def test_the_dense_arm_is_an_ordinary_folder(tmp_path, capsys):
     assert "tags: [planer]\nlicense: other\n" in card and "import planer" not in card and "Settings" not in card
     main(["info", str(tmp_path / "hf")])
     out = capsys.readouterr().out
-    assert "test:       accuracy 0.92, of the dense arm 0.92\n" in out and "chosen" not in out and "runs" not in out
+    assert "test:       accuracy 0.92, of dense 0.92\n" in out and "chosen" not in out and "runs" not in out
 
 
 def test_an_experiment_does_not_start_from_a_converted_network(tmp_path):

@@ -23,7 +23,7 @@ from tests.unit.tiny_pretrained import SHARED  # noqa: E402
 from tests.unit.tiny_tasks import LABELS, save_task  # noqa: E402
 
 ADAMW = OptimizerConfig("adamw", 1e-2, 0.0, 0, (0.9, 0.999), 1e-8, 0.01, 1.0)
-CONFIG = FinetuneConfig(batch=4, steps=60, optimizer=ADAMW, log_steps=10, checkpoint_steps=30)
+CONFIG = FinetuneConfig(batch=4, steps=60, optimizer=ADAMW, log_steps=10, checkpoint_steps=30, accumulate=1)
 
 
 def network():
@@ -34,7 +34,8 @@ def network():
 
 
 def run(folder, config=CONFIG, until=None):
-    task = make_task(save_task("labelled_text", folder), config if config.steps else None, Runtime(seed=3), "finetune")
+    training, accumulate = config if config.steps else None, config.accumulate
+    task = make_task(save_task("labelled_text", folder), training, Runtime(seed=3), "finetune", accumulate=accumulate)
     model = network()
     record = Record(Checkpoint(folder, "test"), until=until)
     return model, task, *finetune(model, task, config, Runtime(seed=3), record)
@@ -55,6 +56,25 @@ def test_a_resumed_training_ends_with_the_same_bits(tmp_path):
     assert history.equals(again)
     for name, weight in whole.state_dict().items():
         assert torch.equal(weight, resumed.state_dict()[name]), name
+
+
+def test_accumulated_steps_are_those_of_whole_batches(tmp_path, monkeypatch):
+    monkeypatch.setitem(SHARED, "hidden_dropout_prob", 0.0)
+    monkeypatch.setitem(SHARED, "attention_probs_dropout_prob", 0.0)
+    few = dataclasses.replace(CONFIG, steps=4, log_steps=2)
+    whole, _, history, metrics = run(tmp_path / "whole", few)
+    parts, _, again, others = run(tmp_path / "parts", dataclasses.replace(few, accumulate=2))
+    assert again["step"].tolist() == history["step"].tolist() == [2, 4] and others["tokens"] == metrics["tokens"] == 16
+    torch.testing.assert_close(
+        torch.from_numpy(again.to_numpy()), torch.from_numpy(history.to_numpy()), rtol=1e-3, atol=1e-4
+    )
+    for name, weight in whole.state_dict().items():
+        torch.testing.assert_close(parts.state_dict()[name], weight, rtol=1e-3, atol=1e-3)
+
+
+def test_parts_that_do_not_divide_a_batch():
+    with pytest.raises(UserError, match="accumulate is 3; it must divide batch, which is 4"):
+        dataclasses.replace(CONFIG, accumulate=3)
 
 
 def test_no_steps_leave_the_network_as_it_is(tmp_path):

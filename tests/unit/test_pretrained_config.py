@@ -5,14 +5,9 @@ from __future__ import annotations
 import pytest
 from toy import ROOT
 
+from planer.config.arms import arm_name, arm_values, check_stage, dense_of, owner, reference_of, reported_arms
 from planer.config.paths import resolve
-from planer.config.pretrained import (
-    PretrainedExperiment,
-    arm_name,
-    arm_values,
-    dense_of,
-    pretrained_names,
-)
+from planer.config.pretrained import PretrainedExperiment, pretrained_names
 from planer.config.strict_yaml import read_experiment, read_yaml
 from planer.errors import UserError
 from planer.parsing import build, merge
@@ -47,10 +42,16 @@ def test_every_arm_of_a_shipped_experiment_builds(name):
         ({"task": {"metric": "accuracy"}}, "metric is 'accuracy'; allowed for text: auto, nll, ppl, bpc"),
         ({"task": {"split": {"valid": 0.5, "test": 0.5}}}, "together they must be below 1"),
         ({"arms": {"d": {"method": "magic"}}}, "arms.d.method is 'magic'; allowed: dense, experts, threshold"),
-        ({"arms": {"d": {"method": "experts", "task": {}}}}, "unknown key arms.d.task; allowed: method, finetune"),
+        ({"arms": {"d": {"method": "experts", "task": {}}}}, "unknown key arms.d.task; allowed: method, sparsify"),
         ({"arms": {"d-seed1": {"method": "experts"}}}, "-seed<k> is for repeats"),
         ({"arms": {"a/b": {"method": "experts"}}}, "names hold letters"),
-        ({"arms": {"d": {"method": "dense"}}}, "the arm dense has it, and no other"),
+        (
+            {"arms": {"d": {"method": "dense"}}},
+            "the arms dense and dense_continued have the method dense, and no others",
+        ),
+        ({"arms": {"dense": {"sparsify": {}}}}, "dense changes evaluate only"),
+        ({"arms": {"dense_continued": {"sparsify": {"weight": 0.1}}}}, "sparsify is {on: none, weight: 0.0}"),
+        ({"arms": {"dense_continued": {"thresholds": {}}}}, "dense_continued changes evaluate only"),
         ({"finetune": {"tgt_len": 5}}, "unknown key finetune.tgt_len"),
     ],
 )
@@ -87,12 +88,71 @@ def test_a_wrong_override_names_key_and_arm():
 
 @pytest.mark.parametrize("variant", ["baseline", "dense-seed", "dense-seed0", "dense-seed1-seed1"])
 def test_unknown_variants(variant):
-    with pytest.raises(UserError, match="allowed: dense; add -seed<k>"):
+    with pytest.raises(UserError, match="allowed: dense_continued, dense; add -seed<k>"):
         arm_name(values(), variant)
 
 
 def test_the_dense_variant_has_the_same_seed():
     assert (dense_of("d2dmoe"), dense_of("d2dmoe-seed2")) == ("dense", "dense-seed2")
+
+
+EXPERTS, THRESHOLD = {"method": "experts"}, {"method": "threshold"}
+
+
+def test_arms_are_compared_with_the_dense_network_that_was_trained_as_long():
+    content = values(
+        arms={
+            "d2dmoe": EXPERTS,
+            "plain": THRESHOLD,
+            "relu": THRESHOLD | {"sparsify": {}},
+            "split": EXPERTS | {"sparsify": {"steps": 0}},
+        }
+    )
+    found = {name: reference_of(content, name) for name in content["arms"]}
+    continued = dict.fromkeys(("d2dmoe", "relu"), "dense_continued")
+    assert found == dict.fromkeys(("dense", "dense_continued", "plain", "split"), "dense") | continued
+    assert reference_of(content, "d2dmoe-seed2") == "dense_continued-seed2"
+    assert reported_arms(content)[:2] == ["dense_continued", "dense"]
+    assert reported_arms(values(arms={"plain": THRESHOLD})) == ["dense", "plain"]
+
+
+def test_the_control_trains_as_sparsification_does_without_its_penalty():
+    content = values(sparsify={"steps": 7, "batch": 5, "start": "folder"})
+    assert arm_values(content, "dense_continued")["sparsify"] == content["sparsify"] | {"on": "none", "weight": 0.0}
+
+
+def test_arms_with_equal_settings_share_their_stages():
+    small = {"cluster_experts": {"expert_size": 4}}
+    content = values(
+        arms={
+            "d2dmoe": EXPERTS,
+            "small": EXPERTS | small,
+            "moefication": EXPERTS | small | {"train_routers": {"target": "moefication"}},
+            "relu": THRESHOLD | {"sparsify": {"weight": DEFAULTS["sparsify"]["weight"]}},
+            "weak": EXPERTS | {"sparsify": {"weight": 1e-5}},
+            "plain": THRESHOLD,
+            "other": THRESHOLD | {"evaluate": {"batches": [2]}},
+        }
+    )
+    owners = {
+        stage: {arm: owner(content, stage, arm) for arm in content["arms"]}
+        for stage in ("sparsify", "cluster", "routers", "thresholds")
+    }
+    own = {name: name for name in content["arms"]}
+    shared = own | dict.fromkeys(("small", "moefication", "relu"), "d2dmoe")
+    assert owners["sparsify"] == shared
+    assert owners["cluster"] == own | {"moefication": "small"}
+    assert owners["routers"] == own
+    assert owners["thresholds"] == own | {"other": "plain"}
+    assert owner(content, "sparsify", "small-seed1") == "d2dmoe-seed1"
+
+
+def test_files_of_a_shared_stage_are_named_where_they_are():
+    content = values(arms={"d2dmoe": EXPERTS, "small": EXPERTS | {"cluster_experts": {"expert_size": 4}}})
+    with pytest.raises(UserError, match="small-seed1 has the same sparsify as d2dmoe-seed1, .* name those of d2dmoe-s"):
+        check_stage(content, "small-seed1", "sparsify")
+    for variant, stage in (("d2dmoe", "sparsify"), ("small", "cluster"), ("small", "hf"), ("dense", "finetune")):
+        check_stage(content, variant, stage)
 
 
 def test_assets_are_below_their_variable(monkeypatch):

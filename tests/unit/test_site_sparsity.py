@@ -82,6 +82,27 @@ def test_the_penalty_and_its_gradient_are_those_of_the_formula(family, on, penal
     assert ours.abs().max() > 0
 
 
+@pytest.mark.parametrize("parts", [2, 4])
+@pytest.mark.parametrize("family", ["bert", "gpt2", "vit"])
+def test_parts_of_a_batch_give_the_gradients_of_the_whole_batch(family, parts, tmp_path):
+    """Texts of a batch have other lengths: a part counts by its tokens in the penalty, by its texts in the loss."""
+    settings, found = config(), []
+    for number in (1, parts):
+        model, task = network(family), task_of(family, tmp_path, settings)
+        task.accumulate = number
+        prepare_activation(model, "relu")
+        term = SitePenalty(model, task, settings)
+        with term.watching():
+            loss, metrics = StepLoss(model, task, [term], Runtime()).backward(1)
+        gradients = {name: weight.grad for name, weight in model.named_parameters() if weight.grad is not None}
+        found.append((loss, metrics, gradients))
+    (loss, metrics, gradients), (summed, means, added) = found
+    torch.testing.assert_close(summed, loss)
+    expected = {name: float(torch.as_tensor(value).detach()) for name, value in metrics.items()}
+    assert {name: float(value) for name, value in means.items()} == pytest.approx(expected, rel=1e-5)
+    torch.testing.assert_close(added, gradients, rtol=1e-3, atol=1e-5)
+
+
 @pytest.mark.parametrize("family", ["bert", "llama"])
 def test_fine_tuning_makes_activations_sparse(family, tmp_path):
     settings = config(steps=12, weight=0.3, ramp="none")

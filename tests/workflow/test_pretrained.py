@@ -23,7 +23,6 @@ ADAPTED = {
     "thresholds": {"tokens": 100, "shares": [0.5]},
     "evaluate": {"selectors": ["dynamic_k"], "taus": [0.3], "batches": [1], "latency_rounds": 3, "bounds": []},
 }
-IMAGES = "train-images-idx3-ubyte.gz"
 EXPERIMENTS = {
     "tiny-bert": {
         "pretrained": {"folder": "bert"},
@@ -62,6 +61,11 @@ EXPERIMENTS = {
             "kind": "labelled_images",
             "train": "train-images-idx3-ubyte.gz",
             "split": {"valid": 0.2, "test": 0.2},
+        },
+        "arms": {
+            "d2dmoe": {"method": "experts"},
+            "small": {"method": "experts", "cluster_experts": {"expert_size": 2}},
+            "top": {"method": "experts", "cluster_experts": {"expert_size": 2}, "evaluate": {"taus": [0.1]}},
         },
     },
 }
@@ -105,7 +109,15 @@ def test_three_families_from_data_to_the_page_and_the_folder(experiments):
         evaluation = read_json(folder / path / "eval.json", "arm")
         assert evaluation["variant"] == path.partition("/")[2] and evaluation["rows"]
     assert (folder / "tiny-bert/d2dmoe/hf/README.md").is_file()
+    reports = {arm: read_json(folder / f"tiny-bert/{arm}/eval.json") for arm in ("dense_continued", "dense", "d2dmoe")}
+    assert [reports[arm]["reference"]["variant"] for arm in reports] == ["dense", "dense", "dense_continued"]
+    for split in ("valid", "test"):
+        assert reports["d2dmoe"]["reference"][split] == reports["dense_continued"]["quality"][split]
+        assert reports["d2dmoe"]["dense"][split] == reports["dense"]["quality"][split]
     assert not experiments.planned("results/tiny-bert/arms.html"), "nothing is left to do"
+    arms = experiments.planned(*(f"results/tiny-vit/{arm}/eval.json" for arm in ("d2dmoe", "small", "top")))
+    shared = {"sparsify_sites": 2, "cluster_sites": 2, "train_site_routers": 2, "evaluate_arm": 3}
+    assert arms == shared, "one sparsified network and the control, two splits, and nothing twice"
     (experiments.folder / "data.csv").write_text((experiments.folder / "data.csv").read_text() + "\nthe fox,fox")
     assert "prepare_task" in experiments.planned("results/tiny-bert/dense/finetune/metrics.json")
 
@@ -115,7 +127,7 @@ def test_three_families_from_data_to_the_page_and_the_folder(experiments):
 def test_the_papers_experiments_are_planned_and_name_what_is_missing(workspace, experiment):
     target = f"results/{experiment}/d2dmoe/eval.json"
     stages = ("prepare_model", "prepare_task", "sparsify_sites", "cluster_sites", "train_site_routers", "evaluate_arm")
-    assert workspace.planned(target) == dict.fromkeys((*stages, "finetune"), 1)
+    assert workspace.planned(target) == dict.fromkeys((*stages, "finetune"), 1) | {"sparsify_sites": 2}
     result = workspace.run(target)
     last = result.stdout.strip().splitlines()[-1]
     assert result.returncode != 0
@@ -127,7 +139,11 @@ def test_the_papers_experiments_are_planned_and_name_what_is_missing(workspace, 
 @pytest.mark.parametrize(
     ("target", "message"),
     [
-        ("results/tiny-bert/magic/eval.json", "unknown variant 'magic'; allowed: dense, d2dmoe; add -seed<k>"),
+        (
+            "results/tiny-bert/magic/eval.json",
+            "unknown variant 'magic'; allowed: dense_continued, dense, d2dmoe; add -seed<k>",
+        ),
+        ("results/tiny-vit/small/sparsify/metrics.json", "small has the same sparsify as d2dmoe, whose files it uses"),
         ("results/tiny/dense/eval.json", "unknown variant 'dense'"),
         ("results/data/tiny-task/manifest.json", "unknown dataset 'tiny-task'"),
         ("results/models/tiny/manifest.json", "'tiny' has no pretrained network"),

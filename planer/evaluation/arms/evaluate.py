@@ -1,4 +1,4 @@
-"""eval.json of an arm: a pretrained network that skips work, beside the dense arm, in quality, FLOPs and time."""
+"""eval.json of an arm: a pretrained network that skips work, beside the dense one, in quality, FLOPs and time."""
 
 from __future__ import annotations
 
@@ -34,25 +34,31 @@ class Arm:
     method: str
     """``dense``, ``experts`` or ``threshold``."""
     model: nn.Module
-    """In eval mode on the task's device.  Of ``dense`` the dense arm's network."""
+    """In eval mode on the task's device."""
     points: Sequence[Point]
     """The first one skips nothing.  Empty for ``dense``."""
+    reference: str = "dense"
+    """The dense variant that was trained as long, which the arm is compared with."""
 
 
-def evaluate_arm(arm: Arm, dense: nn.Module, task: PretrainedTask, config: ArmEvaluateConfig) -> dict:
+def evaluate_arm(
+    arm: Arm, dense: nn.Module, task: PretrainedTask, config: ArmEvaluateConfig, finetuned: dict | None = None
+) -> dict:
     """Evaluate one arm; the result is valid against planer/schemas/arm.schema.json.
 
-    dense: the network of the dense arm, in eval mode on the task's device; its layers are not converted.
+    dense: the network of the arm's reference, in eval mode on the task's device; its layers are not converted.
     task: with all splits; rows are chosen and compared by the first of its metrics.
+    finetuned: ``quality`` of the fine-tuned network, where it is not the reference.
     Leaves both networks' weights in the runtime's dtype.
     """
     started, headline = time.perf_counter(), task.metrics[0]
     metric, reference = METRICS[headline], Reference.of(dense, task)
     known = {
-        "valid": reference.measures(score(dense, task, "valid", "dense arm, valid")[0]),
+        "valid": reference.measures(score(dense, task, "valid", "reference, valid")[0]),
         "test": reference.measures(reference.dense),
     }
     rows = list(sweep(arm.model, task, arm.points, reference))
+    whole = rows[0] if rows else _dense_row(arm.model, task, reference)
     chosen = choose(rows, headline, known["valid"][headline], metric.better, config.tolerance)
     shown = ("all", first_rule(arm.points))
     timed = [point for point in arm.points if point.selector in shown or _same(point, chosen)]
@@ -77,13 +83,29 @@ def evaluate_arm(arm: Arm, dense: nn.Module, task: PretrainedTask, config: ArmEv
         "tolerance": config.tolerance,
         "network": _network(dense, arm),
         "flops": reference.per_token,
-        "dense": known,
-        "quality": {split: rows[0][split] for split in known} if rows else known,
-        "difference": rows[0]["difference"] if rows else {"value": 0.0, "low": 0.0, "high": 0.0},
+        "reference": {"variant": arm.reference, **known},
+        "dense": finetuned or known,
+        "quality": {split: whole[split] for split in known},
+        "difference": whole["difference"],
         "rows": rows,
         "chosen": chosen and {key: chosen[key] for key in ("selector", "value")},
         "latency": latency,
         "provenance": _provenance(task, time.perf_counter() - started),
+    }
+
+
+def quality(model: nn.Module, task: PretrainedTask, description: str) -> dict[str, dict[str, float]]:
+    """The task's metrics of a network on the validation and the test split."""
+    return {split: task.evaluate(model, split, f"{description}, {split}") for split in ("valid", "test")}
+
+
+def _dense_row(model: nn.Module, task: PretrainedTask, reference: Reference) -> dict:
+    """What a row has of a network that skips nothing."""
+    scores, _ = score(model, task, "test", "test")
+    return {
+        "valid": reference.measures(score(model, task, "valid", "valid")[0]),
+        "test": reference.measures(scores),
+        "difference": reference.difference(scores),
     }
 
 

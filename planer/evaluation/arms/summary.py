@@ -1,4 +1,4 @@
-"""One line on an arm: its quality, FLOPs and speed at the chosen row, beside the dense arm."""
+"""One line on an arm: its quality, FLOPs and speed at the chosen row, beside its reference."""
 
 from __future__ import annotations
 
@@ -22,14 +22,16 @@ def place(entry: dict) -> str:
 def summary_line(evaluation: dict) -> str:
     """Quality of the chosen row on the test split, FLOPs of the network, and speed of every timed call."""
     title, metric = (evaluation["task"][key] for key in ("title", "metric"))
-    dense, row = evaluation["dense"]["test"][metric], chosen_row(evaluation)
+    reference, row = evaluation["reference"], chosen_row(evaluation)
     if evaluation["method"] == "dense":
-        return f"{title} {dense:.4g} on the test split, {evaluation['flops']['total']:.3g} FLOPs per token"
+        own = evaluation["quality"]["test"][metric]
+        return f"{title} {own:.4g} on the test split, {evaluation['flops']['total']:.3g} FLOPs per token"
     if row is None:
-        return f"no setting keeps the {title} of the dense arm within {evaluation['tolerance']:.1%}"
+        return f"no setting keeps the {title} of {reference['variant']} within {evaluation['tolerance']:.1%}"
     timed = [entry for entry in evaluation["latency"] if same(entry, row)]
     speeds = "".join(f"; {place(entry)} {entry['speed_up']:.2f} times as fast" for entry in timed)
     return (
-        f"{row['selector']} {row['value']:g}: {title} {row['test'][metric]:.4g}, dense {dense:.4g}; "
+        f"{row['selector']} {row['value']:g}: {title} {row['test'][metric]:.4g}, {reference['variant']} "
+        f"{reference['test'][metric]:.4g}; "
         f"{row['network_ratio']:.0%} of the FLOPs{speeds}"
     )

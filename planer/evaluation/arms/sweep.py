@@ -45,7 +45,7 @@ class Reference:
     """What all rows of an arm are compared with."""
 
     dense: Scores
-    """Of the dense arm on the test split."""
+    """Of the dense network on the test split."""
     flops: NetworkFlops
     lengths: list[int]
     """Real tokens of every test sample."""
@@ -56,8 +56,8 @@ class Reference:
 
     @classmethod
     def of(cls, model: nn.Module, task: PretrainedTask) -> Reference:
-        """The dense arm's network as reference."""
-        scores, _ = score(model, task, "test", "dense arm, test")
+        """A dense network as reference."""
+        scores, _ = score(model, task, "test", "reference, test")
         lengths, seed = real_lengths(task, "test"), task.runtime.derive("bootstrap")
         return cls(scores, network_flops(model), lengths, task.metrics, seed)
 
@@ -66,7 +66,7 @@ class Reference:
         return measure(self.metrics, scores)
 
     def difference(self, scores: Scores) -> dict[str, float]:
-        """The headline of test scores less the dense arm's, with its interval."""
+        """The headline of test scores less the reference's, with its interval."""
         return difference(self.metrics[0], scores, self.dense, self.seed)
 
     @property

@@ -17,7 +17,6 @@ from planer.report.drawing import (
     GRID,
     INK,
     MUTED,
-    SURFACE,
     colour_key,
     new_figure,
     scale,
@@ -33,7 +32,7 @@ FIGURES = {
 """Figures and their text alternatives."""
 
 WORST_SHOWN = 0.1
-"""Rows whose quality is worse than the dense arm's by more than this share are in tables only."""
+"""Rows whose quality is worse than the reference's by more than this share are in tables only."""
 
 
 def draw(evaluations: Sequence[dict]) -> dict[str, Figure]:
@@ -79,7 +78,7 @@ def quality_flops(evaluations: Sequence[dict]) -> Figure | None:
             axes.plot([row[key] for row in rows], values, **look, markersize=3.5, linewidth=1.2, zorder=3)
         for row in filter(None, map(chosen_row, evaluations)):
             axes.plot(row[key], row["test"][metric], "o", fillstyle="none", color=INK, markersize=8, zorder=5)
-        _dense(axes, evaluations[0])
+        _dense(axes, evaluations)
         axes.set_xlim(left=0)
         axes.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
     panels[0].set_xlabel("FLOPs of the network, of the dense one's")
@@ -109,7 +108,7 @@ def quality_time(evaluations: Sequence[dict]) -> Figure | None:
                 values = [row["test"][metric] for row, _ in points]
                 times = [1 / entry["speed_up"] for _, entry in points]
                 axes.plot(times, values, **look, markersize=3.5, linewidth=1.2, zorder=3)
-        _dense(axes, evaluations[0])
+        _dense(axes, evaluations)
         axes.axvline(1, color=MUTED, linewidth=0.8, linestyle=(0, (4, 3)), zorder=1)
         axes.set_xlim(left=0)
         axes.set_title(title)
@@ -128,27 +127,40 @@ def _timed(rows: Sequence[dict], latency: Sequence[dict], title: str) -> Iterato
             yield row, entry
 
 
-def _dense(axes: Axes, evaluation: dict) -> None:
-    """The dense arm's point, and the line down to which quality counts as kept."""
-    task = evaluation["task"]
-    value = evaluation["dense"]["test"][task["metric"]]
-    sign = 1 if task["better"] == "lower" else -1
-    axes.axhline(value * (1 + sign * evaluation["tolerance"]), color=GRID, linewidth=1.2, zorder=1)
-    axes.plot(1, value, "*", color=INK, markersize=10, markeredgecolor=SURFACE, markeredgewidth=0.8, zorder=4)
+def _references(evaluations: Sequence[dict]) -> dict[str, dict]:
+    """Evaluations that have the references of converted arms, by the names of the references."""
+    return {e["reference"]["variant"]: e for e in evaluations if e["method"] != "dense"}
+
+
+def _look(number: int) -> dict:
+    """The star of a reference."""
+    return {"marker": "*", "color": INK, "linestyle": "", "fillstyle": "none" if number else "full"}
+
+
+def _dense(axes: Axes, evaluations: Sequence[dict]) -> None:
+    """The references' points, and the lines down to which quality counts as kept."""
+    for number, evaluation in enumerate(_references(evaluations).values()):
+        task = evaluation["task"]
+        value = evaluation["reference"]["test"][task["metric"]]
+        sign = 1 if task["better"] == "lower" else -1
+        axes.axhline(value * (1 + sign * evaluation["tolerance"]), color=GRID, linewidth=1.2, zorder=1)
+        axes.plot(1, value, **_look(number), markersize=9, zorder=4)
 
 
 def _finish(figure: Figure, panels: Sequence[Axes], evaluations: Sequence[dict], lines: Sequence[tuple]) -> None:
     """The common axis of quality, and the legend."""
-    task, dense = evaluations[0]["task"], evaluations[0]["dense"]["test"][evaluations[0]["task"]["metric"]]
-    values = [dense, *(row["test"][task["metric"]] for _, _, rows in lines for row in rows)]
-    worst = dense * (1 + WORST_SHOWN * (1 if task["better"] == "lower" else -1))
+    task, references = evaluations[0]["task"], _references(evaluations)
+    dense = [evaluation["reference"]["test"][task["metric"]] for evaluation in references.values()]
+    values = [*dense, *(row["test"][task["metric"]] for _, _, rows in lines for row in rows)]
+    loosest = max(dense) if task["better"] == "lower" else min(dense)
+    worst = loosest * (1 + WORST_SHOWN * (1 if task["better"] == "lower" else -1))
     shown = [value for value in values if (value <= worst) == (task["better"] == "lower") or value == worst]
-    margin = 0.06 * (max(shown) - min(shown)) or 0.01 * abs(dense)
+    margin = 0.06 * (max(shown) - min(shown)) or 0.01 * abs(loosest)
     panels[0].set_ylim(min(shown) - margin, max(shown) + margin)
     unit = f" in {task['unit']}" if task["unit"] else ""
     panels[0].set_ylabel(f"test {task['title']}{unit} ({task['better']} is better)")
     looks = {name: look | {"markersize": 3.5} for name, look, _ in lines}
-    looks["dense arm"] = {"marker": "*", "color": INK, "markersize": 9, "linestyle": ""}
+    looks |= {name: _look(number) | {"markersize": 9} for number, name in enumerate(references)}
     handles = [Line2D([], [], **look, label=name) for name, look in looks.items()]
     figure.legend(handles=handles, loc="outside upper left", ncols=min(len(handles), 3))
 

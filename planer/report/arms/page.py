@@ -62,7 +62,8 @@ def _summary(evaluations: Sequence[dict]) -> dict:
     """One line per arm: its chosen row."""
     metric = evaluations[0]["task"]["metric"]
     title = f"test {metric}"
-    columns = ["arm", f"{title}, nothing skipped", "chosen", title, "difference", "executed", "feed-forward FLOPs"]
+    columns = ["arm", f"{title}, nothing skipped", "chosen", title, "reference", "difference", "executed"]
+    columns += ["feed-forward FLOPs"]
     columns += ["network FLOPs", "FLOPs/token"]
     rows = []
     for evaluation in evaluations:
@@ -73,6 +74,7 @@ def _summary(evaluations: Sequence[dict]) -> dict:
                 f"{evaluation['quality']['test'][metric]:.4f}",
                 verdict.label(row) if row else cell(None, str),
                 cell(row.get("test", {}).get(metric), "{:.4f}".format),
+                evaluation["reference"]["variant"],
                 verdict.interval(row["difference"] if row else evaluation["difference"]),
                 cell(row.get("executed_share"), "{:.0%}".format),
                 cell(row.get("feed_forward_ratio"), "{:.0%}".format),
@@ -81,7 +83,7 @@ def _summary(evaluations: Sequence[dict]) -> dict:
             ]
         )
     marks = [evaluation["method"] == "dense" for evaluation in evaluations]
-    return table(columns, rows, text=("arm", "chosen"), marks=marks)
+    return table(columns, rows, text=("arm", "chosen", "reference"), marks=marks)
 
 
 def _sections() -> list[dict]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from planer.config.pretrained import CONTINUED, DENSE
 from planer.evaluation.arms.choice import budgets_won, curve, keeps
 from planer.evaluation.arms.summary import chosen_row, place, same
 from planer.paired import CONFIDENCE
@@ -17,20 +18,22 @@ MOEFICATION = "moefication"
 
 
 def quality(evaluation: dict) -> Judgement:
-    """Whether the arm keeps the dense network's quality, and with which FLOPs."""
-    task, dense = evaluation["task"], evaluation["dense"]["test"]
+    """Whether the arm keeps its reference's quality, and with which FLOPs."""
+    task, dense, name = evaluation["task"], evaluation["reference"]["test"], evaluation["reference"]["variant"]
     metric = task["metric"]
     if evaluation["method"] == "dense":
-        return Judgement("reference", None, f"{task['title']} {dense[metric]:.4g} on the test split")
+        return Judgement(
+            "reference", None, f"{task['title']} {evaluation['quality']['test'][metric]:.4g} on the test split"
+        )
     row = chosen_row(evaluation)
     if row is None:
         trained = evaluation["quality"]["test"][metric]
-        text = f"{task['title']} {trained:.4g} without skipping, {dense[metric]:.4g} for the dense arm"
+        text = f"{task['title']} {trained:.4g} without skipping, {dense[metric]:.4g} for {name}"
         return Judgement("lost", False, f"no row keeps the validation quality; {text}")
     kept = keeps(row["test"][metric], dense[metric], task["better"], evaluation["tolerance"])
     text = (
-        f"{label(row)}: {task['title']} {row['test'][metric]:.4g}, {interval(row['difference'])} against the dense "
-        f"arm's {dense[metric]:.4g}, at {row['network_ratio']:.0%} of the network's FLOPs and "
+        f"{label(row)}: {task['title']} {row['test'][metric]:.4g}, {interval(row['difference'])} against "
+        f"{name}'s {dense[metric]:.4g}, at {row['network_ratio']:.0%} of the network's FLOPs and "
         f"{row['feed_forward_ratio']:.0%} of the feed-forward layers'"
     )
     if not kept:
@@ -89,7 +92,9 @@ def rules(evaluation: dict) -> str:
     """Definitions of the verdict's words, with their limits."""
     return (
         f"The row of an arm is chosen on the validation split: the fewest FLOPs of the network among rows whose "
-        f"{evaluation['task']['title']} is at most {evaluation['tolerance']:.1%} worse than the dense arm's. Kept: the "
+        f"{evaluation['task']['title']} is at most {evaluation['tolerance']:.1%} worse than its reference's: the "
+        f"dense network that was trained as long, which is {CONTINUED} for arms that sparsification trained on, else "
+        f"{DENSE}. Kept: the "
         f"same holds on the test split. Faster, slower: the {CONFIDENCE:.0%} interval of the speed-up lies above, or "
         "below, 1 for every batch and phase. Intervals of quality are of a paired bootstrap over test samples; they do "
         "not cover another training. FLOPs are per real token and contain routers and comparisons. Budgets are the "

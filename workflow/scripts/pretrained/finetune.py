@@ -12,7 +12,8 @@ if __name__ == "__main__":
     with stage(snakemake, PretrainedExperiment) as job:
         config, runtime, record = job.config.finetune, job.runtime(), job.record()
         folder = Path(snakemake.input.task).parent
-        task = make_task(folder, config if config.steps else None, runtime, "finetune", ("train", "valid"))
+        training, splits = config if config.steps else None, ("train", "valid")
+        task = make_task(folder, training, runtime, "finetune", splits, config.accumulate)
         runtime.seed_everything("head")
         model = load_network(snakemake.input.network, labels=task.facts.label_names)
         if config.steps:

@@ -13,7 +13,8 @@ if __name__ == "__main__":
     with stage(snakemake, PretrainedExperiment) as job:
         config, runtime, record = job.config.sparsify, job.runtime(), job.record()
         folder = Path(snakemake.input.task).parent
-        task = make_task(folder, config if config.steps else None, runtime, "sparsify", ("train", "valid"))
+        training, splits = config if config.steps else None, ("train", "valid")
+        task = make_task(folder, training, runtime, "sparsify", splits, config.accumulate)
         runtime.seed_everything("head")
         start = [Path(path).parent for path in (snakemake.input.get("model"),) if path]
         model = load_network(snakemake.input.network, *start, labels=task.facts.label_names)

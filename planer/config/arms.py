@@ -1,0 +1,111 @@
+"""Arms of an experiment on a pretrained network: their values, what they are compared with, and stages they share."""
+
+from __future__ import annotations
+
+import re
+
+from planer.config.pretrained import CONTINUED, DENSE, PretrainedExperiment
+from planer.errors import UserError
+from planer.parsing import build, merge, show
+
+STAGES = {
+    "sparsify": ("sparsify",),
+    "cluster": ("sparsify", "cluster_experts"),
+    "routers": ("sparsify", "cluster_experts", "train_routers"),
+    "thresholds": ("sparsify", "thresholds"),
+}
+"""Stages of arms, and the sections that their results depend on beside the experiment and the seed."""
+METHODS = {"cluster": ("experts",), "routers": ("experts",), "thresholds": ("threshold",)}
+"""Methods that run a stage.  Which arms are sparsified is told by ``is_sparsified``."""
+
+
+def arm_values(values: dict, variant: str) -> dict:
+    """Values of an experiment with the overrides of one of its variants, checked.
+
+    Raises UserError for a variant without an arm, and naming the key of a wrong override.
+    """
+    name = arm_name(values, variant)
+    merged = _merged(values, name)
+    try:
+        build(PretrainedExperiment, merged)
+    except UserError as error:
+        raise UserError(f"{error} (arms.{name})") from error
+    return merged
+
+
+def arm_name(values: dict, variant: str) -> str:
+    """The arm of a variant.  Raises UserError when there is none such."""
+    name, _ = split_seed(variant)
+    if name not in values["arms"]:
+        allowed = ", ".join(values["arms"])
+        raise UserError(f"unknown variant {show(variant)}; allowed: {allowed}; add -seed<k> to repeat one")
+    return name
+
+
+def split_seed(variant: str) -> tuple[str, int]:
+    """The arm of a variant, and the k of its suffix -seed<k>, 0 without one."""
+    match = re.fullmatch(r"(.+)-seed([1-9]\d{0,5})", variant, re.ASCII)
+    return (match[1], int(match[2])) if match else (variant, 0)
+
+
+def dense_of(variant: str) -> str:
+    """The dense variant with the same seed."""
+    return _repeat(DENSE, variant)
+
+
+def is_sparsified(values: dict, variant: str) -> bool:
+    """Whether the variant runs the stage sparsify."""
+    arm = values["arms"][arm_name(values, variant)]
+    return arm["method"] == "experts" or "sparsify" in arm
+
+
+def reference_of(values: dict, variant: str) -> str:
+    """The dense variant that was trained as long as this one: its quality is compared with it.
+
+    That is ``dense_continued`` where sparsification trains, else ``dense``; of both of them it is ``dense``.
+    """
+    name = arm_name(values, variant)
+    trained = is_sparsified(values, name) and _merged(values, name)["sparsify"]["steps"] > 0
+    return _repeat(CONTINUED if trained and name != CONTINUED else DENSE, variant)
+
+
+def reported_arms(values: dict) -> list[str]:
+    """Arms in the order of the configuration, without ``dense_continued`` where none is compared with it."""
+    used = {reference_of(values, name) for name in values["arms"]}
+    return [name for name in values["arms"] if name != CONTINUED or name in used]
+
+
+def owner(values: dict, stage: str, variant: str) -> str:
+    """The variant whose files of a stage this one uses: the first arm with equal settings, with the same seed."""
+    name = arm_name(values, variant)
+    settings = _settings(values, stage, name)
+    running = (arm for arm in values["arms"] if _runs(values, stage, arm))
+    equal = [arm for arm in running if _settings(values, stage, arm) == settings]
+    return _repeat(equal[0] if name in equal else name, variant)
+
+
+def check_stage(values: dict, variant: str, stage: str) -> None:
+    """Raise UserError where a variant uses the files of another one for this stage: nothing is trained twice."""
+    if stage in STAGES and (other := owner(values, stage, variant)) != variant:
+        raise UserError(f"{variant} has the same {stage} as {other}, whose files it uses; name those of {other}")
+
+
+def _repeat(name: str, variant: str) -> str:
+    """An arm with the seed of a variant."""
+    _, repeat = split_seed(variant)
+    return f"{name}-seed{repeat}" if repeat else name
+
+
+def _merged(values: dict, name: str) -> dict:
+    return merge(values, {key: section for key, section in values["arms"][name].items() if key != "method"})
+
+
+def _settings(values: dict, stage: str, name: str) -> list:
+    merged = _merged(values, name)
+    return [merged[key] if key != "sparsify" or is_sparsified(values, name) else None for key in STAGES[stage]]
+
+
+def _runs(values: dict, stage: str, name: str) -> bool:
+    if stage == "sparsify":
+        return is_sparsified(values, name)
+    return values["arms"][name]["method"] in METHODS[stage]
