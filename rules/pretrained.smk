@@ -94,6 +94,40 @@ rule finetune:
         "../workflow/scripts/pretrained/finetune.py"
 
 
+rule distil_projections:
+    input:
+        unpack(conversion_start),
+        network=NETWORK,
+        task=TASK,
+    output:
+        config="results/{experiment}/{variant}/projections/config.json",
+        model="results/{experiment}/{variant}/projections/model.safetensors",
+        history="results/{experiment}/{variant}/projections/history.parquet",
+        metrics="results/{experiment}/{variant}/projections/metrics.json",
+    log:
+        "logs/{experiment}/{variant}/distil_projections.log",
+    benchmark:
+        "logs/{experiment}/{variant}/distil_projections.tsv"
+    wildcard_constraints:
+        experiment=PRETRAINED_NAME,
+    conda:
+        "../envs/torch.yaml"
+    threads: threads_of
+    resources:
+        gpu=gpus,
+        mem_mb=lambda wildcards, attempt: 16000 * attempt,
+        runtime=most_minutes,
+    params:
+        config=arm_sections("device", "threads", "dtype", "projections"),
+        max_hours=max_hours,
+        seed=arm_seed("projections"),
+        code=code_hash("pretrained/distil_projections.py"),
+    message:
+        "{wildcards.experiment}/{wildcards.variant} distil_projections: replacing attention projections; log: {log}"
+    script:
+        "../workflow/scripts/pretrained/distil_projections.py"
+
+
 rule sparsify_sites:
     input:
         unpack(sparsification_start),

@@ -1,7 +1,15 @@
 # Functions for the rules of experiments on pretrained networks: configs, inputs and seeds of arms.
 import math
 
-from planer.config.arms import dense_of, is_sparsified, owner, reference_of, reported_arms, split_seed
+from planer.config.arms import (
+    dense_of,
+    is_sparsified,
+    owner,
+    reference_of,
+    replaces_projections,
+    reported_arms,
+    split_seed,
+)
 from planer.config.paths import resolve
 
 
@@ -74,6 +82,7 @@ def dense_model(wildcards):
 
 
 sparsified_model = of_stage("sparsify", "model.safetensors")
+replaced_model = of_stage("projections", "model.safetensors")
 
 
 def reference_model(wildcards):
@@ -86,6 +95,13 @@ def reference_model(wildcards):
 
 
 def sparsification_start(wildcards):
+    """The network with MLPs in the place of projections where the arm replaces them."""
+    if replaces_projections(settings(wildcards.experiment), wildcards.variant):
+        return {"model": replaced_model(wildcards)}
+    return conversion_start(wildcards)
+
+
+def conversion_start(wildcards):
     """The fine-tuned dense network, unless sparsification starts from the folder."""
     if arm_sections("sparsify")(wildcards)["sparsify"]["start"] == "folder":
         return {}
@@ -104,9 +120,11 @@ def reference_name(wildcards):
 
 
 def arm_model(wildcards):
-    """The network that is converted, or evaluated as it is: sparsified, or the dense one."""
-    sparsified = is_sparsified(settings(wildcards.experiment), wildcards.variant)
-    return sparsified_model(wildcards) if sparsified else dense_model(wildcards)
+    """The network that is converted, or evaluated as it is: sparsified, with replaced projections, or the dense one."""
+    values = settings(wildcards.experiment)
+    if is_sparsified(values, wildcards.variant):
+        return sparsified_model(wildcards)
+    return replaced_model(wildcards) if replaces_projections(values, wildcards.variant) else dense_model(wildcards)
 
 
 def arm_files(wildcards):

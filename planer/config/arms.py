@@ -9,14 +9,15 @@ from planer.errors import UserError
 from planer.parsing import build, merge, show
 
 STAGES = {
-    "sparsify": ("sparsify",),
-    "cluster": ("sparsify", "cluster_experts"),
-    "routers": ("sparsify", "cluster_experts", "train_routers"),
-    "thresholds": ("sparsify", "thresholds"),
+    "projections": ("projections",),
+    "sparsify": ("projections", "sparsify"),
+    "cluster": ("projections", "sparsify", "cluster_experts"),
+    "routers": ("projections", "sparsify", "cluster_experts", "train_routers"),
+    "thresholds": ("projections", "sparsify", "thresholds"),
 }
 """Stages of arms, and the sections that their results depend on beside the experiment and the seed."""
 METHODS = {"cluster": ("experts",), "routers": ("experts",), "thresholds": ("threshold",)}
-"""Methods that run a stage.  Which arms are sparsified is told by ``is_sparsified``."""
+"""Methods that run a stage.  ``is_sparsified`` and ``replaces_projections`` tell which arms run the other stages."""
 
 
 def arm_values(values: dict, variant: str) -> dict:
@@ -57,6 +58,12 @@ def is_sparsified(values: dict, variant: str) -> bool:
     """Whether the variant runs the stage sparsify."""
     arm = values["arms"][arm_name(values, variant)]
     return arm["method"] == "experts" or "sparsify" in arm
+
+
+def replaces_projections(values: dict, variant: str) -> bool:
+    """Whether the variant runs the stage projections."""
+    name = arm_name(values, variant)
+    return values["arms"][name]["method"] != "dense" and bool(_merged(values, name)["projections"]["replace"])
 
 
 def reference_of(values: dict, variant: str) -> str:
@@ -102,10 +109,16 @@ def _merged(values: dict, name: str) -> dict:
 
 def _settings(values: dict, stage: str, name: str) -> list:
     merged = _merged(values, name)
-    return [merged[key] if key != "sparsify" or is_sparsified(values, name) else None for key in STAGES[stage]]
+    if replaces_projections(values, name):
+        merged["projections"] = merged["projections"] | {"start": merged["sparsify"]["start"]}
+    else:
+        merged["projections"] = None
+    if not is_sparsified(values, name):
+        merged["sparsify"] = None
+    return [merged[key] for key in STAGES[stage]]
 
 
 def _runs(values: dict, stage: str, name: str) -> bool:
-    if stage == "sparsify":
-        return is_sparsified(values, name)
+    if stage in ("projections", "sparsify"):
+        return (replaces_projections if stage == "projections" else is_sparsified)(values, name)
     return values["arms"][name]["method"] in METHODS[stage]

@@ -41,7 +41,7 @@ METRICS = {
     "labelled_images": ("accuracy", "macro_f1", "nll"),
 }
 """Metrics of each kind of task, the default headline first."""
-SECTIONS = ("sparsify", "cluster_experts", "train_routers", "thresholds", "evaluate")
+SECTIONS = ("projections", "sparsify", "cluster_experts", "train_routers", "thresholds", "evaluate")
 """Sections that an arm may change.  All arms start from one fine-tuned network."""
 DENSE, CONTINUED = "dense", "dense_continued"
 """Arms that others are compared with: the fine-tuned network, and the same trained on as long as sparsification."""
@@ -141,6 +141,18 @@ class FinetuneConfig(LoopConfig):
 
 
 @dataclass(frozen=True)
+class ProjectionConfig(LoopConfig):
+    """Distillation of MLPs that replace attention projections."""
+
+    replace: Annotated[tuple[Literal["query", "key", "value", "output"], ...], Items(0, 4)]
+    width_factor: Annotated[float, Range(0.01, 100)]
+    activation: Literal["relu", "same"]
+    dropout: Share
+    weight: Weight
+    ramp: Literal["none", "linear", "linear_warmup"]
+
+
+@dataclass(frozen=True)
 class SiteSparsifyConfig(FinetuneConfig):
     """Fine-tuning that makes activations sparse."""
 
@@ -222,6 +234,7 @@ class PretrainedExperiment(RuntimeConfig):
     pretrained: PretrainedConfig
     task: TaskConfig
     finetune: FinetuneConfig
+    projections: ProjectionConfig
     sparsify: SiteSparsifyConfig
     cluster_experts: SiteClusterConfig
     train_routers: SiteRouterConfig

@@ -66,7 +66,7 @@ class DynamicFeedForward(nn.Module):
             raise UserError(
                 f"expert_size is {expert_size}; it must divide the neurons of {site.name}, which are {site.d_inner}"
             )
-        self.name, self.target = site.name, target
+        self.name, self.is_projection, self.target = site.name, site.is_projection, target
         self.num_experts, self.expert_size = site.d_inner // expert_size, expert_size
         self.selector: Selector = ALL
         self.counter: Counter | None = None
@@ -177,8 +177,9 @@ def make_dynamic(
 
 
 def dynamic_layers(model: nn.Module) -> list[DynamicFeedForward]:
-    """The split layers of a network, in order."""
-    return [module for module in model.modules() if isinstance(module, DynamicFeedForward)]
+    """The split layers of a network, in the order of ``feed_forward_sites``."""
+    layers = [module for module in model.modules() if isinstance(module, DynamicFeedForward)]
+    return sorted(layers, key=lambda layer: layer.is_projection)
 
 
 def set_selector(model: nn.Module, selector: Selector, fast: bool = False) -> None:

@@ -13,19 +13,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from planer.config import LoopConfig
 from planer.conversion.penalties import ramp, square_hoyer
 from planer.conversion.recording import FrozenPasses, typical_passes
-from planer.conversion.sites import ProjectionLayer, feed_forward_sites
-from planer.errors import UserError
-from planer.pretrained.adapters import adapter_for
+from planer.pretrained.projections import ProjectionLayer, hidden_width, new_layers, projections
 from planer.runtime import Runtime
 from planer.tasks.pretrained_task import PretrainedTask
 from planer.tasks.task import MAIN, Metrics, Result
@@ -33,63 +29,35 @@ from planer.training.loop import Record, StepGroup, fit
 from planer.training.optimizer import make_optimizer
 from planer.training.terms import Term
 
+if TYPE_CHECKING:
+    from planer.config.pretrained import ProjectionConfig
+
 ASSESSED_TOKENS = 5_000
 """Tokens of the validation split on which the errors are measured."""
 
 
-@dataclass(frozen=True)
-class ProjectionConfig(LoopConfig):
-    """Distillation of attention projections."""
+def make_layers(
+    model: nn.Module, config: ProjectionConfig, generator: torch.Generator
+) -> tuple[dict[str, ProjectionLayer], dict]:
+    """An untrained MLP for every projection in config.replace, with PyTorch's usual weights, on the network's device.
 
-    width_factor: float
-    """Weights of an MLP over those of its projection."""
-    dropout: float
-    weight: float
-    """Of the penalty."""
-    ramp: str
-
-
-def projections(model: nn.Module) -> dict[str, nn.Linear]:
-    """The query, key, value and output projections of every attention by name, in order.
-
+    Also returns their description, as planer/pretrained/projections.py has it.
     Raises UserError for families whose projections are not replaced.
     """
-    adapter = adapter_for(model)
-    if adapter.fixed_projections:
-        raise UserError(f"projections of {type(model).__name__} cannot be replaced: {adapter.fixed_projections}")
-    found = {}
-    for name, attention in adapter.find(model, adapter.attention):
-        found |= {f"{name}.{path}": attention.get_submodule(path) for path in adapter.projections}
-    return found
-
-
-def hidden_width(d_in: int, d_out: int, factor: float) -> int:
-    """h of an MLP with ``factor`` times the weights and biases of a linear layer; 384 for 768 x 768."""
-    return round(factor * (d_in * d_out + d_out) / (d_in + d_out + 1))
-
-
-def make_layers(model: nn.Module, config: ProjectionConfig, generator: torch.Generator) -> dict[str, ProjectionLayer]:
-    """An untrained MLP for every projection, with PyTorch's usual weights, on the network's device.
-
-    Its activation is that of the network's feed-forward layers.
-    """
-    site = feed_forward_sites(model)[0]
-    layers = {}
-    for name, linear in projections(model).items():
-        width = hidden_width(linear.in_features, linear.out_features, config.width_factor)
-        layer = ProjectionLayer(linear, width, site.new_activation(), config.dropout)
+    linear = next(iter(projections(model, config.replace).values()))
+    description = {
+        "replace": list(config.replace),
+        "width": hidden_width(linear.in_features, linear.out_features, config.width_factor),
+        "dropout": config.dropout,
+        "activation": "relu" if config.activation == "relu" else None,
+    }
+    layers = new_layers(model, description)
+    for layer in layers.values():
         for part in (layer.up, layer.down):
             for weight in part.parameters():
                 nn.init.uniform_(weight, -(part.in_features**-0.5), part.in_features**-0.5, generator)
-        layers[name] = layer.to(linear.weight.device)
-    return layers
-
-
-def replace_projections(model: nn.Module, layers: dict[str, ProjectionLayer]) -> None:
-    """Put MLPs in the place of projections; ``feed_forward_sites`` then lists them after the feed-forward layers."""
-    for name, layer in layers.items():
-        parent, _, child = name.rpartition(".")
-        setattr(model.get_submodule(parent), child, layer)
+        layer.to(linear.weight.device)
+    return layers, description
 
 
 class ProjectionRegression(Term):
@@ -101,7 +69,7 @@ class ProjectionRegression(Term):
     def __init__(self, model: nn.Module, task: PretrainedTask, layers: dict[str, ProjectionLayer], config: Any):
         """model: with its own projections.  Training must run inside ``watching``."""
         self.task, self.config, self._layers = task, config, layers
-        self._linears = projections(model)
+        self._linears = {name: model.get_submodule(name) for name in layers}
         self._seen: dict[str, tuple[Tensor, Tensor]] = {}
 
     @contextmanager
@@ -139,15 +107,18 @@ class ProjectionRegression(Term):
 def distil_projections(
     model: nn.Module, task: PretrainedTask, config: ProjectionConfig, runtime: Runtime, record: Record
 ) -> tuple[pd.DataFrame, dict[str, float]]:
-    """Train an MLP for every attention projection, from fresh weights or from the checkpoint, and put it in its place.
+    """Train an MLP for every projection in config.replace, from fresh weights or the checkpoint, and put it there.
 
+    The network then has the class of such networks (planer/pretrained/types.py).
     Returns the history, and the metrics: projections, error_<name> (squared error on validation samples over the
     variance of what the projection computes: 0 is perfect, 1 no better than its mean), error (their mean), and those of
     ``training.loop.fit``.
     Raises UserError for families whose projections are not replaced, before any work.
     """
+    from planer.pretrained.types import replace_projections  # imports transformers
+
     model.to(runtime.device).eval()
-    layers = make_layers(model, config, runtime.generator("projections", "initialisation"))
+    layers, description = make_layers(model, config, runtime.generator("projections", "initialisation"))
     runtime.seed_everything("projections", "dropout")
     model.requires_grad_(False)
     trained = nn.ModuleList(layers.values())
@@ -158,7 +129,7 @@ def distil_projections(
         history, speed = fit(trained.train(), passes, [regression], groups, runtime, config, record)
         trained.eval()
         errors = _relative_errors(model, task, regression, layers)
-    replace_projections(model, layers)
+    replace_projections(model, layers, description)
     model.requires_grad_(True)
     metrics = {"projections": len(layers), "error": sum(errors.values()) / len(errors)}
     return history, metrics | {f"error_{name}": value for name, value in errors.items()} | speed

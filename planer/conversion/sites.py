@@ -27,6 +27,7 @@ from planer.kernels.activations import activate
 from planer.models import LanguageModel
 from planer.pretrained.adapters import adapter_for
 from planer.pretrained.adapters.adapter import Adapter
+from planer.pretrained.projections import ProjectionLayer
 
 OWN = Adapter(
     model_types=(),
@@ -39,27 +40,6 @@ OWN = Adapter(
     finish=lambda layer, y, x: layer.dropout(y),
 )
 """The feed-forward layer of planer/blocks."""
-
-
-class ProjectionLayer(nn.Module):
-    """A two-layer MLP in the place of an attention projection (projections.py): x [..., d] to [..., d]."""
-
-    def __init__(self, projection: nn.Linear, width: int, activation: nn.Module, dropout: float):
-        """width: hidden neurons.  Biases where the projection has one."""
-        super().__init__()
-        bias = projection.bias is not None
-        self.up = nn.Linear(projection.in_features, width, bias)
-        self.activation = activation
-        self.down = nn.Linear(width, projection.out_features, bias)
-        self.dropout = nn.Dropout(dropout)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.with_hidden(x)[0]
-
-    def with_hidden(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """The result, and the activations h [..., F] before dropout."""
-        hidden = self.activation(self.up(x))
-        return self.dropout(self.down(self.dropout(hidden))), hidden
 
 
 PROJECTION = Adapter(
@@ -140,6 +120,11 @@ class FeedForwardSite:
     @property
     def d_inner(self) -> int:
         return self.weights().w1.shape[0]
+
+    @property
+    def matrices(self) -> list[nn.Module]:
+        """The layer's own linear modules."""
+        return [self._module(path) for path in (self.adapter.up, self.adapter.down, self.adapter.gate) if path]
 
     def weights(self) -> Weights:
         """Views of the layer's parameters: writing into them, without gradients, changes the layer."""
@@ -266,8 +251,8 @@ def feed_forward_sites(model: nn.Module) -> list[FeedForwardSite]:
     own = isinstance(model, LanguageModel)
     adapter = OWN if own else adapter_for(model)
     activation = "relu" if own else adapter.activation_of(model)
-    return [
-        FeedForwardSite(name, layer, kind, activation)
-        for kind in (adapter, PROJECTION)
-        for name, layer in kind.find(model, kind.layers)
-    ]
+    sites = [FeedForwardSite(name, layer, adapter, activation) for name, layer in adapter.find(model, adapter.layers)]
+    replaced = PROJECTION.find(model, PROJECTION.layers)
+    if replaced and not own:
+        activation = model.config.projections["activation"] or activation
+    return sites + [FeedForwardSite(name, layer, PROJECTION, activation) for name, layer in replaced]

@@ -22,7 +22,7 @@ from planer.conversion.dynamic import DynamicFeedForward, dynamic_layers, make_d
 from planer.conversion.neuron_threshold import Thresholds
 from planer.conversion.selectors import Selector
 from planer.conversion.sites import feed_forward_sites
-from planer.conversion.threshold_layer import ThresholdFeedForward, apply_thresholds
+from planer.conversion.threshold_layer import apply_thresholds
 from planer.errors import UserError
 from planer.parsing import show
 
@@ -72,7 +72,7 @@ def select(model: nn.Module, description: Mapping, **setting: str | float | bool
     if description["kind"] == "experts":
         set_selector(model, Selector(selector, value), description["fast"])
     else:
-        layers = [module for module in model.modules() if isinstance(module, ThresholdFeedForward)]
+        layers = [site.layer.replacement for site in feed_forward_sites(model)]
         for layer, theta in zip(layers, _thetas(description, len(layers), selector, value), strict=True):
             layer.set_theta(theta)
     return description

@@ -5,7 +5,8 @@ from transformers import AutoModelForCausalLM
 model = AutoModelForCausalLM.from_pretrained("results/.../hf")    # a converted network runs as it was converted
 planer.pretrained.select(model, "dynamic_k", 0.2)
 
-The import takes no time: hook.py is imported right after transformers' module of quantizers, in either order.
+The import takes no time: hook.py is imported right after transformers' module of quantizers, and configs.py after that
+of configurations, in either order.
 """
 
 from __future__ import annotations
@@ -16,15 +17,23 @@ from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec
 from types import ModuleType
 
-QUANTIZERS, HOOK = "transformers.quantizers.auto", "planer.pretrained.hook"
+HOOK = "planer.pretrained.hook"
+AFTER = {
+    "transformers.quantizers.auto": HOOK,
+    "transformers.models.auto.configuration_auto": "planer.pretrained.configs",
+}
+"""Modules of transformers, and the module of planer that registers with each."""
 
 
-class _AfterQuantizers(MetaPathFinder):
-    """Imports hook.py after the module that it registers with, whoever imports that first."""
+class _After(MetaPathFinder):
+    """Imports a module right after one of transformers, whoever imports that first."""
+
+    def __init__(self, theirs: str, ours: str):
+        self._theirs, self._ours = theirs, ours
 
     def find_spec(self, name: str, path: object = None, target: ModuleType | None = None) -> ModuleSpec | None:
         """See MetaPathFinder."""
-        if name != QUANTIZERS:
+        if name != self._theirs:
             return None
         sys.meta_path.remove(self)
         spec = importlib.util.find_spec(name)
@@ -33,16 +42,17 @@ class _AfterQuantizers(MetaPathFinder):
 
             def exec_module(module: ModuleType) -> None:
                 execute(module)
-                importlib.import_module(HOOK)
+                importlib.import_module(self._ours)
 
             spec.loader.exec_module = exec_module
         return spec
 
 
-if QUANTIZERS in sys.modules:
-    importlib.import_module(HOOK)
-else:
-    sys.meta_path.insert(0, _AfterQuantizers())
+for _theirs, _ours in AFTER.items():
+    if _theirs in sys.modules:
+        importlib.import_module(_ours)
+    else:
+        sys.meta_path.insert(0, _After(_theirs, _ours))
 
 
 def __getattr__(name: str) -> object:

@@ -38,8 +38,14 @@ tags: [{tags}]
 {lines}
 ```
 {without}"""
-CONVERTED = "A pretrained network whose feed-forward layers compute for each token only a part, converted by planer."
+CONVERTED = "A pretrained network whose {layers} compute for each token only a part, converted by planer."
+LAYERS = "feed-forward layers"
+REPLACED = "feed-forward layers and attention projections"
 DENSE = "A pretrained network, trained by planer for a comparison with converted ones."
+TYPE = """
+The projections are MLPs, which the network's family has not. Without `import planer.pretrained` transformers does not
+know the type `{type}`, and loads nothing.
+"""
 SELECT = 'planer.pretrained.select(model, "all")  # or another setting; this one leaves nothing out'
 WITHOUT = """
 Without `import planer.pretrained` transformers loads the dense network, which leaves nothing out, and warns of
@@ -63,7 +69,8 @@ def model_card(folder: Path, head: str, source: Path, evaluation: Mapping | None
     source: the folder of the network that was converted, whose README.md may name a licence.  evaluation: eval.json of
     the arm, if there is one.
     """
-    converted = check_folder(folder, head, converted=True).conversion
+    found = check_folder(folder, head, converted=True)
+    converted = found.conversion
     facts, auto = list(describe(folder)), HEADS[head]
     lines = [f"from transformers import {auto}", f'model = {auto}.from_pretrained("PATH")']
     return CARD.format(
@@ -71,11 +78,11 @@ def model_card(folder: Path, head: str, source: Path, evaluation: Mapping | None
         tags="planer, conditional-computation" if converted else "planer",
         inherited="\n".join(_inherited(source)),
         title=dict(facts).get("variant", "A network of planer"),
-        text=CONVERTED if converted else DENSE,
+        text=CONVERTED.format(layers=REPLACED if found.projections else LAYERS) if converted else DENSE,
         facts="\n".join(f"| {name} | {value} |" for name, value in facts),
         curve=_curve(evaluation) if evaluation and evaluation["rows"] else "",
         lines="\n".join(["import planer.pretrained", *lines, SELECT] if converted else lines),
-        without=WITHOUT if converted else "",
+        without=TYPE.format(type=found.config["model_type"]) if found.projections else WITHOUT if converted else "",
     )
 
 

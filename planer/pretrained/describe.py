@@ -18,6 +18,8 @@ def describe(folder: str | Path) -> Iterator[tuple[str, str]]:
     network, routers = _sizes(found)
     yield "network", f"{found.config['architectures'][0]} ({found.config['model_type']})"
     yield "parameters", f"{network:,}" + (f", and {routers:,} of routers" if routers else "")
+    if mlps := found.projections:
+        yield "projections", f"{', '.join(mlps['replace'])}: MLPs of {mlps['width']} neurons"
     if conversion := found.conversion:
         yield "layers", _converted(conversion)
         yield "runs", selected(conversion["selector"], conversion["value"])

@@ -36,6 +36,8 @@ CLASSES = {
 METHOD, ROUTERS = "planer", ".replacement."
 """The name of our conversion in config.json; part of the names of weights that a converted network has and its family
 has not."""
+PREFIX = "planer-"
+"""Before the model_type of a family: networks whose attention projections are MLPs (configs.py)."""
 SAVE_AGAIN = "save the network once with transformers: model.save_pretrained(folder)"
 
 
@@ -54,6 +56,11 @@ class Folder:
     def conversion(self) -> Mapping | None:
         """How planer converted the network (``planer.conversion.stored``); None where it did not."""
         return self.config.get("quantization_config")
+
+    @property
+    def projections(self) -> Mapping | None:
+        """Which attention projections are MLPs (``planer.pretrained.projections``); None where none is."""
+        return self.config["projections"] if self.config["model_type"].startswith(PREFIX) else None
 
 
 def is_pretrained(folder: str | Path) -> bool:
@@ -75,7 +82,7 @@ def check_folder(folder: str | Path, head: str, converted: bool = False, with_pr
         _refuse(folder, "is no folder", "name one that save_pretrained wrote; names on a hub are not fetched")
     config = _read_config(path)
     adapter = _adapter(path, config)
-    _refuse_quantized(path, config, converted)
+    _refuse_converted(path, config, converted)
     if head not in adapter.heads:
         _refuse(path, f"has no head {show(head)}", f"allowed for {config['model_type']}: {', '.join(adapter.heads)}")
     weights = _weight_files(path)
@@ -122,17 +129,20 @@ def _adapter(path: Path, config: dict) -> Adapter:
     known = {name: adapter for adapter in adapters().values() for name in adapter.model_types}
     if "auto_map" in config:
         _refuse(path, "needs Python code of its own (auto_map), which is never run", "use a class of transformers")
-    if not isinstance(model_type, str) or model_type not in known:
+    family = model_type.removeprefix(PREFIX) if isinstance(model_type, str) else None
+    if family not in known:
         classes = config.get("architectures")
         name = f"{classes[0]} " if isinstance(classes, list) and classes else ""
         advice = (
             f"allowed: {', '.join(sorted(known))}; a family more is a file like planer/pretrained/adapters/llama.py"
         )
         _refuse(path, f"is a network {name}of the unknown model_type {show(model_type)}", advice)
-    return known[model_type]
+    return known[family]
 
 
-def _refuse_quantized(path: Path, config: dict, converted: bool) -> None:
+def _refuse_converted(path: Path, config: dict, converted: bool) -> None:
+    if config["model_type"].startswith(PREFIX) and not converted:
+        _refuse(path, "has MLPs in the place of attention projections", "name the folder that it was made from")
     quantization = config.get("quantization_config")
     if isinstance(quantization, dict) and quantization.get("quant_method") == METHOD:
         if not converted:

@@ -96,6 +96,8 @@ def quiet_transformers() -> Iterator[ModuleType]:
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     import transformers
 
+    from planer.pretrained import configs  # noqa: F401, it registers types
+
     log = transformers.utils.logging
     verbosity, bars = log.get_verbosity(), log.is_progress_bar_enabled()
     log.set_verbosity_error()

@@ -82,7 +82,7 @@ def load_network(
     """
     source = prepared_folder(manifest)
     if folder is not None:
-        source = check_folder(folder, source.head, with_processor=False)
+        source = check_folder(folder, source.head, converted=True, with_processor=False)
     model = load_model(source, labels, attention=_read(manifest)["attention"])
     if source.head == "sequence_classification" and model.config.pad_token_id is None:
         model.config.pad_token_id = model.config.eos_token_id or 0  # decoders find the last token of a text by it

@@ -53,9 +53,14 @@ def write_folder(
 def export_plain(folder: str | Path, out: str | Path) -> None:
     """Write the dense network of a converted folder, without anything of planer's, into a new or empty one.
 
-    Raises UserError when folder holds no converted network, or out is not empty.
+    Raises UserError when folder holds no converted network, or one without its own projections, or out is not empty.
     """
     found, out = check_folder(folder, head_of(folder), converted=True), Path(out)
+    if found.projections:
+        raise UserError(
+            f"{show(str(folder))} has MLPs in the place of attention projections, which its family has not; "
+            "use it with import planer.pretrained"
+        )
     if not found.conversion:
         raise UserError(f"{show(str(folder))} is a plain network already; use it as it is")
     if os.path.lexists(out) and not (out.is_dir() and not any(out.iterdir())):

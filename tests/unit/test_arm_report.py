@@ -49,7 +49,7 @@ def test_verdicts_say_what_was_kept_and_what_is_faster():
     assert words[0] == ("reference", "not compared")
     assert words[2] == ("kept", "faster")
     assert verdict.quality(d2dmoe).text.startswith("dynamic_k 0.2: accuracy 0.911")
-    assert "76% of the network's FLOPs and 60% of the feed-forward layers'" in verdict.quality(d2dmoe).text
+    assert "76% of the network's FLOPs and 60% of the converted layers'" in verdict.quality(d2dmoe).text
     assert words[1] == ("kept", "slower")
     assert words[3] == ("kept, nothing saved", "slower")
 
@@ -58,7 +58,7 @@ def test_the_reference_of_each_arm_is_on_the_page():
     page = render(arms())
     assert page.index("<td>dense_continued</td>") < page.index("<td>dense</td>") < page.index("<td>d2dmoe</td>")
     assert "against dense_continued&#39;s 0.92" in page
-    assert verdict.quality(arms()[4]).text.endswith("100% of the feed-forward layers'")
+    assert verdict.quality(arms()[4]).text.endswith("100% of the converted layers'")
     assert "against dense's 0.92" in verdict.quality(arms()[4]).text
 
 

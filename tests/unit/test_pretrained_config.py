@@ -5,7 +5,16 @@ from __future__ import annotations
 import pytest
 from toy import ROOT
 
-from planer.config.arms import arm_name, arm_values, check_stage, dense_of, owner, reference_of, reported_arms
+from planer.config.arms import (
+    arm_name,
+    arm_values,
+    check_stage,
+    dense_of,
+    owner,
+    reference_of,
+    replaces_projections,
+    reported_arms,
+)
 from planer.config.paths import resolve
 from planer.config.pretrained import PretrainedExperiment, pretrained_names
 from planer.config.strict_yaml import read_experiment, read_yaml
@@ -42,7 +51,7 @@ def test_every_arm_of_a_shipped_experiment_builds(name):
         ({"task": {"metric": "accuracy"}}, "metric is 'accuracy'; allowed for text: auto, nll, ppl, bpc"),
         ({"task": {"split": {"valid": 0.5, "test": 0.5}}}, "together they must be below 1"),
         ({"arms": {"d": {"method": "magic"}}}, "arms.d.method is 'magic'; allowed: dense, experts, threshold"),
-        ({"arms": {"d": {"method": "experts", "task": {}}}}, "unknown key arms.d.task; allowed: method, sparsify"),
+        ({"arms": {"d": {"method": "experts", "task": {}}}}, "unknown key arms.d.task; allowed: method, projections"),
         ({"arms": {"d-seed1": {"method": "experts"}}}, "-seed<k> is for repeats"),
         ({"arms": {"a/b": {"method": "experts"}}}, "names hold letters"),
         (
@@ -52,6 +61,7 @@ def test_every_arm_of_a_shipped_experiment_builds(name):
         ({"arms": {"dense": {"sparsify": {}}}}, "dense changes evaluate only"),
         ({"arms": {"dense_continued": {"sparsify": {"weight": 0.1}}}}, "sparsify is {on: none, weight: 0.0}"),
         ({"arms": {"dense_continued": {"thresholds": {}}}}, "dense_continued changes evaluate only"),
+        ({"projections": {"replace": ["queries"]}}, "projections.replace"),
         ({"finetune": {"tgt_len": 5}}, "unknown key finetune.tgt_len"),
     ],
 )
@@ -145,6 +155,19 @@ def test_arms_with_equal_settings_share_their_stages():
     assert owners["routers"] == own
     assert owners["thresholds"] == own | {"other": "plain"}
     assert owner(content, "sparsify", "small-seed1") == "d2dmoe-seed1"
+
+
+def test_distilled_projections_are_shared_and_never_those_of_a_dense_arm():
+    replacing = {"projections": {"replace": ["query", "output"]}}
+    arms = {"plain": EXPERTS, "mlps": EXPERTS | replacing, "fast": THRESHOLD | replacing}
+    arms["small"] = EXPERTS | replacing | {"sparsify": {"weight": 1e-5}}
+    content = values(arms=arms | {"other": EXPERTS | {"projections": {"steps": 5}}})
+    owners = [owner(content, "projections", arm) for arm in ("small", "fast", "mlps-seed2")]
+    assert owners == ["mlps", "mlps", "mlps-seed2"]
+    assert owner(content, "sparsify", "other") == "plain" and owner(content, "sparsify", "mlps") == "mlps"
+    everywhere = values(arms={"plain": EXPERTS}, projections={"replace": ["query"]})
+    assert replaces_projections(everywhere, "plain")
+    assert not any(replaces_projections(everywhere, arm) for arm in ("dense", "dense_continued"))
 
 
 def test_files_of_a_shared_stage_are_named_where_they_are():

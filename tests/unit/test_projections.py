@@ -7,27 +7,23 @@ import copy
 import pytest
 import torch
 
+from planer.config.pretrained import ProjectionConfig
 from planer.conversion.clusters import apply_labels, cluster_sites
 from planer.conversion.counter import counting
 from planer.conversion.dynamic import dynamic_layers, make_dynamic, set_selector
-from planer.conversion.projections import (
-    ProjectionConfig,
-    distil_projections,
-    hidden_width,
-    make_layers,
-    projections,
-    replace_projections,
-)
+from planer.conversion.projections import distil_projections, make_layers
 from planer.conversion.selectors import Selector
 from planer.conversion.site_sparsity import SitePenalty, prepare_activation
 from planer.conversion.sites import feed_forward_sites
 from planer.errors import UserError
+from planer.pretrained.projections import NAMES, hidden_width, projections
 from planer.runtime import Runtime
 from planer.training.checkpoint import Checkpoint
 from planer.training.loop import Record
 
 pytest.importorskip("transformers", reason="the package transformers is not installed")
 
+from planer.pretrained.types import replace_projections  # noqa: E402
 from tests.unit.pretrained_networks import ADAMW, network, task_of  # noqa: E402
 from tests.unit.test_clusters import config as cluster_config  # noqa: E402
 from tests.unit.test_site_sparsity import config as sparsity_config  # noqa: E402
@@ -37,17 +33,17 @@ FAMILIES = ("bert", "vit")
 
 
 def config(steps: int = 4, **changed) -> ProjectionConfig:
-    defaults = {"width_factor": 1.0, "dropout": 0.05, "weight": 1e-3, "ramp": "linear"}
+    defaults = {"replace": NAMES, "width_factor": 1.0, "activation": "same", "dropout": 0.05, "weight": 1e-3}
+    defaults["ramp"] = "linear"
     return ProjectionConfig(
         batch=4, steps=steps, optimizer=ADAMW, log_steps=2, checkpoint_steps=3, **(defaults | changed)
     )
 
 
-def replaced(family: str):
+def replaced(family: str, **changed):
     """A network with untrained MLPs of 8 hidden neurons in the place of its projections."""
     model = network(family)
-    layers = make_layers(model, config(), torch.Generator().manual_seed(0))
-    replace_projections(model, layers)
+    replace_projections(model, *make_layers(model, config(**changed), torch.Generator().manual_seed(0)))
     return model.eval()
 
 
@@ -61,7 +57,7 @@ def test_a_layer_of_width_768_gets_384_hidden_neurons():
 def test_every_attention_has_four_projections(family):
     model = network(family)
     assert len(projections(model)) == 4 * LAYERS
-    layers = make_layers(model, config(), torch.Generator().manual_seed(0))
+    layers, _ = make_layers(model, config(), torch.Generator().manual_seed(0))
     sites = feed_forward_sites(replaced(family))
     assert [site.name for site in sites[LAYERS:]] == list(layers)
     assert {(site.d_model, site.d_inner) for site in sites[LAYERS:]} == {(WIDTH, WIDTH // 2)}

@@ -17,6 +17,7 @@ from tests.unit.tiny_pretrained import save  # noqa: E402
 
 ADAPTED = {
     "finetune": {"batch": 4, "steps": 6, "log_steps": 3},
+    "projections": {"batch": 4, "steps": 4, "log_steps": 2},
     "sparsify": {"batch": 4, "steps": 4, "log_steps": 2},
     "cluster_experts": {"expert_size": 4},
     "train_routers": {"batch": 4, "steps": 4, "width": 8, "log_steps": 2},
@@ -27,7 +28,7 @@ EXPERIMENTS = {
     "tiny-bert": {
         "pretrained": {"folder": "bert"},
         "task": {"kind": "labelled_text", "train": "data.csv", "split": {"valid": 0.2, "test": 0.2}, "max_length": 16},
-        "arms": {"d2dmoe": {"method": "experts"}},
+        "arms": {"d2dmoe": {"method": "experts", "projections": {"replace": ["query", "output"]}}},
     },
     "tiny-gpt2": {
         "pretrained": {
@@ -127,7 +128,8 @@ def test_three_families_from_data_to_the_page_and_the_folder(experiments):
 def test_the_papers_experiments_are_planned_and_name_what_is_missing(workspace, experiment):
     target = f"results/{experiment}/d2dmoe/eval.json"
     stages = ("prepare_model", "prepare_task", "sparsify_sites", "cluster_sites", "train_site_routers", "evaluate_arm")
-    assert workspace.planned(target) == dict.fromkeys((*stages, "finetune"), 1) | {"sparsify_sites": 2}
+    more = {"distil_projections": 1} if experiment == "vit-imagenet" else {}
+    assert workspace.planned(target) == dict.fromkeys((*stages, "finetune"), 1) | {"sparsify_sites": 2} | more
     result = workspace.run(target)
     last = result.stdout.strip().splitlines()[-1]
     assert result.returncode != 0

@@ -19,6 +19,7 @@ from torch import nn
 
 from planer.conversion.sites import FeedForwardSite, feed_forward_sites
 from planer.pretrained.adapters import adapter_for
+from planer.pretrained.projections import ProjectionLayer
 
 ONCE = ("pooler.dense", "classifier")
 """Ends of the names of layers that read one token of a sequence; other layers of a head read all."""
@@ -37,9 +38,9 @@ class NetworkFlops:
     """What the matrix products of a dense network cost."""
 
     layers: dict[str, float]
-    """Feed-forward layers by the names of their sites, per token."""
+    """Feed-forward layers, and MLPs in the place of projections, by the names of their sites, per token."""
     projections: float
-    """Of attention, per token."""
+    """Of attention, but for those that were replaced, per token."""
     scores: float
     """Attention's two products with keys and values, per token and key."""
     head: float
@@ -60,22 +61,23 @@ class NetworkFlops:
 
 
 def network_flops(model: nn.Module) -> NetworkFlops:
-    """FLOPs of a network in transformers' classes whose layers are not converted.
+    """FLOPs of a network in transformers' classes whose layers run densely.
 
     Raises UserError for layers that no adapter knows.
     """
     adapter, sites = adapter_for(model), feed_forward_sites(model)
     attentions = [module for _, module in adapter.find(model, adapter.attention)]
-    projections = [attrgetter(path)(attention) for attention in attentions for path in adapter.projections]
-    outputs = [attrgetter(adapter.projections[-1])(attention).weight for attention in attentions]
-    paths = filter(None, (adapter.up, adapter.down, adapter.gate))
-    counted = {*projections, *(attrgetter(path)(site.layer) for path in list(paths) for site in sites)}
+    placed = [attrgetter(path)(attention) for attention in attentions for path in adapter.projections]
+    projections = [module for module in placed if not isinstance(module, ProjectionLayer)]
+    outputs = [attrgetter(adapter.projections[-1])(attention) for attention in attentions]
+    weights = [output.up.weight if isinstance(output, ProjectionLayer) else output.weight for output in outputs]
+    counted = {*projections, *(module for site in sites for module in site.matrices)}
     rest = [(name, m) for name, m in model.named_modules() if isinstance(m, nn.Linear) and m not in counted]
     patches = (m for m in model.modules() if isinstance(m, nn.Conv2d))
     return NetworkFlops(
         {site.name: layer_flops(site) for site in sites},
         sum(2 * projection.weight.numel() for projection in projections),
-        sum(4 * weight.shape[0 if adapter.input_major else 1] for weight in outputs),
+        sum(4 * weight.shape[0 if adapter.input_major else 1] for weight in weights),
         sum(2 * module.weight.numel() for name, module in rest if not name.endswith(ONCE)),
         sum(2 * module.weight.numel() for name, module in rest if name.endswith(ONCE))
         + sum(2 * patch.weight.numel() * _patches(model.config) for patch in patches),

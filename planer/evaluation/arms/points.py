@@ -40,21 +40,24 @@ class Point:
 
 
 def expert_points(model: nn.Module, config: ArmEvaluateConfig) -> list[Point]:
-    """All experts, then every selector at every value.  Rules that the routers do not fit are left out.
+    """All experts, then every selector at every value.  Rules that do not fit are left out.
 
     Raises UserError when no rule is left.
     """
-    rules = [rule for rule in config.selectors if fits(rule, dynamic_layers(model)[0].target)]
+    rules = [rule for rule in config.selectors if fits(rule, model)]
     if not rules:
-        allowed = ", ".join(rule for rule in RULES if rule != "all" and fits(rule, dynamic_layers(model)[0].target))
-        raise UserError(f"evaluate.selectors: none fits routers with the target moefication; allowed: {allowed}")
+        allowed = ", ".join(rule for rule in RULES if rule != "all" and fits(rule, model))
+        raise UserError(f"evaluate.selectors: none fits the routers of this arm; allowed: {allowed}")
     selectors = (Selector(rule, value) for rule in rules for value in values_of(rule, model, config))
     return [_expert_point(model, selector) for selector in (ALL, *selectors)]
 
 
-def fits(rule: str, target: str) -> bool:
-    """Whether a rule can read routers with this target: two rules need predicted norms."""
-    return target == "norm" or rule not in ("dynamic_k", "cumulative")
+def fits(rule: str, model: nn.Module) -> bool:
+    """Whether a rule fits split layers: two rules need predicted norms, and one k for all layers as many experts."""
+    layers = dynamic_layers(model)
+    if rule == "top_k":
+        return len({layer.num_experts for layer in layers}) == 1
+    return layers[0].target == "norm" or rule not in ("dynamic_k", "cumulative")
 
 
 def values_of(rule: str, model: nn.Module, config: ArmEvaluateConfig) -> Sequence[float]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -77,6 +77,7 @@ class Reference:
 
 def sweep(model: nn.Module, task: PretrainedTask, points: Sequence[Point], reference: Reference) -> Iterator[dict]:
     """Score the network at every point; yield its row of eval.json.  Bounds are scored on the test split only."""
+    own = network_flops(model).per_token(reference.lengths)
     for point in points:
         point.apply(model)
         name = f"{point.bound or ''} {point.selector} {point.value:g}".strip()
@@ -91,20 +92,26 @@ def sweep(model: nn.Module, task: PretrainedTask, points: Sequence[Point], refer
             "valid": valid,
             "test": reference.measures(scores),
             "difference": reference.difference(scores),
-            **_costs(model, point, counter, reference),
+            **_costs(model, point, counter, own, reference.per_token),
             "layers": [{"layer": n, **_executed(counter, n)} for n in counter.names],
         }
 
 
-def _costs(model: nn.Module, point: Point, counter: Counter, reference: Reference) -> dict[str, float]:
-    """FLOPs per real token by what the test split executed, and their ratios to the dense network's."""
-    executed, dense = counter.per_token(), reference.per_token
+def _costs(
+    model: nn.Module, point: Point, counter: Counter, own: Mapping[str, float], dense: Mapping[str, float]
+) -> dict[str, float]:
+    """FLOPs per real token by what the test split executed, and their ratios to the dense network's.
+
+    own, dense: FLOPs by part of the network, where its layers run densely, and of the dense arm's.
+    """
+    executed = counter.per_token()
     layers = sum(point.layer_flops(site, executed[site.name]) for site in feed_forward_sites(model))
-    network = dense["total"] - dense["feed_forward"] + layers
+    network = own["total"] - own["feed_forward"] + layers
+    replaced = dense["feed_forward"] + (dense["projections"] - own["projections"])
     return {
         "executed_share": float(np.mean(list(counter.shares().values()))),
         "feed_forward_flops": layers,
-        "feed_forward_ratio": layers / dense["feed_forward"],
+        "feed_forward_ratio": layers / replaced,
         "network_flops": network,
         "network_ratio": network / dense["total"],
     }

@@ -66,7 +66,7 @@ def _series(evaluations: Sequence[dict]) -> list[tuple[str, dict, list[dict]]]:
 
 
 def quality_flops(evaluations: Sequence[dict]) -> Figure | None:
-    """The test measure against FLOPs over the dense network's, and over the dense feed-forward layers'."""
+    """The test measure against FLOPs over the dense network's, and of the converted layers over the dense ones'."""
     lines = _series(evaluations)
     if not lines:
         return None
@@ -82,7 +82,7 @@ def quality_flops(evaluations: Sequence[dict]) -> Figure | None:
         axes.set_xlim(left=0)
         axes.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
     panels[0].set_xlabel("FLOPs of the network, of the dense one's")
-    panels[1].set_xlabel("FLOPs of the feed-forward layers")
+    panels[1].set_xlabel("FLOPs of the converted layers, of the dense ones'")
     _finish(figure, panels, evaluations, lines)
     return figure
 
@@ -182,7 +182,7 @@ def executed(evaluations: Sequence[dict]) -> Figure | None:
         axes.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
         axes.yaxis.set_major_locator(MaxNLocator(6, integer=True))
         axes.set_xlabel("executed share of the layer")
-        axes.set_ylabel("layer")
+        axes.set_ylabel("converted layer")
         axes.grid(False)
     for axes in panels[len(shown) :]:
         axes.set_visible(False)

@@ -63,7 +63,7 @@ def _summary(evaluations: Sequence[dict]) -> dict:
     metric = evaluations[0]["task"]["metric"]
     title = f"test {metric}"
     columns = ["arm", f"{title}, nothing skipped", "chosen", title, "reference", "difference", "executed"]
-    columns += ["feed-forward FLOPs"]
+    columns += ["FLOPs of layers"]
     columns += ["network FLOPs", "FLOPs/token"]
     rows = []
     for evaluation in evaluations:
@@ -137,7 +137,7 @@ def _rows(evaluation: dict) -> dict:
     metrics, chosen = list(evaluation["quality"]["test"]), chosen_row(evaluation)
     metric = evaluation["task"]["metric"]
     columns = ["selector", f"valid {metric}", *(f"test {name}" for name in metrics), "difference", "executed"]
-    columns += ["feed-forward FLOPs", "network FLOPs"]
+    columns += ["FLOPs of layers", "network FLOPs"]
     rows = [
         [
             verdict.label(row),

@@ -34,7 +34,7 @@ def quality(evaluation: dict) -> Judgement:
     text = (
         f"{label(row)}: {task['title']} {row['test'][metric]:.4g}, {interval(row['difference'])} against "
         f"{name}'s {dense[metric]:.4g}, at {row['network_ratio']:.0%} of the network's FLOPs and "
-        f"{row['feed_forward_ratio']:.0%} of the feed-forward layers'"
+        f"{row['feed_forward_ratio']:.0%} of the converted layers'"
     )
     if not kept:
         return Judgement("lost", False, f"{text}; it was kept on the validation split")
@@ -53,7 +53,7 @@ def time(evaluation: dict) -> Judgement:
         return Judgement("not measured", None, f"{label(row)} was not timed")
     text = "; ".join(f"{place(entry)}: {speed_up(entry)}" for entry in timed)
     if timed[0]["dense_layers"]:
-        text += f"; {timed[0]['dense_layers']} of {evaluation['network']['layers']} layers ran densely"
+        text += f"; {timed[0]['dense_layers']} of {len(row['layers'])} layers ran densely"
     words = {_word(entry) for entry in timed}
     if len(words) == 1:
         (word,) = words
