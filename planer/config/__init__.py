@@ -8,13 +8,14 @@ file comes next, then the overlays on the command line.  ``planer.parsing.build`
 from planer.config.conversion import ClusterConfig, RouterConfig, SparsifyConfig
 from planer.config.evaluation import EvaluateConfig, ParetoConfig, RepeatabilityConfig
 from planer.config.experiment import Experiment, RuntimeConfig, sections
-from planer.config.latency import ProfileConfig, WorkloadConfig
+from planer.config.latency import ATTENTIONS, ProfileConfig, Workload, WorkloadConfig
 from planer.config.model import DataConfig, MethodsConfig, ModelConfig, PatternsConfig
-from planer.config.search import LIMITS, CandidatesConfig, KeepConfig, SearchConfig, batch_of_limit
+from planer.config.search import LIMITS, CandidatesConfig, KeepConfig, SearchConfig, calls_of_limit
 from planer.config.thresholds import ThresholdConfig
 from planer.config.training import DistillConfig, LoopConfig, OptimizerConfig, RetrainConfig, TrainingConfig
 
 __all__ = [
+    "ATTENTIONS",
     "LIMITS",
     "MethodsConfig",
     "CandidatesConfig",
@@ -38,7 +39,8 @@ __all__ = [
     "SparsifyConfig",
     "ThresholdConfig",
     "TrainingConfig",
+    "Workload",
     "WorkloadConfig",
-    "batch_of_limit",
+    "calls_of_limit",
     "sections",
 ]

@@ -11,7 +11,7 @@ from planer.config.conversion import ClusterConfig, RouterConfig, SparsifyConfig
 from planer.config.evaluation import EvaluateConfig, ParetoConfig, RepeatabilityConfig
 from planer.config.latency import ProfileConfig, WorkloadConfig
 from planer.config.model import DataConfig, DesignSpace, MethodsConfig, ModelConfig, PatternsConfig
-from planer.config.search import CandidatesConfig, KeepConfig, SearchConfig, batch_of_limit
+from planer.config.search import CandidatesConfig, KeepConfig, SearchConfig, calls_of_limit
 from planer.config.training import DistillConfig, RetrainConfig
 from planer.config.variant import parse_variant
 from planer.errors import UserError
@@ -73,10 +73,7 @@ class Experiment(RuntimeConfig):
         for name, space in spaces.items():
             for option in space:
                 self.model.option(option, name)
-        measured = (self.workload.batch, *self.profile_blocks.batches)
-        for name in self.candidates.limits:
-            if (batch := batch_of_limit(name)) is not None and batch not in measured:
-                raise UserError(f"candidates.limits: {name} needs {batch} among profile_blocks.batches")
+        self._check_limits()
         executions = {"workload.execution": (self.workload.execution,)}
         executions |= {"profile_blocks.executions": self.profile_blocks.executions}
         for name, modes in executions.items():
@@ -88,6 +85,19 @@ class Experiment(RuntimeConfig):
         size = self.cluster_experts.expert_size
         if self.model.d_inner % size:
             raise UserError(f"cluster_experts.expert_size: {size} must divide model.d_inner ({self.model.d_inner})")
+
+    def _check_limits(self) -> None:
+        """Raise UserError for a limit of a latency that is not measured."""
+        work = self.workload
+        for name in self.candidates.limits:
+            calls = calls_of_limit(name, work)
+            if calls is None:
+                continue
+            kind = "decode" if calls.decodes else "segment"
+            if kind not in work.kinds:
+                raise UserError(f"candidates.limits: {name} needs {kind} among workload.kinds")
+            if kind == "segment" and calls.batch not in (work.batch, *self.profile_blocks.batches):
+                raise UserError(f"candidates.limits: {name} needs {calls.batch} among profile_blocks.batches")
 
 
 def sections(values: dict, root: type[RuntimeConfig] = Experiment) -> types.SimpleNamespace:

@@ -34,7 +34,7 @@ def check_lengths(config: Experiment, corpus: Corpus) -> None:
 
     Subwords are counted later, when the text is prepared.  Here every byte counts as one.
     """
-    evaluate, workload = config.evaluate, config.workload
+    evaluate = config.evaluate
     scored = {
         "evaluate": evaluation_tokens(evaluate.batch, evaluate.tgt_len, evaluate.mem_len),
         "evaluate.batch with the lengths of retrain": evaluation_tokens(
@@ -44,7 +44,7 @@ def check_lengths(config: Experiment, corpus: Corpus) -> None:
     needs = {
         "train": {name: training_tokens(getattr(config, name).batch) for name in TRAININGS},
         "valid": scored,
-        "test": scored | {"workload": workload.batch * workload.excerpt},
+        "test": scored | {"workload": max(calls.batch * calls.excerpt for calls in config.workload.measured)},
     }
     for (split, needed), tokens in zip(needs.items(), corpus.most_tokens, strict=True):
         section = max(needed, key=needed.__getitem__)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import re
+from dataclasses import dataclass, replace
 from typing import Annotated, Literal
 
 from planer.config.bounds import Count, Positive, PositiveShare, Rounds, Share, StepsOrNone, Target, Weight
+from planer.config.latency import Workload, WorkloadConfig
 from planer.config.training import OptimizerConfig, TrainingConfig
 from planer.errors import UserError
 from planer.parsing import Items, Range, show
@@ -36,13 +38,20 @@ class SearchConfig(TrainingConfig):
 
 
 LIMITS = ("params", "active_params", "flops", "memory")
-"""Limits beside the latency.  latency_batch_<b> is another one: the latency at batch size b."""
+"""Limits beside latencies: latency_batch_<b>, of segments at batch size b, latency_segment and latency_decode."""
 
 
-def batch_of_limit(name: str) -> int | None:
-    """The batch size b of a limit latency_batch_<b>; None for other limits."""
-    prefix, _, batch = name.rpartition("_")
-    return int(batch) if prefix == "latency_batch" and batch.isdecimal() else None
+def calls_of_limit(name: str, workload: WorkloadConfig) -> Workload | None:
+    """The calls whose latency a limit bounds; None for limits of something else."""
+    prefix, _, last = name.rpartition("_")
+    if prefix == "latency_batch" and last.isdecimal():
+        return replace(workload.of("segment"), batch=int(last))
+    return workload.of(last) if name in ("latency_segment", "latency_decode") else None
+
+
+def is_limit(name: str) -> bool:
+    """Whether a limit has this name."""
+    return bool(re.fullmatch(rf"{'|'.join(LIMITS)}|latency_(segment|decode|batch_\d+)", name))
 
 
 PROPOSERS = ("shallow", "edited", "solver", "argmax", "random", "largest")
@@ -92,8 +101,8 @@ class CandidatesConfig:
         if list(self.rungs) != sorted(set(self.rungs)):
             raise UserError(f"rungs: {list(self.rungs)} must rise")
         for name in self.limits:
-            if name not in LIMITS and batch_of_limit(name) is None:
-                allowed = ", ".join((*LIMITS, "latency_batch_<b>"))
+            if not is_limit(name):
+                allowed = ", ".join((*LIMITS, "latency_segment", "latency_decode", "latency_batch_<b>"))
                 raise UserError(f"limits: unknown limit {show(name)}; allowed: {allowed}")
 
 

@@ -14,20 +14,19 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
-import torch
 
-from planer.config import Experiment, WorkloadConfig
+from planer.config import Experiment, Workload
 from planer.config.variant import Variant, parse_variant
 from planer.conversion.thresholds import nll_name, threshold_of
 from planer.data.ngram import bigram_nll
 from planer.data.texts import Texts
-from planer.errors import UserError
 from planer.evaluation.dynamic_k import compare_threshold, sweep, timed_at
 from planer.evaluation.flops import checked_flops
+from planer.evaluation.inference import excerpts, latency_row
 from planer.evaluation.quality import from_nll, in_unit, protocols, quality, unit_of
 from planer.git import git_commit
 from planer.latency.networks import random_model, timed_forward
-from planer.latency.table import ATTENTIONS, LatencyTable, identity
+from planer.latency.table import LatencyTable, identity
 from planer.measure import by_round, measure_placed, summary
 from planer.models import LanguageModel, load
 from planer.runtime import Runtime
@@ -156,11 +155,11 @@ class _Run:
         known = {name: dataclasses.asdict(way) | scores for name, (way, scores, _) in found.items()}
         return {"unit": self.unit, **known, "segments": found["final"][2]}
 
-    def timed(self, model: LanguageModel, attention: str) -> Callable[[], object]:
+    def timed(self, model: LanguageModel, workload: Workload) -> Callable[[], object]:
         """An inference call of a model in this run's dtype, on test text: trained routers would treat other text
         differently."""
-        text = _excerpts(self.texts.test, self.config.workload)
-        return timed_forward(model, self.config.workload, self.runtime, attention, text)
+        text = excerpts(self.texts.test, workload)
+        return timed_forward(model, workload, self.runtime, workload.attention, text)
 
     def in_turn(self, build: Callable[[], Mapping[str, Callable[[], object]]], what: str) -> dict[str, dict]:
         """Latencies of calls that take turns; ``build`` makes them, each time of other copies of the networks."""
@@ -170,39 +169,36 @@ class _Run:
         return {name: summary(samples[name]) for name in samples}
 
     def latency(self, model: LanguageModel, baseline: LanguageModel) -> tuple[list[dict], list[dict]]:
-        """Rows of the network and of the baseline, one per attention mode, measured in turn.
+        """Rows of the network and of the baseline, one per kind of calls and attention mode, measured in turn.
 
         Leaves both models in this run's dtype.
         """
-        work = self.config.workload
         model, baseline = model.to(self.runtime.dtype), baseline.to(self.runtime.dtype)
         networks = {"network": model} if model is baseline else {"network": model, "baseline": baseline}
+        modes = {
+            f"{work.execution}/{mode}": dataclasses.replace(work, attention=mode)
+            for work in self.config.workload.measured
+            for mode in work.attentions
+        }
 
         def calls() -> dict[str, Callable[[], object]]:
             placed = copy.deepcopy(networks)
-            return {f"{mode}/{name}": self.timed(placed[name], mode) for mode in ATTENTIONS for name in placed}
+            return {f"{key}/{name}": self.timed(placed[name], work) for key, work in modes.items() for name in placed}
 
-        found = self.in_turn(calls, "network and baseline")
-        rows, baseline_rows = [], []
-        for mode in ATTENTIONS:
-            own = found[f"{mode}/network"] | {"table_ms": self.table.estimate(model.architecture, mode)}
-            other = found.get(f"{mode}/baseline", own)
-            other = other | {"table_ms": self.table.estimate(baseline.architecture, mode)}
-            shape = {name: getattr(work, name) for name in ("batch", "tgt_len", "mem_len", "execution")}
-            shape |= {"attention": mode}
-            against = {
-                "headline": mode == work.attention,
-                "baseline_median_ms": other["median_ms"],
-                "baseline_table_ms": other["table_ms"],
-                "speed_up": other["median_ms"] / own["median_ms"],
-            }
-            rows.append(shape | own | against)
-            baseline_rows.append({"attention": mode} | other)
+        found, rows, baseline_rows = self.in_turn(calls, "network and baseline"), [], []
+        for key, work in modes.items():
+            own = found[f"{key}/network"] | {"table_ms": self._table_ms(model, work)}
+            other = found.get(f"{key}/baseline", own) | {"table_ms": self._table_ms(baseline, work)}
+            rows.append(latency_row(work, own, other, work == self.config.workload.target))
+            baseline_rows.append({"attention": work.attention, "execution": work.execution} | other)
         return rows, baseline_rows
 
+    def _table_ms(self, model: LanguageModel, work: Workload) -> float:
+        return self.table.estimate(model.architecture, work.attention, work.batch, work.execution)
+
     def flops(self, model: LanguageModel, baseline: Architecture) -> dict:
-        """FLOPs per token of the headline workload, and their ratio to the baseline's."""
-        work = self.config.workload
+        """FLOPs per token of the target's workload, and their ratio to the baseline's."""
+        work = self.config.workload.target
         counted, formula = checked_flops(model, work)
         expected = baseline.flops(work.batch, work.tgt_len, work.mem_len, work.attention)
         return {
@@ -232,14 +228,14 @@ class _Run:
         chosen = threshold_of(converted)
         taus = (*self.config.evaluate.taus, chosen)
         rows = list(sweep(converted, self.texts.test, taus, flops, final, self.runtime))
-        attention = self.config.workload.attention
+        work = self.config.workload.target
         split = converted.to(self.runtime.dtype)
         whole = {name: model.to(self.runtime.dtype) for name, model in networks.items()}
 
         def calls() -> dict[str, Callable[[], object]]:
             placed, others = copy.deepcopy((split, whole))
-            at_thresholds = timed_at(placed, self.timed(placed, attention), [row["tau"] for row in rows])
-            return at_thresholds | {name: self.timed(model, attention) for name, model in others.items()}
+            at_thresholds = timed_at(placed, self.timed(placed, work), [row["tau"] for row in rows])
+            return at_thresholds | {name: self.timed(model, work) for name, model in others.items()}
 
         found = self.in_turn(calls, "thresholds")
         specs = converted.architecture.blocks
@@ -274,22 +270,6 @@ class _Run:
         """What a smoothed bigram model scores on the test split."""
         nll = bigram_nll(self.texts.train, self.texts.test, vocab_size, self.texts.valid)
         return in_unit(from_nll(nll, len(self.texts.test) - 1), self.unit)
-
-
-def _excerpts(text: np.ndarray, workload: WorkloadConfig) -> torch.Tensor:
-    """One excerpt of the text per sequence of a batch, [B, M + T + 1] int64, evenly spread.
-
-    Raises UserError when the text is too short.
-    """
-    length = workload.excerpt
-    stride = len(text) // workload.batch
-    if stride < length:
-        raise UserError(
-            f"the test text has {len(text):,} tokens, timing needs {workload.batch} excerpts of {length}; "
-            "lower workload.batch, tgt_len or mem_len, or choose a larger dataset"
-        )
-    rows = [text[start : start + length] for start in range(0, workload.batch * stride, stride)]
-    return torch.from_numpy(np.stack(rows).astype(np.int64))
 
 
 def _size(architecture: Architecture) -> dict:

@@ -16,7 +16,7 @@ from functools import partial
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from planer.config import WorkloadConfig
+from planer.config import Workload
 from planer.models import LanguageModel
 
 TOLERANCE = 0.005
@@ -24,7 +24,7 @@ TOLERANCE = 0.005
 
 
 @torch.no_grad()
-def count_flops(model: LanguageModel, workload: WorkloadConfig) -> float:
+def count_flops(model: LanguageModel, workload: Workload) -> float:
     """FLOPs per token of one call with a full memory, embedding and head included, by torch's counter.
 
     Where the work of the head depends on the word, each kind of word counts with its share of a text.
@@ -46,7 +46,7 @@ def count_flops(model: LanguageModel, workload: WorkloadConfig) -> float:
     return total / tokens.numel()
 
 
-def checked_flops(model: LanguageModel, workload: WorkloadConfig) -> tuple[float, float]:
+def checked_flops(model: LanguageModel, workload: Workload) -> tuple[float, float]:
     """FLOPs per token by the counter and by the closed form, which must agree."""
     counted = count_flops(model, workload)
     formula = model.architecture.flops(workload.batch, workload.tgt_len, workload.mem_len, workload.attention)

@@ -42,7 +42,7 @@ def check_additivity(config: SimpleNamespace, vocab_size: int, table: LatencyTab
     Raises UserError when the table was measured on another device or for other shapes.
     """
     table.check(identity(runtime, config.workload, config.model, vocab_size))
-    profile, attention = config.profile_blocks, config.workload.attention
+    profile, attention = config.profile_blocks, config.workload.target.attention
     then_ms = {name: ms for name, ms in table.notes["stacks_ms"][attention].items() if name in config.design_space}
     networks = _networks(config, vocab_size, table, runtime, sum(then_ms.values()))
     stacks = {name: (config.model.option(name),) * table.notes["copies"] for name in then_ms}
@@ -62,7 +62,7 @@ def check_additivity(config: SimpleNamespace, vocab_size: int, table: LatencyTab
     bar = {"pearson_r": profile.min_r, "mape": profile.max_mape, "max_ape": profile.max_ape}
     return {
         "attention": attention,
-        "execution": config.workload.execution,
+        "execution": config.workload.target.execution,
         "n": len(rows),
         "requested": profile.networks + 1,
         "rounds": len(samples),
@@ -137,7 +137,7 @@ def _networks(
     config: SimpleNamespace, vocab_size: int, table: LatencyTable, runtime: Runtime, stacks_ms: float
 ) -> dict[str, Architecture]:
     """The baseline and the random networks, as many as requested or as there is time for beside the stacks."""
-    profile, attention = config.profile_blocks, config.workload.attention
+    profile, attention = config.profile_blocks, config.workload.target.attention
     baseline = config.model.architecture(vocab_size, config.patterns.baseline)
     positions = len(baseline.blocks)
     costs = np.array([table.lookup(option, attention) for option in config.design_space])
@@ -154,14 +154,15 @@ def _networks(
 
 def _pool(networks: list[tuple[BlockSpec, ...]], config: SimpleNamespace, vocab_size: int, runtime: Runtime) -> Pool:
     """Copies of each block: as many as one network needs at most, or as fit into memory."""
-    attentions = [config.workload.attention]
+    workload = config.workload.target
+    attentions = [workload.attention]
     architecture = config.model.architecture(vocab_size, ())
     most: Counter[BlockSpec] = Counter()
     for blocks in networks:
         most |= Counter(blocks)
-    affordable = affordable_copies(architecture, most, config.workload, runtime.dtype, attentions)
+    affordable = affordable_copies(architecture, most, workload, runtime.dtype, attentions)
     copies = {spec: min(number, affordable) for spec, number in most.items()}
-    return Pool(architecture, copies, config.workload, runtime.derived("additivity", "weights"), attentions)
+    return Pool(architecture, copies, workload, runtime.derived("additivity", "weights"), attentions)
 
 
 def _stacked(option: str) -> str:

@@ -36,23 +36,26 @@ def training_hours(config: SimpleNamespace, vocab_size: int, table: LatencyTable
     """
     baseline = config.model.architecture(vocab_size, config.patterns.baseline).blocks
     options = [config.model.option(name) for name in config.design_space]
+    work = config.workload.of("segment")
+
+    def ms(name: str) -> float:
+        return table.lookup(name, "recompute", work.batch, work.execution)
 
     def scale(training: TrainingConfig) -> float:
-        work = config.workload
         return training.batch * training.tgt_len / (work.batch * work.tgt_len)
 
     def fixed_ms(training: TrainingConfig) -> float:
-        return table.lookup(EMBEDDING_AND_HEAD, "recompute") * scale(training)
+        return ms(EMBEDDING_AND_HEAD) * scale(training)
 
     def blocks_ms(blocks: Iterable[BlockSpec], training: TrainingConfig) -> float:
         total = 0.0
         for block in blocks:
             at_work, in_training = (
                 block.flops(config.model.d_model, shape.batch, shape.tgt_len, shape.mem_len, "recompute")
-                for shape in (config.workload, training)
+                for shape in (work, training)
             )
             if at_work:  # skip costs nothing
-                total += table.lookup(block.name, "recompute") * scale(training) * in_training / at_work
+                total += ms(block.name) * scale(training) * in_training / at_work
         return total
 
     def hours(training: TrainingConfig, forwards: float) -> float:

@@ -5,6 +5,10 @@ segment, and the negative log-likelihood of the targets, in the workload's execu
 computes once for a shape (mask, position table, and with cached attention the projected positions) are computed before
 the first timed call.
 
+A workload that decodes has calls as text generation makes them: each reads the next token of every sequence and gives
+log-probabilities, by the decode engine where it runs, else by PyTorch.  Tokens follow each other, so that mixtures and
+sparse layers read other weights in every call.
+
 Letters in shapes: B sequences, T tokens of a segment, M remembered positions, D model width.
 """
 
@@ -12,6 +16,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import itertools
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
@@ -19,11 +24,12 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from planer.config import WorkloadConfig
+from planer.config import ATTENTIONS, Workload
 from planer.latency.execution import check_execution, executable, prepared
 from planer.latency.routings import set_routing
-from planer.latency.table import ATTENTIONS
 from planer.models import LanguageModel, initialise
+from planer.models.decoder import Sequences, decoder_of, start
+from planer.models.generate import SEGMENT
 from planer.runtime import Runtime
 from planer.specs import Architecture, BlockSpec
 
@@ -34,17 +40,19 @@ activations and the memory for the next segment."""
 
 def timed_forward(
     network: Architecture | LanguageModel,
-    workload: WorkloadConfig,
+    workload: Workload,
     runtime: Runtime,
     attention: str,
     tokens: Tensor | None = None,
 ) -> Callable[[], Tensor]:
-    """A call that scores one segment of the workload and returns its nll [B, T].
+    """A call that scores one segment of the workload and returns its nll [B, T], or that decodes one token of every
+    sequence and returns log-probabilities [B, V].
 
     network: an architecture, which gets random weights, or a model, of which a copy is made when it is not in the
     runtime's dtype on its device.  attention: ``cached`` or ``recompute``.  tokens: text [B, L], L > T.  The last T
-    tokens are predicted.  Those before the last segment fill the memory, repeated if they are fewer than M.  Random
-    tokens by default.  Raises UserError when the device or the network does not allow the workload's execution.
+    tokens are predicted.  Those before the last segment fill the memory, repeated if they are fewer than M.  Decoding
+    reads all tokens, one a call, again and again.  Random tokens by default.  Raises UserError when the device or the
+    network does not allow the workload's execution.
     """
     device, dtype = runtime.device, runtime.dtype
     check_execution(workload.execution, device)
@@ -59,6 +67,10 @@ def timed_forward(
     tokens = tokens.to(device)
     past, segment = tokens[:, : -workload.tgt_len - 1], tokens[:, -workload.tgt_len - 1 :]
     memory = filled_memory(model, past if past.shape[1] else segment[:, :-1], workload, attention)
+    if workload.decodes:
+        with torch.inference_mode():
+            read = start(model, memory, 1, workload.mem_len, clamp_len=0)
+        return _in_turn(read, tokens)
     timed = _wrapper(model, [executable(block, workload.execution) for block in model.blocks])
 
     @torch.inference_mode()
@@ -67,6 +79,17 @@ def timed_forward(
         return timed(segment[:, :-1], memory, score, mem_len=workload.mem_len, attention=attention).score
 
     return prepared(forward, workload.execution, device, model.dynamic_blocks())
+
+
+def _in_turn(read: Callable[[Tensor], Tensor], tokens: Tensor) -> Callable[[], Tensor]:
+    """A call that reads the next tokens [B] of some text [B, L], and the first ones after the last."""
+    following = itertools.cycle(tokens.t().contiguous())
+
+    @torch.inference_mode()
+    def forward() -> Tensor:
+        return read(next(following))
+
+    return forward
 
 
 class Pool:
@@ -80,7 +103,7 @@ class Pool:
         self,
         architecture: Architecture,
         copies: dict[BlockSpec, int],
-        workload: WorkloadConfig,
+        workload: Workload,
         runtime: Runtime,
         attentions: Iterable[str] = ATTENTIONS,
     ):
@@ -97,6 +120,7 @@ class Pool:
         self._memory = {
             attention: filled_memory(self._model, self._tokens[:, :-1], workload, attention) for attention in attentions
         }
+        self._sequences = self._decoded_sequences() if workload.decodes else None
         self._wrappers: dict[tuple[str, bool], LanguageModel] = {}
         self._executable: dict[tuple[int, str], nn.Module] = {}
 
@@ -113,9 +137,14 @@ class Pool:
         for spec in blocks:
             indices.append(self._indices[spec][used[spec] % len(self._indices[spec])])
             used[spec] += 1
+        if self._sequences:
+            sequences = self._sequences.through(indices)
+            return _in_turn(sequences.read if head else sequences.hidden, self._tokens)
         modules = nn.ModuleList(self._block(index, routing) for index in indices)
         memory = [self._memory[attention][index] for index in indices]
         model = self._wrapper(attention, any(entry is not None for entry in memory))
+        if self.workload.decodes:
+            return _in_turn(partial(self._decode, model, modules, memory, head), self._tokens)
         segment = self._tokens
 
         @torch.inference_mode()
@@ -126,6 +155,19 @@ class Pool:
             return output.score if head else output.hidden
 
         return prepared(forward, self.workload.execution, self._device)
+
+    @torch.inference_mode()
+    def _decoded_sequences(self) -> Sequences | None:
+        """Sequences that the decode engine continues through all blocks; None where PyTorch does."""
+        decoder = decoder_of(self._model)
+        return decoder and Sequences(decoder, self._memory["cached"], 1, self.workload.mem_len, clamp_len=0)
+
+    def _decode(self, model: LanguageModel, modules: nn.ModuleList, memory: list, head: bool, tokens: Tensor) -> Tensor:
+        """What PyTorch makes of the next tokens [B]."""
+        model.blocks = modules
+        reading = {"mem_len": self.workload.mem_len, "attention": "cached", "same_length": True}
+        hidden = model(tokens[:, None], memory, **reading).hidden[:, -1]
+        return model.log_probs(hidden) if head else hidden
 
     def _block(self, index: int, routing: str) -> nn.Module:
         """A block ready for the workload's execution; under another routing it shares all but router and LayerNorm."""
@@ -161,16 +203,20 @@ def _wrapper(model: LanguageModel, blocks: Iterable[nn.Module] = ()) -> Language
 def affordable_copies(
     architecture: Architecture,
     specs: Iterable[BlockSpec],
-    workload: WorkloadConfig,
+    workload: Workload,
     dtype: torch.dtype,
     attentions: Iterable[str] = ATTENTIONS,
 ) -> int:
-    """Copies of every block that fit into POOL_BYTES with their memories; at least 1."""
+    """Copies of every block that fit into POOL_BYTES with their memories; at least 1.
+
+    The decode engine has another layout of the weights, and a cache beside each memory.
+    """
     numbers = 0
     for spec in specs:
         remembered = sum(spec.remembered(architecture.d_model, attention) for attention in attentions)
         numbers += spec.params(architecture.d_model) + workload.batch * workload.mem_len * remembered
-    return max(1, POOL_BYTES // (max(numbers, 1) * dtype.itemsize))
+    layouts = 2 if workload.decodes else 1
+    return max(1, POOL_BYTES // (max(numbers, 1) * layouts * dtype.itemsize))
 
 
 def random_model(architecture: Architecture, runtime: Runtime) -> LanguageModel:
@@ -180,13 +226,14 @@ def random_model(architecture: Architecture, runtime: Runtime) -> LanguageModel:
     return model.to(runtime.device, runtime.dtype).eval()
 
 
-def random_tokens(architecture: Architecture, workload: WorkloadConfig, seed: int) -> Tensor:
-    """[B, T + 1]: a segment and the token after it.
+def random_tokens(architecture: Architecture, workload: Workload, seed: int) -> Tensor:
+    """[B, T + 1]: a segment and the token after it; an excerpt [B, M + T + 1] where one token is read a call.
 
     Where the work of the head depends on the word, words of each cluster are as frequent as in a text.
     """
     generator = torch.Generator().manual_seed(seed)
-    shape, clusters = (workload.batch, workload.tgt_len + 1), architecture.head.clusters(architecture.vocab_size)
+    length = workload.excerpt if workload.decodes else workload.tgt_len + 1
+    shape, clusters = (workload.batch, length), architecture.head.clusters(architecture.vocab_size)
     words = torch.stack([torch.randint(c.start, c.stop, shape, generator=generator) for c in clusters])
     if len(clusters) == 1:
         return words[0]
@@ -196,13 +243,13 @@ def random_tokens(architecture: Architecture, workload: WorkloadConfig, seed: in
 
 
 @torch.inference_mode()
-def filled_memory(model: LanguageModel, text: Tensor, workload: WorkloadConfig, attention: str) -> list:
+def filled_memory(model: LanguageModel, text: Tensor, workload: Workload, attention: str) -> list:
     """Memory of M positions after reading the end of text [B, L] in segments, repeated when L < M.
 
     Reading all M positions would take longer than the timed call (ten segments at M = 640, T = 64).
     """
-    memory = None
-    for segment in text[:, -max(workload.mem_len, workload.tgt_len) :].split(workload.tgt_len, dim=1):
+    memory, length = None, SEGMENT if workload.decodes else workload.tgt_len
+    for segment in text[:, -max(workload.mem_len, workload.tgt_len) :].split(length, dim=1):
         memory = model(segment, memory, mem_len=workload.mem_len, attention=attention).state
     return [
         _repeat(entry, workload.mem_len + block.lookback if torch.is_tensor(entry) else workload.mem_len)

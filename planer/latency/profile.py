@@ -5,26 +5,27 @@ other costs that occur once cancel.  Each copy has separate weights and a separa
 are measured alternately (``measure``), and a cost is the median over rounds of the difference within a round.  A
 negative cost is measured again, never set to zero.
 
-Mixtures of experts are measured under three routings (``planer.latency.routings``).  Everything is measured for every
-requested batch size and execution mode, each of which may take max_seconds.
+Mixtures of experts are measured under three routings (``planer.latency.routings``), but when they decode: a token has
+no loads to balance.  Everything is measured for every requested batch size and execution mode, each of which may take
+max_seconds.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from types import SimpleNamespace
 from typing import NamedTuple
 
 import pandas as pd
 
-from planer.config import WorkloadConfig
+from planer.config import ATTENTIONS, Workload
 from planer.errors import UserError
 from planer.latency.execution import check_execution
 from planer.latency.networks import Pool, affordable_copies
 from planer.latency.routings import ROUTINGS
-from planer.latency.table import ATTENTIONS, LatencyTable, free_options, identity
+from planer.latency.table import LatencyTable, free_options, identity
 from planer.measure import MIN_ROUNDS, by_round, measure, summary
 from planer.runtime import Runtime
 from planer.specs import EMBEDDING_AND_HEAD, Attention, BlockSpec, FeedForward, from_notation
@@ -52,26 +53,26 @@ def profile_blocks(config: SimpleNamespace, vocab_size: int, runtime: Runtime) -
     for workload in workloads:
         found, note = _profile(config, workload, vocab_size, runtime)
         setting = {"batch": workload.batch, "execution": workload.execution}
-        rows += [setting | row for row in found]
+        lengths = {"tgt_len": workload.tgt_len, "mem_len": workload.mem_len}
+        rows += [lengths | setting | row for row in found]
         notes.append(setting | note)
     sides = identity(runtime, config.workload, config.model, vocab_size)
-    shared = {key: sides[key] for key in ("device", "dtype", "tgt_len", "mem_len")}
+    shared = {key: sides[key] for key in ("device", "dtype")}
     return LatencyTable(pd.DataFrame([shared | row for row in rows]), sides, notes[0] | {"others": notes[1:]})
 
 
-def measured_workloads(config: SimpleNamespace) -> list[WorkloadConfig]:
-    """The workload, then the same with other batch sizes and execution modes."""
-    workload, profile = config.workload, config.profile_blocks
-    return [
-        dataclasses.replace(workload, batch=batch, execution=execution)
-        for execution in dict.fromkeys((workload.execution, *profile.executions))
-        for batch in dict.fromkeys((workload.batch, *profile.batches))
+def measured_workloads(config: SimpleNamespace) -> list[Workload]:
+    """The target's workload first.  Segments also have other batch sizes and execution modes."""
+    segment, profile = config.workload.of("segment"), config.profile_blocks
+    segments = [
+        dataclasses.replace(segment, batch=batch, execution=execution)
+        for execution in dict.fromkeys((segment.execution, *profile.executions))
+        for batch in dict.fromkeys((segment.batch, *profile.batches))
     ]
+    return list(dict.fromkeys((config.workload.target, *segments, *config.workload.measured)))
 
 
-def _profile(
-    config: SimpleNamespace, workload: WorkloadConfig, vocab_size: int, runtime: Runtime
-) -> tuple[list[dict], dict]:
+def _profile(config: SimpleNamespace, workload: Workload, vocab_size: int, runtime: Runtime) -> tuple[list[dict], dict]:
     """Table rows for one workload, and notes on how they were measured."""
     began = time.perf_counter()
     profiler = _Profiler(config, workload, vocab_size, runtime)
@@ -79,7 +80,7 @@ def _profile(
     costs, fixed, stacks_ms = profiler.costs()
     after = profiler.control_ms("end")
     spread = pd.Series([(cost.quantile(0.9) - cost.quantile(0.1)) / cost.median() for cost in costs.values()])
-    return list(_rows(costs, fixed)), {
+    return list(_rows(costs, fixed, workload.attentions)), {
         "copies": profiler.copies,
         "rounds": len(fixed),
         "seconds": round(time.perf_counter() - began, 1),
@@ -123,22 +124,23 @@ class _Profiler:
     (POOL_BYTES), or where a warm-up and MIN_ROUNDS rounds of them would take longer than max_seconds.
     """
 
-    def __init__(self, config: SimpleNamespace, workload: WorkloadConfig, vocab_size: int, runtime: Runtime):
+    def __init__(self, config: SimpleNamespace, workload: Workload, vocab_size: int, runtime: Runtime):
         self.profile, self.runtime = config.profile_blocks, runtime
-        self.model = config.model
+        self.model, self.attentions = config.model, workload.attentions
+        routings = ROUTINGS[:1] if workload.decodes else ROUTINGS
         specs = measured_options(config)
         # The two modes differ in attention alone.
         self.stacks = [
             _Stack(spec, attention, routing)
             for spec in specs
-            for attention in (ATTENTIONS if spec.remembers else ATTENTIONS[:1])
-            for routing in (ROUTINGS if spec.routes else ROUTINGS[:1])
+            for attention in (self.attentions if spec.remembers else self.attentions[:1])
+            for routing in (routings if spec.routes else routings[:1])
         ]
         architecture = config.model.architecture(vocab_size, ())
-        affordable = affordable_copies(architecture, specs, workload, runtime.dtype) // 2
+        affordable = affordable_copies(architecture, specs, workload, runtime.dtype, self.attentions) // 2
         self.copies = max(1, min(self.profile.copies, affordable))
         counts = dict.fromkeys(specs, 2 * self.copies)
-        self.pool = Pool(architecture, counts, workload, runtime.derived("profile", "weights"))
+        self.pool = Pool(architecture, counts, workload, runtime.derived("profile", "weights"), self.attentions)
         single_ms = self._time(self._networks(self.stacks, 1), 2, "pilot", warmup=1).min().sum()
         rounds = self.profile.max_seconds * 1e3 / (3 * single_ms)
         self.copies = max(1, min(self.copies, int(rounds / (MIN_ROUNDS + 1))))
@@ -156,7 +158,7 @@ class _Profiler:
                 for stack, ms in copies_ms.items()
                 if stack.serves(attention) and stack.routing == ROUTINGS[0]
             }
-            for attention in ATTENTIONS
+            for attention in self.attentions
         }
         for attempt in range(1, ATTEMPTS):
             negative = [stack for stack in self.stacks if costs[stack].median() <= 0]
@@ -206,9 +208,9 @@ class _Profiler:
         return (double - single) / self.copies
 
 
-def _rows(costs: dict[_Stack, pd.Series], fixed: pd.Series) -> Iterator[dict]:
-    """Table rows for both attention modes: embedding and head, skip, and every option."""
-    for attention in ATTENTIONS:
+def _rows(costs: dict[_Stack, pd.Series], fixed: pd.Series, attentions: Iterable[str]) -> Iterator[dict]:
+    """Table rows for these attention modes: embedding and head, skip, and every option."""
+    for attention in attentions:
         setting = {"attention": attention, "routing": ROUTINGS[0]}
         yield {"option": EMBEDDING_AND_HEAD, **setting, **summary(fixed)}
         for option in free_options():

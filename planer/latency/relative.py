@@ -44,14 +44,14 @@ def relative_latency(config: SimpleNamespace, vocab_size: int, runtime: Runtime)
 
     config: the sections model, patterns, workload and candidates.
     """
-    baseline = config.model.architecture(vocab_size, config.patterns.baseline)
+    baseline, work = config.model.architecture(vocab_size, config.patterns.baseline), config.workload.target
 
     def measured(network: Architecture) -> float:
         def calls(number: int) -> dict[str, Callable[[], object]]:
             placed = runtime.derived("relative latency", "weights", number)
             networks = {"network": network, "baseline": baseline}
             return {
-                name: timed_forward(random_model(n, placed), config.workload, placed, config.workload.attention)
+                name: timed_forward(random_model(n, placed), work, placed, work.attention)
                 for name, n in networks.items()
             }
 

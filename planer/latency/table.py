@@ -2,12 +2,14 @@
 
 One row per (option, attention, routing, batch, execution).  A network's estimated latency is that of embedding and head
 plus the sum of its blocks, with balanced routing, in the workload's execution mode.  Options without attention cost the
-same in both attention modes; they are measured once and listed under both.  The table's identity (device, software,
+same in both attention modes; they are measured once and listed under both.  Rows of the execution ``decode`` are calls
+of one token by the decode engine, with cached attention and balanced routing.  The table's identity (device, software,
 threads, shapes) is in the Parquet file's metadata, because the numbers hold for nothing else.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import re
@@ -18,15 +20,14 @@ from pathlib import Path
 import pandas as pd
 import torch
 
-from planer.config import ModelConfig, WorkloadConfig
+from planer.config import ATTENTIONS, ModelConfig, WorkloadConfig
+from planer.config.latency import DECODE
 from planer.errors import Damaged, UserError, remake
 from planer.files import parse_json, read_parquet, write_parquet
 from planer.latency.routings import ROUTINGS
 from planer.runtime import Runtime, device_name
 from planer.specs import EMBEDDING_AND_HEAD, Architecture, kinds
 
-ATTENTIONS = ("cached", "recompute")
-"""Attention modes in inference: keys and values of the memory kept, or recomputed from hidden states."""
 COLUMNS = {
     "option": "text",
     "device": "text",
@@ -58,23 +59,25 @@ class LatencyTable:
     """Result of ``identity`` where the table was measured."""
     notes: dict
     """Copies per stack and their times (``stacks_ms``), rounds, drift of the control stack, spread; not compared.
-    They are those of the experiment's workload; ``others`` lists those of other batch sizes and execution modes."""
+    They are those of the target's workload; ``others`` lists those of other batch sizes and execution modes."""
     path: str = "the latency table"
     """Its file, for messages."""
 
     def __post_init__(self) -> None:
-        usual = (self.rows["execution"] == self.identity["execution"]) & (self.rows["routing"] == ROUTINGS[0])
-        self._usual = self.rows[usual]
-        self._costs = {(row.option, row.attention, row.batch): float(row.median_ms) for row in self._usual.itertuples()}
+        self._costs = {
+            (row.option, row.attention, row.batch, row.execution): float(row.median_ms)
+            for row in self.rows[self.rows["routing"] == ROUTINGS[0]].itertuples()
+        }
 
     @property
     def headline_rows(self) -> pd.DataFrame:
-        """The rows of the experiment's workload under balanced routing: one per option and attention mode."""
-        return self._usual[self._usual["batch"] == self.identity["batch"]]
+        """The rows of the target's workload under balanced routing: one per option and attention mode."""
+        rows = self.workload_rows
+        return rows[rows["routing"] == ROUTINGS[0]]
 
     @property
     def workload_rows(self) -> pd.DataFrame:
-        """The rows of the experiment's workload under every routing."""
+        """The rows of the target's workload under every routing."""
         same = (self.rows["execution"] == self.identity["execution"]) & (self.rows["batch"] == self.identity["batch"])
         return self.rows[same]
 
@@ -104,25 +107,30 @@ class LatencyTable:
             there, here = (", ".join(f"{key} {side.get(key, 'unknown')}" for key in different) for side in sides)
             raise UserError(f"{self.path} was measured with {there}, but this run has {here}; {remake(self.path)}")
 
-    def lookup(self, option: str, attention: str, batch: int | None = None) -> float:
+    def lookup(self, option: str, attention: str, batch: int | None = None, execution: str | None = None) -> float:
         """Cost in ms of an option, or of EMBEDDING_AND_HEAD, under cached or recomputed attention.
 
-        batch: the workload's by default.  Raises UserError when this was not measured.
+        batch, execution: those of the target's workload by default.  Raises UserError when this was not measured.
         """
-        batch = self.identity["batch"] if batch is None else batch
-        if (option, attention, batch) not in self._costs:
-            batches = sorted({size for _, _, size in self._costs})
-            if batch not in batches:
-                sizes = ", ".join(map(str, batches))
-                raise UserError(f"{self.path} has no batch {batch}; it has: {sizes}; profile_blocks.batches adds more")
-            names = ", ".join(name for name, mode, size in self._costs if (mode, size) == (attention, batch))
+        calls = batch or self.identity["batch"], execution or self.identity["execution"]
+        if (option, attention, *calls) not in self._costs:
+            batches = sorted({size for *_, size, mode in self._costs if mode == calls[1]})
+            if calls[0] not in batches:
+                sizes = ", ".join(map(str, batches)) or "none"
+                raise UserError(
+                    f"{self.path} has no batch {calls[0]} with {calls[1]} execution; it has: {sizes}; "
+                    "profile_blocks.batches adds more"
+                )
+            names = ", ".join(name for name, *setting in self._costs if setting == [attention, *calls])
             raise UserError(f"{self.path} has no {option!r} with {attention} attention; it has: {names or 'nothing'}")
-        return self._costs[option, attention, batch]
+        return self._costs[option, attention, *calls]
 
-    def estimate(self, architecture: Architecture, attention: str, batch: int | None = None) -> float:
+    def estimate(
+        self, architecture: Architecture, attention: str, batch: int | None = None, execution: str | None = None
+    ) -> float:
         """Latency in ms of a network: the exact sum of embedding, head and blocks, independent of their order.
 
-        batch: the workload's by default.  Raises UserError when the network's shapes or this batch were not
+        batch, execution: as in ``lookup``.  Raises UserError when the network's shapes or these calls were not
         measured.
         """
         shapes = {key: getattr(architecture, key) for key in ("vocab_size", "d_model", "norm")}
@@ -136,11 +144,15 @@ class LatencyTable:
                     "use the table of the network's experiment"
                 )
         names = (EMBEDDING_AND_HEAD, *(block.name for block in architecture.blocks))
-        return math.fsum(self.lookup(name, attention, batch) for name in names)
+        return math.fsum(self.lookup(name, attention, batch, execution) for name in names)
 
 
 def identity(runtime: Runtime, workload: WorkloadConfig, model: ModelConfig, vocab_size: int) -> dict:
-    """Everything besides the block that a latency depends on: device, software, threads, type and shapes."""
+    """Everything besides the block that a latency depends on: device, software, threads, type and shapes.
+
+    batch, tgt_len, mem_len and execution are those of the target's workload; ``other`` is the other one, if there is.
+    """
+    target, *others = workload.measured
     shapes = ("d_model", "num_heads", "d_inner", "num_experts", "norm")
     return {
         "device": device_name(runtime.device),
@@ -149,14 +161,15 @@ def identity(runtime: Runtime, workload: WorkloadConfig, model: ModelConfig, voc
         "triton": _triton_version(),
         "threads": torch.get_num_threads(),
         "dtype": str(runtime.dtype).removeprefix("torch."),
-        "batch": workload.batch,
-        "tgt_len": workload.tgt_len,
-        "mem_len": workload.mem_len,
-        "execution": workload.execution,
+        "batch": target.batch,
+        "tgt_len": target.tgt_len,
+        "mem_len": target.mem_len,
+        "execution": target.execution,
         **{key: getattr(model, key) for key in shapes},
         "vocab_size": vocab_size,
         "head": model.head.label,
         **({"blocks": json.dumps(model.blocks, sort_keys=True)} if model.blocks else {}),
+        **({"other": json.dumps(dataclasses.asdict(others[0]), sort_keys=True)} if others else {}),
     }
 
 
@@ -188,8 +201,9 @@ def _problem(rows: pd.DataFrame, sides: Mapping) -> str | None:
     """What is wrong with a table's rows; None when they are complete, plausible and fit the identity."""
     workloads = ["batch", "execution"]
     keys = [*workloads, "option", "attention", "routing"]
-    for column in ("device", "dtype", "tgt_len", "mem_len"):
-        if not (rows[column] == sides[column]).all():
+    alike = rows[(rows["execution"] == DECODE) == (sides["execution"] == DECODE)]
+    for column, part in {"device": rows, "dtype": rows, "tgt_len": alike, "mem_len": alike}.items():
+        if not (part[column] == sides[column]).all():
             return f"contradicts itself: its rows are of another {column} than its identity"
     for column, allowed in {"attention": ATTENTIONS, "routing": ROUTINGS}.items():
         if unknown := set(rows[column]) - set(allowed):
@@ -205,11 +219,12 @@ def _problem(rows: pd.DataFrame, sides: Mapping) -> str | None:
         return f"has two rows of {rows[rows.duplicated(keys)]['option'].iloc[0][:80]}"
     found = {workload: set(zip(*part[keys[2:]].values.T, strict=True)) for workload, part in rows.groupby(workloads)}
     headline = found.setdefault((sides["batch"], sides["execution"]), set())
-    options = {option for option, _, _ in headline}
-    wanted = {(option, attention, ROUTINGS[0]) for option in options for attention in ATTENTIONS}
-    wanted |= {(o, a, routing) for o, a, other in headline if other != ROUTINGS[0] for routing in ROUTINGS}
-    wanted |= headline | {(option, ATTENTIONS[0], ROUTINGS[0]) for option in (EMBEDDING_AND_HEAD, *always_free)}
+    options = {option for option, _, _ in headline} | {EMBEDDING_AND_HEAD, *always_free}
+    uneven = {option for part in found.values() for option, _, routing in part if routing != ROUTINGS[0]}
     for (batch, execution), part in found.items():
+        decodes = execution == DECODE
+        wanted = {(o, a, ROUTINGS[0]) for o in options for a in (ATTENTIONS[:1] if decodes else ATTENTIONS)}
+        wanted |= set() if decodes else {(o, a, r) for o in uneven for a in ATTENTIONS for r in ROUTINGS}
         if wanted - part:
             return f"lacks rows for batch {batch}, {execution}, such as {', '.join(min(wanted - part))[:80]}"
     return None

@@ -8,7 +8,8 @@ Letters in shapes: B sequences, L distances, D model width, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import copy
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor
@@ -91,23 +92,34 @@ class Sequences:
         remembered = max((entry[0].shape[2] for entry in state if entry is not None), default=0)
         length = min(mem_len + 1, remembered + tokens)
         positions = decoder.positions(length, min(mem_len + 1, 2 * length), clamp_len)
+        self._path: Iterable[int] = range(len(decoder.steps))
         self._caches = [
             step.start(entry, positions, length) if step else entry
             for step, entry in zip(decoder.steps, state, strict=True)
         ]
 
+    def through(self, places: Iterable[int]) -> Sequences:
+        """The same sequences in a network of the blocks at these places, in this order.  They share their caches."""
+        other = copy.copy(self)
+        other._path = tuple(places)
+        return other
+
     def read(self, tokens: Tensor) -> Tensor:
         """See ``Reader``."""
+        return self._decoder.log_probs(self.hidden(tokens))
+
+    def hidden(self, tokens: Tensor) -> Tensor:
+        """States behind the last block [B, D], after reading the next token of every sequence [B]."""
         model, caches = self._decoder.model, self._caches
         x = model.embed(tokens)
-        for place, step in enumerate(self._decoder.steps):
-            if step:
+        for place in self._path:
+            if step := self._decoder.steps[place]:
                 x = step(x, caches[place])
             else:
                 here = slice(place, place + 1)
                 y, (caches[place],), _ = model.run_blocks(x[:, None], [caches[place]], here, **self._reading)
                 x = y[:, 0]
-        return self._decoder.log_probs(model.final_norm(x))
+        return model.final_norm(x)
 
 
 class Segments:

@@ -211,5 +211,6 @@ def option_number(option: str) -> int:
 
 def workload_text(row) -> str:
     """Shape of the calls that a row of eval.json or of the latency table timed."""
-    text = f"batch {row['batch']}, {row['tgt_len']} tokens, memory {row['mem_len']}"
+    tokens = "decoding" if row["execution"] == "decode" else f"{row['tgt_len']} tokens"
+    text = f"batch {row['batch']}, {tokens}, memory {row['mem_len']}"
     return f"{text}, {row['attention']} attention" if "headline" in row else text

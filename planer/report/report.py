@@ -106,10 +106,12 @@ def render(
 
 def _setting(evaluation: dict) -> str:
     row, provenance = headline(evaluation), evaluation["provenance"]
-    return (
-        f"{provenance['device']}, {provenance['dtype']}. Workload: batch {row['batch']}, {row['tgt_len']} tokens per "
-        f"call, memory of {row['mem_len']}, {row['attention']} attention, {row['execution']} execution."
-    )
+    if row["execution"] == "decode":
+        how = f"one token per call, context of {row['mem_len']}, decode engine"
+    else:
+        how = f"{row['tgt_len']} tokens per call, memory of {row['mem_len']}, {row['attention']} attention, "
+        how += f"{row['execution']} execution"
+    return f"{provenance['device']}, {provenance['dtype']}. Workload: batch {row['batch']}, {how}."
 
 
 def _files(evaluations: Sequence[dict]) -> dict:

@@ -15,7 +15,7 @@ from fractions import Fraction
 from numbers import Integral
 from types import SimpleNamespace
 
-from planer.config import batch_of_limit
+from planer.config import Workload, calls_of_limit
 from planer.errors import UserError
 from planer.latency.table import LatencyTable
 from planer.specs import EMBEDDING_AND_HEAD, Architecture, BlockSpec
@@ -95,24 +95,25 @@ def limits_of(
 ) -> list[Limit]:
     """The latency limit, called ``target``, and ``extra_limits``: params, active_params, flops, memory (shares).
 
-    latency_batch_<b> in ``extra_limits`` limits the latency at another batch size.  config has the sections model,
-    design_space and workload.  FLOPs are those of one forward pass of the workload; memory is weights and the memory of
-    its batch, in bytes.  Raises UserError when the table lacks an option or a batch size.
+    Names that begin with latency_ in ``extra_limits`` limit the latency of other calls.  config has the sections model,
+    design_space and workload.  FLOPs are those of one call of the target's workload; memory is weights and the memory
+    of its batch, in bytes.  Raises UserError when the table lacks an option or a batch size.
     """
-    attention, blocks = config.workload.attention, [config.model.option(name) for name in config.design_space]
+    blocks = [config.model.option(name) for name in config.design_space]
 
-    def latency(name: str, share: float, batch: int | None = None) -> Limit:
-        table.estimate(baseline, attention, batch)  # raises where the table was measured for other shapes
+    def latency(name: str, share: float, calls: Workload) -> Limit:
+        how = calls.attention, calls.batch, calls.execution
+        table.estimate(baseline, *how)  # raises where the table was measured for other shapes
         names = (config.design_space, [block.name for block in baseline.blocks])
-        costs, whole = ([table.lookup(block, attention, batch) for block in blocks] for blocks in names)
-        return latency_limit(name, share, costs, table.lookup(EMBEDDING_AND_HEAD, attention, batch), whole)
+        costs, whole = ([table.lookup(block, *how) for block in blocks] for blocks in names)
+        return latency_limit(name, share, costs, table.lookup(EMBEDDING_AND_HEAD, *how), whole)
 
-    workload, empty = config.workload, config.model.architecture(baseline.vocab_size, ())
+    workload, empty = config.workload.target, config.model.architecture(baseline.vocab_size, ())
     cost, tokens = _costs(config, baseline), workload.batch * workload.tgt_len
     fixed = {
         "params": empty.params(),
         "active_params": empty.active_params(),
-        "flops": round(tokens * empty.flops(1, 1, 0, attention)),
+        "flops": round(tokens * empty.flops(1, 1, 0, workload.attention)),
         "memory": BYTES * empty.params(),
     }
     units = {
@@ -121,10 +122,10 @@ def limits_of(
         "flops": ("FLOPs per token", tokens),
         "memory": ("bytes", 1),
     }
-    limits = [latency("target", target)]
+    limits = [latency("target", target, workload)]
     for name, share in extra_limits.items():
-        if (batch := batch_of_limit(name)) is not None:
-            limits.append(latency(name, share, batch))
+        if (calls := calls_of_limit(name, config.workload)) is not None:
+            limits.append(latency(name, share, calls))
             continue
         whole = fixed[name] + sum(cost[name](block) for block in baseline.blocks)
         limit = Limit(name, [cost[name](block) for block in blocks], fixed[name], whole, whole, *units[name])
@@ -133,8 +134,8 @@ def limits_of(
 
 
 def _costs(config: SimpleNamespace, baseline: Architecture) -> dict[str, Callable[[BlockSpec], int]]:
-    """Costs of one block, by limit; FLOPs are those of a forward pass of the workload."""
-    width, work = baseline.d_model, config.workload
+    """Costs of one block, by limit; FLOPs are those of a call of the target's workload."""
+    width, work = baseline.d_model, config.workload.target
 
     def memory(block: BlockSpec) -> int:
         remembered = work.batch * work.mem_len * block.remembered(width, work.attention)

@@ -20,7 +20,7 @@ def pattern_network(
 
 def noted(config: SimpleNamespace, variant: Variant, network: Architecture, table: LatencyTable, notes: dict) -> dict:
     """Notes with the network's latency by the table, as architecture.yaml keeps them."""
-    attention = config.workload.attention
+    attention = config.workload.target.attention
     baseline = config.model.architecture(network.vocab_size, config.patterns.baseline)
     estimated_ms, reference_ms = (table.estimate(one, attention) for one in (network, baseline))
     latency = {

@@ -295,7 +295,8 @@ def _latency_loss(
     config: SimpleNamespace, target: float, vocab_size: int, table: LatencyTable, device: torch.device
 ) -> LatencyLoss:
     """Raises UserError when no network of the design space meets the target."""
-    baseline, attention = config.model.architecture(vocab_size, config.patterns.baseline), config.workload.attention
+    baseline = config.model.architecture(vocab_size, config.patterns.baseline)
+    attention = config.workload.target.attention
     option_ms = [table.lookup(name, attention) for name in config.design_space]
     fixed_ms, baseline_ms = table.lookup(EMBEDDING_AND_HEAD, attention), table.estimate(baseline, attention)
     limits_of(config, baseline, table, target)[0].require_reachable(len(baseline.blocks))

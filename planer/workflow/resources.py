@@ -206,12 +206,14 @@ def _measuring(job: _Job) -> _Need:
     config, profile, work = job.config, job.config.profile_blocks, job.config.workload
     names = {*config.design_space, *config.search_methods.isoparam, *config.search_methods.par_search}
     options = [config.model.option(name) for name in names]
-    memory = 3 * work.batch * work.mem_len * config.model.d_model
-    pool = 4 * 2 * profile.copies * (job.params(options) + len(options) * memory)
+    memory = 3 * max(calls.batch * calls.mem_len for calls in work.measured) * config.model.d_model
+    layouts = 2 if "decode" in work.kinds else 1  # the decode engine has another one
+    pool = layouts * 4 * 2 * profile.copies * (job.params(options) + len(options) * memory)
     workloads = len({work.batch, *profile.batches}) * len({work.execution, *profile.executions})
+    workloads += len(work.kinds) - 1
     return _Need(
         host_bytes=min(pool, POOL_BYTES),
-        device_bytes=job.call_bytes(work),
+        device_bytes=max(map(job.call_bytes, work.measured)),
         seconds=4 * workloads * profile.max_seconds,
     )
 
@@ -248,7 +250,9 @@ def _choose(job: _Job) -> _Need:
     return _Need(
         params=trained.params,
         host_bytes=trained.host_bytes + READ_BYTES * supernet.params,
-        device_bytes=max(job.call_bytes(job.config.search), job.call_bytes(job.config.workload), trained.device_bytes),
+        device_bytes=max(
+            trained.device_bytes, *map(job.call_bytes, (job.config.search, *job.config.workload.measured))
+        ),
         flops=scored * job.flops(job.config.search) + trainings * trained.flops,
         seconds=calls * PASS_SECONDS + trainings * trained.seconds + MEASUREMENT_SECONDS * measurements,
     )
@@ -312,7 +316,7 @@ def _evaluate(job: _Job) -> _Need:
     return _Need(
         params=job.params() + job.params(job.baseline),
         host_bytes=job.corpus_bytes,
-        device_bytes=max(job.call_bytes(shape) for shape in (how, job.config.workload)),
+        device_bytes=max(map(job.call_bytes, (how, *job.config.workload.measured))),
         flops=read * job.flops(how),
         seconds=read / (how.batch * how.tgt_len) * PASS_SECONDS + 2 * MEASUREMENT_SECONDS,
     )

@@ -84,6 +84,7 @@ def evaluation(variant: str, pattern: str, nll: float, share: float, target: flo
             "baseline_median_ms": ms,
             "baseline_table_ms": 0.98 * ms,
             "speed_up": 1 / share,
+            "tokens_per_second": 1e3 * 16 * 64 / (share * ms),
         }
         for mode, ms in BASELINE_MS.items()
     ]
@@ -164,7 +165,10 @@ def evaluation(variant: str, pattern: str, nll: float, share: float, target: flo
             "params": 1_000_000,
             "active_params": 1_000_000,
             "quality": quality(1.6),
-            "latency": [{"attention": mode, "table_ms": 0.98 * ms, **spread(ms)} for mode, ms in BASELINE_MS.items()],
+            "latency": [
+                {"attention": mode, "execution": "eager", "table_ms": 0.98 * ms, **spread(ms)}
+                for mode, ms in BASELINE_MS.items()
+            ],
         },
         "provenance": {
             "git_commit": "unknown",

@@ -191,3 +191,12 @@ def test_a_real_check(attention):
     assert all(row["p10_ms"] <= row["measured_ms"] <= row["p90_ms"] for row in report["networks"])
     assert all(row["measured_ms"] > 0 for row in report["networks"])
     assert -1 <= report["pearson_r"] <= 1
+
+
+def test_a_real_check_of_decoding():
+    config = experiment(
+        workload={"kinds": ["decode", "segment"], "decode": {"batch": 1, "mem_len": 16}},
+        profile_blocks={"rounds": 3, "networks": 9, "warmup": 1},
+    )
+    report = check_additivity(config, VOCABULARY, table(config), Runtime(seed=CONFIG.seed))
+    assert (report["attention"], report["execution"], report["n"]) == ("cached", "decode", 10)

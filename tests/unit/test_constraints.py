@@ -11,7 +11,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from toy import VOCAB_SIZE, experiment, latency_table
+from toy import MS, VOCAB_SIZE, experiment, latency_table
 
 from planer.config.variant import parse_variant
 from planer.errors import UserError
@@ -86,10 +86,38 @@ def test_a_network_chosen_under_two_batches_keeps_both():
     assert shares_used == pytest.approx({"target": shares["both"][0], "latency_batch_1": shares["both"][1]})
 
 
+@pytest.mark.parametrize("kinds", [["segment", "decode"], ["decode", "segment"]])
+def test_the_target_is_the_latency_of_one_kind_of_calls_and_a_limit_that_of_the_other(kinds):
+    """Decoding takes 10 times as long, but mixtures of experts a hundredth of that."""
+    config = experiment(workload={"kinds": kinds, "decode": {"batch": 1, "mem_len": 9}})
+    rows, decoding = latency_table().rows, latency_table().rows
+    decoding = decoding[decoding["attention"] == "cached"].assign(batch=1, execution="decode")
+    decoding["median_ms"] *= decoding["option"].str.startswith("moe").map({True: 0.1, False: 10.0})
+    here = latency_table().identity | {key: getattr(config.workload.target, key) for key in ("batch", "execution")}
+    table = LatencyTable(pd.concat([rows, decoding]), here, {})
+    other = f"latency_{kinds[1]}"
+    limits = {limit.name: limit for limit in limits_of(config, BASELINE, table, 0.5, **{other: 0.25})}
+    segments, tokens = limits["target"], limits[other]
+    if kinds[0] == "decode":
+        segments, tokens = tokens, segments
+    path = [1, 3, 2, config.design_space.index("moe_top1")]
+    ms = [MS["embedding_and_head"]] + [MS[config.design_space[option]] for option in path]
+    assert segments.of(path) / PICOSECONDS == pytest.approx(sum(ms))
+    assert tokens.of(path) / PICOSECONDS == pytest.approx(10 * sum(ms[:-1]) + 0.1 * ms[-1])
+    assert (limits["target"].share, limits[other].share) == pytest.approx((0.5, 0.25))
+
+
+def test_a_limit_of_calls_that_are_not_measured_is_refused():
+    limits = {"limits": {"latency_decode": 0.5}}
+    with pytest.raises(UserError, match=r"limits: latency_decode needs decode among workload\.kinds"):
+        experiment(candidates=limits)
+    assert experiment(candidates=limits, workload={"kinds": ["segment", "decode"]})
+
+
 def test_a_batch_that_was_not_measured_is_refused():
     with pytest.raises(UserError, match=r"latency_batch_3 needs 3 among profile_blocks\.batches"):
         experiment(candidates={"limits": {"latency_batch_3": 0.5}}, profile_blocks={"batches": [1]})
-    with pytest.raises(UserError, match="has no batch 1; it has: 4"):
+    with pytest.raises(UserError, match="has no batch 1 with eager execution; it has: 4"):
         limits_of(CONFIG, BASELINE, latency_table(), 0.5, latency_batch_1=0.5)
 
 

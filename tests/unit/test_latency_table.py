@@ -162,7 +162,7 @@ def test_lookup_is_of_the_workload_and_of_balanced_routing():
     assert table().lookup("moe_top1", "cached", 8) == 3 * MS["moe_top1"]
     compiled = dataclasses.replace(table(), identity=table().identity | {"execution": "compiled"})
     assert compiled.lookup("moe_top2", "recompute", 8) == pytest.approx(0.3 * MS["moe_top2"])
-    with pytest.raises(UserError, match="no batch 7; it has: 4, 8; profile_blocks.batches adds more"):
+    with pytest.raises(UserError, match="no batch 7 with eager execution; it has: 4, 8; profile_blocks.batches"):
         table().lookup("moe_top1", "cached", 7)
 
 
@@ -264,6 +264,33 @@ def test_more_batches_and_executions(monkeypatch):
     assert result.identity["batch"] == 4
     assert (result.notes["batch"], result.notes["execution"]) == (4, "eager")
     assert [(note["batch"], note["execution"]) for note in result.notes["others"]] == expected[1:]
+
+
+@pytest.mark.parametrize("kinds", [["segment", "decode"], ["decode", "segment"]])
+def test_segments_and_decoding_in_one_table(kinds, monkeypatch, tmp_path):
+    """The first kind is the one that is looked up; decoding has cached attention and balanced routing alone."""
+    monkeypatch.setattr(profile_module, "measure", fake_measure())
+    config = experiment(workload={"kinds": kinds, "decode": {"batch": 2, "mem_len": 9}})
+    result = profile_blocks(config, VOCABULARY, Runtime(seed=CONFIG.seed))
+    result.save(tmp_path / "table.parquet")
+    result = LatencyTable.load(tmp_path / "table.parquet")
+    result.check(identity(Runtime(), config.workload, config.model, VOCABULARY))
+    decoding = result.rows[result.rows["execution"] == "decode"]
+    assert set(zip(*(decoding[key] for key in ("batch", "tgt_len", "mem_len")), strict=True)) == {(2, 1, 9)}
+    assert set(decoding["attention"]) == {"cached"} and set(decoding["routing"]) == {"balanced"}
+    alone = profile_blocks(CONFIG, VOCABULARY, Runtime(seed=CONFIG.seed)).rows
+    assert len(result.rows) - len(decoding) == len(alone), "segments are measured as ever"
+    assert set(decoding["option"]) == set(alone["option"])
+    assert set(result.headline_rows["execution"]) == {"decode" if kinds[0] == "decode" else "eager"}
+    for execution, batch in (("decode", 2), ("eager", 4)):
+        assert result.lookup("moe_top2", "cached", batch, execution) == pytest.approx(MS["moe_top2"])
+    with pytest.raises(UserError, match="no batch 4 with decode execution; it has: 2"):
+        result.lookup("moe_top2", "cached", 4, "decode")
+
+
+def test_segments_are_always_measured():
+    with pytest.raises(UserError, match=r"workload\.kinds: \['decode'\] lacks segment.*write \[decode, segment\]"):
+        experiment(workload={"kinds": ["decode"]})
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has CUDA")

@@ -13,6 +13,7 @@ from toy import experiment
 import planer.models.transformer
 from planer import measure as measure_module
 from planer.blocks.moe import MoE as MoEModule
+from planer.config import Workload
 from planer.latency import networks as networks_module
 from planer.latency.networks import Pool, affordable_copies, filled_memory, random_model, timed_forward
 from planer.measure import MIN_ROUNDS, by_round, measure, measure_placed, summary
@@ -170,6 +171,58 @@ def test_networks_of_a_pool_are_language_models_of_its_blocks(norm):
         expected = model.nll(hidden, tokens[:, 1:])
     for attention in ("cached", "recompute"):
         torch.testing.assert_close(shared.network(order, attention)(), expected, rtol=1e-4, atol=1e-4)
+
+
+DECODING = Workload(batch=3, tgt_len=1, mem_len=6, attention="cached", execution="decode")
+
+
+def without_engine(monkeypatch) -> None:
+    for module in (networks_module, planer.models.decoder):
+        monkeypatch.setattr(module, "decoder_of", lambda model: None)
+
+
+@torch.inference_mode()
+def decoded(model, tokens, count: int) -> torch.Tensor:
+    """Log-probabilities after each of the first tokens of a text, with all but its last two as memory."""
+    memory = filled_memory(model, tokens[:, :-2], DECODING, "cached")
+    reading = {"mem_len": DECODING.mem_len, "attention": "cached", "same_length": True}
+    return model.log_probs(model(tokens[:, :count], memory, **reading).hidden)
+
+
+@pytest.mark.parametrize("engine", [True, False])
+def test_decoding_reads_token_after_token(engine, monkeypatch):
+    """As the whole text in one call does."""
+    if not engine:
+        without_engine(monkeypatch)
+    model = random_model(CONFIG.model.architecture(VOCABULARY, (SELF, DENSE, MIXTURE, HALF)), Runtime(seed=0))
+    tokens = networks_module.random_tokens(model.architecture, DECODING, 7)
+    assert tokens.shape == (3, 8)
+    call = timed_forward(model, DECODING, Runtime(), "cached", tokens)
+    for expected in decoded(model, tokens, 3).unbind(1):
+        torch.testing.assert_close(call(), expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("engine", [True, False])
+def test_decoding_networks_of_a_pool(engine, monkeypatch):
+    if not engine:
+        without_engine(monkeypatch)
+    architecture, counts = CONFIG.model.architecture(VOCABULARY, ()), {SELF: 2, DENSE: 1, MIXTURE: 1}
+    shared = Pool(architecture, counts, DECODING, Runtime(seed=7), ["cached"])
+    specs = (SELF, SELF, DENSE, MIXTURE)
+    whole = random_model(dataclasses.replace(architecture, blocks=specs), Runtime(seed=7))
+    tokens = networks_module.random_tokens(architecture, DECODING, 7)
+    with torch.inference_mode():
+        memory = filled_memory(whole, tokens[:, :-1], DECODING, "cached")
+        whole.blocks = torch.nn.ModuleList(whole.blocks[place] for place in (2, 0, 3, 1))
+        reading = {"mem_len": DECODING.mem_len, "attention": "cached", "same_length": True}
+        output = whole(tokens[:, :1], [memory[place] for place in (2, 0, 3, 1)], **reading)
+        expected = whole.log_probs(output.hidden[:, 0])
+    order = (DENSE, SELF, MIXTURE, SELF)
+    found = shared.network(order, "cached")()
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+    without_head = shared.network(order, "cached", head=False)
+    assert without_head().shape == (3, CONFIG.model.d_model)
+    assert not torch.equal(without_head(), without_head()), "every call reads another token"
 
 
 def test_positions_are_prepared_once_for_all_networks(monkeypatch):

@@ -40,8 +40,12 @@ def latency_table_of_this_machine(config: Experiment | None = None, vocab_size: 
     """The same numbers, as if measured here."""
     config = config or experiment()
     here = identity(runtime_of(config, config.seed), config.workload, config.model, vocab_size)
-    rows = latency_table().rows.assign(batch=config.workload.batch, execution=config.workload.execution)
-    return dataclasses.replace(latency_table(), rows=rows, identity=here)
+    made_up = latency_table().rows
+    rows = [
+        made_up[made_up["attention"].isin(calls.attentions)].assign(batch=calls.batch, execution=calls.execution)
+        for calls in config.workload.measured
+    ]
+    return dataclasses.replace(latency_table(), rows=pd.concat(rows), identity=here)
 
 
 def latency_table() -> LatencyTable:
