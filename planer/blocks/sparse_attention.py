@@ -9,11 +9,14 @@ Letters in shapes: B sequences, T tokens, M remembered positions, K = M + T keys
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
 from planer.blocks.attention import MemoryBlock, RelativeAttention, last, with_cached
-from planer.blocks.block import Segment
+from planer.blocks.block import Segment, Source, set_weight
 from planer.blocks.multiplicative import Multiplicative
 from planer.specs import Architecture
 from planer.specs import sparse_attention as specs
@@ -41,6 +44,29 @@ class SparseAttention(RelativeAttention):
         return tuple(weight._version for weight in self.positions.parameters())
 
 
-def build(spec: specs.SparseAttention, shared: Architecture) -> MemoryBlock:
+class SparseAttentionBlock(MemoryBlock):
+    """The layer with its residual and LayerNorm."""
+
+    def start(self, source: Source, by_importance: bool = False, noise: Callable[[Tensor], None] | None = None) -> None:
+        """Take u and v of the parent's nearest dense attention with these heads, and the multiplicative layers nearest
+        to its projections.
+
+        The output is another one: of a projection of S modules, one rank in S or less is left of every input.  The
+        parent's own sparse attention in the same place is copied.
+        """
+        layer, same = self.sublayer, source.same_place
+        if isinstance(same, SparseAttentionBlock):
+            super().start(replace(source, nearest=same))
+        elif source.nearest is not None and source.nearest.sublayer.u.shape == layer.u.shape:
+            other = source.nearest.sublayer
+            set_weight(layer.u, other.u)
+            set_weight(layer.v, other.v)
+            dense = (*other.qkv.weight.chunk(3), other.output.weight, other.positions.weight)
+            projections = layer.queries, layer.keys, layer.values, layer.output, layer.positions
+            for projection, weight in zip(projections, dense, strict=True):
+                projection.approximate(weight)
+
+
+def build(spec: specs.SparseAttention, shared: Architecture) -> SparseAttentionBlock:
     """The block that a specification describes."""
-    return MemoryBlock(SparseAttention(spec, shared), shared.d_model, shared.norm)
+    return SparseAttentionBlock(SparseAttention(spec, shared), shared.d_model, shared.norm)

@@ -26,6 +26,7 @@ class SparseConvAttention(SparseAttention):
     colour: ClassVar[str] = "#5d3a9b"
     text_colour: ClassVar[str] = "#ffffff"
     options: ClassVar[tuple[str, ...]] = ("sparse_conv_attention_<modules>",)
+    starts_from: ClassVar[str] = ""
     letter: ClassVar[str] = "c"
 
     @property

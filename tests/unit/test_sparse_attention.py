@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from test_attention import D_MODEL, attend, read
-from test_parent_start import parent_of, same_sublayers, started
+from test_parent_start import logits, parent_of, same_sublayers, started
 from toy import experiment
 
 from planer.blocks.multiplicative import Multiplicative
@@ -245,6 +246,35 @@ def test_attention_of_the_parent_is_copied_where_it_is_the_same(spec):
     same_sublayers(started(parent, *blocks), parent.model, {0: 0, 1: 1, 2: 2})
     untouched = started(parent_of(Attention(2, 8), FeedForward(24)), small).blocks[0].sublayer
     assert not torch.equal(untouched.positions.scales, parent.model.blocks[0].sublayer.positions.scales)
+
+
+def test_the_nearest_multiplicative_layer_of_a_dense_one():
+    """Exact where there is one; else what is left is all but the largest singular value of every input."""
+    layer, dense = Multiplicative(5, 12, 3).double(), normal(12, 5)
+    layer.approximate(dense)
+    left = dense - layer(torch.eye(5, dtype=torch.float64)).T
+    singular = np.linalg.svd(dense.T.reshape(5, 3, 4).numpy(), compute_uv=False)
+    assert left.square().sum().item() == pytest.approx((singular[:, 1:] ** 2).sum())
+    other = Multiplicative(5, 12, 3).double()
+    other.approximate(layer(torch.eye(5, dtype=torch.float64)).T)
+    torch.testing.assert_close(other(normal(7, 5)), layer(normal(7, 5)))
+
+
+def test_sparse_attention_starts_from_dense_attention():
+    """The same attention where the parent's projections are multiplicative layers."""
+    spec = SparseAttention(2, 8, 4)
+    parent = parent_of(Attention(2, 8), FeedForward(24))
+    dense = parent.model.blocks[0].sublayer
+    parts = {"queries": slice(0, 16), "keys": slice(16, 32), "values": slice(32, 48)}
+    with torch.no_grad():
+        for weight in (*(dense.qkv.weight[rows] for rows in parts.values()), dense.output.weight):
+            layer = Multiplicative(16, 16, 4)
+            layer.approximate(weight)
+            weight.copy_(layer(torch.eye(16)).T)
+        layer.approximate(dense.positions.weight)
+        dense.positions.weight.copy_(layer(torch.eye(16)).T)
+    model = started(parent, spec, FeedForward(24))
+    torch.testing.assert_close(logits(model), logits(parent.model), rtol=1e-4, atol=1e-4)
 
 
 def test_options_and_symbols():
