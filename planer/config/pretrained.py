@@ -31,12 +31,14 @@ from planer.parsing import Items, Range, show
 
 HEADS = {
     "text": "causal_lm",
+    "masked_tokens": "masked_lm",
     "labelled_text": "sequence_classification",
     "labelled_images": "image_classification",
 }
 """The head of a network for each kind of task."""
 METRICS = {
     "text": ("nll", "ppl", "bpc"),
+    "masked_tokens": ("nll", "ppl"),
     "labelled_text": ("accuracy", "macro_f1", "nll"),
     "labelled_images": ("accuracy", "macro_f1", "nll"),
 }
@@ -96,7 +98,7 @@ class SplitConfig:
 class TaskConfig:
     """What the network is used for, and with which data."""
 
-    kind: Literal["text", "labelled_text", "labelled_images"]
+    kind: Literal["text", "masked_tokens", "labelled_text", "labelled_images"]
     train: str
     valid: str
     test: str
@@ -111,6 +113,8 @@ class TaskConfig:
     def __post_init__(self) -> None:
         if not self.train:
             raise UserError("train is empty; name a file or folder")
+        if self.kind == "masked_tokens" and self.block_size < 3:
+            raise UserError(f"block_size is {self.block_size}; a block of masked_tokens has 2 special ones: at least 3")
         for key in ("train", "valid", "test"):
             check_path(key, getattr(self, key))
         allowed = METRICS[self.kind]

@@ -32,7 +32,7 @@ def prepare_task(config: TaskConfig, network: Folder, folder: str | Path, seed: 
     seed: of the samples that are taken from train for other splits.
     Raises UserError, one line, for data that cannot be read or does not fit the network.
     """
-    if config.kind == "text":
+    if config.kind in ("text", "masked_tokens"):
         facts, splits = _text(config, network)
     else:
         examples = _labelled(config, network, seed)
@@ -48,6 +48,9 @@ def prepare_task(config: TaskConfig, network: Folder, folder: str | Path, seed: 
 def _text(config: TaskConfig, network: Folder) -> tuple[TaskFacts, dict[str, dict[str, Tensor]]]:
     _check_positions(network, "task.block_size", config.block_size)
     tokenizer, splits = load_tokenizer(network), {}
+    facts = TaskFacts(
+        config.kind, config.headline, block_size=config.block_size, **_symbols(config, network, tokenizer)
+    )
     for name, text in _texts(config).items():
         chunks = [match[0] for match in re.finditer(rf"(?s).{{1,{CHUNK}}}[^\n]*\n?", text)]
         ids = tokenizer(chunks, add_special_tokens=False).input_ids if chunks else []
@@ -56,7 +59,18 @@ def _text(config: TaskConfig, network: Folder) -> tuple[TaskFacts, dict[str, dic
             problem = f"the split {name} has {len(tokens):,} tokens, a block {config.block_size:,}"
             raise UserError(f"task: {problem}; give more text, or lower task.block_size")
         splits[name] = {"tokens": torch.from_numpy(tokens)}
-    return TaskFacts("text", config.headline, block_size=config.block_size), splits
+    return facts, splits
+
+
+def _symbols(config: TaskConfig, network: Folder, tokenizer) -> dict:
+    """Facts about the tokenizer's symbols that the task needs.  Raises UserError when it lacks one."""
+    if config.kind == "text":
+        return {}
+    names = {"first_id": "cls_token", "last_id": "sep_token", "mask_id": "mask_token"}
+    found = {key: getattr(tokenizer, f"{name}_id") for key, name in names.items()}
+    if missing := [names[key] for key, symbol in found.items() if symbol is None]:
+        raise UserError(f"task.kind: masked_tokens needs a {missing[0]}, which the tokenizer of {network.path} lacks")
+    return found | {"special_ids": tuple(tokenizer.all_special_ids), "vocab_size": len(tokenizer)}
 
 
 def _texts(config: TaskConfig) -> dict[str, str]:

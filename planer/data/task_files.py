@@ -3,6 +3,7 @@
 The tensors of a split by the kind of the task, with N samples, S tokens of all of them together:
 
     text             tokens int32 [S], one continuous text
+    masked_tokens    the same
     labelled_text    ids int32 [S]; starts int64 [N + 1]: sample i has the tokens from starts[i] to starts[i + 1] - 1;
                      labels int64 [N]; types uint8 [S], 1 in the second text of a pair, only where there are pairs
     labelled_images  pixels uint8 [N, C, H, W]; labels int64 [N]
@@ -29,15 +30,25 @@ class TaskFacts:
     """What holds for all splits of a prepared task."""
 
     kind: str
-    """As in the configuration: ``text``, ``labelled_text`` or ``labelled_images``."""
+    """As in the configuration: ``text``, ``masked_tokens``, ``labelled_text`` or ``labelled_images``."""
     metric: str
     """The headline, a key of METRICS in planer/tasks/metrics.py."""
     label_names: tuple[str, ...] = ()
     """Labels in the order of their ids."""
     block_size: int = 0
-    """Of a text: tokens that are predicted together."""
+    """Of a text: tokens that are read together."""
     pad_id: int = 0
     """Token that fills up shorter texts of a batch."""
+    first_id: int = 0
+    """Symbol before each block of masked_tokens."""
+    last_id: int = 0
+    """Symbol behind each block of masked_tokens."""
+    mask_id: int = 0
+    """Symbol in the place of hidden tokens."""
+    special_ids: tuple[int, ...] = ()
+    """Symbols that are never hidden."""
+    vocab_size: int = 0
+    """Symbols of the tokenizer, which random ones are taken from."""
     mean: tuple[float, ...] = ()
     """Of images, by channel; subtracted from pixels between 0 and 1."""
     std: tuple[float, ...] = ()

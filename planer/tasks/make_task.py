@@ -10,10 +10,12 @@ from planer.data.task_files import SPLITS, read_task
 from planer.runtime import Runtime
 from planer.tasks.causal_blocks import CausalBlocks
 from planer.tasks.classification import LabelledImages, LabelledTexts
+from planer.tasks.masked_tokens import MaskedTokens
 from planer.tasks.pretrained_task import PretrainedTask
 
 TASKS: dict[str, type[PretrainedTask]] = {
     "text": CausalBlocks,
+    "masked_tokens": MaskedTokens,
     "labelled_text": LabelledTexts,
     "labelled_images": LabelledImages,
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from pathlib import Path
 
 import numpy as np
@@ -54,6 +55,24 @@ def test_a_text_is_tokenised_and_split_in_its_order(folders, tmp_path):
     assert joined.tolist() == tokenizer(text, add_special_tokens=False).input_ids
     assert (facts.block_size, facts.metric) == (8, "nll")
     assert len(splits["valid"]["tokens"]) == pytest.approx(len(joined) / 5, rel=0.3)
+
+
+def test_masked_tokens_know_the_symbols_of_the_tokenizer(folders, tmp_path):
+    (tmp_path / "my.txt").write_text("\n".join(TEXTS * 4))
+    given = config("masked_tokens", train=str(tmp_path / "my.txt"))
+    prepare_task(given, folders["bert"], tmp_path / "out", 0)
+    facts, splits = read_task(tmp_path / "out", ("train",))
+    tokenizer = load_tokenizer(folders["bert"])
+    symbols = tokenizer.cls_token_id, tokenizer.sep_token_id, tokenizer.mask_token_id
+    assert (facts.first_id, facts.last_id, facts.mask_id) == symbols and set(symbols) < set(facts.special_ids)
+    assert facts.vocab_size == len(tokenizer) and splits["train"]["tokens"].dtype == torch.int32
+    save("bert", tmp_path / "net")
+    names = json.loads((tmp_path / "net/tokenizer_config.json").read_text())
+    (tmp_path / "net/tokenizer_config.json").write_text(
+        json.dumps({k: v for k, v in names.items() if k != "mask_token"})
+    )
+    with pytest.raises(UserError, match="masked_tokens needs a mask_token, which the tokenizer of .*net lacks"):
+        prepare_task(given, check_folder(tmp_path / "net", "masked_lm"), tmp_path / "other", 0)
 
 
 def test_labelled_texts_are_those_of_the_tokenizer_cut_off(folders, tmp_path):

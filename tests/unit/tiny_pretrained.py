@@ -66,6 +66,7 @@ def save_tokenizer(folder) -> None:
     trainer = tokenizers.trainers.BpeTrainer(vocab_size=VOCAB, special_tokens=special)
     tokenizer.train_from_iterator(["the quick brown fox jumps over the lazy dog in an other text"] * 2, trainer)
     names = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]"}
+    names["mask_token"] = "[MASK]"
     transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, **names).save_pretrained(folder)
 
 

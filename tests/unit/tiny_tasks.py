@@ -17,6 +17,9 @@ def facts(kind: str) -> TaskFacts:
     names = ("a", "b", "c")
     if kind == "text":
         return TaskFacts(kind, "nll", block_size=BLOCK)
+    if kind == "masked_tokens":
+        symbols = {"first_id": 2, "last_id": 3, "mask_id": 4, "special_ids": (0, 1, 2, 3, 4), "vocab_size": VOCAB}
+        return TaskFacts(kind, "nll", block_size=BLOCK, **symbols)
     if kind == "labelled_text":
         return TaskFacts(kind, "accuracy", names, pad_id=0)
     return TaskFacts(kind, "accuracy", names, mean=(0.5, 0.4, 0.3), std=(0.2, 0.3, 0.4), tokens_per_image=1 + PATCHES)
@@ -27,7 +30,7 @@ def tensors(kind: str, split: str, pairs: bool = False) -> dict:
     generator = torch.Generator().manual_seed(len(split))
     lengths = torch.tensor(LENGTHS[split])
     ids = torch.randint(5, VOCAB, (int(lengths.sum()),), generator=generator, dtype=torch.int32)
-    if kind == "text":
+    if kind in ("text", "masked_tokens"):
         return {"tokens": ids}
     labels = torch.arange(len(lengths)) % LABELS
     if kind == "labelled_images":
