@@ -15,6 +15,7 @@ import torch
 
 from benchmarks import (
     claims,
+    conversion_memory,
     cpu,
     decode,
     dry_run,
@@ -39,6 +40,40 @@ ROOT = Path(__file__).parents[2]
 
 def has_kernels() -> bool:
     return kernels.available()
+
+
+def test_conversion_memory(monkeypatch, tmp_path, capsys):
+    pytest.importorskip("transformers", reason="the package transformers is not installed")
+    keys = {"vocab_size": 96, "n_embd": 16, "n_layer": 1, "n_head": 2, "n_positions": 16}
+    facts = conversion_memory.TaskFacts("text", "nll", block_size=16)
+    tiny = conversion_memory.Shape("GPT2", "LMHeadModel", facts, 16, 2, 2, keys)
+    for stage in conversion_memory.STAGES:
+        conversion_memory.run_stage(tiny, stage, tmp_path / stage)
+        params, gib = capsys.readouterr().out.split()[-2:]
+        assert int(params) == sum(weight.numel() for weight in tiny.network().parameters()) and float(gib) > 0
+    rows = {"sparsify": 1.5, "cluster": 16.5, "routers": None}
+    params = {stage: None if gib is None else 7 for stage, gib in rows.items()}
+    monkeypatch.setattr(
+        conversion_memory,
+        "measured",
+        lambda name, stage, threads: {
+            "network": name,
+            "stage": stage,
+            "samples": 1,
+            "params": params[stage],
+            "gib": rows[stage],
+        },
+    )
+    monkeypatch.setattr("sys.argv", ["conversion_memory.py", "vit", "--results", str(tmp_path / "results")])
+    threads = torch.get_num_threads()
+    try:
+        conversion_memory.main()
+    finally:
+        torch.set_num_threads(threads)
+    out = capsys.readouterr().out
+    assert re.search("sparsify .* 1.5 +yes\n.*cluster .* 16.5 +NO\n.*routers .* failed\n", out)
+    (path,) = (tmp_path / "results").iterdir()
+    assert [row["gib"] for row in json.loads(path.read_text())["rows"]] == [1.5, 16.5, None]
 
 
 def test_cpu_benchmark(monkeypatch, tmp_path, capsys):

@@ -18,7 +18,7 @@ from planer.evaluation.arms.sweep import Reference, score, sweep
 from planer.evaluation.arms.timing import time_arm
 from planer.git import git_commit
 from planer.runtime import device_name
-from planer.tasks.metrics import METRICS
+from planer.tasks.metrics import METRICS, measure
 from planer.tasks.pretrained_task import PretrainedTask
 
 if TYPE_CHECKING:
@@ -96,7 +96,8 @@ def evaluate_arm(
 
 def quality(model: nn.Module, task: PretrainedTask, description: str) -> dict[str, dict[str, float]]:
     """The task's metrics of a network on the validation and the test split."""
-    return {split: task.evaluate(model, split, f"{description}, {split}") for split in ("valid", "test")}
+    scores = {split: score(model, task, split, f"{description}, {split}")[0] for split in ("valid", "test")}
+    return {split: measure(task.metrics, found) for split, found in scores.items()}
 
 
 def _dense_row(model: nn.Module, task: PretrainedTask, reference: Reference) -> dict:

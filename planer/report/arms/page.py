@@ -90,9 +90,9 @@ def _sections() -> list[dict]:
     return [
         section(
             "Quality against FLOPs",
-            "FLOPs per real token by the rules of selection, routers and comparisons included. The grey line is the "
-            "limit of kept quality; circles mark chosen rows. Dotted lines are bounds: experts at random, and experts "
-            "chosen by their true norms, which no router knows.",
+            "FLOPs per real token by the rules of selection, routers and comparisons included. Stars are references, "
+            "grey lines their limits of kept quality; circles mark chosen rows. Dotted lines are bounds: experts at "
+            "random, and experts chosen by their true norms, which no router knows.",
             "quality_flops",
         ),
         section(
