@@ -49,7 +49,6 @@ def test_every_arm_of_a_shipped_experiment_builds(name):
         ({"pretrained": {"folder": "$PLANER_ASSETSX/net"}}, "the only variable"),
         ({"task": {"train": ""}}, "task.train is empty"),
         ({"task": {"metric": "accuracy"}}, "metric is 'accuracy'; allowed for text: auto, nll, ppl, bpc"),
-        ({"task": {"kind": "masked_tokens", "train": "my.txt", "block_size": 2}}, "block_size is 2; .* at least 3"),
         ({"task": {"split": {"valid": 0.5, "test": 0.5}}}, "together they must be below 1"),
         ({"arms": {"d": {"method": "magic"}}}, "arms.d.method is 'magic'; allowed: dense, experts, threshold"),
         ({"arms": {"d": {"method": "experts", "task": {}}}}, "unknown key arms.d.task; allowed: method, projections"),
@@ -70,6 +69,12 @@ def test_mistakes(changes, message):
     with pytest.raises(UserError, match=message) as refused:
         build(PretrainedExperiment, values(**changes))
     assert "\n" not in str(refused.value)
+
+
+def test_a_block_of_masked_tokens_holds_more_than_its_special_ones():
+    task = {"kind": "masked_tokens", "train": "my.txt", "block_size": 2}
+    with pytest.raises(UserError, match="block_size is 2; .* at least 3"):
+        build(PretrainedExperiment, merge(DEFAULTS, GIVEN | {"task": task}))
 
 
 def test_a_task_without_a_kind():
