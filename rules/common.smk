@@ -13,7 +13,7 @@ from planer.config.model import TEXT_SUFFIX, one_source
 from planer.config.pretrained import DENSE, PretrainedExperiment, pretrained_names
 from planer.config.strict_yaml import read_assignments, read_experiment, read_yaml
 from planer.config.text import corpus_of
-from planer.config.variant import FOLDER, PATTERNS, check_name, parse_variant
+from planer.config.variant import FOLDER, OTHER_PATTERN, PATTERN_NAME, PATTERNS, check_name, parse_variant
 from planer.errors import UserError
 from planer.files import check_writable
 from planer.parsing import build, merge
@@ -32,7 +32,7 @@ CODE = source_hashes(ROOT, ROOT / "planer/workflow/__pycache__/sources.json")
 
 BASELINE = r"baseline(-seed\d+)?"
 """Baselines: initial weights and teachers of the other variants."""
-PATTERN = rf"({'|'.join(PATTERNS)})(-[^/]*)?"
+PATTERN = rf"({'|'.join(PATTERNS)}|{OTHER_PATTERN}{PATTERN_NAME})(-[^/]*)?"
 """Variants with a given block order."""
 CHOSEN = rf"(?!{PATTERN}/)[^/]+"
 """All other variants.  In every path a slash follows the variant."""

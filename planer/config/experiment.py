@@ -62,11 +62,12 @@ class Experiment(RuntimeConfig):
             except UserError as error:
                 raise UserError(f"default_variants: {error}") from error
         symbols = self.model.symbols()
-        for name in ("baseline", "sandwich", "par"):
+        for name, pattern in self.patterns.named.items():
             try:
-                from_notation(getattr(self.patterns, name), symbols)
+                from_notation(pattern, symbols)
             except ValueError as error:
-                raise UserError(f"patterns.{name}: {error}") from error
+                key = f"others.{name}" if name in self.patterns.others else name
+                raise UserError(f"patterns.{key}: {error}") from error
         spaces = {"design_space": self.design_space} | {
             f"search_methods.{name}": space for name, space in vars(self.search_methods).items()
         }

@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 
 from planer.config.bounds import Count, Positive, Share, Width
 from planer.config.corpora import CORPORA
+from planer.config.variant import PATTERN_NAME
 from planer.errors import UserError
 from planer.heads import HeadSpec
 from planer.parsing import Items, Matching, build, merge, show
@@ -144,6 +145,24 @@ class PatternsConfig:
     baseline: str
     sandwich: str
     par: str
+    others: dict[str, str]
+
+    def __post_init__(self) -> None:
+        for name in self.others:
+            if not re.fullmatch(PATTERN_NAME, name):
+                raise UserError(f"others: {show(name)} must hold small letters, digits and _, and begin with a letter")
+
+    @property
+    def named(self) -> dict[str, str]:
+        """All patterns by name."""
+        return {"baseline": self.baseline, "sandwich": self.sandwich, "par": self.par} | self.others
+
+    def of(self, name: str) -> str:
+        """The pattern of this name.  Raises UserError where there is none."""
+        if name not in self.named:
+            allowed = ", ".join(self.others) or "none"
+            raise UserError(f"variant pattern_{name}: patterns.others has no {name}; it has: {allowed}")
+        return self.named[name]
 
 
 @dataclass(frozen=True)

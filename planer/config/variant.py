@@ -3,6 +3,7 @@
     baseline                    trained from random weights; all others start from it and are compared with it
     continued                   control: the baseline, trained on for as long as the others are trained
     sandwich, par               patterns from the config
+    pattern_<name>              another pattern from the config, patterns.others.<name>
     target_<t>                  searched for a latency of t times the baseline's, t from 0.001 to 1 (PLANER)
     isoparam_<t>                the same search with a wide dense layer instead of mixtures of experts (PLANER)
     par_search                  searched in PAR's space, without a latency term
@@ -33,6 +34,10 @@ RESERVED = r"data|models|slurm|mlflow.*|mlartifacts"
 """Names that no experiment may have: results/ and logs/ have other contents under them."""
 PATTERNS = {"baseline": "baseline", "continued": "baseline", "sandwich": "sandwich", "par": "par"}
 """Variants with a given block order, and the names of these patterns in the configuration."""
+OTHER_PATTERN = "pattern_"
+"""Other variants with a given block order begin with it."""
+PATTERN_NAME = r"[a-z][a-z0-9_]*"
+"""Names of other patterns."""
 TARGETED = ("target", "isoparam", "shared", "shallow", "lts")
 """Variants whose name ends in a latency target."""
 SEARCHED = ("target", "isoparam", "par_search")
@@ -40,9 +45,9 @@ SCRATCH = "-scratch"
 LARGEST_LOSS = 0.2
 """q of keep_<q> is below this."""
 ALLOWED = (
-    "baseline, continued, sandwich, par, par_search, target_<t>, isoparam_<t>, shared_<t>, shallow_<t>, lts_<t>, "
-    "random_<t>_<n> and keep_<q> with t from 0.001 to 1, n = 1, 2, ... and q below 0.2; add -scratch for search and "
-    "training from random weights, -seed<k> to repeat one with another seed"
+    "baseline, continued, sandwich, par, pattern_<name>, par_search, target_<t>, isoparam_<t>, shared_<t>, "
+    "shallow_<t>, lts_<t>, random_<t>_<n> and keep_<q> with t from 0.001 to 1, n = 1, 2, ... and q below 0.2; add "
+    "-scratch for search and training from random weights, -seed<k> to repeat one with another seed"
 )
 
 
@@ -67,7 +72,8 @@ class Variant:
     @property
     def pattern(self) -> str | None:
         """Name of the pattern in the configuration, or None."""
-        return PATTERNS.get(self.method)
+        other = self.method.removeprefix(OTHER_PATTERN)
+        return other if other != self.method else PATTERNS.get(self.method)
 
     @property
     def searched(self) -> bool:
@@ -151,6 +157,8 @@ def _parse(name: str) -> Variant:
     if base in (*PATTERNS, "par_search"):
         if suffix and base in ("baseline", "continued"):
             raise UserError(f"variant {show(name)}: {base} has no {SCRATCH}; allowed: {ALLOWED}")
+        return Variant(name, base, **fields)
+    if re.fullmatch(OTHER_PATTERN + PATTERN_NAME, base):
         return Variant(name, base, **fields)
     if separator and method in TARGETED:
         return Variant(name, method, _target(name, rest, method), **fields)

@@ -92,10 +92,10 @@ def _profile(config: SimpleNamespace, workload: Workload, vocab_size: int, runti
 
 def measured_options(config: SimpleNamespace) -> tuple[BlockSpec, ...]:
     """Blocks of all design spaces and of the patterns, and the full-size ones, each once; skip is not among them."""
-    model, patterns = config.model, config.patterns
+    model = config.model
     spaces = (config.design_space, config.search_methods.isoparam, config.search_methods.par_search)
     blocks = [model.option(name) for space in spaces for name in space]
-    for pattern in (patterns.baseline, patterns.sandwich, patterns.par):
+    for pattern in config.patterns.named.values():
         blocks += from_notation(pattern, model.symbols())
     blocks += [Attention(model.num_heads, model.d_head), FeedForward(model.d_inner)]
     return tuple(block for block in dict.fromkeys(blocks) if not block.identity)

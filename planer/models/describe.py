@@ -36,6 +36,9 @@ def figures(evaluation: Mapping) -> Iterator[tuple[str, str]]:
     for split in ("valid", "test"):
         yield split, f"{quality['final'][split][unit]:.4g} {unit} (dense, mem_len {quality['final']['mem_len']:,})"
     yield "speed", _beside(evaluation["summary"]["dense"], device)
+    for row in evaluation["latency"]:
+        if row["execution"] == "decode":
+            yield "decoding", f"{row['tokens_per_second']:,.0f} tokens per second, batch {row['batch']}, on {device}"
     if converted := evaluation["summary"]["converted"]:
         chosen = next(row for row in evaluation["dynamic_k"] if row["tau"] == converted["tau"])
         yield "converted", f"test {chosen['test'][unit]:.4g} {unit} at tau {converted['tau']:g}"

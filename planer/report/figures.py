@@ -45,13 +45,11 @@ METHODS = {
     "baseline": "baseline",
     "continued": "baseline trained on",
     "shallow": "shallow control",
-    "sandwich": "pattern",
-    "par": "pattern",
     "shared": "shared supernet",
     "random": "random control",
     "lts": "LTS control",
 }
-"""Family of a variant's method; the others are searched."""
+"""Family of a variant's method; the others are patterns or searched."""
 
 WORST_SHOWN = 1.3
 """The sweep shows quality up to this multiple of the best; thresholds beyond are in the report's table."""
@@ -256,4 +254,4 @@ def _family(evaluation: dict) -> str:
     variant = parse_variant(evaluation["variant"])
     if variant.scratch and variant.method != "baseline":
         return "from random weights"
-    return METHODS.get(variant.method, "searched")
+    return METHODS.get(variant.method, "pattern" if variant.pattern else "searched")

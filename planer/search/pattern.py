@@ -13,7 +13,7 @@ def pattern_network(
     config: SimpleNamespace, variant: Variant, vocab_size: int, table: LatencyTable
 ) -> tuple[Architecture, dict]:
     """The architecture of a pattern, and its notes.  config: the sections model, patterns and workload."""
-    network = config.model.architecture(vocab_size, getattr(config.patterns, variant.pattern))
+    network = config.model.architecture(vocab_size, config.patterns.of(variant.pattern))
     notes = {"chosen_by": "pattern", "target": None}
     return network, noted(config, variant, network, table, notes)
 

@@ -140,7 +140,7 @@ class _Job:
     def most(self, count: Callable[[BlockSpec], float]) -> float:
         """Sum of a count over the blocks of the variant's network, or the largest sum of any that it may be."""
         if self.variant.pattern:
-            return sum(map(count, self.network(getattr(self.config.patterns, self.variant.pattern))))
+            return sum(map(count, self.network(self.config.patterns.of(self.variant.pattern))))
         return len(self.baseline) * max(map(count, self.space))
 
     def params(self, blocks: Iterable[BlockSpec] | None = None) -> int:

@@ -10,6 +10,7 @@ from toy import ROOT
 
 from planer.config import Experiment, sections
 from planer.config.pretrained import pretrained_names
+from planer.config.strict_yaml import read_experiment
 from planer.errors import UserError
 from planer.heads import AdaptiveSoftmax
 from planer.parsing import build, merge
@@ -22,15 +23,17 @@ SHIPPED = sorted(FILES.keys() - pretrained_names(FILES))
 
 
 def shipped(name: str) -> Experiment:
-    return build(Experiment, merge(DEFAULTS, yaml.safe_load((ROOT / f"config/experiments/{name}.yaml").read_text())))
+    return build(Experiment, merge(DEFAULTS, *read_experiment(name, FILES)))
 
 
 @pytest.mark.parametrize("name", SHIPPED)
 def test_every_shipped_experiment_builds_patterns_of_equal_depth(name):
     experiment = shipped(name)
-    patterns = [experiment.model.architecture(267_735, pattern) for pattern in vars(experiment.patterns).values()]
-    assert all(pattern.params() > 0 for pattern in patterns)
-    assert len({len(pattern.blocks) for pattern in patterns}) == 1
+    patterns = {
+        name: experiment.model.architecture(267_735, pattern) for name, pattern in experiment.patterns.named.items()
+    }
+    assert all(pattern.params() > 0 for pattern in patterns.values())
+    assert len({len(patterns[name].blocks) for name in ("baseline", "sandwich", "par")}) == 1
 
 
 def test_wikitext_103_has_an_adaptive_softmax():

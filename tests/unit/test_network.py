@@ -29,6 +29,7 @@ EVALUATION = {
         "unit": "bpc",
         "final": {"mem_len": 7, "clamp_len": 5, "valid": {"bpc": 2.5}, "test": {"bpc": 2.25}},
     },
+    "latency": [{"execution": "eager"}, {"execution": "decode", "batch": 1, "tokens_per_second": 1234.5}],
     "summary": {
         "dense": {"speed_up": 2.0, "nll_ratio": 1.01},
         "converted": {"tau": 0.1, "speed_up": 2.5, "nll_ratio": None},
@@ -132,6 +133,7 @@ def test_info(evaluated, capsys):
         "memory:     7 tokens",
         "test:       2.25 bpc (dense, mem_len 7)",
         "speed:      2.00 times the baseline's at 101.0% of its test nll, on Toy Device 3000",
+        "decoding:   1,234 tokens per second, batch 1, on Toy Device 3000",
         "converted:  test 2.375 bpc at tau 0.1",
     ]
     assert all(f"{line}\n" in out for line in lines), out

@@ -7,6 +7,7 @@ import re
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from toy import experiment
 
 from planer.config.variant import FOLDER, PATTERNS, Variant, check_name, name_of, parse_variant, spelled
 from planer.errors import UserError
@@ -27,6 +28,7 @@ from planer.errors import UserError
         ("shared_0.6", Variant("shared_0.6", "shared", 0.6)),
         ("baseline-seed1", Variant("baseline-seed1", "baseline", scratch=True, repeat=1)),
         ("continued", Variant("continued", "continued")),
+        ("pattern_wide_2-seed1", Variant("pattern_wide_2-seed1", "pattern_wide_2", repeat=1)),
         ("continued-seed2", Variant("continued-seed2", "continued", repeat=2)),
         ("par-scratch", Variant("par-scratch", "par", scratch=True)),
         ("target_0.5-scratch", Variant("target_0.5-scratch", "target", 0.5, scratch=True)),
@@ -91,6 +93,8 @@ def test_random_controls_are_numbered(name):
         ("keep_0.01-scratch", "keep_<q> has no -scratch"),
         ("target_0.5-seed1-scratch", "the seed suffix must be"),
         ("sandwich_0.5", "unknown variant"),
+        ("pattern_", "unknown variant"),
+        ("pattern_Wide", "unknown variant"),
     ],
 )
 def test_suffixes_that_make_no_sense(name, reason):
@@ -125,9 +129,13 @@ def test_what_a_variant_starts_from_and_learns_from(name, scratch, taught, basel
 
 def test_what_is_searched_and_what_is_a_pattern():
     searched = ("target_0.5", "isoparam_0.5", "par_search")
-    names = ("baseline", "continued", "sandwich", "par", "lts_0.5", "random_0.5_1", "keep_0.1", *searched)
+    patterns = ("baseline", "continued", "sandwich", "par", "pattern_wide")
+    names = (*patterns, "lts_0.5", "random_0.5_1", "keep_0.1", *searched)
     assert tuple(name for name in names if parse_variant(name).searched) == searched
-    assert [parse_variant(name).pattern for name in names] == ["baseline", "baseline", "sandwich", "par"] + [None] * 6
+    assert [parse_variant(name).pattern for name in names] == [
+        *("baseline", "baseline", "sandwich", "par", "wide"),
+        *[None] * 6,
+    ]
 
 
 @pytest.mark.parametrize(
@@ -205,3 +213,15 @@ def test_names_that_experiments_must_leave_free(name):
     with pytest.raises(UserError, match="give the experiment another name"):
         check_name("experiment", name)
     check_name("variant", name)
+
+
+def test_other_patterns_are_named_in_the_configuration():
+    patterns = experiment(patterns={"others": {"wide": "(sf)x2"}}).patterns
+    assert patterns.of(parse_variant("pattern_wide-seed1").pattern) == "(sf)x2"
+    assert patterns.of("par") == patterns.par
+    with pytest.raises(UserError, match=r"variant pattern_deep: patterns\.others has no deep; it has: wide"):
+        patterns.of(parse_variant("pattern_deep").pattern)
+    with pytest.raises(UserError, match=r"patterns\.others: 'Wide' must hold small letters"):
+        experiment(patterns={"others": {"Wide": "(sf)x2"}})
+    with pytest.raises(UserError, match=r"patterns\.others\.wide: .*unknown block 'x'"):
+        experiment(patterns={"others": {"wide": "(sx)x2"}})
