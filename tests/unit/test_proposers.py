@@ -172,6 +172,17 @@ def test_a_design_space_without_mixtures_has_less_late_attention_only():
     assert found and all("moe" not in name for options in found for name in named(networks, options))
 
 
+@pytest.mark.parametrize(
+    ("option", "dense"), [("sparse_feed_forward_8", "feed_forward"), ("sparse_attention_4", "attention_8")]
+)
+def test_edited_cuts_have_sparse_layers_in_the_place_of_all_dense_ones(option, dense):
+    networks = space(0.6, options=(*OPTIONS, option), costs=COSTS | {option: 0.01})
+    names = named(networks, proposed("edited", networks)[0])
+    assert option in names and dense not in names
+    place = 0 if dense == "attention_8" else 1
+    assert set(names[place::2]) <= {option, "skip"}, "in its place alone"
+
+
 def test_a_design_space_without_the_blocks_of_a_cut_has_none():
     without = {name: tuple(option for option in OPTIONS if option != name) for name in ("skip", "feed_forward")}
     assert proposed("shallow", space(0.5, options=without["feed_forward"])) == []

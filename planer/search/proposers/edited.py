@@ -1,4 +1,4 @@
-"""Shallow cuts with other blocks: mixtures of experts instead of feed-forward layers, or late attention dropped.
+"""Shallow cuts with mixtures of experts or sparse layers instead of dense ones, or with late attention dropped.
 
 Attention matters more in the first half of a network (PAR, arXiv 2009.04534).  Without late attention there is time for
 more feed-forward layers.  A mixture starts as copies of the feed-forward layer, so it gains by training alone: the loss
@@ -16,13 +16,15 @@ from planer.specs import BlockSpec
 
 
 def propose(space: Space) -> Iterator[Candidate]:
-    """Alternately: late attention dropped, the last feed-forward layer a mixture, all of them mixtures; the best cut of
-    each kind first."""
+    """Alternately: every sparse option instead of all dense layers of its kind, late attention dropped, the last
+    feed-forward layer a mixture, all of them mixtures; the best cut of each kind first."""
     mixture = next((spec for spec in space.specs if spec.routes and spec.size == 1), None)
-    edits = [_early_attention]
+    sparse = [spec for spec in space.specs if spec.starts_from and not spec.routes]
+    edits = [lambda blocks, kept, spec=spec: _replaced(blocks, kept, spec) for spec in sparse]
+    edits += [_early_attention]
     if mixture:
-        edits += [lambda blocks, kept: _mixtures(blocks, kept, mixture, last=1)]
-        edits += [lambda blocks, kept: _mixtures(blocks, kept, mixture, last=len(blocks))]
+        edits += [lambda blocks, kept: _replaced(blocks, kept, mixture, last=1)]
+        edits += [lambda blocks, kept: _replaced(blocks, kept, mixture)]
     ranked = [ranked_cuts(space, edit) for edit in edits]
     alternating = itertools.chain.from_iterable(itertools.zip_longest(*ranked))
     for options in dict.fromkeys(alternating):  # the last feed-forward layer can be the only one
@@ -37,7 +39,7 @@ def _early_attention(blocks: Sequence[BlockSpec], kept: Sequence[int]) -> list[B
     return [None if i in dropped else block for i, block in enumerate(blocks)]
 
 
-def _mixtures(blocks: Sequence[BlockSpec], kept: Sequence[int], mixture: BlockSpec, last: int) -> list[BlockSpec]:
-    """With mixtures instead of the last feed-forward layers among the kept ones."""
-    replaced = [i for i in kept if blocks[i].kind == mixture.starts_from][-last:]
-    return [mixture if i in replaced else block for i, block in enumerate(blocks)]
+def _replaced(blocks: Sequence[BlockSpec], kept: Sequence[int], spec: BlockSpec, last: int = 0) -> list[BlockSpec]:
+    """With another block instead of the last ones, or with 0 of all, of the kind that it starts from."""
+    replaced = [i for i in kept if blocks[i].kind == spec.starts_from][-last:]
+    return [spec if i in replaced else block for i, block in enumerate(blocks)]
