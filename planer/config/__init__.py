@@ -5,7 +5,7 @@ file comes next, then the overlays on the command line.  ``planer.parsing.build`
 ``Experiment``, or raises ``UserError`` with one line that names the key, the value and what is allowed.
 """
 
-from planer.config.conversion import ClusterConfig, RouterConfig, SparsifyConfig
+from planer.config.conversion import ClusterConfig, ProjectionConfig, RouterConfig, SparsifyConfig
 from planer.config.evaluation import EvaluateConfig, ParetoConfig, RepeatabilityConfig
 from planer.config.experiment import Experiment, RuntimeConfig, sections
 from planer.config.latency import ATTENTIONS, ProfileConfig, Workload, WorkloadConfig
@@ -31,6 +31,7 @@ __all__ = [
     "ParetoConfig",
     "PatternsConfig",
     "ProfileConfig",
+    "ProjectionConfig",
     "RepeatabilityConfig",
     "RetrainConfig",
     "RouterConfig",

@@ -3,10 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 from planer.config.bounds import Count, Rounds, Weight, Width
 from planer.config.training import TrainingConfig
+from planer.parsing import Range
+
+
+@dataclass(frozen=True)
+class ProjectionConfig(TrainingConfig):
+    """Distillation of MLPs that replace attention projections."""
+
+    width_factor: Annotated[float, Range(0.01, 100)]
+    weight: Weight
+    ramp: Literal["none", "linear", "linear_warmup"]
 
 
 @dataclass(frozen=True)

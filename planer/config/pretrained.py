@@ -145,7 +145,7 @@ class FinetuneConfig(LoopConfig):
 
 
 @dataclass(frozen=True)
-class ProjectionConfig(LoopConfig):
+class SiteProjectionConfig(LoopConfig):
     """Distillation of MLPs that replace attention projections."""
 
     replace: Annotated[tuple[Literal["query", "key", "value", "output"], ...], Items(0, 4)]
@@ -238,7 +238,7 @@ class PretrainedExperiment(RuntimeConfig):
     pretrained: PretrainedConfig
     task: TaskConfig
     finetune: FinetuneConfig
-    projections: ProjectionConfig
+    projections: SiteProjectionConfig
     sparsify: SiteSparsifyConfig
     cluster_experts: SiteClusterConfig
     train_routers: SiteRouterConfig

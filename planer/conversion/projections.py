@@ -11,7 +11,7 @@ Letters in shapes: N tokens, d width, h hidden neurons.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -19,9 +19,10 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
+from planer.blocks.projection import ProjectionLayer, hidden_width
 from planer.conversion.penalties import ramp, square_hoyer
 from planer.conversion.recording import FrozenPasses, typical_passes
-from planer.pretrained.projections import ProjectionLayer, hidden_width, new_layers, projections
+from planer.pretrained.projections import new_layers, projections
 from planer.runtime import Runtime
 from planer.tasks.pretrained_task import PretrainedTask
 from planer.tasks.task import MAIN, Metrics, Result
@@ -30,14 +31,14 @@ from planer.training.optimizer import make_optimizer
 from planer.training.terms import Term
 
 if TYPE_CHECKING:
-    from planer.config.pretrained import ProjectionConfig
+    from planer.config.pretrained import SiteProjectionConfig
 
 ASSESSED_TOKENS = 5_000
 """Tokens of the validation split on which the errors are measured."""
 
 
 def make_layers(
-    model: nn.Module, config: ProjectionConfig, generator: torch.Generator
+    model: nn.Module, config: SiteProjectionConfig, generator: torch.Generator
 ) -> tuple[dict[str, ProjectionLayer], dict]:
     """An untrained MLP for every projection in config.replace, with PyTorch's usual weights, on the network's device.
 
@@ -53,11 +54,43 @@ def make_layers(
     }
     layers = new_layers(model, description)
     for layer in layers.values():
-        for part in (layer.up, layer.down):
-            for weight in part.parameters():
-                nn.init.uniform_(weight, -(part.in_features**-0.5), part.in_features**-0.5, generator)
+        layer.draw(generator)
         layer.to(linear.weight.device)
     return layers, description
+
+
+def regression(
+    layers: Mapping[str, ProjectionLayer], taken: Iterable[tuple[str, tuple[Tensor, Tensor]]], alpha: float
+) -> tuple[Tensor, Metrics]:
+    """The loss of the module's text, and its parts.  taken: inputs and results [N, d] of projections by name."""
+    errors, penalties = [], []
+    for name, (x, y) in taken:
+        predicted, hidden = layers[name].with_hidden(x)
+        errors.append((predicted - y).square().mean())
+        penalties.append(square_hoyer(hidden).mean())
+    error, penalty = torch.stack(errors).mean(), torch.stack(penalties).mean()
+    return error + alpha * penalty, {"error": error, "penalty": penalty, "alpha": alpha}
+
+
+class RelativeErrors:
+    """Squared errors of MLPs over the variance of what their projections compute."""
+
+    def __init__(self, layers: Mapping[str, ProjectionLayer]):
+        self._layers, self._squared, self._moments = layers, dict.fromkeys(layers, 0.0), {}
+
+    def add(self, name: str, x: Tensor, y: Tensor) -> None:
+        """x, y: inputs and results [N, d] of a projection."""
+        y = y.double()
+        self._squared[name] += (self._layers[name](x) - y).square().sum().item()
+        moments = torch.stack((torch.ones_like(y), y, y.square())).sum(1)
+        self._moments[name] = self._moments.get(name, 0) + moments
+
+    def metrics(self) -> dict[str, float]:
+        """projections, error (the mean) and error_<name>; 0 is perfect, 1 no better than the mean of the results."""
+        variances = {name: (square - total.square() / n).sum() for name, (n, total, square) in self._moments.items()}
+        errors = {name: self._squared[name] / variance.item() for name, variance in variances.items()}
+        named = {f"error_{name}": error for name, error in errors.items()}
+        return {"projections": len(errors), "error": sum(errors.values()) / len(errors)} | named
 
 
 class ProjectionRegression(Term):
@@ -90,13 +123,7 @@ class ProjectionRegression(Term):
         """See Term."""
         alpha = self.config.weight * ramp(self.config.ramp, step + 1, self.config.steps)
         real = self.task.real(batch)
-        errors, penalties = [], []
-        for name, (x, y) in self.taken():
-            predicted, hidden = self._layers[name].with_hidden(x[real])
-            errors.append((predicted - y[real]).square().mean())
-            penalties.append(square_hoyer(hidden).mean())
-        error, penalty = torch.stack(errors).mean(), torch.stack(penalties).mean()
-        return error + alpha * penalty, {"error": error, "penalty": penalty, "alpha": alpha}
+        return regression(self._layers, ((name, (x[real], y[real])) for name, (x, y) in self.taken()), alpha)
 
     def taken(self) -> Iterator[tuple[str, tuple[Tensor, Tensor]]]:
         """Inputs and results of every projection in the last pass, forgotten as they are taken."""
@@ -105,7 +132,7 @@ class ProjectionRegression(Term):
 
 
 def distil_projections(
-    model: nn.Module, task: PretrainedTask, config: ProjectionConfig, runtime: Runtime, record: Record
+    model: nn.Module, task: PretrainedTask, config: SiteProjectionConfig, runtime: Runtime, record: Record
 ) -> tuple[pd.DataFrame, dict[str, float]]:
     """Train an MLP for every projection in config.replace, from fresh weights or the checkpoint, and put it there.
 
@@ -131,20 +158,15 @@ def distil_projections(
         errors = _relative_errors(model, task, regression, layers)
     replace_projections(model, layers, description)
     model.requires_grad_(True)
-    metrics = {"projections": len(layers), "error": sum(errors.values()) / len(errors)}
-    return history, metrics | {f"error_{name}": value for name, value in errors.items()} | speed
+    return history, errors.metrics() | speed
 
 
 @torch.no_grad()
 def _relative_errors(
     model: nn.Module, task: PretrainedTask, regression: ProjectionRegression, layers: dict[str, ProjectionLayer]
-) -> dict[str, float]:
-    squared, sums = dict.fromkeys(layers, 0.0), {}
+) -> RelativeErrors:
+    errors = RelativeErrors(layers)
     for _, typical in typical_passes(model, task, "valid", ASSESSED_TOKENS, 0):
         for name, (x, y) in regression.taken():
-            y = y[typical].double()
-            squared[name] += (layers[name](x[typical]) - y).square().sum().item()
-            moments = torch.stack((torch.ones_like(y), y, y.square())).sum(1)
-            sums[name] = sums.get(name, 0) + moments
-    spread = {name: (square - total.square() / count).sum().item() for name, (count, total, square) in sums.items()}
-    return {name: squared[name] / spread[name] for name in layers}
+            errors.add(name, x[typical], y[typical])
+    return errors

@@ -23,11 +23,11 @@ from torch import Tensor, nn
 
 from planer.blocks.block import Aux, Wants
 from planer.blocks.feed_forward import FeedForward
+from planer.blocks.projection import ProjectionLayer
 from planer.kernels.activations import activate
 from planer.models import LanguageModel
 from planer.pretrained.adapters import adapter_for
 from planer.pretrained.adapters.adapter import Adapter
-from planer.pretrained.projections import ProjectionLayer
 
 OWN = Adapter(
     model_types=(),

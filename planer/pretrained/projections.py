@@ -15,34 +15,14 @@ import copy
 from collections.abc import Mapping, Sequence
 from operator import attrgetter
 
-from torch import Tensor, nn
+from torch import nn
 
+from planer.blocks.projection import ProjectionLayer
 from planer.errors import UserError
 from planer.pretrained.adapters import adapter_for
 
 NAMES = ("query", "key", "value", "output")
 """Projections of an attention, in the order of ``Adapter.projections``."""
-
-
-class ProjectionLayer(nn.Module):
-    """A two-layer MLP in the place of an attention projection: x [..., d] to [..., d]."""
-
-    def __init__(self, projection: nn.Linear, width: int, activation: nn.Module, dropout: float):
-        """width: hidden neurons.  Biases where the projection has one."""
-        super().__init__()
-        bias = projection.bias is not None
-        self.up = nn.Linear(projection.in_features, width, bias)
-        self.activation = activation
-        self.down = nn.Linear(width, projection.out_features, bias)
-        self.dropout = nn.Dropout(dropout)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.with_hidden(x)[0]
-
-    def with_hidden(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """The result, and the activations h [..., F] before dropout."""
-        hidden = self.activation(self.up(x))
-        return self.dropout(self.down(self.dropout(hidden))), hidden
 
 
 def projections(model: nn.Module, names: Sequence[str] = NAMES) -> dict[str, nn.Linear]:
@@ -58,11 +38,6 @@ def projections(model: nn.Module, names: Sequence[str] = NAMES) -> dict[str, nn.
     return {f"{name}.{path}": attention.get_submodule(path) for name, attention in attentions for path in paths}
 
 
-def hidden_width(d_in: int, d_out: int, factor: float) -> int:
-    """h of an MLP with ``factor`` times the weights and biases of a linear layer; 384 for 768 x 768."""
-    return round(factor * (d_in * d_out + d_out) / (d_in + d_out + 1))
-
-
 def new_layers(model: nn.Module, description: Mapping) -> dict[str, ProjectionLayer]:
     """MLPs with PyTorch's usual random weights for the projections of a description, which stay in the network."""
     if description["activation"] == "relu":
@@ -72,7 +47,12 @@ def new_layers(model: nn.Module, description: Mapping) -> dict[str, ProjectionLa
         activation = attrgetter(adapter.activation)(adapter.find(model, adapter.layers)[0][1])
     width, dropout = description["width"], description["dropout"]
     found = projections(model, description["replace"])
-    return {name: ProjectionLayer(linear, width, copy.deepcopy(activation), dropout) for name, linear in found.items()}
+    return {
+        name: ProjectionLayer(
+            *(one.in_features, one.out_features, width, copy.deepcopy(activation), dropout), one.bias is not None
+        )
+        for name, one in found.items()
+    }
 
 
 def put(model: nn.Module, layers: Mapping[str, ProjectionLayer]) -> None:

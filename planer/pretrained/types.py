@@ -8,9 +8,10 @@ from functools import cache
 import transformers
 from transformers import PreTrainedConfig, PreTrainedModel, conversion_mapping
 
+from planer.blocks.projection import ProjectionLayer
 from planer.pretrained.configs import config_class
 from planer.pretrained.load import HEADS
-from planer.pretrained.projections import ProjectionLayer, new_layers, put
+from planer.pretrained.projections import new_layers, put
 
 
 @cache

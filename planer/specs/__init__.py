@@ -9,6 +9,7 @@ from planer.specs.attention import Attention  # noqa: E402
 from planer.specs.block import BlockSpec  # noqa: E402
 from planer.specs.dynamic_moe import DynamicMoE  # noqa: E402
 from planer.specs.feed_forward import FeedForward  # noqa: E402
+from planer.specs.mlp_attention import MlpAttention  # noqa: E402
 from planer.specs.moe import MoE  # noqa: E402
 from planer.specs.notation import from_notation, to_notation  # noqa: E402
 from planer.specs.registry import kind_of, kinds  # noqa: E402
@@ -21,6 +22,7 @@ __all__ = [
     "BlockSpec",
     "DynamicMoE",
     "FeedForward",
+    "MlpAttention",
     "MoE",
     "Skip",
     "from_notation",

@@ -22,6 +22,7 @@ class Attention(BlockSpec):
     shared_under: ClassVar[tuple[str, ...]] = ("heads", "all")
     remembers: ClassVar[bool] = True
     has_heads: ClassVar[bool] = True
+    projects: ClassVar[bool] = True
 
     @classmethod
     def parse(cls, option: str, backbone: Backbone) -> Attention | None:

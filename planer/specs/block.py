@@ -62,6 +62,8 @@ class BlockSpec:
     routes: ClassVar[bool] = False
     """Whether a router spreads tokens over num_experts experts.  Its latency depends on the routing.  Its block
     hands on ``balance`` and ``load`` (``Aux`` in planer/blocks/block.py)."""
+    projects: ClassVar[bool] = False
+    """Whether conversion can replace its projections by MLPs.  Its sublayer has those of planer/blocks/attention.py."""
     splits: ClassVar[bool] = False
     """Whether conversion splits it into experts.  Its sublayer is marked ``splits = True`` and has the weights of
     planer/blocks/feed_forward.py; its block hands on ``activations``."""

@@ -7,7 +7,8 @@ import copy
 import pytest
 import torch
 
-from planer.config.pretrained import ProjectionConfig
+from planer.blocks.projection import hidden_width
+from planer.config.pretrained import SiteProjectionConfig
 from planer.conversion.clusters import apply_labels, cluster_sites
 from planer.conversion.counter import counting
 from planer.conversion.dynamic import dynamic_layers, make_dynamic, set_selector
@@ -16,7 +17,7 @@ from planer.conversion.selectors import Selector
 from planer.conversion.site_sparsity import SitePenalty, prepare_activation
 from planer.conversion.sites import feed_forward_sites
 from planer.errors import UserError
-from planer.pretrained.projections import NAMES, hidden_width, projections
+from planer.pretrained.projections import NAMES, projections
 from planer.runtime import Runtime
 from planer.training.checkpoint import Checkpoint
 from planer.training.loop import Record
@@ -32,10 +33,10 @@ from tests.unit.tiny_pretrained import LAYERS, WIDTH  # noqa: E402
 FAMILIES = ("bert", "vit")
 
 
-def config(steps: int = 4, **changed) -> ProjectionConfig:
+def config(steps: int = 4, **changed) -> SiteProjectionConfig:
     defaults = {"replace": NAMES, "width_factor": 1.0, "activation": "same", "dropout": 0.05, "weight": 1e-3}
     defaults["ramp"] = "linear"
-    return ProjectionConfig(
+    return SiteProjectionConfig(
         batch=4, steps=steps, optimizer=ADAMW, log_steps=2, checkpoint_steps=3, **(defaults | changed)
     )
 

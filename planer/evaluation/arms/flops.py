@@ -17,9 +17,9 @@ from operator import attrgetter
 
 from torch import nn
 
+from planer.blocks.projection import ProjectionLayer
 from planer.conversion.sites import FeedForwardSite, feed_forward_sites
 from planer.pretrained.adapters import adapter_for
-from planer.pretrained.projections import ProjectionLayer
 
 ONCE = ("pooler.dense", "classifier")
 """Ends of the names of layers that read one token of a sequence; other layers of a head read all."""
