@@ -17,7 +17,6 @@ from operator import attrgetter
 
 from torch import nn
 
-from planer.blocks.projection import ProjectionLayer
 from planer.conversion.sites import FeedForwardSite, feed_forward_sites
 from planer.pretrained.adapters import adapter_for
 
@@ -68,16 +67,17 @@ def network_flops(model: nn.Module) -> NetworkFlops:
     adapter, sites = adapter_for(model), feed_forward_sites(model)
     attentions = [module for _, module in adapter.find(model, adapter.attention)]
     placed = [attrgetter(path)(attention) for attention in attentions for path in adapter.projections]
-    projections = [module for module in placed if not isinstance(module, ProjectionLayer)]
+    replaced = {site.layer: site.d_model for site in sites if site.is_projection}
+    projections = [module for module in placed if module not in replaced]
     outputs = [attrgetter(adapter.projections[-1])(attention) for attention in attentions]
-    weights = [output.up.weight if isinstance(output, ProjectionLayer) else output.weight for output in outputs]
+    inputs = 0 if adapter.input_major else 1
     counted = {*projections, *(module for site in sites for module in site.matrices)}
     rest = [(name, m) for name, m in model.named_modules() if isinstance(m, nn.Linear) and m not in counted]
     patches = (m for m in model.modules() if isinstance(m, nn.Conv2d))
     return NetworkFlops(
         {site.name: layer_flops(site) for site in sites},
         sum(2 * projection.weight.numel() for projection in projections),
-        sum(4 * weight.shape[0 if adapter.input_major else 1] for weight in weights),
+        sum(4 * (replaced[o] if o in replaced else o.weight.shape[inputs]) for o in outputs),
         sum(2 * module.weight.numel() for name, module in rest if not name.endswith(ONCE)),
         sum(2 * module.weight.numel() for name, module in rest if name.endswith(ONCE))
         + sum(2 * patch.weight.numel() * _patches(model.config) for patch in patches),
