@@ -91,7 +91,7 @@ rule train_routers:
         runtime=minutes("train_routers"),
     params:
         config=sections("device", "threads", "dtype", "data", "train_routers"),
-        choice=threshold_choice,
+        choice=keys_of(ThresholdConfig, "evaluate"),
         seed=seed("train_routers"),
         vocab_size=vocab_size,
         code=code_hash("train_routers.py"),

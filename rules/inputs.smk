@@ -2,7 +2,7 @@
 from dataclasses import fields
 from types import SimpleNamespace
 
-from planer.config import ThresholdConfig
+from planer.config import TeacherConfig, ThresholdConfig
 from planer.config.corpora import CORPORA, entry
 from planer.config.variant import name_of, parse_variant
 from planer.search.methods import needs_supernet, search_config
@@ -93,10 +93,14 @@ def teaching(wildcards):
     return {"weight": distill.weight, "temperature": distill.temperature} if distill.weight else {}
 
 
-def threshold_choice(wildcards):
-    """Params: the keys of the section evaluate that the choice of tau depends on."""
-    section = settings(wildcards.experiment)["evaluate"]
-    return {field.name: section[field.name] for field in fields(ThresholdConfig)}
+def keys_of(config, section):
+    """Params function: the keys of a section that are fields of config, a class for a stage that reads only these."""
+
+    def params(wildcards):
+        values = settings(wildcards.experiment)[section]
+        return {field.name: values[field.name] for field in fields(config)}
+
+    return params
 
 
 def sparsification_parent(wildcards):

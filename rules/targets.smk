@@ -6,7 +6,7 @@ from snakemake.cli import get_argument_parser
 
 from planer.config.corpora import CORPORA
 from planer.latency.cost import check_hours, load_cost, rescaled
-from planer.workflow.targets import check_folders, check_made, names_in
+from planer.workflow.targets import check_folders, check_made, made_by, names_in
 
 
 def targets():
@@ -30,7 +30,6 @@ def check_cost(experiment):
 def check_targets():
     """Raise UserError for unknown names, wrong configuration, too long trainings, and files that nothing makes."""
     check_folders("results", "logs", "scratch")
-    made = {x.name: [re.sub(r"\{(\w+),[^}]*\}", r"{\1}", str(file)) for file in x.output] for x in workflow.rules}
     for target in targets():
         texts = [f"{name}{TEXT_SUFFIX}" for name in experiment_files() if name not in PRETRAINED]
         names = names_in(os.path.relpath(target or "."), [*CORPORA, *texts], PRETRAINED)
@@ -46,7 +45,7 @@ def check_targets():
             and not config_of(names["dataset"].removesuffix(TEXT_SUFFIX)).data.text
         ):
             raise UserError(f"target {target!r}: this experiment has no data.text")
-        check_made(target, names, made)
+        check_made(target, {rule.name: made_by(rule.output, names) for rule in workflow.rules})
 
 
 if workflow.is_main_process:  # the others have jobs that were planned here

@@ -22,7 +22,8 @@ rule teacher:
         mem_mb=memory("teacher"),
         runtime=minutes("teacher"),
     params:
-        config=sections("device", "threads", "dtype", "data", "distill"),
+        config=sections("device", "threads", "dtype", "data"),
+        training=keys_of(TeacherConfig, "distill"),
         code=code_hash("teacher.py"),
     message:
         "{wildcards.experiment}/{wildcards.variant} teacher: writing the logits that students learn from; log: {log}"

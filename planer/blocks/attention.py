@@ -79,9 +79,14 @@ class RelativeAttention(nn.Module):
             self._position_keys = (table, version, keys)
         return keys
 
-    def _position_version(self) -> int | tuple[int, ...]:
+    def _position_version(self) -> object:
         """Changes when W_r is written to."""
-        return self.positions.weight._version
+        return version_of(self.positions.weight)
+
+
+def version_of(weight: Tensor) -> object:
+    """Changes when a weight is written to.  Those made in inference mode count no writes: theirs equals nothing."""
+    return object() if weight.is_inference() else weight._version
 
 
 class Attention(RelativeAttention):

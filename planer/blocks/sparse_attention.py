@@ -15,7 +15,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from planer.blocks.attention import MemoryBlock, RelativeAttention, last, with_cached
+from planer.blocks.attention import MemoryBlock, RelativeAttention, last, version_of, with_cached
 from planer.blocks.block import Segment, Source, set_weight
 from planer.blocks.multiplicative import Multiplicative
 from planer.specs import Architecture
@@ -40,8 +40,8 @@ class SparseAttention(RelativeAttention):
         (keys,), (values,) = (self._heads(layer(seen), 1) for layer in (self.keys, self.values))
         return queries, *with_cached(keys, values, None if torch.is_tensor(memory) else memory)
 
-    def _position_version(self) -> tuple[int, ...]:
-        return tuple(weight._version for weight in self.positions.parameters())
+    def _position_version(self) -> tuple:
+        return tuple(map(version_of, self.positions.parameters()))
 
 
 class SparseAttentionBlock(MemoryBlock):

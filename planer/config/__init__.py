@@ -12,7 +12,14 @@ from planer.config.latency import ATTENTIONS, ProfileConfig, Workload, WorkloadC
 from planer.config.model import DataConfig, MethodsConfig, ModelConfig, PatternsConfig
 from planer.config.search import LIMITS, CandidatesConfig, KeepConfig, SearchConfig, calls_of_limit
 from planer.config.thresholds import ThresholdConfig
-from planer.config.training import DistillConfig, LoopConfig, OptimizerConfig, RetrainConfig, TrainingConfig
+from planer.config.training import (
+    DistillConfig,
+    LoopConfig,
+    OptimizerConfig,
+    RetrainConfig,
+    TeacherConfig,
+    TrainingConfig,
+)
 
 __all__ = [
     "ATTENTIONS",
@@ -38,6 +45,7 @@ __all__ = [
     "RuntimeConfig",
     "SearchConfig",
     "SparsifyConfig",
+    "TeacherConfig",
     "ThresholdConfig",
     "TrainingConfig",
     "Workload",

@@ -12,12 +12,15 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import yaml
+from yaml.composer import Composer
+from yaml.cyaml import CParser
+from yaml.resolver import Resolver
 
 from planer.errors import UserError
 from planer.parsing import show
 
 MAX_BYTES = 50_000
-"""Largest file; PyYAML reads it in one to two seconds.  config/config.yaml has a third of it."""
+"""Largest file.  config/config.yaml has a third of it."""
 MAX_DEPTH = 10
 """Deepest nesting."""
 
@@ -98,18 +101,23 @@ def parse_yaml(text: str, source: str):
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         reason = " ".join(str(part) for part in (error.context, error.problem) if part)
-        raise UserError(f"{source}, line {mark.line + 1}: {' '.join(reason.split())}") from error
+        line = 1 + min(mark.line, text.count("\n"))  # libyaml counts the end of the text as a line
+        raise UserError(f"{source}, line {line}: {' '.join(reason.split())}") from error
     except yaml.reader.ReaderError as error:
-        line = text.count("\n", 0, error.position) + 1
+        line = text.encode().count(b"\n", 0, error.position) + 1
         raise UserError(f"{source}, line {line}: character {error.character:#x} is not allowed in YAML") from error
-    except (yaml.YAMLError, ValueError, OverflowError) as error:  # the last two of escapes such as "\UFFFFFFFF"
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: an argument with bytes that are not UTF-8
         raise UserError(f"{source} is no valid YAML: {' '.join(str(error).split())}") from error
 
 
-class _Composer(yaml.SafeLoader):
-    """PyYAML's graph of nodes, without aliases and tags, and never deeper than MAX_DEPTH."""
+class _Composer(Composer, CParser, Resolver):
+    """PyYAML's graph of nodes, without aliases and tags, and never deeper than MAX_DEPTH.  libyaml splits the text."""
 
-    _depth = 0
+    def __init__(self, text: str):
+        CParser.__init__(self, text)
+        Composer.__init__(self)
+        Resolver.__init__(self)
+        self._depth = 0
 
     def compose_node(self, parent, index):
         event = self.peek_event()
@@ -149,7 +157,7 @@ def _value(node: yaml.Node, path: str):
 
 def _scalar(node: yaml.ScalarNode, path: str):
     text = node.value
-    if node.style is not None:  # quoted, or a block of text
+    if node.style:  # quoted, or a block of text
         return text
     if text.lower() in WORDS:
         return WORDS[text.lower()]

@@ -51,6 +51,16 @@ class RetrainConfig(TrainingConfig):
 
 
 @dataclass(frozen=True)
+class TeacherConfig:
+    """Keys of the section distill that a file of the teacher's logits depends on."""
+
+    batch: Batch
+    steps: Steps
+    tgt_len: Length
+    mem_len: Memory
+
+
+@dataclass(frozen=True)
 class DistillConfig(RetrainConfig):
     """Training of a network that starts from the baseline and has the baseline as its teacher."""
 

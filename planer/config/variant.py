@@ -40,7 +40,7 @@ PATTERN_NAME = r"[a-z][a-z0-9_]*"
 """Names of other patterns."""
 TARGETED = ("target", "isoparam", "shared", "shallow", "lts")
 """Variants whose name ends in a latency target."""
-SEARCHED = ("target", "isoparam", "par_search")
+SEARCHED = ("target", "isoparam", "shared", "par_search")
 SCRATCH = "-scratch"
 LARGEST_LOSS = 0.2
 """q of keep_<q> is below this."""
@@ -77,7 +77,7 @@ class Variant:
 
     @property
     def searched(self) -> bool:
-        """Whether its search may train a supernet."""
+        """Whether it is chosen by a search: with a supernet, unless no proposer needs one."""
         return self.method in SEARCHED
 
     @property

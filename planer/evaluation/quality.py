@@ -6,8 +6,6 @@ E-final, the headline, gives every token the same long context (``same_length``)
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 
 from planer.config import DataConfig, EvaluateConfig, TrainingConfig
@@ -15,6 +13,7 @@ from planer.config.corpora import CORPORA
 from planer.conversion.thresholds import final_protocol
 from planer.models import LanguageModel
 from planer.runtime import Runtime
+from planer.tasks.metrics import of_text
 from planer.tasks.nll import Protocol, mean_of, segment_nll
 
 
@@ -44,7 +43,7 @@ def quality(model: LanguageModel, tokens: np.ndarray, protocol: Protocol, runtim
 
 def from_nll(nll: float, tokens: int) -> dict[str, float | int]:
     """A score in all units: nll (nats per token), bpc (bits per token), ppl, and the number of tokens scored."""
-    return {"nll": nll, "bpc": nll / math.log(2), "ppl": math.exp(nll), "tokens": tokens}
+    return of_text(("nll", "bpc", "ppl"), nll) | {"tokens": tokens}
 
 
 def in_unit(score: dict, unit: str) -> dict[str, float | int]:

@@ -15,20 +15,25 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationMixin, PreTrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
+from planer.config import bounds
 from planer.models.export import MODEL_TYPE
 from planer.models.transformer import LanguageModel
+from planer.parsing import convert
 from planer.specs import Architecture
 
 
 class PlanerConfig(PreTrainedConfig):
     """config.json of an exported network.
 
-    architecture: ``Architecture.to_dict``.  mem_len, clamp_len: how it was evaluated, and is read.
+    architecture: ``Architecture.to_dict``.  mem_len, clamp_len: how it was evaluated, and is read.  Raises UserError
+    when one of these is no length.
     """
 
     model_type = MODEL_TYPE
 
     def __init__(self, architecture: dict | None = None, mem_len: int = 0, clamp_len: int = 0, **kwargs):
+        for name, value in (("mem_len", mem_len), ("clamp_len", clamp_len)):
+            convert(bounds.Memory, value, name)
         self.architecture, self.mem_len, self.clamp_len = architecture or {}, mem_len, clamp_len
         super().__init__(**kwargs)
 
@@ -91,13 +96,16 @@ class PlanerForCausalLM(PreTrainedModel, GenerationMixin):
         cache: Memory | None = None,
         labels: Tensor | None = None,
         use_cache: bool | None = None,
+        output_hidden_states: bool | None = None,
         **ignored,
     ) -> CausalLMOutputWithPast:
         """Logits [B, T, V] of the token after each; every token sees itself and the mem_len before it.
 
         labels: [B, T], -100 where none; the loss is the mean negative log-likelihood of each token after its
-        predecessors.  Raises ValueError for padding.
+        predecessors.  Raises ValueError for padding, and when hidden states are wanted.
         """
+        if output_hidden_states or output_hidden_states is None and self.config.output_hidden_states:
+            raise ValueError("planer networks return no hidden states of single blocks; leave out output_hidden_states")
         if attention_mask is not None and not attention_mask.all():
             raise ValueError("planer networks take no padding; give prompts of one length, or one at a time")
         use_cache = not self.training if use_cache is None else use_cache

@@ -77,9 +77,10 @@ def check_folder(folder: str | Path, head: str, converted: bool = False, with_pr
     Raises UserError, one line, when the folder lacks a file, has a damaged one, is of an unknown family, holds
     quantized weights or needs code of its own, or when its family has no such head.
     """
+    if not os.path.isdir(folder):  # Path.is_dir raises OSError for names that are too long
+        name = one_line(str(folder), 200)
+        _refuse(name, "is no folder", "name one that save_pretrained wrote; names on a hub are not fetched")
     path = Path(folder).resolve()
-    if not path.is_dir():
-        _refuse(folder, "is no folder", "name one that save_pretrained wrote; names on a hub are not fetched")
     config = _read_config(path)
     adapter = _adapter(path, config)
     _refuse_converted(path, config, converted)

@@ -5,7 +5,6 @@ Letters in shapes: B sequences, T tokens, N = B T rows, D model width, V vocabul
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import NamedTuple
@@ -20,6 +19,7 @@ from planer.data.stream import StreamBatches
 from planer.data.texts import Texts
 from planer.models import LanguageModel
 from planer.runtime import Runtime
+from planer.tasks.metrics import of_text
 from planer.tasks.nll import VALID_BATCH, Protocol, Watch, mean_nll
 from planer.tasks.task import Metrics, Result, RowScore, Task
 
@@ -82,7 +82,7 @@ class CausalLM(Task):
     ) -> dict[str, float]:
         """nll (nats per token) and bpc (bits) with the segment and memory lengths of training (E-train)."""
         nll = self._nll(model, getattr(self.texts, split), description=description, watch=watch)
-        return {"nll": nll, "bpc": nll / math.log(2)}
+        return of_text(("nll", "bpc"), nll)
 
     def _nll(self, model: LanguageModel, tokens, **options) -> float:
         protocol = Protocol(VALID_BATCH, self.config.tgt_len, self.config.mem_len)

@@ -87,6 +87,11 @@ METRICS = {
 }
 
 
+def of_text(names: Iterable[str], nll: float) -> dict[str, float]:
+    """Metrics by name of a text with this mean negative log-likelihood, in nats per token.  Raises as ``measure``."""
+    return measure(names, Scores(np.array([nll]), np.ones(1)))
+
+
 def measure(names: Iterable[str], scores: Scores) -> dict[str, float]:
     """Metrics by name.
 

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from planer.config import TrainingConfig
+from planer.config import TeacherConfig
 from planer.data.stream import StreamBatches
 from planer.errors import Damaged
 from planer.models import LanguageModel
@@ -105,9 +105,9 @@ class CachedTeacher:
 
 @torch.no_grad()
 def write_cache(
-    path: str | Path, model: LanguageModel, tokens: np.ndarray, config: TrainingConfig, runtime: Runtime
+    path: str | Path, model: LanguageModel, tokens: np.ndarray, config: TeacherConfig, runtime: Runtime
 ) -> None:
-    """Write the model's logits for every step of a training with this configuration.  tokens: its text [n]."""
+    """Write the model's logits for every step of a training with such batches.  tokens: its text [n]."""
     batches = StreamBatches(tokens, config.batch, config.tgt_len)
     teacher = LiveTeacher(model.to(runtime.device), config.mem_len)
     vocab_size = model.architecture.vocab_size

@@ -16,6 +16,7 @@ import dataclasses
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import cached_property
 
 from planer.config import Experiment, TrainingConfig
 from planer.config.corpora import Corpus
@@ -124,13 +125,13 @@ class _Job:
     corpus: Corpus
     variant: Variant
 
-    @property
+    @cached_property
     def space(self) -> tuple[BlockSpec, ...]:
         """Options of every position of a network that is searched or sampled."""
         names = getattr(self.config.search_methods, self.variant.method, self.config.design_space)
         return tuple(self.config.model.option(name) for name in names)
 
-    @property
+    @cached_property
     def baseline(self) -> tuple[BlockSpec, ...]:
         return self.network(self.config.patterns.baseline)
 

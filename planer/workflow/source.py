@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import ast
 import hashlib
+import os
 from collections.abc import Mapping
 from contextlib import suppress
 from functools import cache
@@ -36,6 +37,7 @@ REGISTRIES = ("planer/blocks", "planer/heads", "planer/pretrained/adapters", "pl
 """Folders whose modules are found by their files: who reaches one of them reaches all, a user's own blocks too."""
 VALUES = "config"
 """The package whose fields and checks repeat nothing."""
+PACKAGE = "__init__.py"
 DATA = (".cpp", ".h", ".jinja", ".json")
 """Files in a module's folder that belong to it: kernels in C++, the report's template, and tables of the fastest
 kernels, between which the last bits of results differ, and measured latencies by more."""
@@ -60,60 +62,69 @@ def source_hashes(root: Path, cache_file: Path) -> dict[str, str]:
 
 
 class Sources:
-    """The code of a checkout.  Every file is read once: later edits are not seen."""
+    """The code of a checkout.  Every file is read once: later edits are not seen.
+
+    Inside, files are absolute paths as text: thousands of look-ups are several times as fast as with Path.
+    """
 
     def __init__(self, root: Path, known: Mapping[str, list] = MappingProxyType({})):
         """root: the repository's folder; known: what ``analysed`` was in an earlier process."""
-        self._root, self._known = root, known
+        self._root, self._known = str(root), known
+        self._library = {os.path.join(folder, file) for folder, _, files in os.walk(root / "planer") for file in files}
         self.analysed: dict[str, list] = {}
         """The fields of Module by a hash of the module's text."""
         self._name, self._module, self._imported = map(cache, (self._find_name, self._read_module, self._find_imported))
         self._file, self._next, self._data = map(cache, (self._find_file, self._find_next, self._find_data))
-        self._line = cache(self._describe)
+        self._line, self._part = cache(self._describe), cache(self._find_part)
 
     def hash_of(self, script: Path) -> str:
         """Hash of a script's code and of all that it reaches in planer."""
-        lines = sorted(map(self._line, self.reached(script)))
+        lines = sorted(map(self._line, self._reached(str(script))))
         return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:12]
 
     def reached(self, script: Path) -> set[Path]:
         """The script, the modules of planer that it imports, directly or not, and the data beside these modules."""
+        return set(map(Path, self._reached(str(script))))
+
+    def _reached(self, script: str) -> set[str]:
         waiting, reached = {script}, set()
         while waiting:
             path = waiting.pop()
             reached.add(path)
             waiting |= self._next(path) - reached
-        folders = {path.parent for path in reached - {script}}
+        folders = {os.path.dirname(path) for path in reached - {script}}
         return reached.union(*map(self._data, folders))
 
-    def _describe(self, path: Path) -> str:
+    def _describe(self, path: str) -> str:
         """What a hash has of a file: its name and the hash of what counts of it."""
-        code = self._data(path.parent)[path] if path.suffix in DATA else self._module(path).code
+        code = self._data(os.path.dirname(path))[path] if path.endswith(DATA) else self._module(path).code
         return f"{self._name(path)} {code}"
 
-    def _find_next(self, path: Path) -> frozenset[Path]:
+    def _find_next(self, path: str) -> frozenset[str]:
         """What counts of a file's imports, and all modules of the registry that it belongs to."""
         files = [file for name in self._module(path).imports for file in self._imported(*name)]
-        if self._name(path).rpartition("/")[0] in REGISTRIES:
-            folders = (path.parent, *map(Path, plugin_folders(path.parent.name)))
-            files += [file for folder in folders for file in folder.glob("*.py")]
+        if os.path.dirname(self._name(path)) in REGISTRIES:
+            folder = os.path.dirname(path)
+            folders = (folder, *plugin_folders(os.path.basename(folder)))
+            files += [str(file) for folder in folders for file in Path(folder).glob("*.py")]
         return frozenset(file for file in files if self._part(file) not in CHANGES_NO_RESULT)
 
-    def _find_data(self, folder: Path) -> dict[Path, str]:
+    def _find_data(self, folder: str) -> dict[str, str]:
         """Hashes of the data files in a folder."""
-        files = [path for path in folder.iterdir() if path.suffix in DATA]
-        return {path: hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+        files = [os.path.join(folder, name) for name in os.listdir(folder) if name.endswith(DATA)]
+        return {path: hashlib.sha256(Path(path).read_bytes()).hexdigest() for path in files}
 
-    def _find_name(self, path: Path) -> str:
+    def _find_name(self, path: str) -> str:
         """A file's path in the repository; of a user's own block, the folder and the file."""
-        return path.relative_to(self._root if path.is_relative_to(self._root) else path.parents[1]).as_posix()
+        inside = path.startswith(self._root + os.sep)
+        return os.path.relpath(path, self._root if inside else os.path.dirname(os.path.dirname(path)))
 
-    def _part(self, path: Path) -> str:
+    def _find_part(self, path: str) -> str:
         """The module or package directly under planer that a file belongs to; nothing for a script."""
-        parts = self._name(path).split("/")
+        parts = self._name(path).split(os.sep)
         return parts[1].removesuffix(".py") if parts[0] == "planer" else ""
 
-    def _find_imported(self, module: str, name: str) -> list[Path]:
+    def _find_imported(self, module: str, name: str) -> list[str]:
         """Files that count where a name, or with "" the module itself, is imported from a module."""
         if module.split(".")[0] != "planer":
             return []
@@ -122,33 +133,37 @@ class Sources:
         files = []
         for package in accumulate(module.split("."), "{}.{}".format):
             path = self._file(package)
-            if path and not (path.name == "__init__.py" and self._module(path).only_exports):
+            if path and not (_is_package(path) and self._module(path).only_exports):
                 files.append(path)
             elif path and package == module:
                 files += [path] if name in ("", "*") else self._exported(path, name)
         return files
 
-    def _exported(self, package: Path, name: str) -> list[Path]:
+    def _exported(self, package: str, name: str) -> list[str]:
         """Files that count where a name is imported from a package that only re-exports names."""
         imports = self._module(package).imports
         return [file for module, exported in imports if exported == name for file in self._imported(module, exported)]
 
-    def _find_file(self, module: str) -> Path | None:
+    def _find_file(self, module: str) -> str | None:
         """A module's file, or a package's ``__init__.py``."""
-        stem = self._root.joinpath(*module.split("."))
-        return next((file for file in (stem.with_suffix(".py"), stem / "__init__.py") if file.is_file()), None)
+        stem = os.path.join(self._root, *module.split("."))
+        return next((file for file in (f"{stem}.py", os.path.join(stem, PACKAGE)) if file in self._library), None)
 
-    def _read_module(self, path: Path) -> Module:
+    def _read_module(self, path: str) -> Module:
         """Raises UserError when the file is no Python, as a user's own block may be."""
-        only_functions = self._part(path) == VALUES and path.name != "__init__.py"
+        only_functions = self._part(path) == VALUES and not _is_package(path)
         try:
-            text = path.read_text()
+            text = Path(path).read_text()
             key = hashlib.sha256(f"{_ANALYSIS}{only_functions}{text}".encode()).hexdigest()
             self.analysed[key] = self._known.get(key) or _analysed(text, only_functions)
         except (SyntaxError, ValueError) as error:  # ValueError: wrong bytes
             raise UserError(f"{path} is no Python module: {one_line(error)}") from error
         code, imports, only_exports = self.analysed[key]
         return Module(code, tuple(map(tuple, imports)), only_exports)
+
+
+def _is_package(path: str) -> bool:
+    return os.path.basename(path) == PACKAGE
 
 
 class Module(NamedTuple):

@@ -6,12 +6,20 @@ import os
 import re
 from collections.abc import Iterable
 from difflib import get_close_matches
+from typing import Protocol
 
 from planer.config.variant import check_name, parse_variant
 from planer.errors import UserError
 
 TASK_SUFFIX = "-task"
 """End of the folder's name of the prepared task of an experiment on a pretrained network."""
+
+
+class IOFile(Protocol):
+    """What is used of Snakemake's files in outputs of rules."""
+
+    def match(self, path: str) -> object:
+        """Whether a path is such a file, with what its wildcards allow."""
 
 
 def names_in(path: str, datasets: Iterable[str], pretrained: Iterable[str] = ()) -> dict[str, str]:
@@ -50,10 +58,25 @@ def check_folders(*names: str) -> None:
             raise UserError(f"{name} is no folder; move it away: jobs write in a folder of this name")
 
 
-def check_made(target: str, names: dict[str, str], rules: dict[str, list[str]]) -> None:
+def made_by(files: Iterable[IOFile], names: dict[str, str]) -> list[str]:
+    """The files of a rule that can have the names of a target: wildcards of ``names_in`` filled in, others in braces.
+
+    files: Snakemake's outputs, whose text has wildcards with their constraints.
+    """
+    found = []
+    for file in files:
+        text = re.sub(r"\{(\w+),[^}]*\}", r"{\1}", str(file))
+        for wildcard, name in names.items():
+            text = text.replace(f"{{{wildcard}}}", name)
+        if "{" in text or file.match(text):
+            found.append(text)
+    return found
+
+
+def check_made(target: str, rules: dict[str, list[str]]) -> None:
     """Raise UserError unless the target is a rule that can be asked for by name, or a file that a rule makes.
 
-    names: the target's, of names_in; rules: the files of every rule, with wildcards in braces.
+    rules: the files of every rule, by ``made_by``.
     """
     if target in rules:
         if any("{" in file for file in rules[target]):
@@ -63,8 +86,6 @@ def check_made(target: str, names: dict[str, str], rules: dict[str, list[str]]) 
     if os.path.isabs(target):
         raise UserError(f"target {target!r} must be relative to the working directory: {path!r}")
     files = [file for made in rules.values() for file in made]
-    for wildcard, name in names.items():
-        files = [file.replace(f"{{{wildcard}}}", name) for file in files]
     if path not in files:
         close = get_close_matches(path, files, n=1, cutoff=0.8)
         raise UserError(f"no rule makes {path!r}" + (f"; did you mean {close[0]}?" if close else ""))

@@ -198,6 +198,14 @@ class TestKeptPositionKeys:
     def test_follow_weights_written_in_place(self):
         self.check(lambda model: initialise(model, torch.Generator().manual_seed(1)))
 
+    def test_of_networks_made_in_inference_mode_are_not_kept(self):
+        with torch.inference_mode():
+            model = network()
+            before = self.run(model)
+            model.load_state_dict(network(seed=1).state_dict())
+            assert not torch.equal(self.run(model), before)
+            assert torch.equal(self.run(model), self.run(network(seed=1)))
+
     def test_follow_a_change_of_type(self):
         self.check(lambda model: model.float())
 

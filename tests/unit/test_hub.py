@@ -6,6 +6,7 @@ import pytest
 import torch
 
 import planer
+from planer.errors import UserError
 from planer.files import write_json
 from planer.heads import AdaptiveSoftmax
 from planer.models import LanguageModel, initialise, save
@@ -85,6 +86,18 @@ def test_padding_is_refused(loaded, prompt):
     mask[0, 0] = 0
     with pytest.raises(ValueError, match="take no padding"):
         loaded(prompt, attention_mask=mask)
+
+
+def test_hidden_states_of_single_blocks_are_refused(loaded, prompt):
+    with pytest.raises(ValueError, match="leave out output_hidden_states"):
+        loaded(prompt, output_hidden_states=True)
+    assert loaded(prompt, output_hidden_states=False).hidden_states is None
+
+
+@pytest.mark.parametrize("key", ["mem_len", "clamp_len"])
+def test_impossible_lengths_are_refused(loaded, key):
+    with pytest.raises(UserError, match=f"config: {key} is -5; it must be from 0 to 1,000,000"):
+        type(loaded.config)(**{key: -5})
 
 
 def test_an_adaptive_softmax_is_exported(tmp_path):

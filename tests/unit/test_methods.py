@@ -48,6 +48,7 @@ def test_other_methods_have_their_own_design_space(variant):
         ("par_search", {"argmax": 1}),
         ("target_0.5-scratch", {"argmax": 1}),
         ("isoparam_0.5-scratch", {"argmax": 1}),
+        ("shared_0.5-scratch", {"argmax": 1}),
         ("par_search-scratch", {"argmax": 1}),
     ],
 )

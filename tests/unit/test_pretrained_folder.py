@@ -147,6 +147,13 @@ DAMAGE = {
 }
 
 
+@pytest.mark.parametrize("name", ["x" * 5000, "a\0b"])
+def test_names_that_no_folder_can_have(name):
+    with pytest.raises(UserError, match="is no folder; name one that save_pretrained wrote") as error:
+        check_folder(name, "causal_lm")
+    assert len(str(error.value)) < 400
+
+
 @pytest.mark.parametrize("damage", DAMAGE)
 def test_a_damaged_folder_is_refused_in_one_line(damage, copied):
     folder = copied("gpt2")

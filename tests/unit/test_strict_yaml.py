@@ -64,11 +64,12 @@ def test_values(text, value):
         ("? [1, 2]\n: 3", "line 1: a key must be text"),
         ("[" * 5000, f"more than {MAX_DEPTH} values inside one another"),
         ("a: [1", "line 1: while parsing a flow sequence"),
-        ("a: b: c", "line 1: mapping values are not allowed here"),
+        ("a: b: c", "line 1: mapping values are not allowed in this context"),
         ("\ta: 1", "line 1: while scanning for the next token"),
         ("a: 1\n---\nb: 2", "line 2: expected a single document"),
-        ('a: "\\UFFFFFFFF"', "is no valid YAML"),
+        ('a: "\\UFFFFFFFF"', "line 1: while parsing a quoted scalar"),
         ("a: 1\nb: \x07", "line 2: character 0x7 is not allowed in YAML"),
+        ("# größer\na: 1\nb: \x07\nc: 2", "line 3: character 0x7 is not allowed in YAML"),
         ("- 1", "holds [1]; it must hold keys and values"),
         ("seed", "holds 'seed'; it must hold keys and values"),
         ("# " + "x" * MAX_BYTES, f"more than {MAX_BYTES:,} bytes"),
@@ -125,6 +126,7 @@ def test_assignments_of_the_command_line():
         (["seed=1", "seed=2"], "--config seed is given twice"),
         (["retrain={steps: 1, steps: 2}"], "--config retrain, line 1: steps is given twice"),
         (["default_variants=[baseline"], "--config default_variants, line 1: while parsing a flow sequence"),
+        (["device=\udce4"], "--config device is no valid YAML"),
     ],
 )
 def test_assignments_that_cannot_be_read(given, reason):

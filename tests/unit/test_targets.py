@@ -2,23 +2,33 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
 from planer.errors import UserError
-from planer.workflow.targets import check_folders, check_made, names_in
+from planer.workflow.targets import check_folders, check_made, made_by, names_in
 
 DATASETS = ("pysource", "text8")
 RULES = {
     "all": [],
-    "prepare_data": ["results/data/{dataset}/train.npy", "logs/data/{dataset}.log"],
-    "compare": ["results/{experiment}/report.html", "results/{experiment}/figures"],
-    "evaluate": ["results/{experiment}/{variant}/eval.json"],
+    "prepare_data": ["results/data/{dataset,.+}/train.npy", "logs/data/{dataset,.+}.log"],
+    "compare": ["results/{experiment,.+}/report.html", "results/{experiment,.+}/figures"],
+    "evaluate": ["results/{experiment,.+}/{variant,.+}/eval.json"],
+    "finetune": ["results/{experiment,(?!demo/).+}/{variant,.+}/finetune/model.safetensors"],
 }
+
+
+class File(str):
+    """As Snakemake's outputs: wildcards have constraints."""
+
+    def match(self, path: str) -> re.Match | None:
+        return re.fullmatch(re.sub(r"\{\w+,([^}]*)\}", r"(\1)", self), path)
 
 
 def check(target: str) -> dict[str, str]:
     names = names_in(target, DATASETS)
-    check_made(target, names, RULES)
+    check_made(target, {rule: made_by(map(File, files), names) for rule, files in RULES.items()})
     return names
 
 
@@ -51,6 +61,7 @@ def test_targets_that_something_makes(target, names):
         ("results/data/report.html", "no rule makes 'results/data/report.html'"),
         ("results/data/text8/train.np", "did you mean results/data/text8/train.npy?"),
         ("results/demo", "no rule makes 'results/demo'"),
+        ("results/demo/par/finetune/model.safetensors", "no rule makes 'results/demo/par/finetune/model.safetensors'$"),
         ("", "no rule makes '.'"),
         ("evaluate", "makes many files; name one, such as results/{experiment}/{variant}/eval.json"),
     ],
