@@ -274,7 +274,7 @@ def test_a_text_that_is_too_short(here, size, split):
 def test_shipped_experiments_have_text_enough():
     files = {file.stem: file for file in sorted((ROOT / "config/experiments").glob("*.yaml"))}
     for name in files.keys() - pretrained_names(files):
-        config = build(Experiment, merge(*map(one_source, (DEFAULTS, yaml.safe_load(files[name].read_text())))))
+        config = build(Experiment, merge(*map(one_source, (DEFAULTS, *read_experiment(name, files)))))
         check_lengths(config, corpus_of(config.data))
 
 
