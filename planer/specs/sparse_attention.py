@@ -25,6 +25,7 @@ class SparseAttention(Attention):
     options: ClassVar[tuple[str, ...]] = ("sparse_attention_<modules>",)
     shared_under: ClassVar[tuple[str, ...]] = ()
     has_heads: ClassVar[bool] = False
+    projects: ClassVar[bool] = False
     starts_from: ClassVar[str] = "attention"
     letter: ClassVar[str] = "q"
     """Of its symbols."""

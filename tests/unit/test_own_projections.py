@@ -21,7 +21,7 @@ from planer.conversion.sites import feed_forward_sites
 from planer.data.texts import Texts
 from planer.models import LanguageModel, initialise
 from planer.runtime import Runtime
-from planer.specs import Architecture, Attention, FeedForward, MlpAttention
+from planer.specs import Architecture, Attention, FeedForward, MlpAttention, kinds
 from planer.training.checkpoint import Checkpoint
 from planer.training.loop import Record
 
@@ -68,6 +68,10 @@ def test_the_specification_counts_what_the_block_has():
     for reading in ((WIDTH, 2, 8, 8, "cached"), (WIDTH, 2, 8, 4, "recompute")):
         assert first.flops(*reading) == dense.flops(*reading), "d / 2 neurons cost as much"
         assert dataclasses.replace(first, neurons=4).flops(*reading) < dense.flops(*reading)
+
+
+def test_only_dense_projections_are_replaced():
+    assert [kind for kind, spec in kinds().items() if spec.projects] == ["attention"]
 
 
 def test_flops_agree_with_the_counter():

@@ -25,7 +25,7 @@ from planer.report.drawing import (
 )
 
 FIGURES = {
-    "quality_flops": "Test quality over FLOPs of the network and of its feed-forward layers, one line per arm",
+    "quality_flops": "Test quality over FLOPs of the network and of its converted layers, one line per arm",
     "quality_time": "Test quality over measured time, one line per arm, one panel per batch and phase",
     "executed": "How many tokens execute which share of each layer, one panel per arm",
 }

@@ -52,7 +52,7 @@ def _setting(evaluation: dict) -> str:
 
 
 def _costs(flops: dict) -> str:
-    """Where the dense network's FLOPs go: the feed-forward layers' share is the most that arms can save."""
+    """Where the dense network's FLOPs go: arms save those of feed-forward layers, and of replaced projections."""
     parts = {name.replace("_", "-"): value for name, value in flops.items() if name != "total"}
     shares = ", ".join(f"{name} {value / flops['total']:.1%}" for name, value in parts.items())
     return f"The dense network takes {count(flops['total'])} FLOPs per token: {shares}."
