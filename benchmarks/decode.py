@@ -3,12 +3,14 @@
 5 minutes.
 
 - layers: feed-forward and attention layers of d_model 1024 with their residuals, as operators of the decode engine and
-  in PyTorch.  Every call has another token and goes to the next of several copies of the layer, which together do not
-  fit a cache.
+  in PyTorch.  Every call has another token and goes to the next of several copies of the layer.  Between two calls of a
+  copy the other candidates read 1 GB, so that caches hold nothing of it, as in a whole network.
+- floor: sums over as many bytes as the dense network reads for a token, in turn with it: what reading its weights can
+  take at best.  Weights are float32, bfloat16 and int8.
 - network: the 800M shape of "Sparse is Enough in Scaling Transformers" (arXiv 2111.12763), 24 blocks of attention and
   feed-forward layer, 32,000 words, with random weights, dense and with sparse layers.  Its decoder alone: no encoder
   and no cross-attention.
-- floor: a sum over more memory than a cache has, one thread: what reading weights can take at best.
+- --shape 17B: layers of the shape that trax names its large one, one at a time; they do not fit memory together.
 
 Candidates are timed in turn.  A ratio is the median over rounds.
 Results go to benchmarks/results/<processor>-decode-<date>.json and, as tables, to standard output.
@@ -50,7 +52,7 @@ CPU = torch.device("cpu")
 
 @dataclass(frozen=True)
 class Sizes:
-    """The 800M shape, and how it is timed."""
+    """A shape, and how it is timed."""
 
     d_model: int = 1024
     d_inner: int = 4096
@@ -58,6 +60,9 @@ class Sizes:
     """Of networks with sparse attention, which has fewer weights (the paper's recipe)."""
     heads: int = 16
     block_size: int = 64
+    rank: int = 0
+    """Of controllers; 0: d_model / block_size."""
+    modules: int = 16
     depth: int = 24
     words: int = 32_000
     head_modules: int = 4
@@ -72,7 +77,7 @@ class Sizes:
         return self.heads, self.d_model // self.heads
 
 
-SIZES = Sizes()
+SIZES = {"800M": Sizes(), "17B": Sizes(9216, 40_960, 65_536, 96, 256, 32, 64, copies=1)}
 WARMUP = 3
 """Untimed calls."""
 
@@ -80,9 +85,9 @@ WARMUP = 3
 def networks(sizes: Sizes) -> dict[str, tuple[tuple[BlockSpec, BlockSpec], HeadSpec]]:
     """The blocks that alternate, and the head, by the network's name."""
     dense = Attention(*sizes.attention), FeedForward(sizes.d_inner)
-    feed_forward = SparseFeedForward(sizes.d_inner, sizes.block_size)
-    convolved = SparseConvAttention(*sizes.attention, sizes.heads)
-    both = convolved, SparseFeedForward(sizes.sparse_d_inner, sizes.block_size)
+    feed_forward = SparseFeedForward(sizes.d_inner, sizes.block_size, sizes.rank)
+    convolved = SparseConvAttention(*sizes.attention, sizes.modules)
+    both = convolved, SparseFeedForward(sizes.sparse_d_inner, sizes.block_size, sizes.rank)
     return {
         "dense": (dense, Softmax()),
         "sparse feed-forward": ((dense[0], feed_forward), Softmax()),
@@ -96,10 +101,10 @@ def layers(sizes: Sizes) -> dict[str, BlockSpec]:
     """By the layer's name; attention sees one token, so that its projections take the time."""
     return {
         "feed-forward": FeedForward(sizes.d_inner),
-        "sparse feed-forward": SparseFeedForward(sizes.d_inner, sizes.block_size),
+        "sparse feed-forward": SparseFeedForward(sizes.d_inner, sizes.block_size, sizes.rank),
         "attention": Attention(*sizes.attention),
-        "sparse attention": SparseAttention(*sizes.attention, sizes.heads),
-        "sparse attention with convolutions": SparseConvAttention(*sizes.attention, sizes.heads),
+        "sparse attention": SparseAttention(*sizes.attention, sizes.modules),
+        "sparse attention with convolutions": SparseConvAttention(*sizes.attention, sizes.modules),
     }
 
 
@@ -111,15 +116,15 @@ def network(sizes: Sizes, blocks: tuple[BlockSpec, ...], head: HeadSpec, words: 
     return model.eval()
 
 
-def reader(model: LanguageModel, sizes: Sizes, in_pytorch: bool = False) -> Callable[[], Tensor]:
-    """Reads one random token a call, after a prompt that fills the memory."""
+def reader(model: LanguageModel, sizes: Sizes, weights: str | None = "float32") -> Callable[[], Tensor]:
+    """Reads one random token a call, after a prompt that fills the memory.  weights: None runs PyTorch."""
     words, draw = model.architecture.vocab_size, torch.Generator().manual_seed(1)
     prompt = torch.randint(words, (1, sizes.memory), generator=draw)
     state = model(prompt, mem_len=sizes.memory, same_length=True, attention="cached").state
-    if in_pytorch:
-        sequences = Segments(model, state, sizes.memory, 0)
+    if weights is None:
+        sequences = Segments(model, [state], sizes.memory, 0)
     else:
-        sequences = Sequences(decoder_of(model), state, 1, sizes.memory, 0)
+        sequences = Sequences(decoder_of(model, weights), [state], 1, sizes.memory, 0)
     return lambda: sequences.read(torch.randint(words, (1,), generator=draw))
 
 
@@ -141,7 +146,7 @@ def _steps(model: LanguageModel) -> list[Callable[[Tensor], Tensor]]:
     decoder = decoder_of(model)
     state = model(torch.zeros(1, 1, dtype=torch.int64), mem_len=0, attention="cached").state
     steps = [
-        (step, step.start(entry, decoder.positions(1, 1, 0), 1))
+        (step, step.start([entry], torch.zeros(1, dtype=torch.int64), decoder.positions(1, 1, 0), 1))
         for step, entry in zip(decoder.steps, state, strict=True)
     ]
     return [lambda x, step=step, cache=cache: step(x, cache) for step, cache in steps]
@@ -169,14 +174,36 @@ def _in_turn(functions: list[Callable[[Tensor], Tensor]], sizes: Sizes) -> Calla
 
 
 @torch.inference_mode()
-def measured_floor(options: argparse.Namespace, sizes: Sizes) -> dict:
-    """Bytes a second of a sum, and how long a dense feed-forward layer takes at least."""
-    memory = torch.ones(2 * sizes.d_model * sizes.d_inner * sizes.copies)
-    samples = measure({"sum": memory.sum}, options.rounds, 1, 0, options.seconds, CPU, description="floor")
-    speed = memory.nbytes / (samples.ms.median() / 1e3)
-    ms = memory.nbytes / sizes.copies / speed * 1e3
-    print(f"sums read {speed / 1e9:.1f} GB/s: {ms:.2f} ms for the weights of a dense feed-forward layer")
-    return {"bytes_per_s": speed, "feed_forward_ms": ms}
+def measured_floor(options: argparse.Namespace, sizes: Sizes) -> Iterator[dict]:
+    """A row for each type of weights: the dense network beside a sum over as many bytes."""
+    blocks, head = networks(sizes)["dense"]
+    model = network(sizes, blocks * sizes.depth, head, sizes.words)
+    width = sizes.d_model
+    count = sizes.depth * (4 * width**2 + 2 * width * sizes.d_inner) + sizes.words * width  # matrices, head included
+    bytes_each = {"float32": 4, "bfloat16": 2, "int8": 1}
+    memory = torch.ones(count)
+    calls = {weights: reader(model, sizes, weights) for weights in bytes_each}
+    sums = {f"sum, {weights}": memory[: count * size // 4].sum for weights, size in bytes_each.items()}
+    ms = _in_rounds(calls | sums, options, "floor")
+    for weights, size in bytes_each.items():
+        row = compared("floor", weights, f"sum, {weights}", ms)
+        speed = count * size / (row["base_median_ms"] / 1e3)
+        yield row | {"bytes": count * size, "over_floor": 1 / row["speed_up"], "floor_bytes_per_s": speed}
+
+
+@torch.inference_mode()
+def measured_large_layers(options: argparse.Namespace, sizes: Sizes) -> Iterator[dict]:
+    """A row for each layer, one at a time in memory, in turn with a sum over more bytes than caches hold."""
+    memory, times = torch.ones(2**26), {}
+    for name, spec in layers(sizes).items():
+        steps = _steps(network(sizes, (spec,), Softmax(), 2))
+        ms = _in_rounds({name: _in_turn(steps, sizes), "sum": memory.sum}, options, name)
+        del steps
+        times[name] = ms[name].reset_index(drop=True)
+    for name in layers(sizes):
+        base = "attention" if "attention" in name else "feed-forward"
+        if name != base:
+            yield compared("layers", name, base, pd.DataFrame({name: times[name], base: times[base]}).dropna())
 
 
 @torch.inference_mode()
@@ -202,7 +229,7 @@ def measured_networks(options: argparse.Namespace, sizes: Sizes) -> Iterator[dic
 
     model = made("dense")
     dense = {"dense": reader(model, sizes)}
-    ms = _in_rounds(dense | {"dense in PyTorch": reader(model, sizes, in_pytorch=True)}, options, "dense")
+    ms = _in_rounds(dense | {"dense in PyTorch": reader(model, sizes, None)}, options, "dense")
     yield compared("network", "dense", "dense in PyTorch", ms)
     for name in networks(sizes):
         if name != "dense":
@@ -232,25 +259,30 @@ def show(section: str, rows: list[dict]) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--shape", choices=SIZES, default="800M", help="default: %(default)s")
     parser.add_argument("--threads", type=positive, default=1, help="default: %(default)s")
     parser.add_argument("--rounds", type=positive, default=60, help="calls of every candidate (default: %(default)s)")
     parser.add_argument("--seconds", type=float, default=30.0, help="most seconds a comparison (default: %(default)s)")
+    parser.add_argument("--sections", nargs="+", choices=SECTIONS, default=list(SECTIONS), help="default: all")
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder (default: %(default)s)")
     options = parser.parse_args()
     if not build.available():
         raise UserError("there is no decode engine without a C++ compiler; install one or set CXX")
     torch.set_num_threads(options.threads)
     keep_freed_memory()
-    load = os.getloadavg()[0]
+    load, sizes, rows = os.getloadavg()[0], SIZES[options.shape], []
     print(f"{device_name(CPU)}, {options.threads} threads, torch {torch.__version__}, load before {load:.2f}")
-    floor, rows = measured_floor(options, SIZES), []
-    for section, made in (("layers", measured_layers), ("network", measured_networks)):
-        found = list(made(options, SIZES))
+    sections = {name: SECTIONS[name] for name in options.sections}
+    for section, made in ({"layers": measured_large_layers} if options.shape == "17B" else sections).items():
+        found = list(made(options, sizes))
         show(section, found)
         rows += found
     loads = {"load_before": load, "load_after": os.getloadavg()[0]}
-    content = {"threads": options.threads, "sizes": vars(SIZES), **loads, "floor": floor, "rows": rows}
+    content = {"shape": options.shape, "threads": options.threads, "sizes": vars(sizes), **loads, "rows": rows}
     write_results(options.results, device_name(CPU), content, "-decode")
+
+
+SECTIONS = {"layers": measured_layers, "floor": measured_floor, "network": measured_networks}
 
 
 if __name__ == "__main__":

@@ -12,6 +12,8 @@ from typing import NoReturn
 from planer.errors import UserError
 from planer.serving.limits import Limits
 
+WEIGHTS = ("float32", "bfloat16", "int8")
+"""Those of planer/kernels/sparse_decode, which needs PyTorch."""
 LIMITS = {
     "request_bytes": "bytes of a request's body",
     "prompt_tokens": "tokens of a prompt",
@@ -51,12 +53,12 @@ def parser() -> Parser:
     command.add_argument("--top-k", type=int, default=0, help="sample from this many tokens; 0: from all")
     command.add_argument("--top-p", type=float, default=1.0, help="sample from tokens of this probability in all (1)")
     command.add_argument("--seed", type=int, default=0, help="of the random choices (0)")
-    command.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:<number>")
+    _run_options(command)
     command = add("serve", serve, "answer requests of the completions API over HTTP")
     command.add_argument("--host", default="127.0.0.1", help="address to listen on (127.0.0.1: this machine alone)")
     command.add_argument("--port", type=int, default=8000, help="0 takes a free one (8000)")
     command.add_argument("--name", help="of the model, for clients (its experiment and variant, or the folder's name)")
-    command.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:<number>")
+    _run_options(command)
     for name, text in LIMITS.items():
         default = getattr(Limits, name)
         option = f"--{name.replace('_', '-')}"
@@ -71,6 +73,14 @@ def parser() -> Parser:
     return top
 
 
+def _run_options(command: Parser) -> None:
+    """How a network is run."""
+    command.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:<number>")
+    command.add_argument(
+        "--weights", default="float32", choices=WEIGHTS, help="as stored for reading one token on a CPU (float32)"
+    )
+
+
 def generate(options: argparse.Namespace) -> None:
     """Write the prompt and what follows it, as it comes."""
     import planer
@@ -80,11 +90,11 @@ def generate(options: argparse.Namespace) -> None:
     sampling = {name: getattr(options, name) for name in names}
     Sampling.of(**sampling)  # before the network is read
     network = planer.load(options.folder, options.device, options.vocab)
-    ids = network.encode(options.prompt)
+    tokens = network.stream(network.encode(options.prompt), options.weights, **sampling)
     print(options.prompt, end="", flush=True)
     if network.surroundings.vocabulary.kind == "words":
         print(" ", end="")
-    for piece in network.surroundings.vocabulary.pieces(network.stream(ids, **sampling)):
+    for piece in network.surroundings.vocabulary.pieces(tokens):
         print(piece, end="", flush=True)
     print()
 
@@ -98,7 +108,7 @@ def serve(options: argparse.Namespace) -> None:
         from planer.serving.server import Server, is_loopback, run
     network = planer.load(options.folder, options.device, options.vocab)
     name = options.name or network.surroundings.variant or Path(options.folder).resolve().name
-    server = Server(network, name, limits, options.host, options.port)
+    server = Server(network, name, limits, options.host, options.port, options.weights)
     if not is_loopback(options.host):
         print(f"anyone who reaches {server.address} can use the network: it asks for no key", file=sys.stderr)
     run(server, name)

@@ -69,7 +69,7 @@ def timed_forward(
     memory = filled_memory(model, past if past.shape[1] else segment[:, :-1], workload, attention)
     if workload.decodes:
         with torch.inference_mode():
-            read = start(model, memory, 1, workload.mem_len, clamp_len=0)
+            read = start(model, [memory], 1, workload.mem_len, clamp_len=0)
         return _in_turn(read, tokens)
     timed = _wrapper(model, [executable(block, workload.execution) for block in model.blocks])
 
@@ -160,7 +160,7 @@ class Pool:
     def _decoded_sequences(self) -> Sequences | None:
         """Sequences that the decode engine continues through all blocks; None where PyTorch does."""
         decoder = decoder_of(self._model)
-        return decoder and Sequences(decoder, self._memory["cached"], 1, self.workload.mem_len, clamp_len=0)
+        return decoder and Sequences(decoder, [self._memory["cached"]], 1, self.workload.mem_len, clamp_len=0)
 
     def _decode(self, model: LanguageModel, modules: nn.ModuleList, memory: list, head: bool, tokens: Tensor) -> Tensor:
         """What PyTorch makes of the next tokens [B]."""

@@ -2,6 +2,7 @@
 
 On a CPU, in single precision and with a C++ compiler, blocks and head run as operators with packed weights
 (planer/models/steps.py), and keys and values stay where they are.  Elsewhere, PyTorch reads each token as a segment.
+Sequences may be of different lengths; each gets the bits that it gets alone.
 
 Letters in shapes: B sequences, L distances, D model width, V vocabulary.
 """
@@ -14,51 +15,73 @@ from collections.abc import Callable, Iterable
 import torch
 from torch import Tensor
 
+from planer.errors import UserError
 from planer.kernels.cpp import build
-from planer.kernels.sparse_decode import panels
+from planer.kernels.sparse_decode import WEIGHTS, rows
 from planer.models.head import Head
 from planer.models.positions import sinusoids
-from planer.models.steps import STEPS
+from planer.models.steps import STEPS, multiplicative_layer
 from planer.models.transformer import LanguageModel
+from planer.parsing import show
 
 Reader = Callable[[Tensor], Tensor]
 """Reads the next token of every sequence [B] and gives log-probabilities of the one after it [B, V]."""
 
 
-def start(model: LanguageModel, state: list, tokens: int, mem_len: int, clamp_len: int) -> Reader:
+def start(
+    model: LanguageModel, states: list[list], tokens: int, mem_len: int, clamp_len: int, weights: str = "float32"
+) -> Reader:
     """Continue sequences, at most by this many tokens.
 
-    state: what the network remembers of their prompts, keys and values (``cached`` attention).
+    states: what the network remembers of the prompts, keys and values (``cached`` attention): a state for each, or for
+    equally many of the same length.
     mem_len: tokens that a token sees before itself.  clamp_len: distances beyond it count as it; 0 switches this off.
+    weights: see ``decoder_of``.
     """
-    decoder = decoder_of(model)
+    decoder = decoder_of(model, weights)
     if decoder is None:
-        return Segments(model, state, mem_len, clamp_len).read
-    return Sequences(decoder, state, tokens, mem_len, clamp_len).read
+        return Segments(model, states, mem_len, clamp_len).read
+    return Sequences(decoder, states, tokens, mem_len, clamp_len).read
 
 
-def decoder_of(model: LanguageModel) -> Decoder | None:
-    """The network's decoder, made anew when weights have changed; None where PyTorch reads the tokens."""
-    weights = list(model.parameters())
-    if any(weight.device.type != "cpu" or weight.dtype != torch.float32 for weight in weights):
+def check_weights(model: LanguageModel, weights: str) -> None:
+    """Raise UserError when tokens of this network cannot be read with weights stored like this."""
+    if weights not in WEIGHTS:
+        raise UserError(f"weights is {show(weights)}; allowed: {', '.join(WEIGHTS)}")
+    if weights != "float32" and not _has_operators(model):
+        raise UserError(f"weights {weights} need a CPU and a C++ compiler; leave the option out, or take float32")
+
+
+def decoder_of(model: LanguageModel, weights: str = "float32") -> Decoder | None:
+    """The network's decoder, made anew when weights have changed; None where PyTorch reads the tokens.
+
+    weights: what matrices are stored as, see ``planer.kernels.sparse_decode.WEIGHTS``.  Raises UserError as
+    ``check_weights``.
+    """
+    check_weights(model, weights)
+    if model.training or not _has_operators(model):
         return None
-    if model.training or not build.available():
-        return None
-    written = tuple((w.data_ptr(), 0 if w.is_inference() else w._version) for w in weights)
+    parameters = list(model.parameters())
+    written = weights, *((w.data_ptr(), 0 if w.is_inference() else w._version) for w in parameters)
     if model.decoder is None or model.decoder.written != written:
         model.decoder = Decoder(model, written)
     return model.decoder
+
+
+def _has_operators(model: LanguageModel) -> bool:
+    on_cpu = all(weight.device.type == "cpu" and weight.dtype == torch.float32 for weight in model.parameters())
+    return on_cpu and build.available()
 
 
 class Decoder:
     """A network with its weights laid out for decoding.  All its sequences share them."""
 
     def __init__(self, model: LanguageModel, written: tuple):
-        """written: addresses and versions of the weights."""
-        self.model, self.written = model, written
+        """written: what weights are stored as, their addresses and versions."""
+        self.model, self.written, kind = model, written, written[0]
         places = zip(model.architecture.blocks, model.blocks, strict=True)
-        self.steps = [STEPS[spec.kind](block) if spec.kind in STEPS else None for spec, block in places]
-        self._head = _Head(model.head)
+        self.steps = [STEPS[spec.kind](block, kind) if spec.kind in STEPS else None for spec, block in places]
+        self._head = _Head(model.head, kind)
         self._positions: dict[int, Tensor] = {}
 
     def __reduce__(self) -> tuple:
@@ -85,17 +108,17 @@ class Decoder:
 class Sequences:
     """Sequences that a decoder continues, with their caches."""
 
-    def __init__(self, decoder: Decoder, state: list, tokens: int, mem_len: int, clamp_len: int):
+    def __init__(self, decoder: Decoder, states: list[list], tokens: int, mem_len: int, clamp_len: int):
         """See ``start``."""
         self._decoder = decoder
         self._reading = {"mem_len": mem_len, "clamp_len": clamp_len, "same_length": True, "attention": "cached"}
-        remembered = max((entry[0].shape[2] for entry in state if entry is not None), default=0)
-        length = min(mem_len + 1, remembered + tokens)
+        seen = torch.cat([_remembered(state) for state in states])
+        length = min(mem_len + 1, int(seen.max()) + tokens)
         positions = decoder.positions(length, min(mem_len + 1, 2 * length), clamp_len)
         self._path: Iterable[int] = range(len(decoder.steps))
         self._caches = [
-            step.start(entry, positions, length) if step else entry
-            for step, entry in zip(decoder.steps, state, strict=True)
+            step.start(list(entries), seen, positions, length) if step else list(entries)
+            for step, entries in zip(decoder.steps, zip(*states, strict=True), strict=True)
         ]
 
     def through(self, places: Iterable[int]) -> Sequences:
@@ -110,39 +133,56 @@ class Sequences:
 
     def hidden(self, tokens: Tensor) -> Tensor:
         """States behind the last block [B, D], after reading the next token of every sequence [B]."""
-        model, caches = self._decoder.model, self._caches
+        model = self._decoder.model
         x = model.embed(tokens)
         for place in self._path:
-            if step := self._decoder.steps[place]:
-                x = step(x, caches[place])
-            else:
-                here = slice(place, place + 1)
-                y, (caches[place],), _ = model.run_blocks(x[:, None], [caches[place]], here, **self._reading)
-                x = y[:, 0]
+            step = self._decoder.steps[place]
+            x = step(x, self._caches[place]) if step else self._in_pytorch(x, place)
         return model.final_norm(x)
+
+    def _in_pytorch(self, x: Tensor, place: int) -> Tensor:
+        """A block without an operator, one state after another: [B, D] to [B, D]."""
+        entries, outputs = self._caches[place], []
+        for number, part in enumerate(x[:, None].chunk(len(entries))):
+            here = slice(place, place + 1)
+            y, (entries[number],), _ = self._decoder.model.run_blocks(part, [entries[number]], here, **self._reading)
+            outputs.append(y[:, 0])
+        return torch.cat(outputs)
+
+
+def _remembered(state: list) -> Tensor:
+    """Remembered tokens of the sequences of a state: [b] int64."""
+    sizes = [(entry[0].shape[0], entry[0].shape[2]) for entry in state if entry is not None]
+    count, length = max(sizes, default=(1, 0), key=lambda size: size[1])
+    return torch.full((count,), length)
 
 
 class Segments:
-    """Sequences that PyTorch continues."""
+    """Sequences that PyTorch continues, one state after another."""
 
-    def __init__(self, model: LanguageModel, state: list, mem_len: int, clamp_len: int):
-        self._model, self._state = model, state
+    def __init__(self, model: LanguageModel, states: list[list], mem_len: int, clamp_len: int):
+        self._model, self._states = model, list(states)
         self._reading = {"mem_len": mem_len, "clamp_len": clamp_len, "same_length": True, "attention": "cached"}
 
     def read(self, tokens: Tensor) -> Tensor:
-        output = self._model(tokens[:, None], self._state, **self._reading)
-        self._state = output.state
-        return self._model.log_probs(output.hidden[:, -1])
+        """See ``Reader``."""
+        found = []
+        for number, column in enumerate(tokens[:, None].chunk(len(self._states))):
+            output = self._model(column, self._states[number], **self._reading)
+            self._states[number] = output.state
+            found.append(self._model.log_probs(output.hidden[:, -1]))
+        return torch.cat(found)
 
 
 class _Head:
     """A head whose products are operators, with its weights laid out once."""
 
-    def __init__(self, head: Head):
-        self._head = head
+    def __init__(self, head: Head, kind: str):
+        self._head, self._kind = head, kind
         self._joined: dict[tuple[int, int], Tensor] = {}
+        self._rows: dict[tuple[int, int], list[Tensor]] = {}
         if hasattr(head, "scales"):
-            self._packed = head.scales.detach().t().contiguous(), panels(head.shared)
+            self._layer = multiplicative_layer(head.scales, head.bias, head.shared, kind)
 
     def __getattr__(self, name: str) -> Tensor:
         return getattr(self._head, name)
@@ -151,7 +191,10 @@ class _Head:
         return self._head.spec.logits(self, hidden).log_softmax(-1)
 
     def linear(self, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        return torch.ops.planer_cpp.decode_linear(x, weight, bias)
+        key = weight.data_ptr(), len(weight)
+        if key not in self._rows:
+            self._rows[key] = rows(weight, self._kind)
+        return torch.ops.planer_cpp.decode_linear(x, self._rows[key], bias)
 
     def join(self, first: Tensor, second: Tensor) -> Tensor:
         key = first.data_ptr(), second.data_ptr()
@@ -160,4 +203,4 @@ class _Head:
         return self._joined[key]
 
     def multiplicative(self, x: Tensor, scales: Tensor, shared: Tensor, bias: Tensor) -> Tensor:
-        return torch.ops.planer_cpp.decode_multiplicative(x, *self._packed, bias)
+        return torch.ops.planer_cpp.decode_multiplicative(x, self._layer)

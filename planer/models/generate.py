@@ -2,6 +2,7 @@
 
 A network is read as it is evaluated: every token sees itself and the mem_len tokens before it (``same_length``), and
 distances beyond clamp_len count as it.  Keys and values of the memory are kept, so that each new token is one call.
+Prompts are read in the network's precision, whatever the weights of the tokens after them.
 
 Letters in shapes: V vocabulary.
 """
@@ -18,7 +19,7 @@ from torch import Tensor
 
 from planer.errors import UserError
 from planer.models.decoder import start
-from planer.models.transformer import LanguageModel
+from planer.models.transformer import LanguageModel, Output
 from planer.parsing import Range, build, show
 
 SEGMENT = 512
@@ -78,27 +79,56 @@ def token_ids(prompt: Sequence[int], vocab_size: int) -> list[int]:
     return ids
 
 
-@torch.inference_mode()
 def generate(
-    model: LanguageModel, prompt: Sequence[int], sampling: Sampling, *, mem_len: int, clamp_len: int = 0
+    model: LanguageModel,
+    prompt: Sequence[int],
+    sampling: Sampling,
+    *,
+    mem_len: int,
+    clamp_len: int = 0,
+    weights: str = "float32",
 ) -> Iterator[int]:
-    """Yield the tokens that follow a prompt.
+    """Yield the tokens that follow a prompt; otherwise as ``generate_batch``."""
+    options = {"mem_len": mem_len, "clamp_len": clamp_len, "weights": weights}
+    return (token for (token,) in generate_batch(model, [prompt], sampling, **options))
 
-    prompt: ids.  mem_len: tokens that a token sees before itself.  clamp_len: 0 switches it off.
-    Raises UserError as ``token_ids``, ValueError when the model is in training.
+
+@torch.inference_mode()
+def generate_batch(
+    model: LanguageModel,
+    prompts: Sequence[Sequence[int]],
+    sampling: Sampling,
+    *,
+    mem_len: int,
+    clamp_len: int = 0,
+    weights: str = "float32",
+) -> Iterator[list[int]]:
+    """Yield the next token of every prompt: those that each gets alone.
+
+    prompts: ids, of any lengths.  mem_len: tokens that a token sees before itself.  clamp_len: 0 switches it off.
+    weights: what the decode engine stores weights as (``planer.models.decoder.decoder_of``).
+    Raises UserError as ``token_ids`` and ``decoder_of``, ValueError when the model is in training.
     """
-    ids = token_ids(prompt, model.architecture.vocab_size)
-    generator = torch.Generator().manual_seed(sampling.seed)
+    all_ids = [token_ids(prompt, model.architecture.vocab_size) for prompt in prompts]
+    generators = [torch.Generator().manual_seed(sampling.seed) for _ in all_ids]
     device = next(model.parameters()).device
-    reading = {"mem_len": mem_len, "clamp_len": clamp_len, "same_length": True, "attention": "cached"}
-    prompt_ids, state = torch.tensor([ids], device=device), None
-    for segment in prompt_ids.split(SEGMENT, dim=1):
-        output = model(segment, state, **reading)
-        state = output.state
-    token = sampling.choose(model.log_probs(output.hidden[0, -1]), generator)
-    yield token
+    reading = {"mem_len": mem_len, "clamp_len": clamp_len}
+    outputs = [_read(model, torch.tensor([ids], device=device), **reading) for ids in all_ids]
+    log_probs = [model.log_probs(output.hidden[0, -1]) for output in outputs]
+    tokens = [sampling.choose(row, generator) for row, generator in zip(log_probs, generators, strict=True)]
+    yield tokens
     if sampling.tokens > 1:
-        read = start(model, state, sampling.tokens - 1, mem_len, clamp_len)
+        read = start(model, [output.state for output in outputs], sampling.tokens - 1, **reading, weights=weights)
         for _ in range(sampling.tokens - 1):
-            token = sampling.choose(read(torch.tensor([token], device=device))[0], generator)
-            yield token
+            log_probs = read(torch.tensor(tokens, device=device))
+            tokens = [sampling.choose(row, generator) for row, generator in zip(log_probs, generators, strict=True)]
+            yield tokens
+
+
+def _read(model: LanguageModel, ids: Tensor, **reading: int) -> Output:
+    """Of the last segment of a prompt [1, T]."""
+    state = None
+    for segment in ids.split(SEGMENT, dim=1):
+        output = model(segment, state, **reading, same_length=True, attention="cached")
+        state = output.state
+    return output

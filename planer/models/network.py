@@ -16,7 +16,8 @@ import torch
 from planer.errors import UserError
 from planer.files import read_json
 from planer.models import io
-from planer.models.generate import Sampling, generate, token_ids
+from planer.models.decoder import check_weights
+from planer.models.generate import Sampling, generate_batch, token_ids
 from planer.models.transformer import LanguageModel
 from planer.models.vocabulary import Vocabulary, read_vocabulary
 from planer.parsing import show
@@ -56,16 +57,25 @@ class Network(LanguageModel):
 
     surroundings = Surroundings(None, None)
 
-    def generate(self, prompt: str | Sequence[int], **options) -> str | list[int]:
-        """The prompt and what follows it: text for text, ids for ids.
+    def generate(self, prompt: str | Sequence, weights: str = "float32", **options) -> str | list:
+        """The prompt and what follows it: text for text, ids for ids, and a list of these for a list of prompts.
 
-        options: tokens, temperature, top_k, top_p, seed (``planer.models.generate.Sampling``).
-        Raises UserError for an empty prompt, for symbols outside the vocabulary, for numbers out of range, and for text
+        Prompts of a list may be of any lengths; each gets what it gets alone.
+        weights: what the decode engine stores weights as: float32, bfloat16 or int8; the last two need a CPU and a C++
+        compiler.  options: tokens, temperature, top_k, top_p, seed (``planer.models.generate.Sampling``).
+        Raises UserError for an empty prompt, for symbols outside the vocabulary, for options out of range, and for text
         where no vocabulary was found.
         """
-        ids = self.encode(prompt) if isinstance(prompt, str) else token_ids(prompt, self.architecture.vocab_size)
-        written = [*ids, *self.stream(ids, **options)]
-        return self.surroundings.vocabulary.decode(written) if isinstance(prompt, str) else written
+        is_list = isinstance(prompt, list | tuple) and bool(prompt) and isinstance(prompt[0], Sequence)
+        prompts = prompt if is_list else [prompt]
+        vocab_size = self.architecture.vocab_size
+        ids = [self.encode(one) if isinstance(one, str) else token_ids(one, vocab_size) for one in prompts]
+        following = zip(*self._stream(ids, weights, options), strict=True)
+        written = [
+            self.surroundings.vocabulary.decode([*before, *after]) if isinstance(one, str) else [*before, *after]
+            for one, before, after in zip(prompts, ids, following, strict=True)
+        ]
+        return written if is_list else written[0]
 
     def encode(self, text: str) -> list[int]:
         """Ids of a text.  Raises UserError as ``generate`` does."""
@@ -73,10 +83,16 @@ class Network(LanguageModel):
             raise UserError("no vocab.json belongs to this network; name one (vocab=, --vocab), or give token ids")
         return self.surroundings.vocabulary.encode(text)
 
-    def stream(self, ids: Sequence[int], **options) -> Iterator[int]:
+    def stream(self, ids: Sequence[int], weights: str = "float32", **options) -> Iterator[int]:
         """Yield the ids that follow, one at a time; otherwise as ``generate``."""
+        return (token for (token,) in self._stream([ids], weights, options))
+
+    def _stream(self, ids: Sequence[Sequence[int]], weights: str, options: dict) -> Iterator[list[int]]:
+        """The next id of every prompt, again and again.  Options are checked at once."""
+        sampling = Sampling.of(**options)
+        check_weights(self, weights)
         context = {"mem_len": self.surroundings.mem_len, "clamp_len": self.surroundings.clamp_len}
-        return generate(self, ids, Sampling.of(**options), **context)
+        return generate_batch(self, ids, sampling, **context, weights=weights)
 
 
 def load(folder: str | Path, device: str | torch.device = "cpu", vocab: str | Path | None = None) -> Network:

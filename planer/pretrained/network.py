@@ -46,14 +46,20 @@ class PretrainedNetwork:
             raise UserError(f"the prompt {show(text)} holds no token; write some text")
         return ids
 
-    @torch.inference_mode()
-    def stream(self, ids: Sequence[int], **options) -> Iterator[int]:
+    def stream(self, ids: Sequence[int], weights: str = "float32", **options) -> Iterator[int]:
         """Yield the ids that follow, one at a time, up to the network's end of text, which is not among them.
 
-        options: of ``planer.models.generate.Sampling``.
-        Raises UserError for numbers out of range, and for a text longer than the network's positions.
+        weights: float32 alone; the decode engine has no such networks.  options: of
+        ``planer.models.generate.Sampling``.
+        Raises UserError for options out of range, and for a text longer than the network's positions.
         """
-        sampling, config = Sampling.of(**options), self.model.config
+        if weights != "float32":
+            raise UserError(f"weights is {show(weights)}; allowed for networks in transformers' classes: float32")
+        return self._stream(ids, Sampling.of(**options))
+
+    @torch.inference_mode()
+    def _stream(self, ids: Sequence[int], sampling: Sampling) -> Iterator[int]:
+        config = self.model.config
         ids = token_ids(ids, config.vocab_size)
         if len(ids) + sampling.tokens > config.max_position_embeddings:
             raise UserError(

@@ -39,8 +39,8 @@ class Inbox:
 class ServedModel:
     """A network, its name and its engine."""
 
-    def __init__(self, network: Network, name: str, limits: Limits):
-        """Raises UserError when the network has no vocabulary."""
+    def __init__(self, network: Network, name: str, limits: Limits, weights: str):
+        """weights: see ``Network.generate``.  Raises UserError when the network has no vocabulary."""
         around = network.surroundings
         if around.vocabulary is None:
             raise UserError("no vocab.json belongs to this network; name that of its text with --vocab")
@@ -48,11 +48,12 @@ class ServedModel:
         network.surroundings = replace(around, vocabulary=vocabulary)
         self.name, self.limits, self.engine = name, limits, Engine(limits)
         self.created = int(time.time())
-        self._network = network
+        self._network, self._weights = network, weights
 
     def warm_up(self) -> None:
-        """Write one token: it builds what is built once, and shows that the network runs."""
-        next(self._network.stream([0], tokens=1), None)  # none where the network ends the text
+        """Write two tokens: it builds what is built once, and shows that the network runs."""
+        for _ in self._network.stream([0], weights=self._weights, tokens=2):
+            pass
 
     def document(self) -> dict:
         """The entry of /v1/models."""
@@ -73,7 +74,7 @@ class ServedModel:
             raise ApiError(400, reason, "invalid_value", "max_tokens")
         ids = await asyncio.to_thread(self._encode, asked)
         inbox = Inbox()
-        sampling, words = asked.sampling(tokens), asked.stop_words()
+        sampling, words = asked.sampling(tokens) | {"weights": self._weights}, asked.stop_words()
         generation = Generation(self._network, ids, sampling, words, limits.seconds, inbox.deliver)
         try:
             self.engine.submit(generation)

@@ -29,9 +29,20 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT)
 class Server:
     """One network at one address.  The web side and the engine run in two threads."""
 
-    def __init__(self, network: Network, name: str, limits: Limits, host: str = "127.0.0.1", port: int = 8000):
-        """port: 0 takes a free one.  Raises UserError when the address cannot be had, or the network has no text."""
-        self._model, self._grace = ServedModel(network, name, limits), limits.grace
+    def __init__(
+        self,
+        network: Network,
+        name: str,
+        limits: Limits,
+        host: str = "127.0.0.1",
+        port: int = 8000,
+        weights: str = "float32",
+    ):
+        """port: 0 takes a free one.  weights: see ``Network.generate``.
+
+        Raises UserError when the address cannot be had, or the network has no text.
+        """
+        self._model, self._grace = ServedModel(network, name, limits, weights), limits.grace
         self._socket = _bound(host, port)
         self.port = self._socket.getsockname()[1]
         self.address = f"http://{f'[{host}]' if ':' in host else host}:{self.port}"

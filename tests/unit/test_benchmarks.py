@@ -218,8 +218,8 @@ def test_where_a_mixture_is_as_fast(capsys):
 
 @pytest.mark.skipif("not has_kernels()", reason="needs a C++ compiler")
 def test_decoding(monkeypatch, tmp_path, capsys):
-    sizes = decode.Sizes(16, 32, 48, 2, 4, depth=1, words=20, head_modules=2, copies=2, memory=3)
-    monkeypatch.setattr(decode, "SIZES", sizes)
+    sizes = decode.Sizes(16, 32, 48, 2, 4, 0, 2, depth=1, words=20, head_modules=2, copies=2, memory=3)
+    monkeypatch.setattr(decode, "SIZES", dict.fromkeys(decode.SIZES, sizes))
     arguments = ["--rounds", "3", "--seconds", "0.01", "--results", str(tmp_path)]
     monkeypatch.setattr("sys.argv", ["decode.py", *arguments])
     threads = torch.get_num_threads()
@@ -232,6 +232,8 @@ def test_decoding(monkeypatch, tmp_path, capsys):
     table = claims.read_table("decode", {"decode": ROOT / "benchmarks/claims/decode.yaml"})
     assert all(figures.measured(figure, [found]).value > 0 for figure in table.figures.values())
     assert found["threads"] == 1 and "sparse both and head" in capsys.readouterr().out
+    options = argparse.Namespace(rounds=3, seconds=0.01)
+    assert len(list(decode.measured_large_layers(options, sizes))) == 3
 
 
 @pytest.fixture

@@ -9,9 +9,11 @@ import pytest
 import torch
 from numerics import normalised_error
 
+from planer.errors import UserError
 from planer.heads import AdaptiveSoftmax, Softmax
 from planer.heads.sparse_softmax import SparseSoftmax
 from planer.kernels.cpp import build
+from planer.kernels.sparse_decode import WEIGHTS, rows
 from planer.models import LanguageModel, steps
 from planer.models.decoder import Sequences, decoder_of
 from planer.models.generate import Sampling, generate
@@ -63,11 +65,13 @@ def text(sequences: int = 2) -> torch.Tensor:
 
 
 @torch.inference_mode()
-def decoded(model: LanguageModel, ids: torch.Tensor, mem_len: int = 100, clamp_len: int = 0) -> torch.Tensor:
+def decoded(
+    model: LanguageModel, ids: torch.Tensor, mem_len: int = 100, clamp_len: int = 0, weights: str = "float32"
+) -> torch.Tensor:
     """Log-probabilities after each token behind the prompt [B, TOKENS, V]."""
     reading = {"mem_len": mem_len, "clamp_len": clamp_len, "same_length": True, "attention": "cached"}
-    state = model(ids[:, :PROMPT], **reading).state
-    sequences = Sequences(decoder_of(model), state, TOKENS, mem_len, clamp_len)
+    states = [model(row[None, :PROMPT], **reading).state for row in ids]
+    sequences = Sequences(decoder_of(model, weights), states, TOKENS, mem_len, clamp_len)
     return torch.stack([sequences.read(ids[:, t]) for t in range(PROMPT, ids.shape[1])], dim=1)
 
 
@@ -103,14 +107,74 @@ def test_a_head(head, norm):
     assert error(network(*BLOCKS.values(), Skip(), norm=norm, head=head)) < TOLERANCE
 
 
-def test_one_sequence_gets_the_bits_that_it_gets_among_others():
+def rounded_(weight: torch.Tensor, weights: str, *dims: int) -> None:
+    """Round in place; the largest of int8 is over these dimensions."""
+    if weights == "int8":
+        factor = weight.abs().amax(dims, keepdim=True) / 127
+        weight.copy_((weight / factor).round() * factor)
+    else:
+        weight.copy_(weight.bfloat16())
+
+
+@torch.no_grad()
+def rounded(model: LanguageModel, weights: str) -> tuple[LanguageModel, LanguageModel]:
+    """In double precision: the network with rounded blocks, and one with a rounded head."""
+    body, head = copy.deepcopy(model), copy.deepcopy(model)
+    for spec, block in zip(model.architecture.blocks, body.blocks, strict=True):
+        mixed_up = {"feed_forward": 0, "moe": 1}.get(spec.kind, -1)  # w2: a column is a neuron
+        for name, weight in block.named_parameters():
+            layer, _, part = name.removeprefix("sublayer.").rpartition(".")
+            if part == "shared" and layer != "positions":
+                rounded_(weight, weights, 0)
+            elif weight.ndim == 4:
+                rounded_(weight, weights, 1, 2)
+            elif part in ("w1", "w2") or layer in ("w1", "w2", "qkv", "output"):
+                rounded_(weight, weights, mixed_up if "w2" in (part, layer) else -1)
+    for name, weight in [*head.embedding.named_parameters(), *head.head.named_parameters()]:
+        if name == "shared":
+            rounded_(weight, weights, 0)
+        elif name in ("weight", "cluster_weight") or name.startswith("table"):
+            rounded_(weight, weights, 1)
+    return body.double(), head.double()
+
+
+@pytest.mark.parametrize("head", HEADS, ids=lambda head: head.label)
+@pytest.mark.parametrize("weights", ["bfloat16", "int8"])
+def test_rounded_weights(weights, head):
+    """Prompts are read with the network's own weights."""
+    model, ids = network(*BLOCKS.values(), norm="pre", head=head), text()
+    body, rounded_head = rounded(model, weights)
+    reading = {"mem_len": 100, "same_length": True, "attention": "cached"}
+    with torch.no_grad():
+        state = copy.deepcopy(model).double()(ids[:, :PROMPT], **reading).state
+        right = rounded_head.log_probs(body(ids[:, PROMPT:], state, **reading).hidden)
+    assert normalised_error(decoded(model, ids, weights=weights), right) < TOLERANCE
+    assert normalised_error(right, expected(model, ids)) > 100 * TOLERANCE
+
+
+def test_a_row_of_zeros_stays_zero():
+    weights, factors = rows(torch.tensor([[0.0, 0.0], [-2.0, 1.0]]), "int8")
+    assert weights.tolist() == [[0, 0], [-127, 64]] and factors.tolist() == [0.0, pytest.approx(2 / 127)]
+
+
+@pytest.mark.parametrize(
+    ("weights", "reason"), [("int4", "weights is 'int4'; allowed: float32"), ("int8", "need a CPU")]
+)
+def test_weights_that_are_refused(weights, reason):
+    with pytest.raises(UserError, match=reason):
+        list(generate(network().double(), [1], Sampling(), mem_len=5, weights=weights))
+
+
+@pytest.mark.parametrize("weights", WEIGHTS)
+def test_one_sequence_gets_the_bits_that_it_gets_among_others(weights):
+    """Of other lengths."""
     model, ids = network(*BLOCKS.values()), text(8)
     with torch.inference_mode():
-        state = model(ids[:, :PROMPT], mem_len=5, attention="cached").state
-        alone = [entry and tuple(tensor[3:4] for tensor in entry) for entry in state]
-        all_eight, one = (Sequences(decoder_of(model), entries, TOKENS, 5, 0) for entries in (state, alone))
+        states = [model(ids[b : b + 1, b:PROMPT], mem_len=5, attention="cached").state for b in range(PROMPT - 1)]
+        decoder = decoder_of(model, weights)
+        all_six, one = (Sequences(decoder, entries, TOKENS, 5, 0) for entries in (states, states[3:4]))
         for t in range(PROMPT, PROMPT + TOKENS):
-            assert torch.equal(all_eight.read(ids[:, t])[3], one.read(ids[3:4, t])[0])
+            assert torch.equal(all_six.read(ids[:6, t])[3], one.read(ids[3:4, t])[0])
 
 
 def test_threads_change_no_bits():
@@ -124,7 +188,7 @@ def test_threads_change_no_bits():
         for count in (1, 3):
             torch.set_num_threads(count)
             with torch.inference_mode():
-                found.append(Sequences(decoder_of(model), state, 1, 600, 0).read(prompt[:, 0]))
+                found.append(Sequences(decoder_of(model), [state], 1, 600, 0).read(prompt[:, 0]))
     finally:
         torch.set_num_threads(threads)
     assert torch.equal(*found)

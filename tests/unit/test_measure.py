@@ -178,7 +178,7 @@ DECODING = Workload(batch=3, tgt_len=1, mem_len=6, attention="cached", execution
 
 def without_engine(monkeypatch) -> None:
     for module in (networks_module, planer.models.decoder):
-        monkeypatch.setattr(module, "decoder_of", lambda model: None)
+        monkeypatch.setattr(module, "decoder_of", lambda *arguments: None)
 
 
 @torch.inference_mode()

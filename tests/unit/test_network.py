@@ -15,6 +15,7 @@ import planer
 from planer.__main__ import main
 from planer.errors import UserError
 from planer.files import write_json
+from planer.kernels.cpp import build
 from planer.models import LanguageModel, initialise, save
 from planer.models.network import MEM_LEN
 from planer.specs import Architecture, Attention, FeedForward
@@ -93,6 +94,15 @@ def test_text_for_text_and_ids_for_ids(results):
     assert not network.training and (network.surroundings.mem_len, network.surroundings.clamp_len) == (MEM_LEN, 0)
 
 
+@pytest.mark.parametrize("options", [{}, {"weights": "int8"}])
+def test_prompts_of_a_list_get_what_each_gets_alone(results, options):
+    if options and not build.available():
+        pytest.skip("needs a C++ compiler")
+    network, prompts = planer.load(FOLDER), ["the ", "a", [1, 2, 3]]
+    options |= {"tokens": 9, "temperature": 1.0}
+    assert network.generate(prompts, **options) == [network.generate(prompt, **options) for prompt in prompts]
+
+
 def test_a_network_reads_as_it_was_evaluated(evaluated):
     network = planer.load(FOLDER)
     assert (network.surroundings.mem_len, network.surroundings.clamp_len) == (7, 5)
@@ -169,6 +179,7 @@ def test_an_exported_network_is_the_same_and_stands_alone(evaluated, tmp_path, c
         (["generate", FOLDER, "x", "--tokens", "many"], "argument --tokens: invalid int value: 'many'"),
         (["generate", FOLDER, "x", "--temperature", "-1"], "temperature is -1.0; it must be from 0 to 1,000"),
         (["generate", FOLDER, "x", "--top-k", "-1"], "top_k is -1; it must be from 0"),
+        (["generate", FOLDER, "x", "--weights", "int4"], "argument --weights: invalid choice: 'int4'"),
         (["generate", FOLDER, "x", "--device", "tpu"], "device: 'tpu' is unknown; allowed: auto, cpu, cuda"),
         (["info", "x" * 5000], "is no folder; name the folder of a trained network"),
         (["info", FOLDER, "--vocab", "no.json"], "no.json does not exist"),

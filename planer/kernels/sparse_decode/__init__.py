@@ -4,6 +4,6 @@ They are there once ``planer.kernels.cpp.build.available()`` is true.  What they
 say; these are the definitions that the tests compare them with.  All take tokens [B, D] in single precision.
 """
 
-from planer.kernels.sparse_decode.panels import PANEL, panels
+from planer.kernels.sparse_decode.weights import WEIGHTS, panels, rows
 
-__all__ = ["PANEL", "panels"]
+__all__ = ["WEIGHTS", "panels", "rows"]

@@ -1,7 +1,8 @@
-// One token through relative attention and its residual, over a cache of keys and values, in single precision:
-// planer/blocks/attention.py says what is computed.
+// One token through relative attention and its residual, over a cache of keys and values, with sums in single
+// precision: planer/blocks/attention.py says what is computed.
 //
-// The cache is a ring of C positions.  Token t is written to place t mod C and sees the C tokens up to itself.
+// The cache is a ring of C positions.  Token t of a sequence is written to place t mod C and sees the C tokens up to
+// itself.  Sequences may be of different lengths.
 //
 // Letters in shapes: B sequences, H heads of width Dh, W = H Dh, C cached positions, L >= C distances, S modules of M.
 
@@ -18,7 +19,7 @@ using at::Tensor;
 struct Heads {
   const Tensor &u, &v, &positions;  // [H, Dh], [H, Dh], [H, L, Dh] for distances 0, 1, ...
   const Tensor &keys, &values;      // [B, H, C, Dh]
-  int64_t seen;                     // tokens before this one
+  const Tensor& seen;               // [B], int64: tokens before this one
 
   int64_t width() const { return u.numel(); }
 
@@ -30,12 +31,13 @@ struct Heads {
     data(keys), data(values);
     float *all_keys = keys.mutable_data_ptr<float>(), *all_values = values.mutable_data_ptr<float>();
     const float *us = data(u), *vs = data(v), *table = data(positions);
-    const int64_t L = positions.size(1), place = seen % C;
+    TORCH_CHECK(seen.numel() == B, "decoding: lengths of ", seen.numel(), " sequences, but caches of ", B);
+    const int64_t L = positions.size(1), *lengths = data<int64_t>(seen);
     in_parallel(B * H, 3 * C * Dh, [&](int64_t begin, int64_t end) {
       std::vector<float> scores(whole_vectors(C)), by_key(Dh), by_position(Dh);
       const float scale = 1.0f / std::sqrt(static_cast<float>(Dh));
       for (int64_t i = begin; i < end; ++i) {
-        const int64_t b = i / H, h = i % H, at = b * stride + h * Dh;
+        const int64_t b = i / H, h = i % H, at = b * stride + h * Dh, place = lengths[b] % C;
         float *head_keys = all_keys + i * C * Dh, *head_values = all_values + i * C * Dh;
         std::copy(k + at, k + at + Dh, head_keys + place * Dh);
         std::copy(v_new + at, v_new + at + Dh, head_values + place * Dh);
@@ -43,7 +45,7 @@ struct Heads {
           by_key[d] = (q[at + d] + us[h * Dh + d]) * scale;
           by_position[d] = (q[at + d] + vs[h * Dh + d]) * scale;
         }
-        const int64_t count = std::min(seen + 1, C);
+        const int64_t count = std::min(lengths[b] + 1, C);
         const float* distances = table + h * L * Dh;
         for (int64_t s = 0; s < count; ++s) {
           const int64_t distance = s <= place ? place - s : place - s + C;
@@ -100,25 +102,25 @@ struct Heads {
 // qkv: [3 W, D]; output: [D, W].
 Tensor attention(const Tensor& x, const Tensor& norm_weight, const Tensor& norm_bias, double eps, bool before,
                  const Tensor& u, const Tensor& v, const Tensor& positions, const Tensor& keys, const Tensor& values,
-                 int64_t seen, const Tensor& qkv, const Tensor& output) {
+                 const Tensor& seen, at::TensorList qkv, at::TensorList output) {
   const Heads heads{u, v, positions, keys, values, seen};
-  const int64_t D = x.size(1), W = heads.width();
+  const int64_t W = heads.width();
   return Residual{norm_weight, norm_bias, eps, before}.around(x, [&](const float* in, int64_t B, float* y) {
     std::vector<float> projected(B * 3 * W), mixed(B * W);
-    products(in, B, D, 3 * W, data(qkv), nullptr, projected.data());
+    products(in, B, qkv, nullptr, projected.data());
     heads.run(projected.data(), projected.data() + W, projected.data() + 2 * W, 3 * W, mixed.data());
-    products(mixed.data(), B, W, D, data(output), nullptr, y);
+    products(mixed.data(), B, output, nullptr, y);
   });
 }
 
-// projections: scales, panels and bias of the multiplicative layers of queries, keys, values and output.
+// projections: the multiplicative layers of queries, keys, values and output, one after another.
 Tensor sparse_attention(const Tensor& x, const Tensor& norm_weight, const Tensor& norm_bias, double eps, bool before,
                         const Tensor& u, const Tensor& v, const Tensor& positions, const Tensor& keys,
-                        const Tensor& values, int64_t seen, at::TensorList projections) {
+                        const Tensor& values, const Tensor& seen, at::TensorList projections) {
   const Heads heads{u, v, positions, keys, values, seen};
-  const int64_t W = heads.width();
+  const int64_t W = heads.width(), each = projections.size() / 4;
   const auto project = [&](int number, const float* from, int64_t B, float* to) {
-    Multiplicative{projections[3 * number], projections[3 * number + 1], projections[3 * number + 2]}.run(from, B, to);
+    Multiplicative{projections.slice(number * each, each)}.run(from, B, to);
   };
   return Residual{norm_weight, norm_bias, eps, before}.around(x, [&](const float* in, int64_t B, float* y) {
     std::vector<float> projected(3 * B * W), mixed(B * W);
@@ -128,31 +130,33 @@ Tensor sparse_attention(const Tensor& x, const Tensor& norm_weight, const Tensor
   });
 }
 
-// Of queries, keys and values: taps of convolutions, [modules seen, panels, 3 M, 32], and their bias [M].
-// image: [B, 3, M, S + 2], the projections of the last three tokens; the first and last columns stay zero.
+// projection: a multiplicative layer.  image: [B, 3, M, S + 2], its outputs for the last three tokens; the first and last
+// columns stay zero.  convolutions: of queries, keys and values, a bias [M] and taps [modules seen, panels, 3 M, 32], as
+// Panels has them.
 Tensor sparse_conv_attention(const Tensor& x, const Tensor& norm_weight, const Tensor& norm_bias, double eps,
                              bool before, const Tensor& u, const Tensor& v, const Tensor& positions,
-                             const Tensor& keys, const Tensor& values, int64_t seen, const Tensor& image,
-                             const Tensor& scales, const Tensor& panels, const Tensor& bias,
-                             at::TensorList convolutions) {
+                             const Tensor& keys, const Tensor& values, const Tensor& seen, const Tensor& image,
+                             at::TensorList projection, at::TensorList convolutions) {
   const Heads heads{u, v, positions, keys, values, seen};
   const int64_t W = heads.width(), M = image.size(2), S = image.size(3) - 2, row = S + 2;
+  const int64_t each = convolutions.size() / 3;
   data(image);
   return Residual{norm_weight, norm_bias, eps, before}.around(x, [&](const float* in, int64_t B, float* y) {
     std::vector<float> projected(B * W), parts(3 * B * W);
-    Multiplicative{scales, panels, bias}.run(in, B, projected.data());
+    Multiplicative{projection}.run(in, B, projected.data());
     for (int64_t b = 0; b < B; ++b) {
       float* last = image.mutable_data_ptr<float>() + b * 3 * M * row;
       std::copy(last + M * row, last + 3 * M * row, last);
       for (int64_t s = 0; s < S; ++s)
         for (int64_t m = 0; m < M; ++m) last[(2 * M + m) * row + s + 1] = projected[b * W + s * M + m];
       for (int part = 0; part < 3; ++part) {
-        const Tensor &taps = convolutions[2 * part], &shift = convolutions[2 * part + 1];
-        const int64_t seen_modules = taps.size(0), size = taps.size(1) * taps.size(2) * PANEL;
+        const at::TensorList layer = convolutions.slice(part * each, each), taps = layer.slice(1);
+        const float* shift = data(layer[0]);
+        const int64_t modules = taps[0].size(0), panels = taps[0].size(1);
         float* out = parts.data() + (part * B + b) * W;
-        for (int64_t s = 0; s < S; ++s) std::copy(data(shift), data(shift) + M, out + s * M);
-        for (int64_t w = 0; w < seen_modules; ++w)
-          Panels{data(taps) + w * size, 3 * M, M}.add(last + w + (3 - seen_modules) / 2, row, S, out, M);
+        for (int64_t s = 0; s < S; ++s) std::copy(shift, shift + M, out + s * M);
+        for (int64_t w = 0; w < modules; ++w)
+          Panels{taps, M, w * panels}.add(last + w + (3 - modules) / 2, row, S, out, M);
       }
     }
     heads.run(parts.data(), parts.data() + B * W, parts.data() + 2 * B * W, W, y);
@@ -164,11 +168,11 @@ Tensor sparse_conv_attention(const Tensor& x, const Tensor& norm_weight, const T
 TORCH_LIBRARY_FRAGMENT(planer_cpp, library) {
   const std::string start =
       "(Tensor x, Tensor norm_weight, Tensor norm_bias, float eps, bool before, Tensor u, Tensor v, Tensor positions, "
-      "Tensor(a!) keys, Tensor(b!) values, int seen, ";
-  library.def(("decode_attention" + start + "Tensor qkv, Tensor output) -> Tensor").c_str());
+      "Tensor(a!) keys, Tensor(b!) values, Tensor seen, ";
+  library.def(("decode_attention" + start + "Tensor[] qkv, Tensor[] output) -> Tensor").c_str());
   library.def(("decode_sparse_attention" + start + "Tensor[] projections) -> Tensor").c_str());
   library.def(("decode_sparse_conv_attention" + start +
-              "Tensor(c!) image, Tensor scales, Tensor panels, Tensor bias, Tensor[] convolutions) -> Tensor").c_str());
+              "Tensor(c!) image, Tensor[] projection, Tensor[] convolutions) -> Tensor").c_str());
 }
 
 TORCH_LIBRARY_IMPL(planer_cpp, CPU, library) {

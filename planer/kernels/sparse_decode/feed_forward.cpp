@@ -1,5 +1,5 @@
-// One token through a feed-forward layer and its residual, in single precision: dense, a mixture, split into experts,
-// or with one neuron a block.  planer/blocks says what is computed.
+// One token through a feed-forward layer and its residual, with sums in single precision: dense, a mixture, split into
+// experts, or with one neuron a block.  planer/blocks says what is computed.
 //
 // Each kind picks the neurons of a token; one function adds up their outputs.  w2 is neuron-major: the rows of neurons
 // that the ReLU sets to zero are not read.
@@ -17,56 +17,71 @@ namespace {
 
 using at::Tensor;
 
+template <typename W>
 struct Layer {
-  const float *w1, *b1, *w2;  // [F, D], [F], [F, D]
-  int64_t D;
+  Rows<W> w1;       // [F, D]
+  const float* b1;  // [F]
+  Rows<W> w2;       // [F, D]
 
-  // y_b += sum over the picked neurons of factor relu(w1 x_b + b1) w2; all tokens run the same neurons.
-  // factor(k): of the k-th picked neuron.
+  // y_b += sum over neurons of factor relu(w1 x_b + b1) w2; all tokens run the same neurons.
+  // factor(k): of the k-th neuron.  apart: whether their rows lie here and there.
   template <typename Factor>
-  void run(const float* x, int64_t B, const std::vector<int64_t>& picked, const Factor& factor, float* y) const {
-    const int64_t count = picked.size();
+  void run(const float* x, int64_t B, const std::vector<int64_t>& neurons, bool apart, const Factor& factor,
+           float* y) const {
+    const int64_t count = neurons.size();
     std::vector<float> hidden(B * count);
-    row_products(
-        x, B, D, count, [&](int64_t k) { return w1 + picked[k] * D; }, [&](int64_t k) { return b1[picked[k]]; },
-        hidden.data());
+    const auto bias = [&](int64_t k) { return b1[neurons[k]]; };
+    if (apart)
+      for (int64_t b = 0; b < B; ++b) products_apart(x + b * w1.width, w1, neurons, bias, hidden.data() + b * count);
+    else
+      products(x, B, w1, count, [&](int64_t k) { return neurons[k]; }, bias, hidden.data());
     for (int64_t b = 0; b < B; ++b)
       for (int64_t k = 0; k < count; ++k) {
         float& h = hidden[b * count + k];
         h = activated<Activation::relu>(h) * factor(k);
       }
-    add_products(hidden.data(), B, count, [&](int64_t k) { return w2 + picked[k] * D; }, D, y);
+    add_products(hidden.data(), B, neurons, w2, y);
   }
 };
+
+// f(Layer) for the type of its matrices.
+template <typename F>
+auto with_layer(at::TensorList w1, const Tensor& b1, at::TensorList w2, const F& f) {
+  return with_type(w1, [&](auto type) {
+    using W = decltype(type);
+    return f(Layer<W>{Rows<W>(w1), data(b1), Rows<W>(w2)});
+  });
+}
 
 constexpr auto ONE = [](int64_t) { return 1.0f; };
 
 Tensor feed_forward(const Tensor& x, const Tensor& norm_weight, const Tensor& norm_bias, double eps, bool before,
-                    const Tensor& w1, const Tensor& b1, const Tensor& w2, const Tensor& b2) {
-  const int64_t F = w1.size(0), D = w1.size(1);
-  const Layer layer{data(w1), data(b1), data(w2), D};
+                    at::TensorList w1, const Tensor& b1, at::TensorList w2, const Tensor& b2) {
+  const int64_t D = x.size(1);
   const float* shift = data(b2);
-  return Residual{norm_weight, norm_bias, eps, before}.around(x, [&](const float* in, int64_t B, float* y) {
-    std::vector<int64_t> all(F);
-    std::iota(all.begin(), all.end(), 0);
-    for (int64_t b = 0; b < B; ++b) std::copy(shift, shift + D, y + b * D);
-    layer.run(in, B, all, ONE, y);
+  std::vector<int64_t> all(b1.numel());
+  std::iota(all.begin(), all.end(), 0);
+  return with_layer(w1, b1, w2, [&](const auto& layer) {
+    return Residual{norm_weight, norm_bias, eps, before}.around(x, [&](const float* in, int64_t B, float* y) {
+      for (int64_t b = 0; b < B; ++b) std::copy(shift, shift + D, y + b * D);
+      layer.run(in, B, all, false, ONE, y);
+    });
   });
 }
 
 // router: [E, D]; w1 [E, I, D], b1 [E, I], w2 [E, I, D], b2 [E, D].
 Tensor mixture(const Tensor& x, const Tensor& norm_weight, const Tensor& norm_bias, double eps, bool before,
-               const Tensor& router, const Tensor& w1, const Tensor& b1, const Tensor& w2, const Tensor& b2,
+               const Tensor& router, at::TensorList w1, const Tensor& b1, at::TensorList w2, const Tensor& b2,
                int64_t top_k) {
-  const int64_t E = w1.size(0), I = w1.size(1), D = w1.size(2);
+  const int64_t E = b1.size(0), I = b1.size(1), D = x.size(1);
   TORCH_CHECK(1 <= top_k && top_k <= E, "a mixture of ", E, " experts has no ", top_k, " for a token");
-  const Layer layer{data(w1), data(b1), data(w2), D};
-  const float *gates = data(router), *shift = data(b2);
-  return Residual{norm_weight, norm_bias, eps, before}.around(x, [&](const float* in, int64_t B, float* y) {
-    std::vector<float> logits(E), weight(top_k);
+  const float* shift = data(b2);
+  const auto run = [&](const auto& layer, const float* in, int64_t B, float* y) {
+    std::vector<float> all_logits(B * E), weight(top_k);
     std::vector<int64_t> order(E), picked(top_k * I);
+    products(in, B, router, nullptr, all_logits.data());
     for (int64_t b = 0; b < B; ++b) {
-      products(in + b * D, 1, D, E, gates, nullptr, logits.data());
+      const float* logits = all_logits.data() + b * E;
       std::iota(order.begin(), order.end(), 0);
       std::stable_sort(order.begin(), order.end(), [&](int64_t i, int64_t j) { return logits[i] > logits[j]; });
       const float largest = logits[order[0]];
@@ -78,37 +93,44 @@ Tensor mixture(const Tensor& x, const Tensor& norm_weight, const Tensor& norm_bi
         std::iota(picked.begin() + k * I, picked.begin() + (k + 1) * I, order[k] * I);
         for (int64_t d = 0; d < D; ++d) y[b * D + d] += weight[k] * shift[order[k] * D + d];
       }
-      layer.run(in + b * D, 1, picked, [&](int64_t k) { return weight[k / I]; }, y + b * D);
+      layer.run(in + b * D, 1, picked, false, [&](int64_t k) { return weight[k / I]; }, y + b * D);
     }
+  };
+  return with_layer(w1, b1, w2, [&](const auto& layer) {
+    return Residual{norm_weight, norm_bias, eps, before}.around(
+        x, [&](const float* in, int64_t B, float* y) { run(layer, in, B, y); });
   });
 }
 
 // v1: [w, D]; v2: [E, w]; experts are consecutive rows of w1 and w2.  tau 0 runs all.
 Tensor dynamic(const Tensor& x, const Tensor& norm_weight, const Tensor& norm_bias, double eps, bool before,
-               const Tensor& v1, const Tensor& v2, const Tensor& w1, const Tensor& b1, const Tensor& w2,
+               const Tensor& v1, const Tensor& v2, at::TensorList w1, const Tensor& b1, at::TensorList w2,
                const Tensor& b2, double tau) {
-  const int64_t W = v1.size(0), E = v2.size(0), F = w1.size(0), D = w1.size(1), I = F / E;
-  const Layer layer{data(w1), data(b1), data(w2), D};
-  const float *first = data(v1), *second = data(v2), *shift = data(b2);
-  return Residual{norm_weight, norm_bias, eps, before}.around(x, [&](const float* in, int64_t B, float* y) {
-    std::vector<float> hidden(W), scores(E);
+  const int64_t W = v1.size(0), E = v2.size(0), D = x.size(1), I = b1.numel() / E;
+  const float* shift = data(b2);
+  const auto run = [&](const auto& layer, const float* in, int64_t B, float* y) {
+    std::vector<float> hidden(B * W), all_scores(B * E);
     std::vector<int64_t> picked;
+    products(in, B, v1, nullptr, hidden.data());
+    for (float& h : hidden) h = activated<Activation::relu>(h);
+    products(hidden.data(), B, v2, nullptr, all_scores.data());
     for (int64_t b = 0; b < B; ++b) {
-      products(in + b * D, 1, D, W, first, nullptr, hidden.data());
-      for (float& h : hidden) h = activated<Activation::relu>(h);
-      products(hidden.data(), 1, W, E, second, nullptr, scores.data());
-      float largest = 0.0f;
-      for (float& score : scores) {
-        score = std::abs(score);
-        largest = score <= largest ? largest : score;  // NaN stays, and then all run
+      float *scores = all_scores.data() + b * E, largest = 0.0f;
+      for (int64_t e = 0; e < E; ++e) {
+        scores[e] = std::abs(scores[e]);
+        largest = scores[e] <= largest ? largest : scores[e];  // NaN stays, and then all run
       }
       picked.clear();
       for (int64_t e = 0; e < E; ++e)
         if (!(scores[e] < static_cast<float>(tau) * largest))
           for (int64_t i = 0; i < I; ++i) picked.push_back(e * I + i);
       std::copy(shift, shift + D, y + b * D);
-      layer.run(in + b * D, 1, picked, ONE, y + b * D);
+      layer.run(in + b * D, 1, picked, false, ONE, y + b * D);
     }
+  };
+  return with_layer(w1, b1, w2, [&](const auto& layer) {
+    return Residual{norm_weight, norm_bias, eps, before}.around(
+        x, [&](const float* in, int64_t B, float* y) { run(layer, in, B, y); });
   });
 }
 
@@ -136,21 +158,22 @@ int64_t largest_of(const float* values, int64_t N) {
 // c1: [r, D]; c2: of a weight [r, F], in panels; c: [F]; blocks of N neurons.
 // weighted: activations times the probability of the picked neuron in its block.
 Tensor sparse_feed_forward(const Tensor& x, const Tensor& norm_weight, const Tensor& norm_bias, double eps,
-                           bool before, const Tensor& c1, const Tensor& c2, const Tensor& c, const Tensor& w1,
-                           const Tensor& b1, const Tensor& w2, const Tensor& b2, int64_t N, bool weighted) {
-  const int64_t r = c1.size(0), F = w1.size(0), D = w1.size(1);
-  const Layer layer{data(w1), data(b1), data(w2), D};
-  const Panels second{data(c2), r, F};
-  const float *first = data(c1), *start = data(c), *shift = data(b2);
-  return Residual{norm_weight, norm_bias, eps, before}.around(x, [&](const float* in, int64_t B, float* y) {
-    std::vector<float> low(r), logits(F), factor(F / N, 1.0f);
+                           bool before, const Tensor& c1, const Tensor& c2, const Tensor& c, at::TensorList w1,
+                           const Tensor& b1, at::TensorList w2, const Tensor& b2, int64_t N, bool weighted) {
+  const int64_t r = c1.size(0), F = b1.numel(), D = x.size(1);
+  const float *start = data(c), *shift = data(b2);
+  const auto run = [&](const auto& layer, const float* in, int64_t B, float* y) {
+    std::vector<float> low(B * r), low_of_rank(r * B), logits(B * F), factor(F / N, 1.0f);
     std::vector<int64_t> picked(F / N);
+    products(in, B, c1, nullptr, low.data());
     for (int64_t b = 0; b < B; ++b) {
-      products(in + b * D, 1, D, r, first, nullptr, low.data());
-      std::copy(start, start + F, logits.begin());
-      second.add(low.data(), 1, 1, logits.data(), F);
+      for (int64_t i = 0; i < r; ++i) low_of_rank[i * B + b] = low[b * r + i];
+      std::copy(start, start + F, logits.begin() + b * F);
+    }
+    Panels{c2, F}.add(low_of_rank.data(), B, B, logits.data(), F);
+    for (int64_t b = 0; b < B; ++b) {
       for (int64_t n = 0; n < F / N; ++n) {
-        const float* block = logits.data() + n * N;
+        const float* block = logits.data() + b * F + n * N;
         const int64_t best = largest_of(block, N);
         picked[n] = n * N + best;
         if (!weighted) continue;
@@ -159,8 +182,12 @@ Tensor sparse_feed_forward(const Tensor& x, const Tensor& norm_weight, const Ten
         factor[n] = 1.0f / total;
       }
       std::copy(shift, shift + D, y + b * D);
-      layer.run(in + b * D, 1, picked, [&](int64_t k) { return factor[k]; }, y + b * D);
+      layer.run(in + b * D, 1, picked, true, [&](int64_t k) { return factor[k]; }, y + b * D);
     }
+  };
+  return with_layer(w1, b1, w2, [&](const auto& layer) {
+    return Residual{norm_weight, norm_bias, eps, before}.around(
+        x, [&](const float* in, int64_t B, float* y) { run(layer, in, B, y); });
   });
 }
 
@@ -168,7 +195,7 @@ Tensor sparse_feed_forward(const Tensor& x, const Tensor& norm_weight, const Ten
 
 TORCH_LIBRARY_FRAGMENT(planer_cpp, library) {
   const std::string start = "(Tensor x, Tensor norm_weight, Tensor norm_bias, float eps, bool before, ";
-  const std::string layer = "Tensor w1, Tensor b1, Tensor w2, Tensor b2";
+  const std::string layer = "Tensor[] w1, Tensor b1, Tensor[] w2, Tensor b2";
   library.def(("decode_feed_forward" + start + layer + ") -> Tensor").c_str());
   library.def(("decode_mixture" + start + "Tensor router, " + layer + ", int top_k) -> Tensor").c_str());
   library.def(("decode_dynamic" + start + "Tensor v1, Tensor v2, " + layer + ", float tau) -> Tensor").c_str());
