@@ -74,7 +74,7 @@ def timed(network: Network, folder: Path, ids: list[int], options: argparse.Name
 
 @torch.inference_mode()
 def nll(network: Network, ids: list[int], weights: str) -> float:
-    """Mean negative log-likelihood of each token after its predecessors, in nats; the first two of a piece have none."""
+    """Mean negative log-likelihood in nats of every token but the first two of each piece."""
     pieces = torch.tensor(ids[: len(ids) // SEQUENCES * SEQUENCES]).view(SEQUENCES, -1)
     context = {"mem_len": network.surroundings.mem_len, "clamp_len": network.surroundings.clamp_len}
     states = [network(piece[None, :1], **context, same_length=True, attention="cached").state for piece in pieces]

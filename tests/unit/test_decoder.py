@@ -128,7 +128,7 @@ def rounded(model: LanguageModel, weights: str) -> tuple[LanguageModel, Language
                 rounded_(weight, weights, 0)
             elif weight.ndim == 4:
                 rounded_(weight, weights, 1, 2)
-            elif part in ("w1", "w2") or layer in ("w1", "w2", "qkv", "output"):
+            elif part in ("w1", "w2") or (part == "weight" and layer in ("w1", "w2", "qkv", "output")):
                 rounded_(weight, weights, mixed_up if "w2" in (part, layer) else -1)
     for name, weight in [*head.embedding.named_parameters(), *head.head.named_parameters()]:
         if name == "shared":
