@@ -35,8 +35,9 @@ class Step:
     def start(self, states: list, seen: Tensor, positions: Tensor, length: int) -> object:
         """The cache of new sequences.
 
-        states: what the block remembers of their prompts (``planer.models.decoder.start``).  seen: [B] int64, tokens before the next one.
-        positions: [L, D] sinusoids of the distances 0, 1, ...  length: positions to cache, at most L.
+        states: what the block remembers of their prompts (``planer.models.decoder.start``).
+        seen: [B] int64, tokens before the next one.  positions: [L, D] sinusoids of the distances 0, 1, ...
+        length: positions to cache, at most L.
         """
         return None
 
