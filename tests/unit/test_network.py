@@ -94,7 +94,7 @@ def test_text_for_text_and_ids_for_ids(results):
     assert not network.training and (network.surroundings.mem_len, network.surroundings.clamp_len) == (MEM_LEN, 0)
 
 
-@pytest.mark.parametrize("options", [{}, {"weights": "int8"}])
+@pytest.mark.parametrize("options", [{}, {"weights": "bfloat16"}])
 def test_prompts_of_a_list_get_what_each_gets_alone(results, options):
     if options and not build.available():
         pytest.skip("needs a C++ compiler")
