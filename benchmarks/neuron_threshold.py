@@ -1,7 +1,7 @@
 """Thresholds on the neurons of a pretrained decoder, without training: python benchmarks/neuron_threshold.py FOLDER
 
-Prints for both scores and allocations what a share of the neurons costs in FLOPs and in nll, on another text than that
-of the calibration.  Then it times decoding and prefill, in turn with the dense network.
+Prints for both scores and allocations what a share of the neurons costs in FLOPs and in nll, on validation text.  The
+share chosen there is scored on test text.  Then it times decoding and prefill, in turn with the dense network.
 Results go to benchmarks/results/<processor>-neuron-threshold-<date>.json.
 """
 
@@ -46,20 +46,20 @@ CPU = torch.device("cpu")
 
 
 def read_tokens(tokenizer, path: Path, count: int) -> Tensor:
-    """The first tokens of a text, [count + 1], at least those of one block."""
+    """The first tokens of a text, [count + 1]."""
     text = path.read_text(encoding="utf-8")[: 8 * count].replace("<unk>", "unknown")
     return torch.tensor(tokenizer(text).input_ids[: count + 1], dtype=torch.int32)
 
 
 @torch.inference_mode()
-def nll(model: nn.Module, task: CausalBlocks) -> np.ndarray:
-    """Nats per token of the validation text."""
-    return torch.cat([token_nll(model, batch).flatten() for batch in task.batches("valid")]).double().numpy()
+def nll(model: nn.Module, task: CausalBlocks, split: str) -> np.ndarray:
+    """Nats per token of a split."""
+    return torch.cat([token_nll(model, batch).flatten() for batch in task.batches(split)]).double().numpy()
 
 
 def curve(model: nn.Module, task: CausalBlocks, tokens: int, seconds: dict[str, float]) -> Iterator[dict]:
-    """A row for each score, allocation and share.  seconds: of each calibration, filled in."""
-    sites, dense = feed_forward_sites(model), nll(model, task)
+    """A row for each score, allocation and share, on validation text.  seconds: of each calibration, filled in."""
+    sites, dense = feed_forward_sites(model), nll(model, task, "valid")
     for score, shares in SHARES.items():
         for allocation in ("uniform", "greedy"):
             began = time.perf_counter()
@@ -69,7 +69,7 @@ def curve(model: nn.Module, task: CausalBlocks, tokens: int, seconds: dict[str, 
             for share, thetas in found.thetas.items():
                 apply_thresholds(network, thetas, score)
                 with counting(network) as counter:
-                    paired = compare_pairs(nll(network, task), dense)
+                    paired = compare_pairs(nll(network, task, "valid"), dense)
                 kept = counter.per_token()
                 flops = sum(thresholded_flops(site, score, kept[site.name]) for site in sites)
                 yield {
@@ -83,6 +83,19 @@ def curve(model: nn.Module, task: CausalBlocks, tokens: int, seconds: dict[str, 
                     "rise_share": paired.share,
                     "thetas": dict(thetas),
                 }
+
+
+def score_on_test(model: nn.Module, task: CausalBlocks, rows: list[dict]) -> None:
+    """Add the rise of nll on test text to rows."""
+    dense, network = nll(model, task, "test"), copy.deepcopy(model)
+    for row in rows:
+        apply_thresholds(network, row["thetas"], row["score"])
+        paired = compare_pairs(nll(network, task, "test"), dense)
+        row["test"] = {
+            "rise": paired.difference,
+            "standard_error": paired.standard_error,
+            "rise_share": paired.share,
+        }
 
 
 def decoding(model: nn.Module, ids: Tensor) -> Callable[[], None]:
@@ -127,7 +140,7 @@ def timed(model: nn.Module, rows: list[dict], ids: Tensor, rounds: int) -> dict[
 
 
 def best(rows: list[dict], score: str) -> dict:
-    """The row with the fewest FLOPs within the budget, or else the one with the smallest rise."""
+    """The row with the fewest FLOPs within the budget on validation text, or else the one with the smallest rise."""
     own = [row for row in rows if row["score"] == score]
     within = [row for row in own if row["rise_share"] <= BUDGET]
     return min(within, key=lambda row: row["flops"]) if within else min(own, key=lambda row: row["rise_share"])
@@ -136,8 +149,9 @@ def best(rows: list[dict], score: str) -> dict:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, help="a pretrained decoder")
-    parser.add_argument("--calibration", type=Path, required=True, help="text that thresholds are chosen on")
-    parser.add_argument("--text", type=Path, required=True, help="text that is predicted")
+    parser.add_argument("--calibration", type=Path, required=True, help="text that thresholds are calibrated on")
+    parser.add_argument("--valid", type=Path, required=True, help="text that the share of neurons is chosen on")
+    parser.add_argument("--test", type=Path, required=True, help="text that the chosen share is scored on")
     parser.add_argument("--tokens", type=positive, default=4096, help="of each text (default: %(default)s)")
     parser.add_argument("--rounds", type=positive, default=31, help="decoded tokens each (default: %(default)s)")
     parser.add_argument("--threads", type=positive, default=1, help="default: %(default)s")
@@ -147,14 +161,15 @@ def main() -> None:
     keep_freed_memory()
     folder = check_folder(options.folder, "causal_lm")
     model, tokenizer = load_model(folder), load_tokenizer(folder)
-    texts = {"train": options.calibration, "valid": options.text}
+    texts = {"train": options.calibration, "valid": options.valid, "test": options.test}
     splits = {name: {"tokens": read_tokens(tokenizer, path, options.tokens)} for name, path in texts.items()}
     task = CausalBlocks(TaskFacts("text", "nll", block_size=BLOCK), splits, None, Runtime(seed=0))
     seconds: dict[str, float] = {}
     rows = list(curve(model, task, options.tokens, seconds))
-    ids = splits["valid"]["tokens"].long()
-    times = timed(model, [best(rows, score) for score in SHARES], ids, options.rounds)
-    show(rows, seconds, times)
+    chosen = [best(rows, score) for score in SHARES]
+    score_on_test(model, task, chosen)
+    times = timed(model, chosen, splits["test"]["tokens"].long(), options.rounds)
+    show(rows, chosen, seconds, times)
     for row in rows:
         del row["thetas"]
     content = {"folder": folder.path.name, "tokens": options.tokens, "threads": options.threads, "rows": rows}
@@ -162,7 +177,7 @@ def main() -> None:
     write_results(options.results, device_name(CPU), content, "-neuron-threshold")
 
 
-def show(rows: list[dict], seconds: dict[str, float], times: dict[str, dict]) -> None:
+def show(rows: list[dict], chosen: list[dict], seconds: dict[str, float], times: dict[str, dict]) -> None:
     """Print the tables, and whether the bar was reached."""
     lines = [
         [
@@ -174,11 +189,17 @@ def show(rows: list[dict], seconds: dict[str, float], times: dict[str, dict]) ->
         ]
         for row in rows
     ]
-    table("Without training", ["", "neurons", "FFN FLOPs", "nll rise (s.e.)", ""], lines)
-    chosen = min((best(rows, score) for score in SHARES), key=lambda row: (row["rise_share"] > BUDGET, row["flops"]))
-    saved = 1 - chosen["flops"] if chosen["rise_share"] <= BUDGET else 0.0
+    table("Without training, validation text", ["", "neurons", "FFN FLOPs", "nll rise (s.e.)", ""], lines)
+    used = min(chosen, key=lambda row: (row["rise_share"] > BUDGET, row["flops"]))
+    saved = 1 - used["flops"] if used["rise_share"] <= BUDGET else 0.0
     reached = "reached" if saved >= BAR else "MISSED"
     print(f"\nat most {BUDGET:.1%} of nll saves {saved:.1%} of the feed-forward FLOPs, bar {BAR:.0%}: {reached}")
+    for row in chosen:
+        test = row["test"]
+        print(
+            f"{row['score']} {row['allocation']} {row['share']} on test text: nll {test['rise']:+.3f} "
+            f"({test['standard_error']:.3f}), {test['rise_share']:+.1%}"
+        )
     print(", ".join(f"{name}: {value:.0f} s" for name, value in seconds.items()), "to calibrate")
     for what, found in times.items():
         lines = [[name, f"{own['median_ms']:.1f}", f"{own['ratio']:.2f}"] for name, own in found.items()]

@@ -29,7 +29,8 @@ Measured with the C++ kernel and its router beside PyTorch's dense layer, one th
 experts of 16 neurons, medians of interleaved calls: at a share of 0.5 a call takes 0.73 to 1.12 of the dense time for
 1 token (layers 384 x 1536 and 768 x 3072), up to 1.17 for 16, 1.0 to 1.1 for 256, 0.8 to 0.9 for 1024; at 0.75 it
 takes 0.96 to 1.5.  The machine had other work.
-Where nothing is named, selecting experts was not measured to save time."""
+Where nothing is named, selecting experts was not measured to save time.  What was measured on the device at hand goes
+before: ``DynamicFeedForward.break_even``."""
 PROJECTION_BREAK_EVEN = 0.25
 """The same of MLPs in the place of attention projections, whose router is a larger part of the layer.
 
@@ -76,6 +77,8 @@ class DynamicFeedForward(nn.Module):
         self.num_experts, self.expert_size = site.d_inner // expert_size, expert_size
         self.selector: Selector = ALL
         self.counter: Counter | None = None
+        self.break_even: float | None = None
+        """As BREAK_EVEN, measured with this network on the device where it is; None where it was not."""
         self.router = ROUTERS[target](site.d_model, router_width, self.num_experts)
         self.register_buffer("quantiles", torch.full((3, GRID + 1), torch.nan))
         self.register_buffer("norm_quantiles", torch.full((GRID + 1,), torch.nan), persistent=False)
@@ -107,6 +110,8 @@ class DynamicFeedForward(nn.Module):
             self._theta = share_threshold(quantiles[selector.scores], selector.value)
         self.selector = selector
         self._dense = selector == ALL or fast and not self.saves_time(selector)
+        if not (self._dense or self._site.weights().by_neuron):
+            self._site.store_by_neuron()
         self._random.manual_seed(0)
 
     def saves_time(self, selector: Selector) -> bool:
@@ -114,15 +119,14 @@ class DynamicFeedForward(nn.Module):
 
         The answer does not depend on the tokens of a call, so that decoding equals a pass over the whole text.
         """
-        weights = self._site.weights().w1
+        weights, limit = self._site.weights().w1, self.break_even
+        if limit is None:
+            limit = BREAK_EVEN.get((weights.device.type, weights.dtype), 0.0)
+            limit = min(limit, PROJECTION_BREAK_EVEN) if self.is_projection else limit
         shape = weights.shape[1], weights.shape[0]
-        if (weights.device.type, weights.dtype) not in BREAK_EVEN or unsupported(
-            "cpp", weights.device, weights.dtype, *shape
-        ):
+        if not limit or weights.device.type == "cpu" and unsupported("cpp", weights.device, weights.dtype, *shape):
             return False
-        share = expected_share(selector, self.quantiles, self.num_experts)
-        limit = PROJECTION_BREAK_EVEN if self.is_projection else BREAK_EVEN[weights.device.type, weights.dtype]
-        return not share > limit
+        return not expected_share(selector, self.quantiles, self.num_experts) > limit
 
     def forward(self, x: Tensor) -> Tensor:
         """x [..., D] to y [..., D], before dropout and residual."""
@@ -179,7 +183,6 @@ def make_dynamic(
         weight = site.weights().w1
         layer.to(weight.device).train(site.layer.training)
         site.replace(layer)
-        site.store_by_neuron()
     return layers
 
 
@@ -187,6 +190,16 @@ def dynamic_layers(model: nn.Module) -> list[DynamicFeedForward]:
     """The split layers of a network, in the order of ``feed_forward_sites``."""
     layers = [module for module in model.modules() if isinstance(module, DynamicFeedForward)]
     return sorted(layers, key=lambda layer: layer.is_projection)
+
+
+def keep_break_even(model: nn.Module, share: float | None) -> None:
+    """Have the feed-forward layers of a network run densely above a measured share; None for BREAK_EVEN.
+
+    MLPs in the place of projections keep theirs.
+    """
+    for layer in dynamic_layers(model):
+        if not layer.is_projection:
+            layer.break_even = share
 
 
 def set_selector(model: nn.Module, selector: Selector, fast: bool = False) -> None:

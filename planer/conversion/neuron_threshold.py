@@ -24,6 +24,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from planer.conversion.passes import block_of, recording, returning
 from planer.conversion.recording import Seen, is_decoder, typical_passes
 from planer.conversion.sites import FeedForwardSite, feed_forward_sites
 from planer.conversion.threshold_layer import apply_thresholds, output_norms
@@ -137,17 +138,24 @@ def layer_losses(
     """What the network loses by a threshold in one layer, by name: nats over the share of squared output dropped.
 
     KL(dense || thresholded), a mean over the tokens of random texts, or over samples that have one label.
+    A pass begins at the layer's block: what is before it does not change.
     """
     layers = apply_thresholds(model, dict.fromkeys(curves, 0.0), config.score)
+    places = {layer.name: block_of(model, layer.name) for layer in layers}
+    blocks, _ = places[layers[0].name]
     shares = {name: MEASURED_SHARE * curve.active for name, curve in curves.items()}
     totals, counted = dict.fromkeys(curves, 0.0), 0
     for batch in _sampled(model, task, config.tokens * LOSS_TOKENS, seed):
-        expected = _log_probs(model, task, batch)
+        with recording(blocks) as results:
+            expected = _log_probs(model, task, batch)
         counted += len(expected)
+        probabilities = expected.exp()
         for layer in progress(layers, "thresholds"):
             layer.set_theta(curves[layer.name].theta(shares[layer.name]))
-            found = _log_probs(model, task, batch)
-            totals[layer.name] += float(F.kl_div(found, expected, reduction="sum", log_target=True))
+            _, first = places[layer.name]
+            with returning(blocks[:first], results[:first]):
+                found = _log_probs(model, task, batch)
+            totals[layer.name] += float((probabilities * (expected - found)).sum())
             layer.set_theta(0.0)
     dropped = {name: max(curve.dropped(shares[name]), 1e-12) for name, curve in curves.items()}
     return {name: max(total, 0.0) / counted / dropped[name] for name, total in totals.items()}

@@ -4,7 +4,8 @@ Weights are elsewhere: those of the layers under their usual names, those of rou
 layer, since the names of layers differ between heads; thresholds are in the order of the layers.  Keys:
 
 - ``kind``: experts, or thresholds on neurons;
-- of experts ``expert_size``, ``router_width``, ``target``: the arguments of ``make_dynamic``;
+- of experts ``expert_size``, ``router_width``, ``target``: the arguments of ``make_dynamic``; ``break_even``, the share
+  of executed experts up to which layers were measured to be faster than dense, with the device and dtype, or None;
 - of thresholds ``score``, and ``thetas`` of all layers by the wanted share of neurons;
 - ``selector``, ``value``: how the layers run.  ``all`` is the dense network.  Of experts a rule of selectors.py and its
   value; of thresholds the score and a share.
@@ -18,22 +19,26 @@ from collections.abc import Mapping
 import torch
 from torch import nn
 
-from planer.conversion.dynamic import DynamicFeedForward, dynamic_layers, make_dynamic, set_selector
+from planer.conversion.dynamic import DynamicFeedForward, dynamic_layers, keep_break_even, make_dynamic, set_selector
 from planer.conversion.neuron_threshold import Thresholds
 from planer.conversion.selectors import Selector
 from planer.conversion.sites import feed_forward_sites
 from planer.conversion.threshold_layer import apply_thresholds
 from planer.errors import UserError
 from planer.parsing import show
+from planer.runtime import device_name
 
 DENSE = {"selector": "all", "value": 0, "fast": True}
 EXPERTS = ("expert_size", "router_width", "target")
 
 
-def describe_experts(model: nn.Module) -> dict:
-    """The description, of JSON values, of a network whose layers are split into experts; it runs all of them."""
-    layer = dynamic_layers(model)[0]
-    return {"kind": "experts", **dict(zip(EXPERTS, _shape(layer), strict=True)), **DENSE}
+def describe_experts(model: nn.Module, break_even: Mapping | None = None) -> dict:
+    """The description, of JSON values, of a network whose layers are split into experts; it runs all of them.
+
+    break_even: share, device (``planer.runtime.device_name``) and dtype of a measurement.
+    """
+    shape = dict(zip(EXPERTS, _shape(dynamic_layers(model)[0]), strict=True))
+    return {"kind": "experts", **shape, "break_even": break_even and dict(break_even), **DENSE}
 
 
 def _shape(layer: DynamicFeedForward) -> tuple[int, int, str]:
@@ -70,12 +75,20 @@ def select(model: nn.Module, description: Mapping, **setting: str | float | bool
     description = {**description, **setting}
     selector, value = description["selector"], description["value"]
     if description["kind"] == "experts":
+        keep_break_even(model, _measured_here(model, description.get("break_even")))
         set_selector(model, Selector(selector, value), description["fast"])
     else:
         layers = [site.layer.replacement for site in feed_forward_sites(model)]
         for layer, theta in zip(layers, _thetas(description, len(layers), selector, value), strict=True):
             layer.set_theta(theta)
     return description
+
+
+def _measured_here(model: nn.Module, measured: Mapping | None) -> float | None:
+    """The measured share, where the network is on such a device and in this type; else None."""
+    weight = dynamic_layers(model)[0].router.v1
+    here = device_name(weight.device), str(weight.dtype).removeprefix("torch.")
+    return measured["share"] if measured and (measured["device"], measured["dtype"]) == here else None
 
 
 def start(model: nn.Module, description: Mapping) -> None:

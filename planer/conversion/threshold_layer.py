@@ -44,6 +44,13 @@ class ThresholdFeedForward(nn.Module):
     def set_theta(self, theta: float) -> None:
         """Compute the neurons with a score over theta from now on.  Raises UserError as ``limits`` does."""
         self.theta, self.limits = theta, limits(self._site, theta, self.score)
+        if not self._dense:
+            _stored_by_neuron(self._site)
+
+    @property
+    def _dense(self) -> bool:
+        """Whether all neurons run; of ReLU, zeros are left out at 0."""
+        return not (self.theta or self._site.activation == "relu")
 
     def forward(self, x: Tensor) -> Tensor:
         """x [..., D] to y [..., D], before dropout and residual.
@@ -53,7 +60,7 @@ class ThresholdFeedForward(nn.Module):
         neurons = len(self.limits)
         if self.training and self.theta:
             raise ValueError(f"{self.name} leaves out neurons, which is for inference; call eval() or set theta to 0")
-        if self.training or not (self.theta or self._site.activation == "relu"):  # of ReLU, zeros are left out at 0
+        if self.training or self._dense:
             if self.counter is not None:
                 self.counter.add(self.name, torch.full(x.shape[:-1], neurons, device=x.device), neurons)
             return self._site.dense(x)
@@ -109,5 +116,4 @@ def apply_thresholds(model: nn.Module, thetas: Mapping[str, float], score: str) 
     layers = [ThresholdFeedForward(site, thetas[site.name], score) for site in sites]
     for site, layer in zip(sites, layers, strict=True):
         site.replace(layer.train(site.layer.training))
-        _stored_by_neuron(site)
     return layers

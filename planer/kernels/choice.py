@@ -27,7 +27,7 @@ DEFAULTS = {
     ("expert_ffn", "cuda"): ("grouped_mm", "loop"),
     ("dynamic_ffn", "cpu"): ("cpp", "masked_dense"),
     ("dynamic_ffn", "cuda"): ("masked_dense",),
-    ("neuron_threshold", "cpu"): ("masked_dense",),
+    ("neuron_threshold", "cpu"): ("fused", "masked_dense"),
     ("neuron_threshold", "cuda"): ("masked_dense",),
 }
 """Backends where no table has a row for such a call: right everywhere, and never far from the fastest."""

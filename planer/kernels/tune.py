@@ -28,7 +28,7 @@ from planer.runtime import device_name, keep_freed_memory, resolve_device
 EXPERTS = 8
 TIE = 0.03
 """Backends so near to the fastest count as equal, and the first of PREFERRED stands before the others."""
-PREFERRED = ("triton", "cpp", "grouped_mm", "loop", "rows", "masked_dense")
+PREFERRED = ("triton", "cpp", "fused", "grouped_mm", "loop", "rows", "masked_dense")
 SMALL_TOKENS = 16
 """Backends that go token by token are not tried with more tokens."""
 
@@ -95,7 +95,7 @@ class Case:
         h = activate(x @ (w1 / d_model**0.5).t(), "swiglu")
         limits = h.abs().float().quantile(1 - self.share).expand(neurons)
         arguments = x, w1 / d_model**0.5, None, w2, None, limits, "product"
-        for name in ("masked_dense", "cpp"):
+        for name in ("masked_dense", "fused", "cpp"):
             if neuron_threshold.unsupported(name, device, dtype) is None:
                 yield name, lambda name=name: neuron_threshold.neuron_threshold(*arguments, name, "swiglu")
 

@@ -109,6 +109,7 @@ def arm(variant: str, method: str, selector: str = "", slope: float = 0.0, metri
         "difference": {"value": own[metric] - dense[metric], "low": -0.01, "high": 0.01},
         "rows": rows,
         "chosen": chosen,
+        "break_even": 0.5 if method == "experts" else None,
         "latency": latency(timed, speed),
         "provenance": {
             "git_commit": "unknown",

@@ -126,7 +126,8 @@ def test_thresholds_of_a_tiny_decoder(monkeypatch, tmp_path, capsys):
     (tmp_path / "text").write_text("the quick brown fox jumps over the lazy dog in an other text " * 4)
     monkeypatch.setattr(neuron_threshold, "BLOCK", 8)
     monkeypatch.setattr(neuron_threshold, "CONTEXT", 4)
-    arguments = [str(tmp_path / "network"), "--calibration", str(tmp_path / "text"), "--text", str(tmp_path / "text")]
+    texts = [part for split in ("calibration", "valid", "test") for part in (f"--{split}", str(tmp_path / "text"))]
+    arguments = [str(tmp_path / "network"), *texts]
     options = ["--tokens", "32", "--rounds", "3", "--results", str(tmp_path / "results")]
     monkeypatch.setattr("sys.argv", ["neuron_threshold.py", *arguments, *options])
     threads = torch.get_num_threads()
@@ -142,6 +143,8 @@ def test_thresholds_of_a_tiny_decoder(monkeypatch, tmp_path, capsys):
         cost = (1 + 2 * kept) / 3 if row["score"] == "gate" else (2 + kept) / 3
         assert row["flops"] == pytest.approx(cost, abs=0.03), "comparisons cost little beside the products"
     assert all(len(times) == 3 and times["dense"]["ratio"] == 1 for times in results["times"].values())
+    tested = [row for row in results["rows"] if "test" in row]
+    assert len(tested) == 2 and all(row["test"]["rise"] == row["rise"] for row in tested), "both splits are one text"
     assert re.search(r"of the feed-forward FLOPs, bar 16%: (reached|MISSED)", capsys.readouterr().out)
 
 

@@ -14,8 +14,11 @@ from planer.kernels.activations import ALL, GATED, factors
 from planer.kernels.cpp import build
 from planer.kernels.neuron_threshold import SCORES, neuron_threshold, neuron_threshold_reference
 
-CPP = pytest.param("cpp", marks=pytest.mark.skipif("not available()", reason="needs a C++ compiler"))
-BACKENDS = ["masked_dense", CPP]
+CPP, FUSED = (
+    pytest.param(name, marks=pytest.mark.skipif("not available()", reason="needs a C++ compiler"))
+    for name in ("cpp", "fused")
+)
+BACKENDS = ["masked_dense", FUSED, CPP]
 TOLERANCE = 1e-6
 
 
@@ -182,7 +185,7 @@ def test_gradients_are_those_of_the_reference_or_an_error():
     ("changes", "message"),
     [
         ({"score": "up"}, "score is 'up'; allowed: gate, product"),
-        ({"backend": "rows"}, "backend is 'rows'; allowed: auto, reference, masked_dense, cpp"),
+        ({"backend": "rows"}, "backend is 'rows'; allowed: auto, reference, masked_dense, fused, cpp"),
         ({"activation": "tanh"}, "activation is 'tanh'; allowed: relu"),
         ({"limits": torch.ones(5)}, r"limits is \[5\]; allowed: \[12\]"),
         ({"w1": torch.ones(12, 37)}, r"w1 is \[12, 37\]; allowed: \[24, 37\]"),

@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
+from planer.conversion.dynamic import keep_break_even
 from planer.conversion.sites import feed_forward_sites
+from planer.evaluation.arms.break_even import break_even
 from planer.evaluation.arms.choice import choose
 from planer.evaluation.arms.points import Point, bound_points, calibrate_norms, first_rule
 from planer.evaluation.arms.sweep import Reference, score, sweep
@@ -66,6 +68,7 @@ def evaluate_arm(
         if first_rule(arm.points) == "absolute":
             calibrate_norms(arm.model, task)
         rows += sweep(arm.model, task, bound_points(arm.model, config, arm.points, rows), reference)
+    measured = _measure_break_even(arm, dense, task) if arm.method == "experts" else None
     latency = time_arm(dense, arm.model, timed, task, config.batches, config.latency_rounds)
     return {
         "experiment": arm.experiment,
@@ -89,6 +92,7 @@ def evaluate_arm(
         "difference": whole["difference"],
         "rows": rows,
         "chosen": chosen and {key: chosen[key] for key in ("selector", "value")},
+        "break_even": measured,
         "latency": latency,
         "provenance": _provenance(task, time.perf_counter() - started),
     }
@@ -108,6 +112,14 @@ def _dense_row(model: nn.Module, task: PretrainedTask, reference: Reference) -> 
         "test": reference.measures(scores),
         "difference": reference.difference(scores),
     }
+
+
+def _measure_break_even(arm: Arm, dense: nn.Module, task: PretrainedTask) -> float:
+    """The share of experts up to which selecting saves time; the arm's layers keep to it."""
+    networks = (network.to(task.runtime.dtype) for network in (arm.model, dense))
+    measured = break_even(*networks, task.runtime.device, task.runtime.derive("break_even"))
+    keep_break_even(arm.model, measured)
+    return measured
 
 
 def _same(point: Point, row: dict | None) -> bool:

@@ -50,9 +50,19 @@ void add_columns(const float* h, const float* w, int64_t s, int64_t D, float* co
     for (int p = 0; p < P; ++p) store(y[t] + d + p * LANES, sums[t][p], lanes_left...);
 }
 
+// y += h_j w_j, neuron by neuron, for one token: memory is fastest row after row, as in vectors.h.
+void after_one(const float* h, const float* w, int64_t s, int64_t D, float* y) {
+  for (int64_t j = 0; j < s; ++j, w += D) {
+    int64_t d = 0;
+    for (; d + LANES <= D; d += LANES) store(y + d, plus_product(load(y + d), everywhere(h[j]), load(w + d)));
+    if (d < D) store(y + d, plus_product(load(y + d, D - d), everywhere(h[j]), load(w + d, D - d)), D - d);
+  }
+}
+
 // y += h w for T tokens and s neurons.
 template <int T>
 void after(const float* h, const float* w, int64_t s, int64_t D, float* const* y) {
+  if (T == 1) return after_one(h, w, s, D, y[0]);
   int64_t d = 0;
   for (; d + PARTS * LANES <= D; d += PARTS * LANES) add_columns<T, PARTS>(h, w, s, D, y, d);
   for (; d + LANES <= D; d += LANES) add_columns<T, 1>(h, w, s, D, y, d);

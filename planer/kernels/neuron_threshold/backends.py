@@ -1,4 +1,4 @@
-"""Layers that compute only neurons over a threshold: all neurons in plain PyTorch, and those that run in C++.
+"""Layers that compute only neurons over a threshold: all neurons by dense products, and those that run in C++.
 
 Arguments and results are those of ``planer.kernels.neuron_threshold``.
 """
@@ -26,6 +26,16 @@ def masked_dense(
     dropped = compared.abs() <= limits  # NaN runs
     y = F.linear(h.masked_fill(dropped, 0), w2.t(), b2)
     return y, neurons - dropped.sum(-1)
+
+
+def fused(
+    x: Tensor, w1: Tensor, b1: Bias, w2: Tensor, b2: Bias, limits: Tensor, score: str, activation: str
+) -> tuple[Tensor, Tensor]:
+    """As masked_dense; what is between the products is one pass over memory in C++."""
+    z = F.linear(x, w1, b1)
+    early = score == "gate"
+    h, executed = torch.ops.planer_cpp.threshold_hidden(z, limits, early, function_of(activation))
+    return F.linear(h, w2.t(), b2), executed
 
 
 def cpp(

@@ -15,6 +15,7 @@ Weights are neuron-major: row j of w1 and row j of w2 belong to neuron j.
 Backends that compute the same:
 - reference: the definition, in the precision of its arguments;
 - masked_dense: PyTorch, all neurons, then zeros for those that do not run;
+- fused: the same products on a CPU, float32, and one pass in C++ between them; for many tokens;
 - cpp: C++ on a CPU, float32; reads only the weights of neurons that run; for few tokens.
 
 Letters in shapes: N tokens, D model width, F neurons.
@@ -33,7 +34,7 @@ from planer.kernels.neuron_threshold import backends
 from planer.kernels.neuron_threshold.reference import neuron_threshold_reference
 from planer.kernels.shapes import check_shapes
 
-BACKENDS = ("reference", "masked_dense", "cpp")
+BACKENDS = ("reference", "masked_dense", "fused", "cpp")
 SCORES = ("gate", "product")
 
 
@@ -125,7 +126,7 @@ torch.library.register_autograd("planer::neuron_threshold", _no_gradients, lib=_
 
 def unsupported(backend: str, device: torch.device, dtype: torch.dtype) -> str | None:
     """Why a backend cannot run on such arguments, or None.  Every backend has all activations and scores."""
-    if backend != "cpp":
+    if backend not in ("fused", "cpp"):
         return None
     if device.type != "cpu" or dtype != torch.float32:
         return "needs a CPU and float32"

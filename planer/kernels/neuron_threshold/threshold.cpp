@@ -23,7 +23,7 @@ namespace planer {
 namespace {
 
 constexpr int64_t CHUNK = 64;  // neurons whose values stay in the cache between the first products and the others
-constexpr int ROWS = 4;        // rows of w2 that are added to y at once, so that y is read and written less often
+constexpr int ROWS = 4;        // rows of w2 that are added to y of several tokens at once, which loads and stores y less
 static_assert(TOKENS <= 8, "a byte holds which tokens of a block run a neuron");
 
 struct Layer {
@@ -71,9 +71,10 @@ struct Layer {
   // y [T][D] += h w2 in columns begin to end - 1, over the neurons of a list in their order.
   template <int T>
   void output(const float* h, const std::vector<int32_t>& list, int64_t begin, int64_t end, float* y) const {
+    constexpr int R = T == 1 ? 1 : ROWS;  // memory is fastest row after row, as in vectors.h
     const int64_t count = list.size();
     int64_t i = 0;
-    for (; i + ROWS <= count; i += ROWS) add_rows<T, ROWS>(h, &list[i], i + 2 * ROWS <= count, begin, end, y);
+    for (; i + R <= count; i += R) add_rows<T, R>(h, &list[i], i + 2 * R <= count, begin, end, y);
     for (; i < count; ++i) add_rows<T, 1>(h, &list[i], i + 2 <= count, begin, end, y);
   }
 
@@ -91,7 +92,7 @@ struct Layer {
 #pragma GCC unroll 8
       for (int r = 0; r < R; ++r) {
         row[r] = load(weights[r] + d, lanes_left...);
-        __builtin_prefetch(next[r] + d);
+        __builtin_prefetch(next[r] + d, 0, R > 1 ? 2 : 3);
       }
 #pragma GCC unroll 8
       for (int t = 0; t < T; ++t) {
@@ -137,6 +138,62 @@ struct Layer {
   }
 };
 
+// Values h [N][F] from the input z of the activation, with the other factor in columns F to 2 F - 1 where there is one;
+// zero where a token does not run a neuron.  One pass over memory, for many tokens whose products are dense.
+struct Hidden {
+  const float *z, *limits;
+  float* h;
+  int64_t* executed;
+  int64_t F;
+  bool gated, early;
+  void (*act)(float*, const float*, int64_t);
+
+  void token(int64_t t) const {
+    alignas(64) float value[WIDE], factor[WIDE];
+    int64_t count = 0;
+    for (int64_t first = 0; first < F; first += WIDE) {
+      const int64_t size = std::min(WIDE, F - first);
+      const float* from = z + t * F * (gated ? 2 : 1) + first;
+      copy(value, from, size);
+      copy(factor, gated ? from + F : nullptr, size);
+      const bool whole = gated && !early;
+      act(value, whole ? factor : nullptr, whole_vectors(size));
+      float* to = h + t * F + first;
+      int32_t running = 0;
+      for (int64_t j = 0; j < size; ++j) {
+        const bool run = !(std::abs(value[j]) <= limits[first + j]);  // NaN runs
+        const float result = early ? value[j] * factor[j] : value[j];
+        to[j] = run ? result : 0.0f;
+        running += run;
+      }
+      count += running;
+    }
+    executed[t] = count;
+  }
+
+  // Zeros where there is nothing to copy, and up to a whole vector.
+  static void copy(float* to, const float* from, int64_t size) {
+    if (from) std::memcpy(to, from, size * sizeof(float));
+    std::fill(to + (from ? size : 0), to + whole_vectors(size), 0.0f);
+  }
+
+  static constexpr int64_t WIDE = 512;  // neurons of a token whose values stay in the cache
+};
+
+std::tuple<at::Tensor, at::Tensor> threshold_hidden(const at::Tensor& z, const at::Tensor& limits, bool early,
+                                                    std::string_view activation) {
+  const int64_t N = z.size(0), F = limits.size(0);
+  const bool gated = z.size(1) > F;
+  at::Tensor h = at::empty({N, F}, z.options()), executed = at::empty({N}, z.options().dtype(at::kLong));
+  const Hidden hidden{z.const_data_ptr<float>(), limits.const_data_ptr<float>(), h.mutable_data_ptr<float>(),
+                      executed.mutable_data_ptr<int64_t>(), F, gated, gated && early,
+                      with_activation(activation, [](auto chosen) { return &activate<chosen()>; })};
+  at::parallel_for(0, N, 1 + (1 << 15) / F, [&](int64_t begin, int64_t end) {
+    for (int64_t t = begin; t < end; ++t) hidden.token(t);
+  });
+  return {h, executed};
+}
+
 std::tuple<at::Tensor, at::Tensor> neuron_threshold(const at::Tensor& x, const at::Tensor& w1, const at::Tensor& b1,
                                                     const at::Tensor& w2, const at::Tensor& b2,
                                                     const at::Tensor& limits, bool early, std::string_view activation) {
@@ -174,8 +231,12 @@ TORCH_LIBRARY_FRAGMENT(planer_cpp, library) {
   library.def(
       "neuron_threshold(Tensor x, Tensor w1, Tensor b1, Tensor w2, Tensor b2, Tensor limits, bool early, "
       "str activation) -> (Tensor, Tensor)");
+  library.def("threshold_hidden(Tensor z, Tensor limits, bool early, str activation) -> (Tensor, Tensor)");
 }
 
-TORCH_LIBRARY_IMPL(planer_cpp, CPU, library) { library.impl("neuron_threshold", &neuron_threshold); }
+TORCH_LIBRARY_IMPL(planer_cpp, CPU, library) {
+  library.impl("neuron_threshold", &neuron_threshold);
+  library.impl("threshold_hidden", &threshold_hidden);
+}
 
 }  // namespace planer

@@ -20,7 +20,8 @@ if __name__ == "__main__":
             routers = job.config.train_routers
             split_by(model, read_labels(files.labels), routers.width, routers.target)
             read_routers(files.routers, model)
-            mark(model, describe_experts(model))
+            where = {key: evaluation["provenance"][key] for key in ("device", "dtype")}
+            mark(model, describe_experts(model, {"share": evaluation["break_even"], **where}))
         elif snakemake.params.method == "threshold":
             description = describe_thresholds(model, Thresholds.from_json(read_json(files.thresholds)))
             build(model, description)
