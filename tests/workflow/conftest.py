@@ -6,7 +6,6 @@ import os
 import re
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -14,6 +13,7 @@ import yaml
 from filelock import FileLock
 
 from planer.latency.table import LatencyTable
+from tests.workflow.preloaded import python
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -22,15 +22,15 @@ class Workspace:
     """A working directory to run the workflow in."""
 
     def __init__(self, folder: Path):
-        self.folder = folder
+        self.folder, self.python = folder, python()
         self.experiment = folder / "config/experiments/tiny.yaml"
         self.experiment.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(Path(__file__).with_name("tiny.yaml"), self.experiment)
 
-    def run(self, *arguments: str, **environment: str) -> subprocess.CompletedProcess:
-        """Run snakemake; both output streams come back as one text.  The store is the folder's own unless named."""
-        command = [sys.executable, "-m", "snakemake", "--snakefile", ROOT / "Snakefile", "--directory", self.folder]
-        surroundings = {name: value for name, value in os.environ.items() if name != "MLFLOW_TRACKING_URI"}
+    def run(self, *arguments: str, mlflow: bool = False, **environment: str) -> subprocess.CompletedProcess:
+        """Run snakemake; both output streams come back as one text.  mlflow: mirror the jobs in the folder's store."""
+        command = [self.python, "-m", "snakemake", "--snakefile", ROOT / "Snakefile", "--directory", self.folder]
+        surroundings = os.environ | {"MLFLOW_TRACKING_URI": "" if mlflow else "none"}
         return subprocess.run(
             [*map(str, command), "--cores", "2", *arguments],
             cwd=ROOT,
@@ -88,7 +88,7 @@ def finish(folder: Path) -> Workspace:
     """Run the tiny experiment to its comparison in a folder.  Its latency table is measured, then planted."""
     workspace = Workspace(folder)
     for target in ("results/tiny/latency_table.parquet", "results/tiny/comparison.parquet"):
-        result = workspace.run(target)
+        result = workspace.run(target, mlflow=True)
         assert result.returncode == 0, result.stdout
         if target.endswith("latency_table.parquet"):
             plant_costs(folder / target)

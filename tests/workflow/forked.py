@@ -6,7 +6,6 @@ document a line, and answers go out on standard output.
 
 from __future__ import annotations
 
-import importlib
 import json
 import os
 import resource
@@ -16,7 +15,8 @@ import time
 import traceback
 from pathlib import Path
 
-ROOT = Path(__file__).parents[2]
+from tests.workflow.preloaded import ROOT, load
+
 SECONDS = 300
 """No script takes so long here; one that does is killed."""
 MEMORY = 16 * 2**30
@@ -27,12 +27,7 @@ def main() -> None:
     """Serve until standard input ends."""
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
-    for path in sorted((ROOT / "planer").rglob("*.py")):
-        name = ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
-        if "triton" not in path.parts and path.stem not in ("hub", "__main__"):
-            importlib.import_module(name)
-    for name in ("jsonschema", "pyarrow.parquet", "k_means_constrained", "snakemake.iocontainers"):
-        importlib.import_module(name)
+    load()
     for line in sys.stdin:
         answers.write(json.dumps(_answer(json.loads(line))) + "\n")
         answers.flush()

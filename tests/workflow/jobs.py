@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from tests.workflow.conftest import ROOT
+from tests.workflow.preloaded import python
 
 RESULTS = "results/tiny"
 TARGET, BASELINE, DATA = f"{RESULTS}/target_0.5", f"{RESULTS}/baseline", "results/data/pysource"
@@ -45,7 +46,7 @@ class Runner:
         self.folder, self.config = folder, config
         quiet = {"MLFLOW_TRACKING_URI": "none", "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "tests.workflow.forked"],
+            [sys.executable if environment else python(), "-m", "tests.workflow.forked"],
             cwd=ROOT,
             env=os.environ | quiet | environment,
             stdin=subprocess.PIPE,

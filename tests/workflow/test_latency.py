@@ -14,18 +14,21 @@ pytestmark = pytest.mark.workflow
 
 
 def test_a_network_is_chosen_for_two_batches_of_compiled_calls(workspace):
+    """Of two kinds of blocks: compilation takes most of the time."""
     workspace.edit(
         workload={"execution": "compiled"},
+        design_space=["skip", "attention_2", "feed_forward"],
+        search_methods={"isoparam": ["skip", "attention_2", "feed_forward"]},
         profile_blocks={"batches": [1], "executions": ["eager"], "networks": 8},
         candidates={"limits": {"latency_batch_1": 0.95}},
         retrain={"steps": 2},
         distill={"steps": 2},
     )
     measured, chosen = "results/tiny/latency_table.parquet", "results/tiny/lts_0.9/architecture.yaml"
-    result = workspace.run(measured, "results/tiny/additivity.json", MLFLOW_TRACKING_URI="none")
+    result = workspace.run(measured, "results/tiny/additivity.json")
     assert result.returncode == 0, result.stdout
     plant_costs(workspace.folder / measured)
-    result = workspace.run(chosen, MLFLOW_TRACKING_URI="none")
+    result = workspace.run(chosen)
     assert result.returncode == 0, result.stdout
     table = LatencyTable.load(workspace.folder / measured)
     settings = set(zip(table.rows["batch"], table.rows["execution"], strict=True))

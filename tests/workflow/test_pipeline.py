@@ -104,7 +104,7 @@ def test_report_is_one_self_contained_page(finished):
 
 def test_same_seed_same_table_same_network_and_loss(finished, tmp_path):
     again = copied(finished, tmp_path)
-    result = again.run("results/tiny/target_0.5/retrain/metrics.json", MLFLOW_TRACKING_URI="none")
+    result = again.run("results/tiny/target_0.5/retrain/metrics.json")
     assert result.returncode == 0, result.stdout
     first, second = (workspace.folder / "results/tiny/target_0.5" for workspace in (finished, again))
     for name in ("architecture.yaml", "retrain/model.safetensors", "retrain/history.parquet"):
@@ -119,9 +119,7 @@ def test_the_other_methods_and_controls(finished, tmp_path):
     """Each chooses from its own space, within its latency where it has one, on the finished experiment's table."""
     again = whole_copy(finished, tmp_path)
     variants = ["isoparam_0.6", "par_search", "lts_0.6", "shallow_0.6", "random_1_1"]
-    result = again.run(
-        *(f"results/tiny/{variant}/architecture.yaml" for variant in variants), MLFLOW_TRACKING_URI="none"
-    )
+    result = again.run(*(f"results/tiny/{variant}/architecture.yaml" for variant in variants))
     assert result.returncode == 0, result.stdout
     chosen = {}
     for variant in variants:
@@ -146,9 +144,7 @@ def whole_copy(finished: Workspace, folder: Path) -> Workspace:
 def test_the_papers_method_and_the_baseline_trained_on(finished, tmp_path):
     again = whole_copy(finished, tmp_path)
     variants = ("target_0.5-scratch", "continued")
-    result = again.run(
-        *(f"results/tiny/{variant}/retrain/metrics.json" for variant in variants), MLFLOW_TRACKING_URI="none"
-    )
+    result = again.run(*(f"results/tiny/{variant}/retrain/metrics.json" for variant in variants))
     assert result.returncode == 0, result.stdout
     results = again.folder / "results/tiny"
     metrics = {name: json.loads((results / name / "retrain/metrics.json").read_text()) for name in variants}

@@ -101,7 +101,7 @@ def experiments(workspace):
 def test_three_families_from_data_to_the_page_and_the_folder(experiments):
     wanted = ("tiny-bert/arms.html", "tiny-bert/d2dmoe/hf", "tiny-gpt2/threshold/eval.json")
     wanted += ("tiny-vit/dense/finetune/metrics.json",)
-    result = experiments.run(*(f"results/{path}" for path in wanted))
+    result = experiments.run(*(f"results/{path}" for path in wanted), mlflow=True)
     assert result.returncode == 0, result.stdout
     assert "warning: MLflow" not in result.stdout
     folder = experiments.folder / "results"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import pytest
 
 pytestmark = pytest.mark.workflow
@@ -11,11 +13,11 @@ def test_no_home_and_another_copy_of_the_library(workspace, tmp_path):
     other = tmp_path / "packages/planer/__init__.py"
     other.parent.mkdir(parents=True)
     other.write_text("raise SystemExit('the other copy was imported')")
+    workspace.python = sys.executable  # the user's, nothing preloaded
     result = workspace.run(
         "results/data/pysource/manifest.json",
         HOME="/dev/null/home",
         PYTHONPATH=str(other.parents[1]),
-        MLFLOW_TRACKING_URI="none",
     )
     assert result.returncode == 0, result.stdout
     assert (workspace.folder / "scratch/home").is_dir()
