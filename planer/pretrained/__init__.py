@@ -1,12 +1,12 @@
-"""Pretrained networks in transformers' classes.  Only this folder and models/hub.py import transformers.
+"""Pretrained networks in transformers' classes.  Only this folder and files named hub.py import transformers.
 
 import planer.pretrained
 from transformers import AutoModelForCausalLM
 model = AutoModelForCausalLM.from_pretrained("results/.../hf")    # a converted network runs as it was converted
 planer.pretrained.select(model, "dynamic_k", 0.2)
 
-The import takes no time: hook.py is imported right after transformers' module of quantizers, and configs.py after that
-of configurations, in either order.
+The import takes no time: planer/conversion/hub.py is imported right after transformers' module of quantizers, and
+configs.py after that of configurations, in either order.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec
 from types import ModuleType
 
-HOOK = "planer.pretrained.hook"
+HUB = "planer.conversion.hub"
 AFTER = {
-    "transformers.quantizers.auto": HOOK,
+    "transformers.quantizers.auto": HUB,
     "transformers.models.auto.configuration_auto": "planer.pretrained.configs",
 }
 """Modules of transformers, and the module of planer that registers with each."""
@@ -58,5 +58,5 @@ for _theirs, _ours in AFTER.items():
 def __getattr__(name: str) -> object:
     """Import what users call when they first do."""
     if name == "select":
-        return importlib.import_module(HOOK).select
+        return importlib.import_module(HUB).select
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -114,7 +114,7 @@ def _read(folder: Folder, auto: type, **options):
     """What an Auto class makes of a folder.  Raises UserError for any mistake that transformers finds."""
     try:
         return auto.from_pretrained(str(folder.path), local_files_only=True, trust_remote_code=False, **options)
-    except UserError:  # of hook.py
+    except UserError:  # of planer/conversion/hub.py
         raise
     except Exception as error:  # transformers and its file formats raise whatever a wrong value makes them raise
         raise UserError(

@@ -30,7 +30,7 @@ LICENCES = ("LICENSE*", "LICENCE*", "NOTICE*")
 def write_folder(
     model: transformers.PreTrainedModel, source: Folder, out: str | Path, evaluation: Mapping | None = None
 ) -> None:
-    """Write the network of an arm; a converted one has sorted neurons, and is marked (``hook.mark``).
+    """Write the network of an arm; a converted one has sorted neurons, and is marked (``planer.conversion.hub.mark``).
 
     transformers loads the folder with the converted layers after ``import planer.pretrained``, else as the dense
     network.  source: the network that was converted; its tokenizer or image processor and its licence are copied.

@@ -6,11 +6,11 @@ import torch
 from torch import nn
 
 from planer.conversion.dynamic import make_dynamic
+from planer.conversion.hub import mark
 from planer.conversion.neuron_threshold import Thresholds
 from planer.conversion.selectors import quantiles_of
 from planer.conversion.sites import feed_forward_sites
 from planer.conversion.stored import build, describe_experts, describe_thresholds
-from planer.pretrained.hook import mark
 from tests.unit.tiny_pretrained import WIDTH, tiny
 
 EXPERT_SIZE, ROUTER_WIDTH = 4, 8

@@ -15,10 +15,10 @@ from planer.__main__ import main
 transformers = pytest.importorskip("transformers", reason="the package transformers is not installed")
 
 from planer.conversion.dynamic import make_dynamic  # noqa: E402
+from planer.conversion.hub import mark  # noqa: E402
 from planer.conversion.stored import describe_experts  # noqa: E402
 from planer.pretrained.adapters import adapter_for  # noqa: E402
 from planer.pretrained.folder import check_folder, head_of  # noqa: E402
-from planer.pretrained.hook import mark  # noqa: E402
 from planer.pretrained.load import load_image_processor, load_model, load_tokenizer  # noqa: E402
 from planer.pretrained.save import write_folder  # noqa: E402
 from tests.unit.converted import converted, thresholded  # noqa: E402

@@ -25,8 +25,8 @@ from planer.files import check_shape
 
 transformers = pytest.importorskip("transformers", reason="the package transformers is not installed")
 
+from planer.conversion.hub import mark  # noqa: E402
 from planer.pretrained.folder import check_folder, head_of  # noqa: E402
-from planer.pretrained.hook import mark  # noqa: E402
 from planer.pretrained.load import load_model  # noqa: E402
 from planer.pretrained.save import write_folder  # noqa: E402
 from tests.unit.made_up_arms import arm  # noqa: E402

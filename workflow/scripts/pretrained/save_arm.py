@@ -4,10 +4,10 @@ from pathlib import Path
 
 from planer.config.pretrained import PretrainedExperiment
 from planer.conversion.arm_files import read_labels, read_routers, split_by
+from planer.conversion.hub import mark, select
 from planer.conversion.neuron_threshold import Thresholds
 from planer.conversion.stored import build, describe_experts, describe_thresholds
 from planer.files import read_json
-from planer.pretrained.hook import mark, select
 from planer.pretrained.prepare import load_network, prepared_folder
 from planer.pretrained.save import write_folder
 from planer.workflow.job import stage

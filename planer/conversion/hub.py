@@ -3,15 +3,15 @@
 transformers calls the quantizer that ``quantization_config`` in config.json names on the network's skeleton, before
 weights are loaded, for every class of networks and every head.  Without planer it warns about an unknown method and
 loads the dense network: its weights have their usual names, and those of the routers are left over.
+
+Functions import stored.py when they are called: it imports planer.pretrained, whose import may import this module.
 """
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from importlib import import_module
 from pathlib import Path
-from types import ModuleType
 
 from safetensors import safe_open
 from torch import nn
@@ -55,16 +55,20 @@ class PlanerQuantizer(HfQuantizer):
     def _process_model_before_weight_loading(
         self, model: nn.Module, checkpoint_files: Sequence[str] | None = None, **ignored
     ) -> None:
-        _stored().build(model, vars(self.quantization_config))
+        from planer.conversion import stored
+
+        stored.build(model, vars(self.quantization_config))
         if checkpoint_files is not None:
             _require_routers(model, checkpoint_files)
 
     def _process_model_after_weight_loading(self, model: nn.Module, **ignored) -> None:
+        from planer.conversion import stored
+
         model.is_quantized = False  # transformers would refuse to cast it
         for weight in model.parameters():
             # Weights that are mapped from a file begin at addresses where products on a CPU are rounded differently.
             weight.data = weight.data.clone()
-        _stored().start(model, vars(self.quantization_config))
+        stored.start(model, vars(self.quantization_config))
 
 
 def _require_routers(model: nn.Module, files: Sequence[str]) -> None:
@@ -100,12 +104,9 @@ def select(model: nn.Module, selector: str, value: float = 0, fast: bool = True)
     now.  False selects experts in every layer.
     Raises UserError when the network is not converted, or this does not fit it.
     """
+    from planer.conversion import stored
+
     description = getattr(model.config, "quantization_config", None)
     if not isinstance(description, PlanerConfig):
         raise UserError(f"{type(model).__name__} is not converted; load it after import planer.pretrained")
-    mark(model, _stored().select(model, vars(description), selector=selector, value=value, fast=fast))
-
-
-def _stored() -> ModuleType:
-    """planer.conversion.stored: it knows the converted layers, and its floor is above this one."""
-    return import_module("planer.conversion.stored")
+    mark(model, stored.select(model, vars(description), selector=selector, value=value, fast=fast))
