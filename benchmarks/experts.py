@@ -66,8 +66,8 @@ class Case:
 
     def mixture(self, backend: str) -> Callable[[], Tensor]:
         def call() -> Tensor:
-            pairs, _, grouped = route(self.x, self.gate, self.k, probabilities=False)
-            return expert_ffn(self.x, *self.weights, pairs, backend=backend, grouped=grouped)
+            pairs, _, plan = route(self.x, self.gate, self.k, probabilities=False)
+            return expert_ffn(self.x, *self.weights, pairs, backend=backend, plan=plan)
 
         return call
 

@@ -50,14 +50,14 @@ class MoE(nn.Module):
         """[..., D] to [..., D], each position on its own; and ``load`` and, in training, ``balance`` where wanted."""
         tokens = x.flatten(0, -2)
         balanced = self.training and "balance" in wants
-        pairs, probabilities, grouped = route(tokens, self.gate, self.top_k, probabilities=balanced)
+        pairs, probabilities, plan = route(tokens, self.gate, self.top_k, probabilities=balanced)
         aux = {}
         if balanced or "load" in wants:
-            aux["load"] = grouped.offsets.diff()
+            aux["load"] = plan.offsets.diff()
         if balanced:
             aux["balance"] = balance_loss(aux["load"], probabilities)
         e = self.experts
-        y = expert_ffn(tokens, e.w1, e.b1, e.w2, e.b2, pairs, self.dropout.p, self.training, grouped=grouped)
+        y = expert_ffn(tokens, e.w1, e.b1, e.w2, e.b2, pairs, self.dropout.p, self.training, plan=plan)
         return self.dropout(y).view_as(x), aux
 
 

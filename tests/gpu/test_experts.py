@@ -111,7 +111,7 @@ def test_the_plan_is_that_of_pytorch(tokens, experts, k, routing):
 @pytest.mark.parametrize("k", [1, 2, 8])
 def test_the_fused_gate_chooses_as_pytorch_does(k, dtype):
     x, weight = (torch.randn(n, 512, device=CUDA).to(dtype) for n in (12_289, 8))
-    pairs, _, grouped = route(x, weight, k, probabilities=False)
+    pairs, _, found = route(x, weight, k, probabilities=False)
     logits = linear_fp32(x, weight)
     expected, _ = top_k(logits, k)
     best = logits.double().sort(descending=True).values
@@ -119,7 +119,7 @@ def test_the_fused_gate_chooses_as_pytorch_does(k, dtype):
     assert clear.float().mean() > 0.9
     assert pairs.expert[clear].equal(expected.expert[clear])
     torch.testing.assert_close(pairs.gate[clear], expected.gate[clear], rtol=1e-4, atol=1e-5)
-    for ours, reference in zip(vars(grouped).values(), vars(plan_reference(pairs)).values(), strict=True):
+    for ours, reference in zip(vars(found).values(), vars(plan_reference(pairs)).values(), strict=True):
         assert ours.equal(reference)
     torch.library.opcheck(torch.ops.planer.route, (x, weight, k))
 

@@ -32,7 +32,7 @@ def test_everything_else_works_without_triton():
         "from planer.kernels import dynamic_ffn, expert_ffn, routing;"
         "x, w, b = torch.ones(3, 4), torch.ones(2, 4, 4), torch.ones(2, 4);"
         "pairs, _, plan = routing.route(x, b, 1, False);"
-        "assert expert_ffn.expert_ffn(x, w, b, w, b, pairs, grouped=plan).shape == (3, 4);"
+        "assert expert_ffn.expert_ffn(x, w, b, w, b, pairs, plan=plan).shape == (3, 4);"
         "assert dynamic_ffn.dynamic_ffn(x, w[0], b[0], w[0], b[0], torch.ones(3, 2) > 0).shape == (3, 4)"
     )
     subprocess.run([sys.executable, "-c", code], cwd=FOLDER.parents[2], check=True)

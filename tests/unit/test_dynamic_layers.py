@@ -138,6 +138,7 @@ def test_a_copy_computes_the_same_with_its_own_weights(family):
 
 def test_the_layer_reads_the_weights_where_they_are():
     layer = dynamic_layers(split("llama"))[0]
+    layer.select(Selector("dynamic_k", 0.4))
     weights = layer._site.weights()
     assert weights.first()[0].data_ptr() == weights.gate.data_ptr()
     assert torch.equal(weights.first()[0], torch.cat((weights.gate, weights.w1)))

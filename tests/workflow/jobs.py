@@ -7,9 +7,10 @@ import os
 import shutil
 import subprocess
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 
+from planer.config import TeacherConfig
 from tests.workflow.conftest import ROOT
 from tests.workflow.preloaded import python
 
@@ -56,13 +57,14 @@ class Runner:
 
     def run_job(self, job: Job, **options: object) -> dict:
         """Run a job; its exit status, console and log."""
+        training = {field.name: self.config["distill"][field.name] for field in fields(TeacherConfig)}
         command = {
             "folder": str(self.folder),
             "script": f"workflow/scripts/{job.rule}.py",
             "rule": job.rule,
             "input": job.input,
             "output": job.output,
-            "params": {"config": self.config, "seed": 7, "vocab_size": 256, **job.params},
+            "params": {"config": self.config, "training": training, "seed": 7, "vocab_size": 256, **job.params},
             "wildcards": {"experiment": "tiny", "variant": job.variant},
         }
         for path in job.output.values():

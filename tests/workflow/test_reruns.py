@@ -55,8 +55,8 @@ def test_touching_every_file_repeats_nothing(copied):
         ({"sparsify": {"weight": 0.5}}, CONVERSION),
         ({"candidates": {"scores": "alpha"}}, STUDENT),
         # Where its activations are made sparse the baseline is its own teacher: weight and temperature matter alone.
-        ({"distill": {"balance_weight": 0.5}}, STUDENT | {"teacher": 1}),
-        ({"distill": {"temperature": 2.0}}, CONVERSION | {"teacher": 1, "choose": 1, "retrain": 1}),
+        ({"distill": {"balance_weight": 0.5}}, STUDENT),
+        ({"distill": {"temperature": 2.0}}, CONVERSION | {"choose": 1, "retrain": 1}),
         # All follow the baseline.
         ({"retrain": {"balance_weight": 0.5}}, CONVERSION | {"search": 1, "teacher": 1, "choose": 1, "retrain": 2}),
     ],

@@ -45,6 +45,13 @@ def available() -> bool:
     return True
 
 
+def unsupported(device: torch.device, dtype: torch.dtype, *allowed: torch.dtype) -> str | None:
+    """Why an operator for the allowed types cannot run on tensors of this kind, or None."""
+    if device.type != "cpu" or dtype not in allowed:
+        return f"needs a CPU and {' or '.join(str(each).removeprefix('torch.') for each in allowed)}"
+    return None if available() else "needs a C++ compiler; the log says what failed"
+
+
 def _library() -> Path:
     """The shared library, built if need be."""
     from torch.utils import cpp_extension  # half a second

@@ -12,8 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from planer.kernels.activations import activate, factors, function_of
-
-Bias = Tensor | None
+from planer.kernels.inference import Bias, with_biases
 
 
 def masked_dense(x: Tensor, w1: Tensor, b1: Bias, w2: Tensor, b2: Bias, mask: Tensor, activation: str) -> Tensor:
@@ -58,23 +57,17 @@ def _affine(weight: Tensor, row: Tensor, bias: Bias) -> Tensor:
 
 def cpp(x: Tensor, w1: Tensor, b1: Bias, w2: Tensor, b2: Bias, mask: Tensor, activation: str) -> Tensor:
     """planer/kernels/dynamic_ffn/dynamic.cpp."""
-    return torch.ops.planer_cpp.dynamic_ffn(x, w1, *_biases(w1, b1, w2, b2), mask, function_of(activation))
+    return torch.ops.planer_cpp.dynamic_ffn(x, *with_biases(w1, b1, w2, b2), mask, function_of(activation))
 
 
 def triton(x: Tensor, w1: Tensor, b1: Bias, w2: Tensor, b2: Bias, mask: Tensor, activation: str) -> Tensor:
     """planer/kernels/dynamic_ffn/triton/layer.py."""
     from planer.kernels.dynamic_ffn.triton import layer as kernels
 
-    return kernels.forward(x, w1, *_biases(w1, b1, w2, b2), mask, function_of(activation))
+    return kernels.forward(x, *with_biases(w1, b1, w2, b2), mask, function_of(activation))
 
 
 def _own_rows(tensor: Tensor, own: slice, activation: str) -> Tensor:
     """Rows of the first weight or bias that belong to an expert: one slice, or two where the activation is gated."""
     parts = [part[own] for part in tensor.chunk(factors(activation))]
     return parts[0] if len(parts) == 1 else torch.cat(parts)
-
-
-def _biases(w1: Tensor, b1: Bias, w2: Tensor, b2: Bias) -> tuple[Tensor, Tensor, Tensor]:
-    """b1, w2 and b2; compiled kernels take zeros where there is no bias."""
-    rows, width = w1.shape
-    return w1.new_zeros(rows) if b1 is None else b1, w2, w2.new_zeros(width) if b2 is None else b2

@@ -25,6 +25,7 @@ from planer.kernels.activations import ALL, check_activation, factors
 from planer.kernels.cpp import build
 from planer.kernels.dynamic_ffn import backends
 from planer.kernels.dynamic_ffn.reference import dynamic_ffn_reference
+from planer.kernels.inference import arguments_of, refuse_gradients
 from planer.kernels.shapes import check_shapes
 
 BACKENDS = ("reference", "masked_dense", "loop", "rows", "cpp", "triton")
@@ -60,11 +61,7 @@ def dynamic_ffn(
     _check(x, w1, b1, w2, b2, mask, factors(activation))
     if backend == "reference":
         return dynamic_ffn_reference(x, w1, b1, w2, b2, mask, activation)
-    arguments = x, w1, b1, w2, b2
-    if torch.is_autocast_enabled(x.device.type):
-        dtype = torch.get_autocast_dtype(x.device.type)
-        arguments = (None if t is None else t.to(dtype) for t in arguments)
-    arguments = (None if t is None else t.contiguous() for t in arguments)
+    arguments = arguments_of(x, w1, b1, w2, b2)
     return torch.ops.planer.dynamic_ffn(*arguments, mask.contiguous(), backend, activation)
 
 
@@ -119,11 +116,7 @@ def _(x, w1, b1, w2, b2, mask, backend, activation):
     return torch.empty_like(x)
 
 
-def _no_gradients(ctx, grad):
-    raise RuntimeError("dynamic_ffn is for inference: only its backend reference has gradients")
-
-
-torch.library.register_autograd("planer::dynamic_ffn", _no_gradients, lib=_library)
+refuse_gradients("dynamic_ffn", _library)
 
 
 def _best(x: Tensor, w2: Tensor, mask: Tensor) -> str:
@@ -147,9 +140,7 @@ def unsupported(backend: str, device: torch.device, dtype: torch.dtype, d_model:
             return f"needs at most {MOST_NEURONS:,} neurons, which are {neurons:,}"
         return triton.unsupported(device, dtype)
     if backend == "cpp":
-        if device.type != "cpu" or dtype != torch.float32:
-            return "needs a CPU and float32"
-        return None if build.available() else "needs a C++ compiler; the log says what failed"
+        return build.unsupported(device, dtype, torch.float32)
     return None
 
 

@@ -20,9 +20,7 @@ class Cpp:
     @staticmethod
     def unsupported(device: torch.device, dtype: torch.dtype, *_: int) -> str | None:
         """Why such a call cannot run, or None."""
-        if device.type != "cpu" or dtype not in (torch.float32, torch.float64, torch.bfloat16):
-            return "needs a CPU and float32, float64 or bfloat16"
-        return None if build.available() else "needs a C++ compiler; the log says what failed"
+        return build.unsupported(device, dtype, torch.float32, torch.float64, torch.bfloat16)
 
     def forward(self, save: bool) -> tuple[Tensor, Tensor]:
         return torch.ops.planer_cpp.expert_ffn(*self._arguments(), save)
@@ -31,8 +29,8 @@ class Cpp:
         return tuple(torch.ops.planer_cpp.expert_ffn_backward(grad, hidden, *self._arguments(), needs))
 
     def _arguments(self) -> tuple:
-        *tensors, plan, keep, per_token, activation = vars(self._layer).values()
-        return *tensors, list(vars(plan).values()), keep, per_token, function_of(activation)
+        *tensors, plan, dropout_mask, per_token, activation = vars(self._layer).values()
+        return *tensors, list(vars(plan).values()), dropout_mask, per_token, function_of(activation)
 
 
 class Triton:

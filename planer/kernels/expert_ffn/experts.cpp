@@ -58,7 +58,7 @@ struct Layer {
   using M = at::opmath_type<T>;  // gates, and sums of 16-bit numbers
 
   const Tensor &x, &w1, &w2;
-  const T *b1, *b2, *keep;
+  const T *b1, *b2, *dropout_mask;
   const M* gate;
   const int64_t *order, *inverse, *token, *offsets, *token_offsets;
   int64_t N, D, E, H, I, P;
@@ -66,10 +66,10 @@ struct Layer {
   std::string_view activation;
 
   Layer(const Tensor& x, const Tensor& w1, const MaybeTensor& b1, const Tensor& w2, const MaybeTensor& b2,
-        const MaybeTensor& gate, at::TensorList plan, const MaybeTensor& keep, int64_t per_token,
+        const MaybeTensor& gate, at::TensorList plan, const MaybeTensor& dropout_mask, int64_t per_token,
         std::string_view activation)
-      : x(x), w1(w1), w2(w2), b1(data_or_null<T>(b1)), b2(data_or_null<T>(b2)), keep(data_or_null<T>(keep)),
-        gate(data_or_null<M>(gate)), order(plan[0].const_data_ptr<int64_t>()),
+      : x(x), w1(w1), w2(w2), b1(data_or_null<T>(b1)), b2(data_or_null<T>(b2)),
+        dropout_mask(data_or_null<T>(dropout_mask)), gate(data_or_null<M>(gate)), order(plan[0].const_data_ptr<int64_t>()),
         inverse(plan[1].const_data_ptr<int64_t>()), token(plan[2].const_data_ptr<int64_t>()),
         offsets(plan[3].const_data_ptr<int64_t>()), token_offsets(plan[4].const_data_ptr<int64_t>()),
         N(x.size(0)), D(x.size(1)), E(w1.size(0)), H(w1.size(1)), I(w2.size(2)), P(plan[0].size(0)),
@@ -91,7 +91,7 @@ struct Layer {
     const bool relu = activation == "relu";
     for_rows(h.size(0), H, [&](int64_t r) {
       T* row = data + r * H;
-      const T* kept = keep && relu ? keep + (begin + r) * I : nullptr;
+      const T* kept = dropout_mask && relu ? dropout_mask + (begin + r) * I : nullptr;
       if (bias)
         for (int64_t i = 0; i < H; ++i) row[i] = row[i] + bias[i];
       if (relu)
@@ -109,7 +109,7 @@ struct Layer {
     T* to = result.mutable_data_ptr<T>();
     with_activation(activation, [&](auto chosen) {
       for_rows(hidden.size(0), H, [&](int64_t r) {
-        const T *z = from + r * H, *other = z + I, *kept = keep ? keep + (begin + r) * I : nullptr;
+        const T *z = from + r * H, *other = z + I, *kept = dropout_mask ? dropout_mask + (begin + r) * I : nullptr;
         T* row = to + r * I;
         for (int64_t i = 0; i < I; ++i) {
           M value = planer::activated<chosen()>(M(z[i]));
@@ -252,7 +252,7 @@ struct Layer {
     T *from = d_active.mutable_data_ptr<T>(), *to = dz.mutable_data_ptr<T>();
     with_activation(activation, [&](auto chosen) {
       for_rows(hidden.size(0), H, [&](int64_t r) {
-        const T *z = saved + r * H, *kept = keep ? keep + (begin + r) * I : nullptr;
+        const T *z = saved + r * H, *kept = dropout_mask ? dropout_mask + (begin + r) * I : nullptr;
         T *d = from + r * I, *row = to + r * H;
         const M scale = gate_of(begin + r);
         const auto grad = [&](int64_t i) { return kept ? scale * M(d[i]) * M(kept[i]) : scale * M(d[i]); };
@@ -340,19 +340,19 @@ struct Layer {
 
 std::tuple<Tensor, Tensor> forward(
     const Tensor& x, const Tensor& w1, const MaybeTensor& b1, const Tensor& w2, const MaybeTensor& b2,
-    const MaybeTensor& gate, at::TensorList plan, const MaybeTensor& keep, int64_t per_token,
+    const MaybeTensor& gate, at::TensorList plan, const MaybeTensor& dropout_mask, int64_t per_token,
     std::string_view activation, bool save) {
   return AT_DISPATCH_FLOATING_TYPES_AND(at::kBFloat16, x.scalar_type(), "expert_ffn", [&] {
-    return Layer<scalar_t>(x, w1, b1, w2, b2, gate, plan, keep, per_token, activation).forward(save);
+    return Layer<scalar_t>(x, w1, b1, w2, b2, gate, plan, dropout_mask, per_token, activation).forward(save);
   });
 }
 
 std::vector<Tensor> backward(
     const Tensor& grad, const Tensor& hidden, const Tensor& x, const Tensor& w1, const MaybeTensor& b1,
-    const Tensor& w2, const MaybeTensor& b2, const MaybeTensor& gate, at::TensorList plan, const MaybeTensor& keep,
-    int64_t per_token, std::string_view activation, std::array<bool, 6> needs) {
+    const Tensor& w2, const MaybeTensor& b2, const MaybeTensor& gate, at::TensorList plan,
+    const MaybeTensor& dropout_mask, int64_t per_token, std::string_view activation, std::array<bool, 6> needs) {
   return AT_DISPATCH_FLOATING_TYPES_AND(at::kBFloat16, x.scalar_type(), "expert_ffn_backward", [&] {
-    const Layer<scalar_t> layer(x, w1, b1, w2, b2, gate, plan, keep, per_token, activation);
+    const Layer<scalar_t> layer(x, w1, b1, w2, b2, gate, plan, dropout_mask, per_token, activation);
     return layer.backward(grad, hidden, needs);
   });
 }
@@ -361,7 +361,7 @@ std::vector<Tensor> backward(
 
 TORCH_LIBRARY_FRAGMENT(planer_cpp, library) {
   const std::string layer =
-      "Tensor x, Tensor w1, Tensor? b1, Tensor w2, Tensor? b2, Tensor? gate, Tensor[] plan, Tensor? keep, "
+      "Tensor x, Tensor w1, Tensor? b1, Tensor w2, Tensor? b2, Tensor? gate, Tensor[] plan, Tensor? dropout_mask, "
       "int per_token, str activation";
   library.def(("expert_ffn(" + layer + ", bool save) -> (Tensor, Tensor)").c_str());
   library.def(("expert_ffn_backward(Tensor grad, Tensor hidden, " + layer + ", bool[6] needs) -> Tensor[]").c_str());

@@ -27,7 +27,9 @@ from planer.kernels.activations import check_activation, factors
 from planer.kernels.expert_ffn.compiled import Cpp, Triton
 from planer.kernels.expert_ffn.products import GroupedMM, Layer, Loop
 from planer.kernels.expert_ffn.reference import expert_ffn_reference
-from planer.kernels.routing import Pairs, Plan, plan
+from planer.kernels.inference import arguments_of
+from planer.kernels.routing import Pairs, Plan
+from planer.kernels.routing import plan as plan_of
 from planer.kernels.shapes import check_shapes
 
 BACKENDS = ("reference", "loop", "grouped_mm", "cpp", "triton")
@@ -44,7 +46,7 @@ def expert_ffn(
     training: bool = False,
     activation: str = "relu",
     backend: str = "auto",
-    grouped: Plan | None = None,
+    plan: Plan | None = None,
 ) -> Tensor:
     """Apply each expert to its tokens and sum a token's experts, weighted by their gates.
 
@@ -52,7 +54,7 @@ def expert_ffn(
     FFN_e(x) = w2[e] dropout(act(w1[e] x + b1[e])) + b2[e]; dropout acts in training.
     activation: one of ACTIVATIONS; a gated one takes w1 [E, 2I, D] and b1 [E, 2I], the gate's rows first.
     backend: one of BACKENDS, or ``auto`` for the one that the table of this device names (``planer.kernels.choice``).
-    grouped: the plan of pairs, if there is one.
+    plan: of the pairs, if there is one.
 
     Experts without tokens get gradients of exactly zero.  Under autocast all products run in its precision.
     Raises ValueError for an unknown activation or backend, where a backend cannot run, and for tensors that do not fit
@@ -64,20 +66,17 @@ def expert_ffn(
     _check(x, w1, b1, w2, b2, pairs, factors(activation))
     if backend == "reference":
         return expert_ffn_reference(x, w1, b1, w2, b2, pairs, activation)
-    if torch.is_autocast_enabled(x.device.type):
-        dtype = torch.get_autocast_dtype(x.device.type)
-        x, w1, b1, w2, b2 = (None if t is None else t.to(dtype) for t in (x, w1, b1, w2, b2))
+    x, w1, b1, w2, b2 = arguments_of(x, w1, b1, w2, b2)
     gate = pairs.gate
     if gate is not None:
-        gate = gate.to(torch.promote_types(x.dtype, torch.float32))
-    grouped = grouped or plan(pairs)
-    keep = None
+        gate = gate.to(torch.promote_types(x.dtype, torch.float32)).contiguous()
+    plan = plan or plan_of(pairs)
+    dropout_mask = None
     if training and dropout:
-        keep = F.dropout(x.new_ones(grouped.token.shape[0], w2.shape[2]), dropout)
-    x, w1, b1, w2, b2, gate = (None if t is None else t.contiguous() for t in (x, w1, b1, w2, b2, gate))
+        dropout_mask = F.dropout(x.new_ones(plan.token.shape[0], w2.shape[2]), dropout)
     differentiable = (t for t in (x, w1, b1, w2, b2, gate) if t is not None)
     save = torch.is_grad_enabled() and any(t.requires_grad for t in differentiable)
-    layer = x, w1, b1, w2, b2, gate, *vars(grouped).values(), keep, pairs.per_token or 0, activation
+    layer = x, w1, b1, w2, b2, gate, *vars(plan).values(), dropout_mask, pairs.per_token or 0, activation
     return torch.ops.planer.expert_ffn(*layer, backend, save)[0]
 
 
@@ -101,7 +100,7 @@ def _check(x: Tensor, w1: Tensor, b1: Tensor | None, w2: Tensor, b2: Tensor | No
 
 LAYER = (
     "Tensor x, Tensor w1, Tensor? b1, Tensor w2, Tensor? b2, Tensor? gate, "
-    "Tensor order, Tensor inverse, Tensor token, Tensor offsets, Tensor token_offsets, Tensor? keep, "
+    "Tensor order, Tensor inverse, Tensor token, Tensor offsets, Tensor token_offsets, Tensor? dropout_mask, "
     "SymInt per_token, str activation"
 )
 """What both operators take: a Layer and the fields of its Plan, not as a list, which takes longer with gradients."""

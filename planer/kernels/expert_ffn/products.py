@@ -29,7 +29,7 @@ class Layer:
     """Arguments of one call, as ``planer.kernels.expert_ffn`` passes them on.  All tensors are contiguous.
 
     x: [N, D]; w1: [E, H, D]; b1: [E, H] or None; w2: [E, D, I]; b2: [E, D] or None.  gate: [P] or None, in the order of
-    the pairs.  keep: [P, I] or None, dropout's multipliers of hidden neurons, in the order of the plan.
+    the pairs.  dropout_mask: [P, I] or None, dropout's multipliers of hidden neurons, in the order of the plan.
     per_token: the pairs of every token, or 0 when tokens differ.  activation: one of ACTIVATIONS.
     """
 
@@ -40,7 +40,7 @@ class Layer:
     b2: Tensor | None
     gate: Tensor | None
     plan: Plan
-    keep: Tensor | None
+    dropout_mask: Tensor | None
     per_token: int
     activation: str
 
@@ -72,8 +72,8 @@ class Products(ABC):
         layer = self.layer
         hidden = self.times_transposed(layer.x.index_select(0, layer.plan.token), layer.w1, layer.b1)
         active = activate(hidden, layer.activation)
-        if layer.keep is not None:
-            active.mul_(layer.keep)
+        if layer.dropout_mask is not None:
+            active.mul_(layer.dropout_mask)
         outputs = self.times_transposed(active, layer.w2, layer.b2).index_select(0, layer.plan.inverse)
         if layer.gate is not None:
             outputs.mul_(layer.gate[:, None].to(outputs.dtype))
@@ -212,11 +212,11 @@ def _active(hidden: Tensor, layer: Layer) -> Tensor:
     if layer.activation == "relu":
         return hidden
     active = activate(hidden, layer.activation)
-    return active if layer.keep is None else active.mul_(layer.keep)
+    return active if layer.dropout_mask is None else active.mul_(layer.dropout_mask)
 
 
 def _through_activation(d_active: Tensor, hidden: Tensor, layer: Layer) -> Tensor:
     """From the gradient of active neurons to that of the values before the activation; may overwrite the former."""
-    if layer.keep is not None:
-        d_active = d_active.mul_(layer.keep)
+    if layer.dropout_mask is not None:
+        d_active = d_active.mul_(layer.dropout_mask)
     return through_activation(d_active, hidden, layer.activation)

@@ -10,8 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from planer.kernels.activations import activate, function_of
-
-Bias = Tensor | None
+from planer.kernels.inference import Bias, with_biases
 
 
 def masked_dense(
@@ -42,8 +41,6 @@ def cpp(
     x: Tensor, w1: Tensor, b1: Bias, w2: Tensor, b2: Bias, limits: Tensor, score: str, activation: str
 ) -> tuple[Tensor, Tensor]:
     """planer/kernels/neuron_threshold/threshold.cpp."""
-    rows, width = w1.shape
-    b1 = w1.new_zeros(rows) if b1 is None else b1
-    b2 = w2.new_zeros(width) if b2 is None else b2
     early = score == "gate"
-    return torch.ops.planer_cpp.neuron_threshold(x, w1, b1, w2, b2, limits, early, function_of(activation))
+    layer = with_biases(w1, b1, w2, b2)
+    return torch.ops.planer_cpp.neuron_threshold(x, *layer, limits, early, function_of(activation))

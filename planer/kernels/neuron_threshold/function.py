@@ -30,6 +30,7 @@ from torch.utils.flop_counter import register_flop_formula
 from planer.kernels import choice
 from planer.kernels.activations import ALL, check_activation, factors
 from planer.kernels.cpp import build
+from planer.kernels.inference import arguments_of, refuse_gradients
 from planer.kernels.neuron_threshold import backends
 from planer.kernels.neuron_threshold.reference import neuron_threshold_reference
 from planer.kernels.shapes import check_shapes
@@ -74,11 +75,7 @@ def neuron_threshold(
     )
     if backend == "reference":
         return neuron_threshold_reference(x, w1, b1, w2, b2, limits, score, activation)
-    arguments = x, w1, b1, w2, b2
-    if torch.is_autocast_enabled(x.device.type):
-        dtype = torch.get_autocast_dtype(x.device.type)
-        arguments = (None if t is None else t.to(dtype) for t in arguments)
-    arguments = (None if t is None else t.contiguous() for t in arguments)
+    arguments = arguments_of(x, w1, b1, w2, b2)
     return torch.ops.planer.neuron_threshold(*arguments, limits.contiguous(), score, backend, activation)
 
 
@@ -117,20 +114,14 @@ def _(x, w1, b1, w2, b2, limits, score, backend, activation):
     return torch.empty_like(x), torch.empty(len(x), dtype=torch.int64, device=x.device)
 
 
-def _no_gradients(ctx, *grads):
-    raise RuntimeError("neuron_threshold is for inference: only its backend reference has gradients")
-
-
-torch.library.register_autograd("planer::neuron_threshold", _no_gradients, lib=_library)
+refuse_gradients("neuron_threshold", _library)
 
 
 def unsupported(backend: str, device: torch.device, dtype: torch.dtype) -> str | None:
     """Why a backend cannot run on such arguments, or None.  Every backend has all activations and scores."""
     if backend not in ("fused", "cpp"):
         return None
-    if device.type != "cpu" or dtype != torch.float32:
-        return "needs a CPU and float32"
-    return None if build.available() else "needs a C++ compiler; the log says what failed"
+    return build.unsupported(device, dtype, torch.float32)
 
 
 @register_flop_formula(torch.ops.planer.neuron_threshold, get_raw=True)

@@ -28,8 +28,8 @@ def route(x: Tensor, weight: Tensor, k: int, probabilities: bool) -> tuple[Pairs
     if wanted or not _fused(x, weight, k):
         pairs, shares = top_k(linear_fp32(x, weight), k)
         return pairs, shares if probabilities else None, plan(pairs)
-    expert, gate, token, *grouped = _route_on_gpu(x.contiguous(), weight.contiguous(), k)
-    return Pairs(token, expert, gate, x.shape[0], weight.shape[0], k), None, Plan(*grouped)
+    expert, gate, token, *fields = _route_on_gpu(x.contiguous(), weight.contiguous(), k)
+    return Pairs(token, expert, gate, x.shape[0], weight.shape[0], k), None, Plan(*fields)
 
 
 def _fused(x: Tensor, weight: Tensor, k: int) -> bool:

@@ -63,8 +63,8 @@ def _plan_on_gpu(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     from planer.kernels.routing.triton.plan import plan as launch
 
-    *grouped, token_offsets = launch(expert.contiguous(), token.contiguous(), num_experts, per_token)
-    return *grouped, _offsets(token, num_tokens) if token_offsets is None else token_offsets
+    *fields, token_offsets = launch(expert.contiguous(), token.contiguous(), num_experts, per_token)
+    return *fields, _offsets(token, num_tokens) if token_offsets is None else token_offsets
 
 
 @_plan_on_gpu.register_fake

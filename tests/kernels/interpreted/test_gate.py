@@ -20,12 +20,12 @@ def small_gate(monkeypatch):
 
 def check(x, weight, k):
     with poisoned():
-        expert, gate, token, *grouped = module.gate(x, weight, k)
+        expert, gate, token, *plan = module.gate(x, weight, k)
     pairs, _ = top_k(linear_fp32(x, weight), k)
     assert token.equal(pairs.token)
     assert expert.equal(pairs.expert)
     torch.testing.assert_close(gate, pairs.gate, rtol=1e-5, atol=1e-6, equal_nan=True)
-    for ours, expected in zip(grouped, vars(plan_reference(pairs)).values(), strict=True):
+    for ours, expected in zip(plan, vars(plan_reference(pairs)).values(), strict=True):
         assert ours.dtype == expected.dtype
         assert ours.equal(expected)
 

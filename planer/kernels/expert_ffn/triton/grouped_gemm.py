@@ -20,7 +20,7 @@ from planer.kernels.triton.tiles import grouped_options
 
 @triton.jit
 def _grouped_gemm(
-    a, a_rows, w, bias, offsets, gate, keep, out, out_rows, before,
+    a, a_rows, w, bias, offsets, gate, dropout_mask, out, out_rows, before,
     E: tl.constexpr, EP: tl.constexpr, N: tl.constexpr, K: tl.constexpr, TRANSPOSED: tl.constexpr,
     ACTIVATION: tl.constexpr, GATED: tl.constexpr, PRECISION: tl.constexpr, UPCAST: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
@@ -68,9 +68,9 @@ def _grouped_gemm(
                 result *= factor
             elif ACTIVATION is not None:
                 result = activated(result, ACTIVATION)
-            if keep is not None:
+            if dropout_mask is not None:
                 at = p.to(tl.int64)[:, None] * OUT + column[None, :]
-                result *= tl.load(keep + at, mask=inside, other=0.0).to(tl.float32)
+                result *= tl.load(dropout_mask + at, mask=inside, other=0.0).to(tl.float32)
             if gate is not None:
                 result *= scale
             tl.store(out + target[:, None] * OUT + column[None, :], result.to(out.dtype.element_ty), mask=inside)
@@ -89,7 +89,7 @@ def grouped_gemm(
     bias: Tensor | None = None,
     activation: str | None = None,
     before: Tensor | None = None,
-    keep: Tensor | None = None,
+    dropout_mask: Tensor | None = None,
     gate: Tensor | None = None,
     out_rows: Tensor | None = None,
 ) -> Tensor:
@@ -97,7 +97,8 @@ def grouped_gemm(
 
     operation: its row in the table of tiles.  a: [R, K], R = P unless a_rows [P] says which row each pair takes.
     w: [E, N, K], or [E, K, N] when transposed; bias: [E, N].  before: [P, N], receives what the activation gets.
-    out: [P, N], or [P, N // 2] where the activation is gated; keep: like out, multiplies what the activation returns.
+    out: [P, N], or [P, N // 2] where the activation is gated; dropout_mask: like out, multiplies what the
+    activation returns.
     With out_rows, row out_rows[p] of out gets pair p, times gate[out_rows[p]].  Every row of out that a pair writes to
     is written once.
     """
@@ -106,7 +107,7 @@ def grouped_gemm(
     if pairs:
         with torch.cuda.device_of(a):
             _grouped_gemm[programs,](
-                a, a_rows, w, bias, offsets, gate, keep, out, out_rows, before,
+                a, a_rows, w, bias, offsets, gate, dropout_mask, out, out_rows, before,
                 TRANSPOSED=transposed, ACTIVATION=activation, GATED=width > out.shape[1], **options,
             )  # fmt: skip
     return out

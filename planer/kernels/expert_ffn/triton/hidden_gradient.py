@@ -1,11 +1,12 @@
 """The gradient of the hidden neurons, and what only it has at hand, in the epilogue of one product.
 
-With a = keep * act(z) and y = gate * (W2 a + b2), and d = W2^T dy without the gate (SonicMoE, arXiv 2512.14080):
+With a = mask * act(z) and y = gate * (W2 a + b2), and d = W2^T dy without the gate (SonicMoE, arXiv 2512.14080), where
+mask has dropout's multipliers:
 
-    dz = gate * d * keep * act'(z),    dgate = d . a + dy . b2,    dW2 = dy (gate * a)^T
+    dz = gate * d * mask * act'(z),    dgate = d . a + dy . b2,    dW2 = dy (gate * a)^T
 
-so the outputs y of the pairs are never kept.  Where the activation is gated, a = keep * act(z) * u and u has a gradient
-like that of z: gate * d * keep * act(z).
+so the outputs y of the pairs are never kept.  Where the activation is gated, a = mask * act(z) * u and u has a gradient
+like that of z: gate * d * mask * act(z).
 
 Letters in shapes: N tokens, D model width, E experts, I neurons of an expert, P pairs; H = I, or 2 I where the
 activation is gated, for z and u side by side.
@@ -27,7 +28,7 @@ ROWS = 16
 
 @triton.jit(do_not_specialize=["P"])
 def _hidden_gradient(
-    dy, token, w2, offsets, saved, keep, gate, order, dz, weighted, shares, P,
+    dy, token, w2, offsets, saved, dropout_mask, gate, order, dz, weighted, shares, P,
     E: tl.constexpr, EP: tl.constexpr, N: tl.constexpr, K: tl.constexpr,
     ACTIVATION: tl.constexpr, GATED: tl.constexpr, PRECISION: tl.constexpr, UPCAST: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
@@ -62,8 +63,8 @@ def _hidden_gradient(
         else:
             hidden = activated(value, ACTIVATION)
             slope = d * activation_slope(value, ACTIVATION)
-        if keep is not None:
-            kept = tl.load(keep + at, mask=inside, other=0.0).to(tl.float32)
+        if dropout_mask is not None:
+            kept = tl.load(dropout_mask + at, mask=inside, other=0.0).to(tl.float32)
             slope *= kept
             if ACTIVATION != "relu":
                 hidden *= kept
@@ -122,12 +123,12 @@ def hidden_gradient(
     token: Tensor,
     offsets: Tensor,
     saved: Tensor,
-    keep: Tensor | None,
+    dropout_mask: Tensor | None,
     activation: str,
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """dz [P, H], gate * a [P, I] and dgate [P], the last in the original order of pairs.
 
-    dy: [N, D]; w2: [E, D, I]; b2: [E, D]; gate, order, token: [P]; offsets: [E + 1]; keep: [P, I].
+    dy: [N, D]; w2: [E, D, I]; b2: [E, D]; gate, order, token: [P]; offsets: [E + 1]; dropout_mask: [P, I].
     saved: [P, H], a for ReLU and z for others.
     """
     pairs, (num_experts, d_model, d_inner) = token.shape[0], w2.shape
@@ -143,7 +144,7 @@ def hidden_gradient(
         return dz, weighted, dgate
     with torch.cuda.device_of(dy):
         _hidden_gradient[programs,](
-            dy, token, w2, offsets, saved, keep, gate, order,
+            dy, token, w2, offsets, saved, dropout_mask, gate, order,
             dz, None if weighted is saved else weighted, shares, pairs,
             ACTIVATION=activation, GATED=saved.shape[1] > d_inner, **options,
         )  # fmt: skip

@@ -32,7 +32,7 @@ def forward(layer: Layer, save: bool = True) -> tuple[Tensor, Tensor]:
     before = x.new_empty(pairs, layer.w1.shape[1]) if save and not relu else None
     grouped_gemm(
         "up_relu" if relu else "up", x, layer.w1, plan.offsets, hidden, pairs=pairs, a_rows=plan.token, bias=layer.b1,
-        activation=function_of(layer.activation), before=before, keep=layer.keep,
+        activation=function_of(layer.activation), before=before, dropout_mask=layer.dropout_mask,
     )  # fmt: skip
     y = _by_token(hidden, layer.w2, layer, bias=layer.b2, gate=layer.gate)
     return y, hidden if before is None else before
@@ -46,7 +46,7 @@ def backward(layer: Layer, grad: Tensor, saved: Tensor, needs: Sequence[bool] = 
     plan, gate = layer.plan, layer.gate
     dx = dw1 = db1 = dw2 = db2 = None
     dz, weighted, dgate = hidden_gradient(
-        grad, layer.w2, layer.b2, gate, plan.order, plan.token, plan.offsets, saved, layer.keep,
+        grad, layer.w2, layer.b2, gate, plan.order, plan.token, plan.offsets, saved, layer.dropout_mask,
         function_of(layer.activation),
     )  # fmt: skip
     if needs[0]:
