@@ -52,6 +52,8 @@ def invalid(problem: Mapping) -> ApiError:
         return ApiError(400, f"{where} is not supported; leave it out", "unknown_parameter", param)
     if problem["type"] == "missing":
         return ApiError(400, f"{where} is missing", "missing_parameter", param)
+    if isinstance(problem["input"], bytes):  # another type is not parsed
+        return ApiError(400, "the body must be JSON; send the header Content-Type: application/json", "invalid_json")
     reason = problem["msg"].removeprefix("Value error, ")
     return ApiError(400, f"{where} is {show(problem['input'])}: {reason}", "invalid_value", param)
 

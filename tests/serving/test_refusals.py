@@ -94,7 +94,8 @@ def test_a_malformed_body_is_refused(server, body, reason):
 
 def test_another_kind_of_body_is_refused(server):
     """A browser sends it from any page without asking."""
-    refusal(server, 400, COMPLETIONS, json.dumps(ASKED).encode(), kind="text/plain")
+    error = refusal(server, 400, COMPLETIONS, json.dumps(ASKED).encode(), kind="text/plain")
+    assert error["message"] == "the body must be JSON; send the header Content-Type: application/json"
 
 
 def test_another_model_and_other_routes_are_not_found(server):
