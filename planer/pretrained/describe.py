@@ -9,6 +9,7 @@ from pathlib import Path
 from safetensors import safe_open
 
 from planer.files import read_json
+from planer.paired import CONFIDENCE
 from planer.pretrained.folder import ROUTERS, Folder, check_folder, head_of
 
 
@@ -60,7 +61,14 @@ def figures(evaluation: Mapping) -> Iterator[tuple[str, str]]:
     for entry in evaluation["latency"]:
         if chosen.items() <= entry.items():
             where = f"{entry['phase']}, batch {entry['batch']}, {device}"
-            yield "speed", f"{entry['speed_up']:.2f} times the dense network's ({where})"
+            yield "speed", f"{entry['speed_up']:.2f} times the dense network's, {_interval(entry)} ({where})"
+
+
+def _interval(entry: Mapping) -> str:
+    """How certain a speed-up is."""
+    if entry["low"] is None:
+        return "too few rounds for an interval"
+    return f"{CONFIDENCE:.0%} interval {entry['low']:.2f} to {entry['high']:.2f}"
 
 
 def _sizes(folder: Folder) -> tuple[int, int]:

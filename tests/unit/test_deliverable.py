@@ -18,6 +18,7 @@ from planer.conversion.dynamic import make_dynamic  # noqa: E402
 from planer.conversion.hub import mark  # noqa: E402
 from planer.conversion.stored import describe_experts  # noqa: E402
 from planer.pretrained.adapters import adapter_for  # noqa: E402
+from planer.pretrained.describe import figures  # noqa: E402
 from planer.pretrained.folder import check_folder, head_of  # noqa: E402
 from planer.pretrained.load import load_image_processor, load_model, load_tokenizer  # noqa: E402
 from planer.pretrained.save import write_folder  # noqa: E402
@@ -115,6 +116,17 @@ def test_the_card_says_what_was_measured_and_how_to_load(tmp_path, capsys):
     assert "test:       accuracy 0.918, of dense_continued 0.92\n" in out
     assert f"chosen:     dynamic_k {ARM['chosen']['value']:g}, test accuracy " in out
     assert out.count("(forward, batch ") == 2
+
+
+@pytest.mark.parametrize(
+    ("ends", "interval"),
+    [((None, None), "too few rounds for an interval"), ((0.9, 1.204), "95% interval 0.90 to 1.20")],
+)
+def test_a_speed_up_comes_with_its_interval(ends, interval):
+    entry = next(entry for entry in ARM["latency"] if ARM["chosen"].items() <= entry.items())
+    entry = entry | {"speed_up": 1.1, "low": ends[0], "high": ends[1]}
+    speed = dict(figures(ARM | {"latency": [entry]}))["speed"]
+    assert speed.startswith(f"1.10 times the dense network's, {interval} (")
 
 
 def test_thresholds_are_described(tmp_path, capsys):
