@@ -52,6 +52,7 @@ def test_verdicts_say_what_was_kept_and_what_is_faster():
     assert "76% of the network's FLOPs and 60% of the converted layers'" in verdict.quality(d2dmoe).text
     assert words[1] == ("kept", "slower")
     assert words[3] == ("kept, nothing saved", "slower")
+    assert verdict.quality(threshold).text.startswith("all, nothing is left out: ")
 
 
 def test_the_reference_of_each_arm_is_on_the_page():

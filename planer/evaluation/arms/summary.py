@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from planer.pretrained.describe import selected
+
 
 def chosen_row(evaluation: dict) -> dict | None:
     """The row of eval.json that the arm chose, if any."""
@@ -31,7 +33,7 @@ def summary_line(evaluation: dict) -> str:
     timed = [entry for entry in evaluation["latency"] if same(entry, row)]
     speeds = "".join(f"; {place(entry)} {entry['speed_up']:.2f} times as fast" for entry in timed)
     return (
-        f"{row['selector']} {row['value']:g}: {title} {row['test'][metric]:.4g}, {reference['variant']} "
+        f"{selected(row['selector'], row['value'])}: {title} {row['test'][metric]:.4g}, {reference['variant']} "
         f"{reference['test'][metric]:.4g}; "
         f"{row['network_ratio']:.0%} of the FLOPs{speeds}"
     )

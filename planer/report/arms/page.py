@@ -8,6 +8,7 @@ from pathlib import Path
 
 from planer.evaluation.arms.summary import chosen_row, place
 from planer.files import write_text
+from planer.pretrained.describe import selected
 from planer.report.arms import verdict
 from planer.report.arms.figures import FIGURES, draw
 from planer.report.drawing import inline, to_svg
@@ -114,7 +115,7 @@ def _latencies(evaluations: Sequence[dict]) -> dict:
             evaluation["variant"],
             place(entry),
             f"{entry['tokens']}",
-            entry["selector"] if entry["value"] is None else f"{entry['selector']} {entry['value']:g}",
+            entry["selector"] if entry["value"] is None else selected(entry["selector"], entry["value"]),
             cell(entry["dense_layers"], str),
             milliseconds(entry["median_ms"]),
             f"{milliseconds(entry['p10_ms'])} to {milliseconds(entry['p90_ms'])}",

@@ -8,6 +8,7 @@ from planer.config.pretrained import CONTINUED, DENSE
 from planer.evaluation.arms.choice import budgets_won, curve, keeps
 from planer.evaluation.arms.summary import chosen_row, place, same
 from planer.paired import CONFIDENCE
+from planer.pretrained.describe import selected
 from planer.report.verdict import Judgement
 
 DYNAMIC, BASELINE = ("dynamic_k", "top_k")
@@ -105,7 +106,7 @@ def rules(evaluation: dict) -> str:
 def label(row: dict) -> str:
     """A row's selector and value."""
     prefix = f"{row['bound']} " if row["bound"] == "oracle" else ""
-    return f"{prefix}{row['selector']} {row['value']:g}"
+    return f"{prefix}{selected(row['selector'], row['value'])}"
 
 
 def speed_up(entry: dict) -> str:
