@@ -20,7 +20,7 @@ SHARES = (0.1, 0.25, 0.5, 0.75, 1.0)
 TOKENS = (1, 16, 256)
 """Tokens of a call.  Layers must be faster for each: whether they run densely does not depend on the call."""
 LAYERS = 8
-"""At most so many layers are timed."""
+"""Largest number of layers that are timed."""
 ROUNDS, MAX_SECONDS = 9, 10.0
 """Of each number of tokens."""
 
