@@ -17,12 +17,23 @@ from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec
 from types import ModuleType
 
-HUB = "planer.conversion.hub"
+HUB, CONFIGS = "planer.conversion.hub", "planer.pretrained.configs"
+MODELS = "transformers.models.auto.modeling_auto"
 AFTER = {
     "transformers.quantizers.auto": HUB,
-    "transformers.models.auto.configuration_auto": "planer.pretrained.configs",
+    "transformers.models.auto.configuration_auto": CONFIGS,
+    MODELS: CONFIGS,
 }
 """Modules of transformers, and the module of planer that registers with each."""
+
+
+def _may_register(theirs: str) -> bool:
+    """False while transformers' module of models imports that of configurations: then it is not whole yet.
+
+    configs.py is imported right after the module of models.
+    """
+    models = sys.modules.get(MODELS)
+    return theirs == MODELS or models is None or not getattr(models.__spec__, "_initializing", False)
 
 
 class _After(MetaPathFinder):
@@ -42,7 +53,8 @@ class _After(MetaPathFinder):
 
             def exec_module(module: ModuleType) -> None:
                 execute(module)
-                importlib.import_module(self._ours)
+                if _may_register(self._theirs):
+                    importlib.import_module(self._ours)
 
             spec.loader.exec_module = exec_module
         return spec

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import re
+import subprocess
+import sys
+from pathlib import Path
+
 import torch
 from torch import nn
+from toy import ROOT
 
 from planer.conversion.dynamic import make_dynamic
 from planer.conversion.hub import mark
 from planer.conversion.neuron_threshold import Thresholds
-from planer.conversion.selectors import quantiles_of
+from planer.conversion.selectors import score_quantiles
 from planer.conversion.sites import feed_forward_sites
 from planer.conversion.stored import build, describe_experts, describe_thresholds
 from tests.unit.tiny_pretrained import WIDTH, tiny
@@ -18,13 +24,17 @@ EXPERT_SIZE, ROUTER_WIDTH = 4, 8
 
 def converted(family: str) -> nn.Module:
     """Six experts of 4 neurons; all of them run."""
-    model = tiny(family)
+    return split(tiny(family))
+
+
+def split(model: nn.Module) -> nn.Module:
+    """The network in experts of EXPERT_SIZE neurons with random routers; all of them run."""
     generator = torch.Generator().manual_seed(3)
     for layer in make_dynamic(model, EXPERT_SIZE, ROUTER_WIDTH):
         with torch.no_grad():
             for weight in layer.router.parameters():
                 weight.normal_(generator=generator)
-            layer.quantiles.copy_(quantiles_of(layer.router(torch.randn(99, WIDTH, generator=generator))))
+            layer.quantiles.copy_(score_quantiles(layer.router(torch.randn(99, WIDTH, generator=generator))))
     mark(model, describe_experts(model))
     return model
 
@@ -38,3 +48,11 @@ def thresholded(family: str) -> nn.Module:
     build(model, description)
     mark(model, description)
     return model
+
+
+def run_card(folder: Path) -> None:
+    """Run the lines of a folder's model card in a Python that has imported nothing; assert that they run through."""
+    (lines,) = re.findall(r"```python\n(.*?)```", (folder / "README.md").read_text(), re.DOTALL)
+    code = lines.replace('"PATH"', repr(str(folder)))
+    run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert code.startswith("import planer.pretrained\n") and run.returncode == 0, run.stderr

@@ -22,7 +22,7 @@ from planer.pretrained.describe import figures  # noqa: E402
 from planer.pretrained.folder import check_folder, head_of  # noqa: E402
 from planer.pretrained.load import load_image_processor, load_model, load_tokenizer  # noqa: E402
 from planer.pretrained.save import write_folder  # noqa: E402
-from tests.unit.converted import converted, thresholded  # noqa: E402
+from tests.unit.converted import converted, run_card, thresholded  # noqa: E402
 from tests.unit.made_up_arms import arm  # noqa: E402
 from tests.unit.tiny_pretrained import inputs, logits, save, tiny  # noqa: E402
 
@@ -54,6 +54,10 @@ def test_a_delivered_folder_is_whole(family, tmp_path, monkeypatch):
     assert (load_image_processor if family == "vit" else load_tokenizer)(checked)
     assert (folder / "LICENSE").read_text() == "As you like."
     assert not [file for file in folder.iterdir() if file.is_dir() or file.name.startswith(".")]
+
+
+def test_the_lines_of_the_card_run(tmp_path):
+    run_card(delivered("gpt2", tmp_path))
 
 
 @pytest.mark.parametrize("family", ["vit", "llama"])

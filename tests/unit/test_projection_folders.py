@@ -13,10 +13,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import planer.pretrained
 from planer.__main__ import main
-from planer.conversion.dynamic import dynamic_layers, make_dynamic
-from planer.conversion.selectors import score_quantiles
+from planer.conversion.dynamic import dynamic_layers
 from planer.conversion.sites import feed_forward_sites
-from planer.conversion.stored import describe_experts
 from planer.errors import UserError
 from planer.evaluation.arms.evaluate import Arm, evaluate_arm
 from planer.evaluation.arms.flops import network_flops
@@ -25,10 +23,10 @@ from planer.files import check_shape
 
 transformers = pytest.importorskip("transformers", reason="the package transformers is not installed")
 
-from planer.conversion.hub import mark  # noqa: E402
 from planer.pretrained.folder import check_folder, head_of  # noqa: E402
 from planer.pretrained.load import load_model  # noqa: E402
 from planer.pretrained.save import write_folder  # noqa: E402
+from tests.unit.converted import run_card, split  # noqa: E402
 from tests.unit.made_up_arms import arm  # noqa: E402
 from tests.unit.pretrained_networks import network, task_of  # noqa: E402
 from tests.unit.test_projections import FAMILIES, replaced  # noqa: E402
@@ -48,14 +46,7 @@ CONFIG = SimpleNamespace(
 
 def converted(family: str) -> torch.nn.Module:
     """All layers split into experts of 4 neurons, with random routers; all experts run."""
-    model, generator = replaced(family, activation="relu"), torch.Generator().manual_seed(3)
-    for layer in make_dynamic(model, 4, 8):
-        with torch.no_grad():
-            for weight in layer.router.parameters():
-                weight.normal_(generator=generator)
-            layer.quantiles.copy_(score_quantiles(layer.router(torch.randn(99, WIDTH, generator=generator))))
-    mark(model, describe_experts(model))
-    return model
+    return split(replaced(family, activation="relu"))
 
 
 @pytest.fixture(scope="module")
@@ -92,6 +83,10 @@ def test_a_network_without_its_head_has_the_same_projections(family, folders):
     with torch.no_grad():
         hidden = [one(inputs(family)).last_hidden_state for one in (base, model.base_model)]
     assert torch.equal(*hidden)
+
+
+def test_the_lines_of_the_card_run(folders):
+    run_card(folders / "bert/hf")
 
 
 def test_transformers_alone_refuses_the_folder(folders):
