@@ -146,7 +146,8 @@ def _find_vocabulary(folder: Path, vocab_size: int) -> Vocabulary | None:
     """vocab.json in the folder; else the one in results/data that has as many symbols."""
     if (folder / "vocab.json").is_file():
         return read_vocabulary(folder / "vocab.json")
-    manifests = [path for parent in folder.parents[:3] for path in sorted(parent.glob("data/*/manifest.json"))]
+    vocabularies = [path for parent in folder.parents[:3] for path in sorted(parent.glob("data/*/vocab.json"))]
+    manifests = [path.with_name("manifest.json") for path in vocabularies]  # data of other tasks have no vocabulary
     fitting = [path for path in manifests if read_json(path, "manifest")["vocab_size"] == vocab_size]
     found = {path.with_name("vocab.json").read_bytes(): path.with_name("vocab.json") for path in fitting}
     if len(found) > 1:

@@ -120,6 +120,13 @@ def test_a_text_of_the_same_size_is_not_guessed(results, capsys):
     assert len(capsys.readouterr().out.split()) == 5
 
 
+def test_data_without_a_vocabulary_are_passed_over(results):
+    """Such as those of a pretrained experiment's task, whose manifest is another one."""
+    (results / "data/news-task").mkdir(parents=True)
+    (results / "data/news-task/manifest.json").write_text("{}")
+    assert planer.load(FOLDER).surroundings.vocabulary.kind == "bytes"
+
+
 def test_without_a_vocabulary_there_are_ids(tmp_path):
     random_network(tmp_path / "net")
     network = planer.load(tmp_path / "net")
