@@ -1,8 +1,8 @@
 """How long a dry run takes beside one of Snakemake alone: python benchmarks/dry_run.py; two minutes.
 
 `snakemake -n results/demo/target_0.5/eval.json` of this project is timed against a Snakefile that has as many rules and
-plans as many jobs with scripts, but computes nothing.  Both run in turn; times are medians of processor and wall-clock
-seconds.  Other work on the machine changes wall-clock times more than processor times: the bar is on the latter.
+plans as many jobs, but computes nothing.  Both run in turn; times are medians of processor and wall-clock seconds.
+Other work on the machine changes the wall-clock times more than the processor times: the bar is on the latter.
 Results go to benchmarks/results/<processor>-dry-run-<date>.json and, as a table, to standard output.
 """
 
@@ -30,14 +30,10 @@ BAR = 1.3
 
 
 def bare_snakefile(rules: int, jobs: int) -> str:
-    """A Snakefile with this many rules, whose first rule needs the other jobs, this many with its own job.
-
-    Its rules run a script, ``rule.py`` beside it, as this project's do: planning scripts costs Snakemake more than
-    planning shell commands does.
-    """
+    """A Snakefile with this many rules, whose first rule needs the other jobs, this many with its own job."""
     needed = [f"{1 + number % (rules - 1)}/{number}" for number in range(jobs - 1)]
-    first = f"rule r0:\n    input: {needed}\n    output: 'done'\n    script: 'rule.py'\n"
-    others = (f"rule r{i}:\n    output: '{i}/{{name}}'\n    script: 'rule.py'\n" for i in range(1, rules))
+    first = f"rule r0:\n    input: {needed}\n    output: 'done'\n    shell: 'touch {{output}}'\n"
+    others = (f"rule r{i}:\n    output: '{i}/{{name}}'\n    shell: 'touch {{output}}'\n" for i in range(1, rules))
     return "\n".join([first, *others])
 
 
@@ -60,7 +56,6 @@ def measure(rounds: int) -> dict:
     with tempfile.TemporaryDirectory() as folder:
         *_, jobs = dry_run(ROOT, TARGET)
         Path(folder, "Snakefile").write_text(bare_snakefile(rules, jobs))
-        Path(folder, "rule.py").touch()
         sides = {"planer": (ROOT, TARGET), "bare": (Path(folder), "done")}
         times: dict[str, list] = {name: [] for name in sides}
         for number in range(rounds + 1):

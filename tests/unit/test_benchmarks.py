@@ -329,6 +329,5 @@ def test_mixtures_need_a_text(monkeypatch, tmp_path):
 
 def test_the_bare_dry_run_plans_as_many_jobs(tmp_path):
     (tmp_path / "Snakefile").write_text(dry_run.bare_snakefile(rules=5, jobs=9))
-    (tmp_path / "rule.py").touch()
     cpu_s, wall_s, jobs = dry_run.dry_run(tmp_path, "done")
     assert cpu_s > 0 and wall_s > 0 and jobs == 9

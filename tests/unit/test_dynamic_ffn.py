@@ -16,7 +16,7 @@ from planer.kernels.dynamic_ffn import function as module
 
 CPP = pytest.param("cpp", marks=pytest.mark.skipif("not available()", reason="needs a C++ compiler"))
 BACKENDS = ["masked_dense", "loop", "rows", CPP]
-TOLERANCE = 3e-6
+TOLERANCE = 1e-6
 
 
 def available():
@@ -59,7 +59,8 @@ def test_outputs(backend, kind):
 def test_any_size_of_expert(backend, activation):
     for size in (1, 2, 5, 6, 16, 100, 128, 300):
         values = arguments(21, 3 * size, activation=activation)
-        assert error(values, masks(21, 3)["some"], backend, activation) < TOLERANCE, size
+        bound = factors(activation) * TOLERANCE  # a gated activation multiplies two rounded sums
+        assert error(values, masks(21, 3)["some"], backend, activation) < bound, size
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

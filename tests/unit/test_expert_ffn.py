@@ -60,7 +60,8 @@ def test_outputs_and_all_gradients(backend, k, bias, activation):
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 def test_wide_rows(backend, activation):
     values = inputs(3, 2, 8_192, 8, activation=activation)
-    assert worst(values, draw(3, 2), 1, backend, activation=activation) < 5 * TOLERANCE
+    bound = 2 * factors(activation) * TOLERANCE  # a gated activation multiplies two rounded sums
+    assert worst(values, draw(3, 2), 1, backend, activation=activation) < bound
 
 
 def test_triton_is_left_out_where_an_expert_is_too_large_for_it():

@@ -14,11 +14,8 @@ pytestmark = pytest.mark.workflow
 
 
 def test_a_network_is_chosen_for_two_batches_of_compiled_calls(workspace):
-    """Of two kinds of blocks: compilation takes most of the time."""
     workspace.edit(
         workload={"execution": "compiled"},
-        design_space=["skip", "attention_2", "feed_forward"],
-        search_methods={"isoparam": ["skip", "attention_2", "feed_forward"]},
         profile_blocks={"batches": [1], "executions": ["eager"], "networks": 8},
         candidates={"limits": {"latency_batch_1": 0.95}},
         retrain={"steps": 2},

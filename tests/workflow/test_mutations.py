@@ -28,7 +28,7 @@ from tests.workflow.conftest import ROOT
 from tests.workflow.jobs import BASELINE, DATA, JOBS, MODEL, OWN, SHARED, TABLE, TARGET, Runner
 
 pytestmark = pytest.mark.workflow
-COUNT = int(os.environ.get("PLANER_MUTATIONS", "96"))
+COUNT = int(os.environ.get("PLANER_MUTATIONS", "208"))
 BARE = 0.1
 """Share of mutations without a checksum: most of them are accepted, and then a job takes its whole time."""
 SHORT = {
