@@ -9,7 +9,6 @@ from pathlib import Path
 
 import torch
 from torch import nn
-from toy import ROOT
 
 from planer.conversion.dynamic import make_dynamic
 from planer.conversion.hub import mark
@@ -18,6 +17,7 @@ from planer.conversion.selectors import score_quantiles
 from planer.conversion.sites import feed_forward_sites
 from planer.conversion.stored import build, describe_experts, describe_thresholds
 from tests.unit.tiny_pretrained import WIDTH, tiny
+from tests.unit.toy import ROOT
 
 EXPERT_SIZE, ROUTER_WIDTH = 4, 8
 
