@@ -11,7 +11,7 @@ from planer.config.arms import arm_name, arm_values, check_stage
 from planer.config.lengths import check_lengths
 from planer.config.model import TEXT_SUFFIX, one_source
 from planer.config.pretrained import DENSE, PretrainedExperiment, pretrained_names
-from planer.config.strict_yaml import read_assignments, read_experiment, read_yaml
+from planer.config.strict_yaml import experiment_files, read_assignments, read_experiment, read_yaml
 from planer.config.text import corpus_of
 from planer.config.variant import FOLDER, OTHER_PATTERN, PATTERN_NAME, PATTERNS, check_name, parse_variant
 from planer.errors import UserError
@@ -38,14 +38,9 @@ CHOSEN = rf"(?!{PATTERN}/)[^/]+"
 """All other variants.  In every path a slash follows the variant."""
 
 
-def experiment_files():
-    """Experiment files by name; those of the working directory replace those of the repository."""
-    folders = [ROOT / "config/experiments", Path("config/experiments")]
-    files = [path for folder in folders for path in sorted(folder.glob("*.yaml"))]
-    return {path.stem: path for path in files if re.fullmatch(FOLDER, path.stem)}
-
-
-PRETRAINED = pretrained_names(experiment_files())
+EXPERIMENTS = experiment_files(ROOT / "config/experiments", Path("config/experiments"))
+"""Experiment files by name; those of the working directory replace those of the repository."""
+PRETRAINED = pretrained_names(EXPERIMENTS)
 """Experiments on pretrained networks, which have rules of their own (pretrained.smk)."""
 PRETRAINED_NAME = "|".join(map(re.escape, PRETRAINED)) or "(?!)"
 
@@ -63,7 +58,7 @@ def read(experiment):
     Returns them as plain values, which params hold, and as Experiment or PretrainedExperiment.
     """
     check_name("experiment", experiment)
-    experiment_layers = read_experiment(experiment, experiment_files())
+    experiment_layers = read_experiment(experiment, EXPERIMENTS)
     # Snakemake's own reading keeps the last of two equal keys in --configfile, and takes --config values as text.
     given = workflow.config_settings
     defaults = ROOT / f"config/{'pretrained' if experiment in PRETRAINED else 'config'}.yaml"

@@ -31,14 +31,14 @@ def check_targets():
     """Raise UserError for unknown names, wrong configuration, too long trainings, and files that nothing makes."""
     check_folders("results", "logs", "scratch")
     for target in targets():
-        texts = [f"{name}{TEXT_SUFFIX}" for name in experiment_files() if name not in PRETRAINED]
+        texts = [f"{name}{TEXT_SUFFIX}" for name in EXPERIMENTS if name not in PRETRAINED]
         names = names_in(os.path.relpath(target or "."), [*CORPORA, *texts], PRETRAINED)
         if names.get("experiment") in PRETRAINED:
             values, variant = settings(names["experiment"]), names.get("variant", DENSE)
             arm_name(values, variant)
             check_stage(values, variant, Path(target).parent.name)
         elif "experiment" in names:
-            settings(names["experiment"])
+            config_of(names["experiment"]).check_variant(names.get("variant", "baseline"))
             check_cost(names["experiment"])
         elif (
             names.get("dataset", "").endswith(TEXT_SUFFIX)

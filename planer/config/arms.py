@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 
 from planer.config.pretrained import CONTINUED, DENSE, PretrainedExperiment
+from planer.config.variant import MOST
 from planer.errors import UserError
 from planer.parsing import build, merge, show
 
@@ -38,8 +39,8 @@ def arm_name(values: dict, variant: str) -> str:
     """The arm of a variant.  Raises UserError when there is none such."""
     name, _ = split_seed(variant)
     if name not in values["arms"]:
-        allowed = ", ".join(values["arms"])
-        raise UserError(f"unknown variant {show(variant)}; allowed: {allowed}; add -seed<k> to repeat one")
+        allowed = f"{', '.join(values['arms'])}; add -seed<k> to repeat one, k from 1 to {MOST}"
+        raise UserError(f"unknown variant {show(variant)}; allowed: {allowed}")
     return name
 
 

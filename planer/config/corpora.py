@@ -59,7 +59,7 @@ def _built(cls: type, values: dict, **constants: str):
     )
 
 
-_TABLE = yaml.load(Path(__file__).with_suffix(".yaml").read_text(), yaml.CSafeLoader)
+_TABLE = yaml.load(Path(__file__).with_suffix(".yaml").read_text(), getattr(yaml, "CSafeLoader", yaml.SafeLoader))
 CORPORA = {name: _built(Corpus, values, name=name) for name, values in _TABLE["corpora"].items()}
 PUBLISHED = {name: _built(Published, values) for name, values in _TABLE["files"].items()}
 

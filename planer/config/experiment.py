@@ -23,7 +23,7 @@ from planer.specs import from_notation
 class RuntimeConfig:
     """What every experiment has: where it computes, its seed, and how long it may train."""
 
-    seed: Annotated[int, Range(0, 2**63 - 1)]
+    seed: Annotated[int, Range(0, 10**18 - 1)]  # no number of a configuration has more digits
     device: Annotated[str, Matching(r"auto|cpu|cuda(:(0|[1-9][0-9]{0,3}))?", "auto, cpu, cuda or cuda:<number>")]
     threads: Annotated[int, Range(1, 1_024)]
     dtype: Literal["auto", "float32", "bfloat16"]
@@ -56,11 +56,6 @@ class Experiment(RuntimeConfig):
     pareto: ParetoConfig
 
     def __post_init__(self) -> None:
-        for name in self.default_variants:
-            try:
-                parse_variant(name)
-            except UserError as error:
-                raise UserError(f"default_variants: {error}") from error
         symbols = self.model.symbols()
         for name, pattern in self.patterns.named.items():
             try:
@@ -68,12 +63,17 @@ class Experiment(RuntimeConfig):
             except ValueError as error:
                 key = f"others.{name}" if name in self.patterns.others else name
                 raise UserError(f"patterns.{key}: {error}") from error
-        spaces = {"design_space": self.design_space} | {
-            f"search_methods.{name}": space for name, space in vars(self.search_methods).items()
-        }
-        for name, space in spaces.items():
-            for option in space:
-                self.model.option(option, name)
+        for option in self.design_space:
+            self.model.option(option)
+        for key, variants in (
+            ("default_variants", self.default_variants),
+            ("repeatability.variant", (self.repeatability.variant,)),
+        ):
+            for name in variants:
+                try:
+                    self.check_variant(name)
+                except UserError as error:
+                    raise UserError(f"{key}: {error}") from error
         self._check_limits()
         executions = {"workload.execution": (self.workload.execution,)}
         executions |= {"profile_blocks.executions": self.profile_blocks.executions}
@@ -86,6 +86,14 @@ class Experiment(RuntimeConfig):
         size = self.cluster_experts.expert_size
         if self.model.d_inner % size:
             raise UserError(f"cluster_experts.expert_size: {size} must divide model.d_inner ({self.model.d_inner})")
+
+    def check_variant(self, name: str) -> None:
+        """Raise UserError for a variant that the experiment cannot have: its pattern or its design space is missing."""
+        variant = parse_variant(name)
+        if variant.pattern:
+            self.patterns.of(variant.pattern)
+        for option in getattr(self.search_methods, variant.method, ()):
+            self.model.option(option, f"search_methods.{variant.method}")
 
     def _check_limits(self) -> None:
         """Raise UserError for a limit of a latency that is not measured."""

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import re
 import typing
+from contextlib import suppress
 from dataclasses import dataclass, field, fields, make_dataclass, replace
 from typing import Annotated, Literal
 
 from planer.config.bounds import Count, Positive, Share, Width
 from planer.config.corpora import CORPORA
-from planer.config.variant import PATTERN_NAME
+from planer.config.variant import OTHER_PATTERN, PATTERN_NAME, PATTERNS, check_name
 from planer.errors import UserError
 from planer.heads import HeadSpec
 from planer.parsing import Items, Matching, build, merge, show
@@ -151,6 +152,9 @@ class PatternsConfig:
         for name in self.others:
             if not re.fullmatch(PATTERN_NAME, name):
                 raise UserError(f"others: {show(name)} must hold small letters, digits and _, and begin with a letter")
+            if name in PATTERNS:
+                raise UserError(f"others: the name {name} is taken; take another one than {', '.join(PATTERNS)}")
+            check_name("others:", f"{OTHER_PATTERN}{name}")
 
     @property
     def named(self) -> dict[str, str]:
@@ -171,3 +175,11 @@ class MethodsConfig:
 
     par_search: DesignSpace
     isoparam: DesignSpace
+
+    def options(self, model: ModelConfig) -> list[BlockSpec]:
+        """Blocks of those design spaces that fit the model; ``Experiment.check_variant`` refuses variants of others."""
+        blocks: list[BlockSpec] = []
+        for space in (self.isoparam, self.par_search):
+            with suppress(UserError):
+                blocks += [model.option(name) for name in space]
+        return blocks

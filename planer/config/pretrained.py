@@ -24,8 +24,9 @@ from planer.config.bounds import (
 from planer.config.conversion import ClusterConfig
 from planer.config.experiment import RuntimeConfig
 from planer.config.paths import check_path
+from planer.config.strict_yaml import outermost_keys
 from planer.config.training import LoopConfig
-from planer.config.variant import FOLDER
+from planer.config.variant import check_name
 from planer.errors import UserError
 from planer.parsing import Items, Range, show
 
@@ -248,8 +249,9 @@ class PretrainedExperiment(RuntimeConfig):
 
     def __post_init__(self) -> None:
         for name, arm in self.arms.items():
-            if not re.fullmatch(FOLDER, name) or re.search(r"-seed\d*$", name):
-                raise UserError(f"arms: {show(name)}: names hold letters, digits, . _ + and -; -seed<k> is for repeats")
+            check_name("arms:", name)
+            if re.search(r"-seed\d*$", name):
+                raise UserError(f"arms: {show(name)}: -seed<k> is for repeats; give the arm another name")
             if (name in (DENSE, CONTINUED)) != (arm.method == DENSE):
                 allowed = f"the arms {DENSE} and {CONTINUED} have the method {DENSE}, and no others"
                 raise UserError(f"arms: {name} has the method {arm.method}; {allowed}")
@@ -269,11 +271,10 @@ class PretrainedExperiment(RuntimeConfig):
 def pretrained_names(files: Mapping[str, Path]) -> list[str]:
     """Names of the experiments, of all files by name, that have a key ``pretrained``, themselves or in a base.
 
-    Only the beginnings of lines are looked at: every start of the workflow reads all files.
+    Every start of the workflow reads all files; mistakes in them are found when the experiment is asked for.
     """
-    texts = {name: path.read_text(errors="replace") for name, path in files.items()}
-    bases = {name: re.search(r"^base\s*:\s*[\"']?([^\s\"'#]+)", text, re.M) for name, text in texts.items()}
-    found = {name for name, text in texts.items() if re.search(r"^pretrained\s*:", text, re.M)}
-    for _ in texts:
-        found |= {name for name, base in bases.items() if base and base[1] in found}
+    keys = {name: outermost_keys(path) for name, path in files.items()}
+    found = {name for name, own in keys.items() if "pretrained" in own}
+    for _ in keys:
+        found |= {name for name, own in keys.items() if own.get("base") in found}
     return sorted(found)

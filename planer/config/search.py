@@ -50,8 +50,8 @@ def calls_of_limit(name: str, workload: WorkloadConfig) -> Workload | None:
 
 
 def is_limit(name: str) -> bool:
-    """Whether a limit has this name."""
-    return bool(re.fullmatch(rf"{'|'.join(LIMITS)}|latency_(segment|decode|batch_\d+)", name))
+    """Whether a limit has this name, in its one spelling."""
+    return bool(re.fullmatch(rf"{'|'.join(LIMITS)}|latency_(segment|decode|batch_[1-9][0-9]*)", name))
 
 
 PROPOSERS = ("shallow", "edited", "solver", "argmax", "random", "largest")

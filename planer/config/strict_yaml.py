@@ -9,15 +9,29 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 
 import yaml
 from yaml.composer import Composer
-from yaml.cyaml import CParser
 from yaml.resolver import Resolver
 
+from planer.config.variant import FOLDER
 from planer.errors import UserError
 from planer.parsing import show
+
+try:
+    from yaml.cyaml import CParser as Parser
+except ImportError:  # PyYAML without libyaml, many times slower
+
+    class Parser(yaml.reader.Reader, yaml.scanner.Scanner, yaml.parser.Parser):
+        """PyYAML's own splitting of a text."""
+
+        def __init__(self, text: str):
+            yaml.reader.Reader.__init__(self, text)
+            yaml.scanner.Scanner.__init__(self)
+            yaml.parser.Parser.__init__(self)
+
 
 MAX_BYTES = 50_000
 """Largest file.  config/config.yaml has a third of it."""
@@ -39,13 +53,13 @@ def read_yaml(path: str | Path) -> dict:
     try:
         with open(path, "rb") as file:
             content = file.read(MAX_BYTES + 1)
-        text = content.decode()
+        text = content.decode("utf-8-sig")  # some editors begin a file with a byte order mark
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}") from error
     except UnicodeDecodeError as error:
-        line = content.count(b"\n", 0, error.start) + 1
+        line = error.object.count(b"\n", 0, error.start) + 1
         raise UserError(
-            f"{path}, line {line}: byte {content[error.start]:#x} is not UTF-8; save it as UTF-8"
+            f"{path}, line {line}: byte {error.object[error.start]:#x} is not UTF-8; save it as UTF-8"
         ) from error
     if len(content) > MAX_BYTES:
         raise UserError(f"{path} has more than {MAX_BYTES:,} bytes, which no configuration needs")
@@ -55,13 +69,37 @@ def read_yaml(path: str | Path) -> dict:
     return values or {}
 
 
+def outermost_keys(path: Path) -> dict[str, str]:
+    """The outermost keys of a file with their values, "" for lists and mappings, without any check.
+
+    It takes a tenth of a millisecond.  Keys behind a mistake are left out, and all of a file that cannot be read.
+    """
+    depth, nodes = 0, []
+    with suppress(OSError, yaml.YAMLError), open(path, "rb") as file:
+        parser = Parser(file.read(MAX_BYTES).decode("utf-8-sig", errors="replace"))
+        while event := parser.get_event():
+            depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+            if depth == 1 and isinstance(event, (yaml.ScalarEvent, yaml.CollectionEndEvent)):
+                nodes.append(getattr(event, "value", ""))
+    return dict(zip(nodes[::2], nodes[1::2], strict=False))
+
+
+def experiment_files(*folders: Path) -> dict[str, Path]:
+    """Experiment files by name; those of later folders replace those of earlier ones.
+
+    Names that no experiment may have are left out, and what is no regular file.
+    """
+    files = [path for folder in folders for path in sorted(folder.glob("*.yaml"))]
+    return {path.stem: path for path in files if re.fullmatch(FOLDER, path.stem) and path.is_file()}
+
+
 def read_experiment(name: str, files: Mapping[str, Path]) -> list[dict]:
     """The layers of an experiment: those of its ``base``, if any, then its file.
 
     files: of all experiments by name.  Raises UserError for an unknown name and for circular bases.
     """
     layers, seen = [], []
-    while name:
+    while True:
         if not isinstance(name, str) or name not in files:
             raise UserError(
                 f"unknown experiment {show(name)}; allowed: {', '.join(sorted(files))}; "
@@ -71,9 +109,10 @@ def read_experiment(name: str, files: Mapping[str, Path]) -> list[dict]:
             raise UserError(f"{files[name]}: base: {show(name)} is based on itself; remove one base")
         values = read_yaml(files[name])
         seen.append(name)
-        name = values.pop("base", "")
         layers.insert(0, values)
-    return layers
+        if "base" not in values:
+            return layers
+        name = values.pop("base")
 
 
 def read_assignments(assignments: Iterable[str]) -> dict:
@@ -110,11 +149,11 @@ def parse_yaml(text: str, source: str):
         raise UserError(f"{source} is no valid YAML: {' '.join(str(error).split())}") from error
 
 
-class _Composer(Composer, CParser, Resolver):
-    """PyYAML's graph of nodes, without aliases and tags, and never deeper than MAX_DEPTH.  libyaml splits the text."""
+class _Composer(Composer, Parser, Resolver):
+    """PyYAML's graph of nodes, without aliases and tags, and never deeper than MAX_DEPTH."""
 
     def __init__(self, text: str):
-        CParser.__init__(self, text)
+        Parser.__init__(self, text)
         Composer.__init__(self)
         Resolver.__init__(self)
         self._depth = 0
@@ -122,9 +161,9 @@ class _Composer(Composer, CParser, Resolver):
     def compose_node(self, parent, index):
         event = self.peek_event()
         if isinstance(event, yaml.AliasEvent):
-            raise _refusal(event, f"alias *{event.anchor} is not read; write the value itself")
+            raise _refusal(event, f"alias *{_one_line(event.anchor)} is not read; write the value itself")
         if event.tag not in (None, "!"):
-            raise _refusal(event, f"tag {event.tag} is not read; write the value without it")
+            raise _refusal(event, f"tag {_one_line(event.tag)} is not read; write the value without it")
         if self._depth == MAX_DEPTH:
             raise _refusal(event, f"more than {MAX_DEPTH} values inside one another")
         self._depth += 1

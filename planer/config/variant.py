@@ -30,6 +30,10 @@ from planer.parsing import show
 
 FOLDER = r"[A-Za-z0-9][A-Za-z0-9._+-]*"
 """Names of datasets, experiments and variants.  They name folders, and Snakemake's jobs pass them to a shell."""
+LONGEST_NAME = 100
+"""Most characters of a name.  File systems allow 255, with what suffixes and files of other programs add."""
+REPEATS = 20
+"""Equal parts at the end of a name for which Snakemake takes a rule for one that feeds itself."""
 RESERVED = r"data|models|slurm|mlflow.*|mlartifacts"
 """Names that no experiment may have: results/ and logs/ have other contents under them."""
 PATTERNS = {"baseline": "baseline", "continued": "baseline", "sandwich": "sandwich", "par": "par"}
@@ -42,6 +46,8 @@ TARGETED = ("target", "isoparam", "shared", "shallow", "lts")
 """Variants whose name ends in a latency target."""
 SEARCHED = ("target", "isoparam", "shared", "par_search")
 SCRATCH = "-scratch"
+MOST = 999_999
+"""Largest k of -seed<k> and n of random_<t>_<n>."""
 LARGEST_LOSS = 0.2
 """q of keep_<q> is below this."""
 ALLOWED = (
@@ -102,6 +108,10 @@ def check_name(kind: str, name: str) -> None:
         raise UserError(
             f"{kind} {show(name)}: names hold letters, digits, . _ + and -, and begin with a letter or digit"
         )
+    if len(name) > LONGEST_NAME:
+        raise UserError(f"{kind} {show(name)}: names have at most {LONGEST_NAME} characters")
+    if re.search(rf"(.+)\1{{{REPEATS - 1}}}$", name):
+        raise UserError(f"{kind} {show(name)}: names must not end in {REPEATS} equal parts, which Snakemake refuses")
     if kind == "experiment" and re.fullmatch(RESERVED, name):
         raise UserError(f"experiment {show(name)}: results/{name} has other contents; give the experiment another name")
 
@@ -147,7 +157,9 @@ def _parse(name: str) -> Variant:
     """Like parse_variant, for every spelling of the numbers."""
     base, separator, repeat = name.partition("-seed")
     if separator and not _counts(repeat):
-        raise UserError(f"variant {show(name)}: the seed suffix must be -seed1, -seed2, ...; allowed: {ALLOWED}")
+        raise UserError(
+            f"variant {show(name)}: the seed suffix must be -seed1, -seed2, ..., -seed{MOST}; allowed: {ALLOWED}"
+        )
     suffix = re.search(r"-([a-z]+)$", base)
     if suffix and suffix[0] != SCRATCH:
         raise UserError(f"variant {show(name)}: unknown suffix {suffix[0]}; allowed: {ALLOWED}")
@@ -159,6 +171,9 @@ def _parse(name: str) -> Variant:
             raise UserError(f"variant {show(name)}: {base} has no {SCRATCH}; allowed: {ALLOWED}")
         return Variant(name, base, **fields)
     if re.fullmatch(OTHER_PATTERN + PATTERN_NAME, base):
+        check_name("variant", name)
+        if base.removeprefix(OTHER_PATTERN) in PATTERNS:
+            raise UserError(f"variant {show(name)}: write it {name.removeprefix(OTHER_PATTERN)}")
         return Variant(name, base, **fields)
     if separator and method in TARGETED:
         return Variant(name, method, _target(name, rest, method), **fields)
@@ -166,7 +181,9 @@ def _parse(name: str) -> Variant:
         text, _, number = rest.partition("_")
         target = _target(name, text, method)
         if not _counts(number):
-            raise UserError(f"variant {show(name)}: number {show(number)} must be 1, 2, ..., as in random_0.5_1")
+            raise UserError(
+                f"variant {show(name)}: number {show(number)} must be 1, 2, ..., {MOST}, as in random_0.5_1"
+            )
         return Variant(name, method, target, int(number), **fields)
     if separator and method == "keep":
         if suffix:
@@ -180,8 +197,8 @@ def _seed(repeat: int) -> str:
 
 
 def _counts(text: str) -> bool:
-    """Whether a text, in digits of any script, is a number from 1 to 999,999."""
-    return bool(re.fullmatch(r"\d{1,9}", text)) and 1 <= int(text) <= 999_999
+    """Whether a text, in digits of any script, is a number from 1 to MOST."""
+    return bool(re.fullmatch(r"\d{1,9}", text)) and 1 <= int(text) <= MOST
 
 
 def _target(name: str, text: str, method: str) -> float:

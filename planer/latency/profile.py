@@ -93,8 +93,7 @@ def _profile(config: SimpleNamespace, workload: Workload, vocab_size: int, runti
 def measured_options(config: SimpleNamespace) -> tuple[BlockSpec, ...]:
     """Blocks of all design spaces and of the patterns, and the full-size ones, each once; skip is not among them."""
     model = config.model
-    spaces = (config.design_space, config.search_methods.isoparam, config.search_methods.par_search)
-    blocks = [model.option(name) for space in spaces for name in space]
+    blocks = [model.option(name) for name in config.design_space] + config.search_methods.options(model)
     for pattern in config.patterns.named.values():
         blocks += from_notation(pattern, model.symbols())
     blocks += [Attention(model.num_heads, model.d_head), FeedForward(model.d_inner)]

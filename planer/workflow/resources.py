@@ -205,8 +205,7 @@ def _measuring(job: _Job) -> _Need:
     """Stacks of twice profile_blocks.copies of all options with their memories, one kind of workload after the other,
     each of which may take max_seconds for its rounds and some more where costs come out negative."""
     config, profile, work = job.config, job.config.profile_blocks, job.config.workload
-    names = {*config.design_space, *config.search_methods.isoparam, *config.search_methods.par_search}
-    options = [config.model.option(name) for name in names]
+    options = {*map(config.model.option, config.design_space), *config.search_methods.options(config.model)}
     memory = 3 * max(calls.batch * calls.mem_len for calls in work.measured) * config.model.d_model
     layouts = 2 if "decode" in work.kinds else 1  # the decode engine has another one
     pool = layouts * 4 * 2 * profile.copies * (job.params(options) + len(options) * memory)

@@ -194,7 +194,9 @@ def test_a_wrong_type_or_choice(path, value, allowed):
         ("default_variants", [], "must list 1 to 1,000 values, each once"),
         ("default_variants", ["par", "par"], "each once"),
         ("default_variants", ["par", "target_7"], "from 0.001 to 1"),
+        ("default_variants", ["par", "pattern_x"], "patterns.others has no x; it has: none"),
         ("repeatability.variant", "baseline", "a variant other than baseline"),
+        ("repeatability.variant", "pattern_x", "patterns.others has no x; it has: none"),
         ("default_analyses", ["pareto", "pareto"], "each once"),
         ("pareto.targets", [0.5, 0.75, 0.95, 0.5], "each once"),
         ("pareto.compared", [0.5, 0.75], "3 to 100 values"),
@@ -209,6 +211,8 @@ def test_a_wrong_type_or_choice(path, value, allowed):
         ("keep.trained", 0, "from 1 to 1,000"),
         ("candidates.limits", {"params": 0}, ".params is 0; it must be above 0"),
         ("candidates.limits", {"depth": 0.5}, "allowed: params, active_params"),
+        ("candidates.limits", {"latency_batch_016": 0.5}, "allowed: params, active_params"),
+        ("candidates.limits", {"latency_batch_\u0663": 0.5}, "allowed: params, active_params"),
         ("design_space", ["skip"], "2 to 100 values, each once"),
         ("design_space", ["skip", "feed_forward", "skip"], "2 to 100 values, each once"),
         ("design_space", ["skip", "conv_3"], "feed_forward, feed_forward_x<2 or more>, moe_top<k>"),
@@ -223,7 +227,7 @@ def test_a_wrong_type_or_choice(path, value, allowed):
         ("design_space", ["skip", "attention_" + "9" * 5000], "unknown option"),
         ("device", "tpu", "auto, cpu, cuda or cuda:<number>"),
         ("device", "cuda:01", "auto, cpu, cuda or cuda:<number>"),
-        ("seed", 10**400, "from 0 to 9,223,372,036,854,775,807"),
+        ("seed", 10**400, "from 0 to 999,999,999,999,999,999"),
         ("model.d_model", 10**11, "from 1 to 65,536"),
         ("profile_blocks.copies", 10**9, "from 1 to 100"),
         ("threads", 100_000, "from 1 to 1,024"),
@@ -243,6 +247,28 @@ def test_contradictory_values(path, value, allowed):
 
 def test_options_must_fit_the_model():
     assert "'moe_top2' has top_k 2; allowed: 1 to 1, the number of experts" in message(changed("model.num_experts", 1))
+
+
+def test_a_design_space_must_fit_the_model_where_its_method_is_asked_for():
+    few = {"model": {"num_heads": 4}, "design_space": ["skip", "attention_4", "feed_forward"]}
+    experiment = build(Experiment, merge(DEFAULTS, few))
+    experiment.check_variant("target_0.5")
+    assert experiment.search_methods.options(experiment.model) == []
+    for variant, key in (("isoparam_0.5", "isoparam"), ("par_search-seed1", "par_search")):
+        with pytest.raises(UserError, match=rf"search_methods\.{key}: 'attention_8' .*allowed: 1 to 4"):
+            experiment.check_variant(variant)
+        assert f"default_variants: search_methods.{key}: " in message(
+            merge(DEFAULTS, few, {"default_variants": [variant]})
+        )
+    fitting = merge(DEFAULTS, few, {"search_methods": {"par_search": ["skip", "attention_4"]}})
+    experiment = build(Experiment, fitting)
+    experiment.check_variant("par_search")
+    assert [block.name for block in experiment.search_methods.options(experiment.model)] == ["skip", "attention_4"]
+
+
+def test_a_pattern_that_is_not_there():
+    with pytest.raises(UserError, match=r"variant pattern_x: patterns\.others has no x; it has: none"):
+        build(Experiment, DEFAULTS).check_variant("pattern_x-seed1")
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf"), 10**400, "1e-3x"])

@@ -54,6 +54,8 @@ def test_every_arm_of_a_shipped_experiment_builds(name):
         ({"arms": {"d": {"method": "experts", "task": {}}}}, "unknown key arms.d.task; allowed: method, projections"),
         ({"arms": {"d-seed1": {"method": "experts"}}}, "-seed<k> is for repeats"),
         ({"arms": {"a/b": {"method": "experts"}}}, "names hold letters"),
+        ({"arms": {"x1" * 51: {"method": "experts"}}}, "names have at most 100 characters"),
+        ({"arms": {"x1" * 20: {"method": "experts"}}}, "names must not end in 20 equal parts"),
         (
             {"arms": {"d": {"method": "dense"}}},
             "the arms dense and dense_continued have the method dense, and no others",
@@ -102,9 +104,11 @@ def test_a_wrong_override_names_key_and_arm():
         arm_values(content, "odd")
 
 
-@pytest.mark.parametrize("variant", ["baseline", "dense-seed", "dense-seed0", "dense-seed1-seed1"])
+@pytest.mark.parametrize("variant", ["baseline", "dense-seed", "dense-seed0", "dense-seed1-seed1", "dense-seed1000000"])
 def test_unknown_variants(variant):
-    with pytest.raises(UserError, match="allowed: dense_continued, dense; add -seed<k>"):
+    with pytest.raises(
+        UserError, match="allowed: dense_continued, dense; add -seed<k> to repeat one, k from 1 to 999999"
+    ):
         arm_name(values(), variant)
 
 
@@ -197,8 +201,15 @@ def test_experiments_with_a_pretrained_network_are_told_from_the_others(tmp_path
         "child": "base: net\n",
         "grandchild": "base: 'child'\n",
         "inner": "x:\n  pretrained: 1\n",
+        "marked": "\ufeffpretrained: {folder: x}\n",
+        "quoted": "'pretrained' : {folder: x}\n",
+        "flow": "{seed: 1, pretrained: {folder: x}}\n",
+        "below": "base:\n  'net'\n",
+        "text": "data: |\n  pretrained: 1\nbase: own\n",
+        "broken": "pretrained: {folder: x}\nseed: [1\n",
     }
     files = {name: tmp_path / f"{name}.yaml" for name in contents}
     for name, text in contents.items():
         files[name].write_text(text)
-    assert pretrained_names(files) == ["child", "grandchild", "net"]
+    files["gone"] = tmp_path / "gone.yaml"
+    assert pretrained_names(files) == ["below", "broken", "child", "flow", "grandchild", "marked", "net", "quoted"]

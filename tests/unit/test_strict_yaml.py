@@ -2,11 +2,25 @@
 
 from __future__ import annotations
 
+import importlib.util
+import os
+import sys
+
 import pytest
 import yaml
 from toy import ROOT
 
-from planer.config.strict_yaml import MAX_BYTES, MAX_DEPTH, parse_yaml, read_assignments, read_yaml
+from planer.config import strict_yaml
+from planer.config.strict_yaml import (
+    MAX_BYTES,
+    MAX_DEPTH,
+    experiment_files,
+    outermost_keys,
+    parse_yaml,
+    read_assignments,
+    read_experiment,
+    read_yaml,
+)
 from planer.errors import UserError
 
 
@@ -61,6 +75,8 @@ def test_values(text, value):
         ("a: &x [1]\nb: *x", "line 2: alias *x is not read"),
         ("a: !!python/object:os.system {}", "line 1: tag tag:yaml.org,2002:python/object:os.system is not read"),
         ("a: !!int '3'", "is not read; write the value without it"),
+        ("a: !" + "x" * 5000 + " 3", "... (5,003 characters) is not read"),
+        ("a: &" + "x" * 5000 + " 3\nb: *" + "x" * 5000, "... (5,002 characters) is not read"),
         ("? [1, 2]\n: 3", "line 1: a key must be text"),
         ("[" * 5000, f"more than {MAX_DEPTH} values inside one another"),
         ("a: [1", "line 1: while parsing a flow sequence"),
@@ -132,3 +148,68 @@ def test_assignments_of_the_command_line():
 def test_assignments_that_cannot_be_read(given, reason):
     with pytest.raises(UserError, match=reason):
         read_assignments(given)
+
+
+def test_a_byte_order_mark_is_no_part_of_the_first_key(tmp_path):
+    file = tmp_path / "a.yaml"
+    file.write_bytes(b"\xef\xbb\xbfseed: 1\n")
+    assert read_yaml(file) == {"seed": 1} and outermost_keys(file) == {"seed": "1"}
+    file.write_bytes(b"\xef\xbb\xbfseed: 1\n# \xf6\n")
+    with pytest.raises(UserError, match=r"a.yaml, line 2: byte 0xf6 is not UTF-8"):
+        read_yaml(file)
+
+
+@pytest.mark.parametrize(
+    "text, keys",
+    [
+        ("'a' : 1\n\"b\": x", {"a": "1", "b": "x"}),
+        ("---\n  a:\n    1\n  b: >-\n    x\n", {"a": "1", "b": "x"}),
+        ("? a\n: {b: 1}\nc: [1, {d: 2}]\n# e: 1\nf: |\n  g: 1\n", {"a": "", "c": "", "f": "g: 1\n"}),
+        ("{a: {b: 1}, 'c' : x}", {"a": "", "c": "x"}),
+        ("a: 1\nb: [1\nc: 2\n", {"a": "1"}),
+        ("a", {}),
+        ("", {}),
+    ],
+)
+def test_outermost_keys(tmp_path, text, keys):
+    file = tmp_path / "a.yaml"
+    file.write_text(text)
+    assert outermost_keys(file) == keys
+    assert outermost_keys(tmp_path) == {}
+
+
+def test_without_libyaml_everything_reads_the_same(monkeypatch):
+    monkeypatch.setitem(sys.modules, "yaml.cyaml", None)
+    spec = importlib.util.spec_from_file_location("slow_yaml", strict_yaml.__file__)
+    slow = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(slow)
+    assert slow.Parser is not strict_yaml.Parser and slow.Parser.__module__ == "slow_yaml"
+    for file in (ROOT / "config/config.yaml", ROOT / "config/experiments/bert-r8.yaml"):
+        assert slow.read_yaml(file) == read_yaml(file) and slow.outermost_keys(file) == outermost_keys(file)
+    with pytest.raises(UserError, match=r"a.yaml, line 2: a is given twice"):
+        slow.parse_yaml("a: 1\na: 2", "a.yaml")
+    with pytest.raises(UserError, match=r"a.yaml, line 1: while parsing a flow sequence"):
+        slow.parse_yaml("a: [1", "a.yaml")
+
+
+def test_only_regular_files_are_experiments(tmp_path):
+    mine, others = tmp_path / "mine", tmp_path / "others"
+    for folder in (mine, others):
+        folder.mkdir()
+        (folder / "net.yaml").write_text("seed: 1\n")
+    (mine / "linked.yaml").symlink_to(others / "net.yaml")
+    (mine / "a b.yaml").write_text("seed: 1\n")
+    (mine / "dangling.yaml").symlink_to("nowhere")
+    (mine / "loop.yaml").symlink_to("loop.yaml")
+    (mine / "folder.yaml").mkdir()
+    os.mkfifo(mine / "fifo.yaml")
+    assert experiment_files(others, mine) == {"net": mine / "net.yaml", "linked": mine / "linked.yaml"}
+    assert experiment_files(mine, others)["net"] == others / "net.yaml"
+
+
+@pytest.mark.parametrize("base", ["0", "false", "", "[]", "''"])
+def test_a_base_that_is_no_experiment(tmp_path, base):
+    file = tmp_path / "net.yaml"
+    file.write_text(f"base: {base}\n")
+    with pytest.raises(UserError, match="unknown experiment .*; allowed: net; a new one is a file"):
+        read_experiment("net", {"net": file})

@@ -11,6 +11,7 @@ from toy import experiment
 
 from planer.config.variant import FOLDER, PATTERNS, Variant, check_name, name_of, parse_variant, spelled
 from planer.errors import UserError
+from planer.parsing import show
 
 
 @pytest.mark.parametrize(
@@ -56,10 +57,11 @@ def test_targets_outside_0_to_1(target):
 
 
 @pytest.mark.parametrize(
-    "name", ["baseline-seed0", "baseline-seed", "par-seed-1", "target_0.5-seed1.5", "par-seed1-seed2"]
+    "name",
+    ["baseline-seed0", "baseline-seed", "par-seed-1", "target_0.5-seed1.5", "par-seed1-seed2", "par-seed1000000"],
 )
 def test_seeds_that_are_no_positive_number(name):
-    with pytest.raises(UserError, match="the seed suffix must be -seed1, -seed2") as error:
+    with pytest.raises(UserError, match="the seed suffix must be -seed1, -seed2, ..., -seed999999;") as error:
         parse_variant(name)
     assert repr(name) in str(error.value)
 
@@ -73,9 +75,11 @@ def test_unknown_names_are_told_what_is_allowed(name):
     assert all(allowed in message for allowed in (*PATTERNS, "target_<t>", "-seed<k>"))
 
 
-@pytest.mark.parametrize("name", ["random_0.5", "random_0.5_", "random_0.5_0", "random_0.5_x", "random_0.5_1_2"])
+@pytest.mark.parametrize(
+    "name", ["random_0.5", "random_0.5_", "random_0.5_0", "random_0.5_x", "random_0.5_1_2", "random_0.5_1000000"]
+)
 def test_random_controls_are_numbered(name):
-    with pytest.raises(UserError, match="must be 1, 2, ..., as in random_0.5_1") as error:
+    with pytest.raises(UserError, match="must be 1, 2, ..., 999999, as in random_0.5_1") as error:
         parse_variant(name)
     assert repr(name) in str(error.value) and "\n" not in str(error.value)
 
@@ -95,12 +99,16 @@ def test_random_controls_are_numbered(name):
         ("sandwich_0.5", "unknown variant"),
         ("pattern_", "unknown variant"),
         ("pattern_Wide", "unknown variant"),
+        ("pattern_par", "write it par$"),
+        ("pattern_baseline-seed1", "write it baseline-seed1$"),
+        ("pattern_" + "abcdefg_" * 13, "names have at most 100 characters"),
+        ("pattern_" + "a" * 20, "names must not end in 20 equal parts"),
     ],
 )
 def test_suffixes_that_make_no_sense(name, reason):
     with pytest.raises(UserError, match=reason) as error:
         parse_variant(name)
-    assert repr(name) in str(error.value) and "\n" not in str(error.value)
+    assert show(name) in str(error.value) and "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize("loss", ["0", "0.0", "0.2", "1", "-0.01", "", "x", ".", "1e", "nan", "1e-999", "0.01_1"])
@@ -208,6 +216,16 @@ def test_names_that_a_shell_could_misread(what, name):
     assert repr(name) in str(error.value) and "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize("what", ["dataset", "experiment", "variant"])
+def test_names_that_files_and_snakemake_cannot_have(what):
+    for name, reason in (("x1" * 51, "at most 100 characters"), ("ab" * 20, "must not end in 20 equal parts")):
+        with pytest.raises(UserError, match=f"^{what} .*: names .*{reason}") as error:
+            check_name(what, name)
+        assert "\n" not in str(error.value)
+    check_name(what, "ab" * 19 + "c")
+    check_name(what, "abcdefghij" * 10)
+
+
 @pytest.mark.parametrize("name", ["data", "models", "mlartifacts", "mlflow.db", "slurm"])
 def test_names_that_experiments_must_leave_free(name):
     with pytest.raises(UserError, match="give the experiment another name"):
@@ -223,5 +241,10 @@ def test_other_patterns_are_named_in_the_configuration():
         patterns.of(parse_variant("pattern_deep").pattern)
     with pytest.raises(UserError, match=r"patterns\.others: 'Wide' must hold small letters"):
         experiment(patterns={"others": {"Wide": "(sf)x2"}})
+    with pytest.raises(UserError, match=r"patterns\.others: 'pattern_aaaa.*names have at most 100 characters"):
+        experiment(patterns={"others": {"a" * 93: "(sf)x2"}})
+    for name in ("baseline", "par"):
+        with pytest.raises(UserError, match=rf"patterns\.others: the name {name} is taken; take another one than"):
+            experiment(patterns={"others": {name: "(sf)x2"}})
     with pytest.raises(UserError, match=r"patterns\.others\.wide: .*unknown block 'x'"):
         experiment(patterns={"others": {"wide": "(sx)x2"}})

@@ -47,6 +47,11 @@ def test_a_file_that_nothing_makes(workspace):
     assert complaint(workspace, "results/tiny/baseline/evil.json").endswith(f"did you mean {TARGET}?")
 
 
+def test_a_pattern_that_is_not_there(workspace):
+    line = complaint(workspace, "results/tiny/pattern_x/eval.json")
+    assert line.endswith("variant pattern_x: patterns.others has no x; it has: none")
+
+
 def test_wrong_config(workspace):
     workspace.edit(search={"stpes": 3})
     line = complaint(workspace, TARGET)
