@@ -37,6 +37,9 @@ POOL_BYTES = 6 * 2**30
 """Most bytes of a pool's weights and memories.  PLANER's largest networks need 6 GiB more while one of them runs, for
 activations and the memory for the next segment."""
 
+MOST_READ = 8 * SEGMENT
+"""Most tokens that are read to fill a memory.  The time for them grows with their square."""
+
 
 def timed_forward(
     network: Architecture | LanguageModel,
@@ -50,7 +53,7 @@ def timed_forward(
 
     network: an architecture, which gets random weights, or a model, of which a copy is made when it is not in the
     runtime's dtype on its device.  attention: ``cached`` or ``recompute``.  tokens: text [B, L], L > T.  The last T
-    tokens are predicted.  Those before the last segment fill the memory, repeated if they are fewer than M.  Decoding
+    tokens are predicted.  Those before the last segment fill the memory (``filled_memory``).  Decoding
     reads all tokens, one a call, again and again.  Random tokens by default.  Raises UserError when the device or the
     network does not allow the workload's execution.
     """
@@ -244,12 +247,14 @@ def random_tokens(architecture: Architecture, workload: Workload, seed: int) -> 
 
 @torch.inference_mode()
 def filled_memory(model: LanguageModel, text: Tensor, workload: Workload, attention: str) -> list:
-    """Memory of M positions after reading the end of text [B, L] in segments, repeated when L < M.
+    """Memory of M positions after reading the end of text [B, L] in segments, at most MOST_READ tokens, repeated where
+    these are fewer than M.
 
     Reading all M positions would take longer than the timed call (ten segments at M = 640, T = 64).
     """
     memory, length = None, SEGMENT if workload.decodes else workload.tgt_len
-    for segment in text[:, -max(workload.mem_len, workload.tgt_len) :].split(length, dim=1):
+    read = max(min(workload.mem_len, MOST_READ), workload.tgt_len)
+    for segment in text[:, -read:].split(length, dim=1):
         memory = model(segment, memory, mem_len=workload.mem_len, attention=attention).state
     return [
         _repeat(entry, workload.mem_len + block.lookback if torch.is_tensor(entry) else workload.mem_len)

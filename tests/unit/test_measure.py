@@ -131,6 +131,19 @@ def test_memory_is_full(attention, mem_len):
         assert part.shape[-2] == mem_len
 
 
+@pytest.mark.parametrize("execution", ["decode", "eager"])
+def test_a_long_memory_is_filled_in_linear_time(execution):
+    """Of a text as long as the memory only the end is read: every token is compared with all before it."""
+    workload = Workload(batch=1, tgt_len=512, mem_len=20_000, attention="cached", execution=execution)
+    model, lengths = random_model(CONFIG.model.architecture(VOCABULARY, (SELF,)), Runtime(seed=0)), []
+    model.register_forward_pre_hook(lambda model, given: lengths.append(given[0].shape[1]))
+    text = torch.randint(VOCABULARY, (1, 20_000), generator=torch.Generator().manual_seed(5))
+    ((keys, values),) = filled_memory(model, text, workload, "cached")
+    assert sum(lengths) == networks_module.MOST_READ == 4096
+    assert keys.shape == values.shape == (1, 2, 20_000, 16)
+    assert torch.equal(keys[:, :, :4096], keys[:, :, 4096:8192])
+
+
 def test_a_model_in_another_type_is_copied():
     model = random_model(CONFIG.model.architecture(VOCABULARY, (SELF, MIXTURE)), Runtime(seed=0))
     nll = timed_forward(model, CONFIG.workload, Runtime(dtype=torch.bfloat16), "cached")()
