@@ -91,10 +91,11 @@ def generate(options: argparse.Namespace) -> None:
     Sampling.of(**sampling)  # before the network is read
     network = planer.load(options.folder, options.device, options.vocab)
     tokens = network.stream(network.encode(options.prompt), options.weights, **sampling)
-    print(options.prompt, end="", flush=True)
-    if network.surroundings.vocabulary.kind == "words":
-        print(" ", end="")
-    for piece in network.surroundings.vocabulary.pieces(tokens):
+    pieces = network.surroundings.vocabulary.pieces(tokens)
+    first = next(pieces, "")  # before anything is written: the network may refuse the prompt
+    space = " " if network.surroundings.vocabulary.kind == "words" else ""
+    print(f"{options.prompt}{space}{first}", end="", flush=True)
+    for piece in pieces:
         print(piece, end="", flush=True)
     print()
 
@@ -127,7 +128,7 @@ def info(options: argparse.Namespace) -> None:
 
         facts = describe(options.folder, options.vocab)
     for name, value in facts:
-        print(f"{name + ':':<12}{value}")
+        print(f"{name + ': ':<12}{value}")
 
 
 def export(options: argparse.Namespace) -> None:

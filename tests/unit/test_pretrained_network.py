@@ -95,6 +95,12 @@ def test_a_mistake_is_one_line(saved, family, command, reason):
     assert reason in str(end.value.code) and "pretrained.folder" not in end.value.code
 
 
+def test_a_refused_prompt_is_not_written(saved, capsys):
+    with pytest.raises(SystemExit, match="exceed the network's 32 positions"):
+        main(["generate", saved("gpt2"), PROMPT, "--tokens", "32", "--device", "cpu"])
+    assert capsys.readouterr().out == ""
+
+
 def test_a_network_that_was_not_converted(saved, tmp_path, capsys):
     tiny("llama").save_pretrained(tmp_path)
     save_tokenizer(tmp_path)

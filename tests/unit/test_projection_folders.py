@@ -123,7 +123,7 @@ def test_the_card_and_the_description_say_it(folders, capsys):
     assert "does not\nknow the type `planer-bert`" in card and "loads the dense network" not in card
     main(["info", str(folders / "bert/hf")])
     out = capsys.readouterr().out
-    assert f"query, key, value, output: MLPs of {WIDTH // 2} neurons\n" in out and "(planer-bert)" in out
+    assert f"projections: query, key, value, output: MLPs of {WIDTH // 2} neurons\n" in out and "(planer-bert)" in out
 
 
 @pytest.mark.parametrize("family", FAMILIES)
