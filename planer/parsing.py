@@ -109,6 +109,17 @@ def build(cls: type, values: dict, path: str = ""):
         raise UserError(f"config: {prefix}{error}") from error
 
 
+def with_defaults(cls: type, options: dict):
+    """Make the dataclass cls, whose fields have defaults, from options of a call.
+
+    Raises UserError for an unknown option, and for a value that is not allowed.
+    """
+    try:
+        return build(cls, {field.name: field.default for field in dataclasses.fields(cls)} | options)
+    except UserError as error:
+        raise UserError(str(error).removeprefix("config: ")) from error
+
+
 def convert(hint, value, path: str):
     """Make a value of the type that a dataclass field declares; path names the key in messages.
 

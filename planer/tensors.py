@@ -30,9 +30,8 @@ def write_tensors(path: str | Path, tensors: Mapping[str, Tensor], metadata: Map
     tensors: on any device.  (safetensors' own writer orders metadata at random.)  Raises RuntimeError for tensors that
     share memory; ``planer.training.checkpoint.storable`` takes them apart.
     """
-    if len({t.untyped_storage().data_ptr() for t in tensors.values() if t.numel()}) < sum(
-        t.numel() > 0 for t in tensors.values()
-    ):
+    storages = [tensor.untyped_storage().data_ptr() for tensor in tensors.values() if tensor.numel()]
+    if len(set(storages)) < len(storages):
         raise RuntimeError("some tensors share memory")
     names = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))  # larger first: all are aligned
     header, data, end = {}, hashlib.sha256(), 0

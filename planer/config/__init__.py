@@ -8,9 +8,9 @@ file comes next, then the overlays on the command line.  ``planer.parsing.build`
 from planer.config.conversion import ClusterConfig, ProjectionConfig, RouterConfig, SparsifyConfig
 from planer.config.evaluation import EvaluateConfig, ParetoConfig, RepeatabilityConfig
 from planer.config.experiment import Experiment, RuntimeConfig, sections
-from planer.config.latency import ATTENTIONS, ProfileConfig, Workload, WorkloadConfig
-from planer.config.model import DataConfig, MethodsConfig, ModelConfig, PatternsConfig
-from planer.config.search import LIMITS, CandidatesConfig, KeepConfig, SearchConfig, calls_of_limit
+from planer.config.latency import ATTENTIONS, Workload, WorkloadConfig
+from planer.config.model import DataConfig, ModelConfig
+from planer.config.search import CandidatesConfig, SearchConfig, calls_of_limit
 from planer.config.thresholds import ThresholdConfig
 from planer.config.training import (
     DistillConfig,
@@ -23,21 +23,16 @@ from planer.config.training import (
 
 __all__ = [
     "ATTENTIONS",
-    "LIMITS",
-    "MethodsConfig",
     "CandidatesConfig",
     "ClusterConfig",
     "DataConfig",
     "DistillConfig",
     "EvaluateConfig",
     "Experiment",
-    "KeepConfig",
     "LoopConfig",
     "ModelConfig",
     "OptimizerConfig",
     "ParetoConfig",
-    "PatternsConfig",
-    "ProfileConfig",
     "ProjectionConfig",
     "RepeatabilityConfig",
     "RetrainConfig",

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Annotated
 
 import torch
@@ -20,7 +20,7 @@ from torch import Tensor
 from planer.errors import UserError
 from planer.models.decoder import start
 from planer.models.transformer import LanguageModel, Output
-from planer.parsing import Range, build, show
+from planer.parsing import Range, show, with_defaults
 
 SEGMENT = 512
 """Tokens of a prompt that are read in one call; the result hardly depends on it."""
@@ -45,10 +45,7 @@ class Sampling:
     @classmethod
     def of(cls, **options: float) -> Sampling:
         """With the defaults for what is not given.  Raises UserError for an unknown option and numbers out of range."""
-        try:
-            return build(cls, {field.name: field.default for field in fields(cls)} | options)
-        except UserError as error:
-            raise UserError(str(error).removeprefix("config: ")) from error
+        return with_defaults(cls, options)
 
     def choose(self, log_probs: Tensor, generator: torch.Generator) -> int:
         """The next token from log-probabilities [V].  Samples on the CPU: a seed gives the same choices everywhere."""

@@ -44,17 +44,6 @@ def load(
     return model.to(device).eval()
 
 
-def load_weights(path: str | Path, architecture: Architecture) -> dict[str, Tensor]:
-    """Weights that an architecture's training starts from, by their names there, on the CPU; some may be missing.
-
-    Raises UserError when the file is missing, damaged or changed, when weights are not finite, or when they belong to
-    another architecture.
-    """
-    weights, _ = read_tensors(path)
-    require_fit(path, weights, LanguageModel(architecture).state_dict(), "the architecture.yaml of its variant")
-    return weights
-
-
 def require_fit(path: str | Path, weights: Mapping[str, Tensor], expected: Mapping[str, Tensor], network: str) -> None:
     """Raise UserError when the weights of a file have names, shapes or types that the network's do not have."""
     for name in sorted(weights):

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Annotated
 
-from planer.errors import UserError
-from planer.parsing import Range, build
+from planer.parsing import Range, with_defaults
 
 
 @dataclass(frozen=True)
@@ -33,7 +32,4 @@ class Limits:
     @classmethod
     def of(cls, **options: float) -> Limits:
         """With the defaults for what is not given.  Raises UserError for an unknown option and numbers out of range."""
-        try:
-            return build(cls, {field.name: field.default for field in fields(cls)} | options)
-        except UserError as error:
-            raise UserError(str(error).removeprefix("config: ")) from error
+        return with_defaults(cls, options)

@@ -7,11 +7,13 @@ symbol  block                                                  option name
 ``s``   self-attention with all heads                          ``attention_<heads>``
 ``s4``  self-attention with 4 heads, d_head unchanged          ``attention_4``
 ``f``   feed-forward layer                                     ``feed_forward``
+``f4``  feed-forward layer, four times as wide                 ``feed_forward_x4``
 ``m2``  mixture of experts, 2 experts per token                ``moe_top2``
 ``n16`` feed-forward layer of which one neuron in 16 runs      ``sparse_feed_forward_16``
 ``q16`` attention with multiplicative projections              ``sparse_attention_16``
 ``c16`` the same with convolutions                             ``sparse_conv_attention_16``
 ``d16`` dense layer split into experts of 16 neurons           (conversion only)
+``p8``  self-attention with 8 heads and MLPs as projections    (conversion only)
 ======  =====================================================  ============================
 """
 
