@@ -13,14 +13,11 @@ until there is none, or the allowed number was trained.  Only networks trained t
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from planer.errors import UserError
-from planer.search.halving import Losses
-
-Train = Callable[[int, float], Losses]
-"""From the number of a network on the path and a share of its training to its losses after it."""
+from planer.search.halving import Train
 
 
 @dataclass
@@ -39,8 +36,8 @@ def keep(
 ) -> tuple[int | None, list[Step]]:
     """The number of the fastest network found to keep the quality, or None, and the path.
 
-    loss: q.  reference: the baseline's validation loss.  latencies: of the networks, over the baseline's.  trained:
-    most networks to train to the end.
+    loss: q.  reference: the baseline's validation loss.  latencies: of the networks, over the baseline's.  train: takes
+    their numbers.  trained: most networks to train to the end.
     """
     path = [Step(latency, train(number, proxy_share).mean) for number, latency in enumerate(latencies)]
     bound, kept = (1 + loss) * reference, None

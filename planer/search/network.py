@@ -55,9 +55,8 @@ def chosen_network(
 
     Raises UserError when no network keeps the limits.
     """
-    target = space.limits[0]
     winner, notes = choose(space, measurement if variant.target is not None else None, proxy)
-    return _described(config, variant, space, [target, *space.limits[1:]], table, winner, notes)
+    return _described(config, variant, space, table, winner, notes)
 
 
 def kept_network(
@@ -74,9 +73,9 @@ def kept_network(
     reference: the baseline's validation loss on the text that ``proxy`` scores.  Raises UserError, naming the best
     network found, when none keeps the quality.
     """
-    limits, found = space.limits, {}
+    found = {}
     for target in config.keep.targets:
-        one = dataclasses.replace(space, limits=[limits[0].at(target), *limits[1:]])
+        one = dataclasses.replace(space, limits=[space.limits[0].at(target), *space.limits[1:]])
         one.config = dataclasses.replace(space.config, proposers={"shallow": 1})
         try:
             measured = measured_candidates(one, measurement)
@@ -109,24 +108,18 @@ def kept_network(
         "path": [{"pattern": p} | dataclasses.asdict(step) for p, step in zip(patterns, path, strict=True)],
         "reference_nll": reference,
     }
-    return _described(config, variant, space, limits, table, winner, notes)
+    return _described(config, variant, space, table, winner, notes)
 
 
 def _described(
-    config: SimpleNamespace,
-    variant: Variant,
-    space: Space,
-    limits: list,
-    table: LatencyTable,
-    winner: Candidate,
-    notes: dict,
+    config: SimpleNamespace, variant: Variant, space: Space, table: LatencyTable, winner: Candidate, notes: dict
 ) -> tuple[Architecture, dict]:
     network = space.network(winner.options)
     solved = winner.source in ("solver", "argmax")
     more = {
         "target": variant.target,
         "scored_by": space.config.scores if solved else "params" if winner.source == "largest" else None,
-        "used": used(limits, winner.options),
+        "used": used(space.limits, winner.options),
         "rounds": space.incumbents,
         "scores": {f"position_{b}": [round(s, 6) for s in row] for b, row in enumerate(space.scores)},
         "score_options": list(space.names),

@@ -54,7 +54,8 @@ class ProxyTraining:
 
     def reference(self, model: LanguageModel) -> float:
         """Loss of another model on the text that networks are scored on, in nats per token."""
-        return self._losses(model.to(self.recipe.runtime.device)).mean
+        nll, tokens = self.recipe.scored(model.to(self.recipe.runtime.device), self._text)
+        return Losses(nll.tolist(), tokens.tolist()).mean
 
     def seconds_without(self, network: Architecture) -> float:
         """Time of the trainings of all other networks, before a restart too."""
@@ -77,7 +78,3 @@ class ProxyTraining:
         name, number = network.pattern, len(self._folders)
         path = f"{self._folders.setdefault(name, f'proxy_{number}')}/{folder}"
         return self._checkpoints.setdefault(path, self._checkpoint.part(path, name))
-
-    def _losses(self, model: LanguageModel) -> Losses:
-        nll, tokens = self.recipe.scored(model, self._text)
-        return Losses(nll.tolist(), tokens.tolist())

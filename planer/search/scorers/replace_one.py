@@ -10,7 +10,7 @@ Letters in shapes: B sequences, T tokens, D model width, P positions, N options.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
@@ -20,11 +20,9 @@ from planer.config import SearchConfig
 from planer.data.stream import EvalBatches
 from planer.progress import progress
 from planer.runtime import Runtime
+from planer.search.space import PathLoss
 from planer.search.supernet import Supernet
 from planer.tasks.nll import VALID_BATCH
-
-PathLoss = Callable[[Sequence[int]], float]
-"""From a path, one option per position, to its loss in nats per token; the same path gives the same number."""
 
 
 class SupernetLoss:
