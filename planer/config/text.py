@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 EOS, UNKNOWN = "<eos>", "<unk>"
 RARE = 3
 """Words that occur less often in train become <unk>, as in WikiText: so <unk> is trained, and the vocabulary small."""
+CHUNK = 2**16
+"""Characters per call of a tokenizer, up to the end of a line."""
 FOUND = Path("scratch/texts")
 """Folder of the results of ``survey``."""
 
@@ -113,6 +115,11 @@ def encode(source: str, tokenizer, text: str) -> list[int]:
         raise UserError(
             f"{source} cannot read the text ({one_line(error)}); give it a token for the unknown"
         ) from error
+
+
+def chunks(text: str) -> Iterator[str]:
+    """A text in pieces, each of CHUNK characters and the rest of their last line."""
+    return (match[0] for match in re.finditer(rf"(?s).{{1,{CHUNK}}}[^\n]*\n?", text))
 
 
 def vocab_size_of(tokenizer) -> int:

@@ -6,7 +6,6 @@ are downloaded into ``./data``.  A file with the right name and the wrong conten
 
 from __future__ import annotations
 
-import hashlib
 import http.client
 import os
 import sys
@@ -21,7 +20,7 @@ from pathlib import Path
 
 from planer.config.corpora import PUBLISHED, Corpus, Published, lookup
 from planer.errors import UserError
-from planer.files import replacing
+from planer.files import file_sha256, replacing
 
 SPLITS = ("train", "valid", "test")
 _WIKITEXT_NAMES = tuple(f"wiki.{split}.tokens" for split in SPLITS)
@@ -104,8 +103,7 @@ def difference(path: Path, name: str) -> str:
         size = path.stat().st_size
         if size != expected.size:
             return f"found {size:,} bytes, expected {expected.size:,}"
-        with path.open("rb") as file:
-            sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+        sha256 = file_sha256(path)
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}; make it readable") from error
     return "" if sha256 == expected.sha256 else f"found sha256 {sha256}, expected {expected.sha256}"

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -18,9 +17,6 @@ from planer.config import text
 from planer.data.prepare import write_splits
 from planer.errors import UserError
 from planer.parsing import show
-
-CHUNK = 2**16
-"""Characters per call of a tokenizer, up to the end of a line."""
 
 
 def prepare_text(name: str, source: Mapping, folder: str | Path) -> dict:
@@ -65,9 +61,5 @@ def _words(part: str, vocabulary: list[str]) -> np.ndarray:
 def _subwords(part: str, tokenizer, source: str) -> np.ndarray:
     """Ids of a text, in chunks of whole lines: a tokenizer needs a hundred bytes a character."""
     dtype = np.min_scalar_type(text.vocab_size_of(tokenizer) - 1)
-    encoded = (text.encode(f"data.tokenizer: {source}", tokenizer, chunk) for chunk in _chunks(part))
+    encoded = (text.encode(f"data.tokenizer: {source}", tokenizer, chunk) for chunk in text.chunks(part))
     return np.concatenate([np.array([], dtype), *(np.array(ids, dtype) for ids in encoded)])
-
-
-def _chunks(part: str) -> Iterator[str]:
-    return (match[0] for match in re.finditer(rf"(?s).{{1,{CHUNK}}}[^\n]*\n?", part))

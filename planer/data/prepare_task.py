@@ -12,6 +12,7 @@ from torch import Tensor
 
 from planer.config.paths import resolve
 from planer.config.pretrained import TaskConfig
+from planer.config.text import chunks
 from planer.data.image_pixels import image_facts, image_tensors
 from planer.data.labelled import random_splits, read_labelled
 from planer.data.labelled.examples import Columns, LabelledSet
@@ -21,9 +22,6 @@ from planer.files import one_line
 from planer.parsing import show
 from planer.pretrained.folder import Folder
 from planer.pretrained.load import load_tokenizer
-
-CHUNK = 2**16
-"""Characters per call of a tokenizer, up to the end of a line."""
 
 
 def prepare_task(config: TaskConfig, network: Folder, folder: str | Path, seed: int) -> None:
@@ -52,8 +50,7 @@ def _text(config: TaskConfig, network: Folder) -> tuple[TaskFacts, dict[str, dic
         config.kind, config.headline, block_size=config.block_size, **_symbols(config, network, tokenizer)
     )
     for name, text in _texts(config).items():
-        chunks = [match[0] for match in re.finditer(rf"(?s).{{1,{CHUNK}}}[^\n]*\n?", text)]
-        ids = tokenizer(chunks, add_special_tokens=False).input_ids if chunks else []
+        ids = tokenizer(list(chunks(text)), add_special_tokens=False).input_ids if text else []
         tokens = np.concatenate([np.array(part, np.int32) for part in ids] or [np.array([], np.int32)])
         if len(tokens) <= config.block_size:
             problem = f"the split {name} has {len(tokens):,} tokens, a block {config.block_size:,}"

@@ -20,7 +20,8 @@ import pytest
 from planer.data import assets
 from planer.data.assets.clients import Package, members
 from planer.data.assets.convert import CONVERTERS, MOVIES
-from planer.data.labelled import find_splits, read_labelled
+from planer.data.corpora import SPLITS
+from planer.data.labelled import read_labelled
 from planer.errors import UserError
 
 pytestmark = pytest.mark.slow
@@ -176,7 +177,7 @@ def test_tables_with_three_header_lines_become_labelled_sets(tmp_path):
         rows = "".join(f"{'ab'[i % 2]}\ttext {i}\twith a tab\n" for i in range(count))
         (tmp_path / f"news-{split}.tab").write_text(head + rows)
     CONVERTERS["labelled_table"](tmp_path, folder)
-    examples = {split: read_labelled(path) for split, path in find_splits(folder).items()}
+    examples = {split: read_labelled(folder / f"{split}.tsv") for split in ("train", "test")}
     assert {split: len(part) for split, part in examples.items()} == {"train": 9, "test": 4}
     assert examples["train"].inputs != sorted(examples["train"].inputs), "shuffled"
     for text, label in zip(examples["train"].inputs, examples["train"].labels, strict=True):
@@ -189,7 +190,7 @@ def test_scores_of_snippets_become_labels(tmp_path):
     lines = "".join(f"{i}\t{score}\tsnippet {i}, caf\u00e9\r\n" for i, score in enumerate(scores))
     tgz(tmp_path / "hutto_ICWSM_2014.tar.gz", {MOVIES: lines.encode()})
     CONVERTERS["movie_sentiment"](tmp_path, folder)
-    parts = [read_labelled(path, label_names=("negative", "positive")) for path in find_splits(folder).values()]
+    parts = [read_labelled(folder / f"{split}.tsv", label_names=("negative", "positive")) for split in SPLITS]
     assert [len(part) for part in parts] == [32, 4, 4]
     for part in parts:
         for text, label in zip(part.inputs, part.labels, strict=True):

@@ -15,7 +15,7 @@ import pyarrow.parquet
 import pytest
 from PIL import Image
 
-from planer.data.labelled import Columns, find_splits, random_splits, read_labelled
+from planer.data.labelled import Columns, random_splits, read_labelled
 from planer.errors import UserError
 
 TEXTS = ['he said "no", twice', "two\tparts", "line one\nline two", "café"]
@@ -285,35 +285,10 @@ def test_damaged_idx_files_are_refused(fault, tmp_path):
         read_labelled(path)
 
 
-def test_splits_are_found_by_name(tmp_path):
-    for name in ("train-00000-of-00001.parquet", "dev.tsv", "test.jsonl", "README.md", "other.csv"):
-        (tmp_path / name).touch()
-    assert {split: path.name for split, path in find_splits(tmp_path).items()} == {
-        "train": "train-00000-of-00001.parquet",
-        "valid": "dev.tsv",
-        "test": "test.jsonl",
-    }
-    (tmp_path / "validation").mkdir()
-    with pytest.raises(UserError, match="has dev.tsv and validation; leave one of them there"):
-        find_splits(tmp_path)
-    with pytest.raises(UserError, match="has no training split"):
-        find_splits(tmp_path / "validation")
+def test_a_folder_of_several_splits_is_refused(tmp_path):
     (tmp_path / "dataset_dict.json").touch()
     with pytest.raises(UserError, match="holds several splits; name one of them, such as .*train"):
         read_labelled(tmp_path)
-    with pytest.raises(UserError, match="nothing is no folder"):
-        find_splits(tmp_path / "nothing")
-
-
-def test_splits_of_mnist_are_found(tmp_path):
-    for name in ("train", "t10k"):
-        write_idx(tmp_path / f"{name}-images-idx3-ubyte.gz", np.zeros((1, 2, 2)))
-        write_idx(tmp_path / f"{name}-labels-idx1-ubyte.gz", np.zeros(1))
-    splits = find_splits(tmp_path)
-    assert [path.name.split("-")[0] for path in splits.values()] == ["train", "t10k"] and list(splits) == [
-        "train",
-        "test",
-    ]
 
 
 def test_random_splits_share_out_all_examples_alike_for_a_seed(tmp_path):

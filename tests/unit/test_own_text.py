@@ -18,9 +18,9 @@ from planer.config.lengths import check_lengths
 from planer.config.model import one_source
 from planer.config.pretrained import pretrained_names
 from planer.config.strict_yaml import read_experiment
-from planer.config.text import corpus_of, survey, text_files, three_parts, tokenizer_file, word_vocabulary
+from planer.config.text import CHUNK, corpus_of, survey, text_files, three_parts, tokenizer_file, word_vocabulary
 from planer.data.corpora import SPLITS
-from planer.data.own_text import CHUNK, prepare_text
+from planer.data.own_text import prepare_text
 from planer.errors import UserError
 from planer.files import read_json, read_tokens
 from planer.parsing import build, merge

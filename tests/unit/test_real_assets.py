@@ -12,7 +12,8 @@ import torch.nn.functional as F
 from planer.config.paths import assets_home
 from planer.conversion.experts import cluster_neurons
 from planer.conversion.sites import feed_forward_sites
-from planer.data.labelled import find_splits, read_labelled
+from planer.data.corpora import SPLITS
+from planer.data.labelled import read_labelled
 from planer.pretrained.folder import check_folder
 from planer.pretrained.load import load_model, load_tokenizer
 from tests.unit.real_data import real
@@ -64,22 +65,21 @@ def test_smollm2_predicts_real_text():
     [("20newsgroups", 20, 11_293, 7_528), ("reuters-r8", 8, 5_485, 2_189), ("reuters-r52", 52, 6_532, 2_568)],
 )
 def test_news_by_topic(name, labels, train, test):
-    splits = find_splits(asset(name))
-    examples = read_labelled(splits["train"])
+    examples = read_labelled(asset(name) / "train.tsv")
     assert len(examples) == train and len(examples.label_names) == labels
-    assert len(read_labelled(splits["test"], label_names=examples.label_names)) == test
+    assert len(read_labelled(asset(name) / "test.tsv", label_names=examples.label_names)) == test
     assert not any(re.search(r"[^a-z ]", text) for text in examples.inputs[:500]), "text8's alphabet"
 
 
 def test_film_reviews_by_sentiment():
-    parts = [read_labelled(path) for path in find_splits(asset("movie-sentiment")).values()]
+    parts = [read_labelled(asset("movie-sentiment") / f"{split}.tsv") for split in SPLITS]
     assert sum(map(len, parts)) == 10_568 and {part.label_names for part in parts} == {("negative", "positive")}
     assert all(0.4 < part.labels.mean() < 0.6 for part in parts)
 
 
 def test_fashion_mnist():
-    splits = find_splits(asset("fashion-mnist"))
-    train, test = (read_labelled(splits[name]) for name in ("train", "test"))
+    folder = asset("fashion-mnist")
+    train, test = (read_labelled(folder / f"{name}-images-idx3-ubyte.gz") for name in ("train", "t10k"))
     assert train.inputs.shape == (60_000, 28, 28, 1) and test.inputs.shape == (10_000, 28, 28, 1)
     assert np.bincount(train.labels).tolist() == [6_000] * 10 and np.bincount(test.labels).tolist() == [1_000] * 10
 

@@ -19,14 +19,6 @@ READERS: dict[str, Callable[[Path, Columns], Rows]] = {
     ".jsonl": json_lines.read,
     ".parquet": arrow.read_parquet,
 }
-SPLITS = {
-    "train": ("train", "training"),
-    "valid": ("valid", "validation", "val", "dev"),
-    "test": ("test", "t10k"),
-}
-"""What people call the splits."""
-ONE_PART = "-00000-of-00001"
-"""At the end of the names that hubs give to the only file of a split."""
 
 
 def read_labelled(
@@ -65,36 +57,6 @@ def _reader(path: Path) -> Callable[[Path, Columns], Rows]:
         allowed = f"{', '.join(READERS)}, {idx.IMAGES}, a folder"
         raise UserError(f"{path}: unknown kind of file {show(path.suffix)}; allowed: {allowed}")
     return READERS[path.suffix]
-
-
-def find_splits(folder: str | Path) -> dict[str, Path]:
-    """Paths of ``train``, and of ``valid`` and ``test`` where they exist, by the names of files or folders.
-
-    Raises UserError when there is no training split, or two of one name.
-    """
-    folder = Path(folder)
-    if not folder.is_dir():
-        raise UserError(f"{folder} is no folder; name one with files or folders called train, valid and test")
-    found: dict[str, Path] = {}
-    for item in sorted(folder.iterdir()):
-        for split, names in SPLITS.items():
-            if _stem(item) in names and split in found:
-                raise UserError(f"{folder} has {found[split].name} and {item.name}; leave one of them there")
-            if _stem(item) in names:
-                found[split] = item
-    if "train" not in found:
-        raise UserError(f"{folder} has no training split; call a file or folder train: train.csv, train/<label>/*.png")
-    return {split: found[split] for split in SPLITS if split in found}
-
-
-def _stem(path: Path) -> str:
-    """The name of a split's file or folder; empty where it is something else."""
-    name = path.name.removesuffix(".gz")
-    if name.endswith(idx.IMAGES):
-        return name.removesuffix(f"-{idx.IMAGES}")
-    if path.suffix in READERS:
-        return path.stem.removesuffix(ONE_PART)
-    return path.name if path.is_dir() else ""
 
 
 def random_splits(examples: LabelledSet, shares: Mapping[str, float], seed: int) -> dict[str, LabelledSet]:
