@@ -2,12 +2,10 @@
 
 D2DMoE (arXiv 2310.04361) and MoEfication (arXiv 2110.01786) on any site: expert c owns neurons c*s to (c+1)*s - 1 of
 the layer, whose weights stay where they are.  Only a router is added.
-Letters in shapes: N tokens, D model width, F neurons, n experts, s = F / n neurons per expert, w router width.
+Letters in shapes: N tokens, D model width, F neurons, n experts, s = F / n neurons per expert.
 """
 
 from __future__ import annotations
-
-from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
@@ -110,7 +108,7 @@ class DynamicFeedForward(nn.Module):
             self._theta = share_threshold(quantiles[selector.scores], selector.value)
         self.selector = selector
         self._dense = selector == ALL or fast and not self.saves_time(selector)
-        if not (self._dense or self._site.weights().by_neuron):
+        if not self._dense:
             self._site.store_by_neuron()
         self._random.manual_seed(0)
 
@@ -141,12 +139,9 @@ class DynamicFeedForward(nn.Module):
         mask = self.mask(tokens)
         if self.counter is not None:
             self.counter.add(self.name, mask.sum(-1), self.num_experts)
-        weights = self._site.weights()
-        if not weights.by_neuron:  # a network that was copied, moved or loaded has lost it
-            self._site.store_by_neuron()
-            weights = self._site.weights()
-        first = weights.first()
-        return dynamic_ffn(tokens, *first, weights.w2, weights.b2, mask, activation=self._activation).view_as(x)
+        weights = self._site.store_by_neuron()
+        y = dynamic_ffn(tokens, *weights.first(), weights.w2, weights.b2, mask, activation=self._activation)
+        return y.view_as(x)
 
     def mask(self, x: Tensor) -> Tensor:
         """The experts that each token runs: x [N, D] to [N, n] bool."""
@@ -210,23 +205,3 @@ def set_selector(model: nn.Module, selector: Selector, fast: bool = False) -> No
     """
     for layer in dynamic_layers(model):
         layer.select(selector, fast)
-
-
-def router_tensors(model: nn.Module) -> dict[str, Tensor]:
-    """Routers and quantiles of all split layers: <site>.router.v1 [w, D], <site>.router.v2 [n, w], <site>.quantiles."""
-    return {
-        f"{layer.name}.{name}": tensor for layer in dynamic_layers(model) for name, tensor in layer.state_dict().items()
-    }
-
-
-def load_routers(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
-    """Inverse of router_tensors, into a network that make_dynamic made.
-
-    Raises UserError when tensors are missing, superfluous, or of another shape.
-    """
-    own = router_tensors(model)
-    wrong = sorted(set(own) ^ set(tensors)) or [name for name in own if own[name].shape != tensors[name].shape]
-    if wrong:
-        raise UserError(f"routers: {wrong[0]} does not fit the network's split layers; train the routers again")
-    for name, tensor in tensors.items():
-        own[name].copy_(tensor)

@@ -165,7 +165,7 @@ def _sampled(model: nn.Module, task: PretrainedTask, tokens: float, seed: int) -
     """Random training samples until they have this number of tokens; texts one by one, since their logits are large."""
     order, size = np.random.default_rng(seed).permutation(task.size("train")), task.eval_batch
     for samples in np.array_split(order, range(1, len(order)) if is_decoder(model) else range(size, len(order), size)):
-        batch = {name: tensor.to(task.runtime.device) for name, tensor in task.collate("train", samples).items()}
+        batch = task.on_device(task.collate("train", samples))
         yield batch
         tokens -= int(task.real(batch).sum())
         if tokens <= 0:

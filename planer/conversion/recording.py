@@ -103,10 +103,7 @@ def typical_passes(
     order = np.random.default_rng(seed).permutation(task.size(split))
     with Recorder(model).recording() as recorder:
         for start in range(0, len(order), task.eval_batch):
-            batch = {
-                name: tensor.to(task.runtime.device)
-                for name, tensor in task.collate(split, order[start : start + task.eval_batch]).items()
-            }
+            batch = task.on_device(task.collate(split, order[start : start + task.eval_batch]))
             typical = typical_tokens(model, task, batch)
             typical &= typical.flatten().cumsum(0).view_as(typical) <= tokens
             tokens -= int(typical.sum())

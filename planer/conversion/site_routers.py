@@ -14,8 +14,7 @@ Letters in shapes: N tokens, D model width, F neurons, n experts.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
@@ -63,11 +62,9 @@ class SiteRouterRegression(Term):
         self._grams = {name: layer.gram() for name, layer in self._layers.items()}
         self._recorder = Recorder(model)
 
-    @contextmanager
-    def watching(self) -> Iterator[None]:
+    def watching(self) -> AbstractContextManager[Recorder]:
         """Record the inputs and activations of all passes inside the context."""
-        with self._recorder.recording():
-            yield
+        return self._recorder.recording()
 
     def __call__(self, result: Result, batch: Any, step: int) -> tuple[Tensor, Metrics]:
         """See Term."""

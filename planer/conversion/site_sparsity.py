@@ -16,8 +16,7 @@ Letters in shapes: B samples, T tokens, F neurons.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -61,11 +60,9 @@ class SitePenalty(Term):
         self.model, self.task, self.config = model, task, config
         self._recorder = Recorder(model)
 
-    @contextmanager
-    def watching(self) -> Iterator[None]:
+    def watching(self) -> AbstractContextManager[Recorder]:
         """Record the activations of all passes inside the context."""
-        with self._recorder.recording():
-            yield
+        return self._recorder.recording()
 
     def __call__(self, result: Result, batch: Any, step: int) -> tuple[Tensor, Metrics]:
         """See Term."""
@@ -90,10 +87,8 @@ class SitePenalty(Term):
             case "relu":
                 return torch.relu(seen.z) if site.gated else seen.h
             case "displaced":
-                z = seen.z.to(
-                    torch.promote_types(seen.z.dtype, torch.float32)
-                )  # near 10, half precision has steps of 0.06
-                return torch.relu(z - self.config.displacement)
+                dtype = torch.promote_types(seen.z.dtype, torch.float32)  # near 10, half precision has steps of 0.06
+                return torch.relu(seen.z.to(dtype) - self.config.displacement)
         return seen.h
 
 

@@ -9,7 +9,6 @@ Letters in shapes: D model width, F neurons.
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -40,18 +39,7 @@ OWN = Adapter(
     finish=lambda layer, y, x: layer.dropout(y),
 )
 """The feed-forward layer of planer/blocks."""
-
-
-PROJECTION = Adapter(
-    model_types=(),
-    heads=(),
-    layers=(ProjectionLayer.__name__,),
-    up="up",
-    down="down",
-    activation="activation",
-    activation_key="",
-    finish=lambda layer, y, x: layer.dropout(y),
-)
+PROJECTION = dataclasses.replace(OWN, layers=(ProjectionLayer.__name__,), up="up", down="down")
 """Attention projections that were replaced by MLPs."""
 
 
@@ -148,17 +136,21 @@ class FeedForwardSite:
         """Put the layer's neurons in another order, which changes its result by rounding only.  order: int64 [F]."""
         self.set_weights(self.weights().neurons(order))
 
-    def store_by_neuron(self) -> None:
-        """Have every neuron's weights lie side by side in memory, as kernels read them, and a gate before its factor.
+    def store_by_neuron(self) -> Weights:
+        """The weights, every neuron's side by side in memory, as kernels read them, and a gate before its factor.
 
-        Values, shapes and names stay, and so does what is saved.
+        Values, shapes and names stay, and so does what is saved.  A network that was copied, moved or loaded has lost
+        this order.
         """
+        if (weights := self.weights()).by_neuron:
+            return weights
         weight = self._module(self.adapter.up if self.adapter.input_major else self.adapter.down).weight
         weight.data = weight.data.T.contiguous().T
         if self.gated:
             first = [self._module(path).weight for path in (self.adapter.gate, self.adapter.up)]
             for weight, rows in zip(first, torch.cat([weight.data for weight in first]).chunk(2), strict=True):
                 weight.data = rows
+        return self.weights()
 
     def hidden(self, x: Tensor) -> Tensor:
         """Activations of the neurons for the layer's inputs: [..., D] to [..., F]."""
@@ -169,10 +161,6 @@ class FeedForwardSite:
         h, act = self._module(self.adapter.up)(x), self._module(self.adapter.activation)
         h = act(self._module(self.adapter.gate)(x)) * h if self.gated else act(h)
         return self._module(self.adapter.down)(h)
-
-    def new_activation(self) -> nn.Module:
-        """A module of the layer's activation."""
-        return copy.deepcopy(self._module(self.adapter.activation))
 
     @property
     def entry(self) -> nn.Module:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from planer.conversion.counter import Counter
-from planer.conversion.sites import FeedForwardSite, Weights, feed_forward_sites
+from planer.conversion.sites import FeedForwardSite, feed_forward_sites
 from planer.errors import UserError
 from planer.kernels.activations import gated
 from planer.kernels.neuron_threshold import SCORES, neuron_threshold
@@ -45,7 +45,7 @@ class ThresholdFeedForward(nn.Module):
         """Compute the neurons with a score over theta from now on.  Raises UserError as ``limits`` does."""
         self.theta, self.limits = theta, limits(self._site, theta, self.score)
         if not self._dense:
-            _stored_by_neuron(self._site)
+            self._site.store_by_neuron()
 
     @property
     def _dense(self) -> bool:
@@ -64,21 +64,12 @@ class ThresholdFeedForward(nn.Module):
             if self.counter is not None:
                 self.counter.add(self.name, torch.full(x.shape[:-1], neurons, device=x.device), neurons)
             return self._site.dense(x)
-        weights = _stored_by_neuron(self._site)
+        weights = self._site.store_by_neuron()
         arguments = *weights.first(), weights.w2, weights.b2, self.limits, self.score
         y, executed = neuron_threshold(x.flatten(0, -2), *arguments, activation=self._activation)
         if self.counter is not None:
             self.counter.add(self.name, executed, neurons)
         return y.view(x.shape)
-
-
-def _stored_by_neuron(site: FeedForwardSite) -> Weights:
-    """The site's weights; a network that was copied, moved or loaded has lost their order in memory."""
-    weights = site.weights()
-    if weights.by_neuron:
-        return weights
-    site.store_by_neuron()
-    return site.weights()
 
 
 @torch.no_grad()

@@ -43,7 +43,7 @@ class MaskedTokens(PretrainedTask):
     def batch(self, step: int) -> Batch:
         """See Task."""
         blocks = self._blocks("train", self._epochs.at(step))
-        return self._on_device(hide(blocks, self.facts, self.runtime.generator(self.name, "hidden tokens", step)))
+        return self.on_device(hide(blocks, self.facts, self.runtime.generator(self.name, "hidden tokens", step)))
 
     def collate(self, split: str, samples: np.ndarray) -> Batch:
         """See PretrainedTask."""

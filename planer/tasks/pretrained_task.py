@@ -79,7 +79,7 @@ class PretrainedTask(Task):
 
     def batch(self, step: int) -> Batch:
         """See Task."""
-        return self._on_device(self.collate("train", self._epochs.at(step)))
+        return self.on_device(self.collate("train", self._epochs.at(step)))
 
     def parts(self, batch: Batch) -> list[Batch]:
         """See Task."""
@@ -93,7 +93,7 @@ class PretrainedTask(Task):
     def batches(self, split: str, batch: int = 0) -> Iterator[Batch]:
         """All samples of a split on the device, in a fixed order: the longest last.  batch: eval_batch by default."""
         for samples in self._in_order(split, batch):
-            yield self._on_device(self.collate(split, samples))
+            yield self.on_device(self.collate(split, samples))
 
     @torch.inference_mode()
     def scores(self, model: nn.Module, split: str, description: str = "") -> Scores:
@@ -108,7 +108,7 @@ class PretrainedTask(Task):
             parts = []
             for samples in progress(order, description) if description else order:
                 with self.runtime.autocast():
-                    parts.append(self.score(model, self._on_device(self.collate(split, samples))))
+                    parts.append(self.score(model, self.on_device(self.collate(split, samples))))
         finally:
             model.train(was_training)
         return join(parts).take(np.argsort(np.concatenate(order)))
@@ -126,5 +126,6 @@ class PretrainedTask(Task):
         order = np.arange(self.size(split)) if lengths is None else np.argsort(lengths, kind="stable")
         return [order[start : start + batch] for start in range(0, len(order), batch)]
 
-    def _on_device(self, batch: Batch) -> Batch:
+    def on_device(self, batch: Batch) -> Batch:
+        """The batch on the task's device."""
         return {name: tensor.to(self.runtime.device, non_blocking=True) for name, tensor in batch.items()}

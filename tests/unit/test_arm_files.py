@@ -61,3 +61,11 @@ def test_routers_of_too_many_layers_are_refused(tmp_path):
     del model.transformer.h[1]
     with pytest.raises(UserError, match="does not fit the network, which has no transformer.h.1.mlp"):
         read_routers(tmp_path / "routers.safetensors", model)
+
+
+def test_routers_of_another_width_are_refused(tmp_path):
+    write_routers(tmp_path / "routers.safetensors", converted("gpt2", labels_of(tiny("gpt2")), seed=1))
+    other = tiny("gpt2")
+    split_by(other, labels_of(other), 4, "norm")
+    with pytest.raises(UserError, match="does not fit the network in transformer.h.0.mlp.router.v1"):
+        read_routers(tmp_path / "routers.safetensors", other)

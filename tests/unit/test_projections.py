@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from operator import attrgetter
 
 import pytest
 import torch
@@ -108,7 +109,8 @@ def test_a_killed_run_ends_with_the_same_layers(tmp_path):
 def test_replaced_projections_are_converted_as_other_layers(family, tmp_path):
     model, task = replaced(family), task_of(family, tmp_path)
     prepare_activation(model, "relu")
-    assert all(type(site.new_activation()) is torch.nn.ReLU for site in feed_forward_sites(model))
+    activations = {type(attrgetter(site.adapter.activation)(site.layer)) for site in feed_forward_sites(model)}
+    assert activations == {torch.nn.ReLU}
     before = task.scores(model, "test").nll
     labels, metrics = cluster_sites(model, task, cluster_config("activations"), 0)
     assert metrics["converted_layers"] == 5 * LAYERS
