@@ -20,7 +20,7 @@ from planer.kernels.routing import route
 
 
 class Experts(nn.Module):
-    """The stacked weights of equally large feed-forward experts; several gates may share them.
+    """The stacked weights of equally large feed-forward experts; several routers may share them.
 
     Each parameter carries ``stacked = True``: an optimiser that scales updates by the norm of a weight treats every
     expert as a weight of its own.

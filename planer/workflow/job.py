@@ -23,6 +23,7 @@ from planer.errors import Damaged, UserError
 from planer.files import file_sha256, read_json, read_tokens, write_json, write_parquet
 from planer.workflow import tracking
 from planer.workflow.failures import MISTAKE, STATUS
+from planer.workflow.tracking.variants import SHARED
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -32,9 +33,6 @@ if TYPE_CHECKING:
     from planer.runtime import Runtime
     from planer.training.checkpoint import Checkpoint
     from planer.training.loop import Record
-
-SHARED = "shared"
-"""In place of a variant's name, for jobs that all variants of an experiment share."""
 
 
 class Job:

@@ -1,4 +1,4 @@
-"""The gate of a mixture of experts: which experts each token meets, with what weight, and in what order.
+"""The router of a mixture of experts: which experts each token meets, with what weight, and in what order.
 
 Letters in shapes: N tokens, D model width, E experts, k experts per token, P pairs.
 """

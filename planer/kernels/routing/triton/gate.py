@@ -1,4 +1,4 @@
-"""The gate of a mixture of experts for inference: from tokens to pairs and their plan in two launches.
+"""The router of a mixture of experts for inference: from tokens to pairs and their plan in two launches.
 
 Letters in shapes: N tokens, D model width, E experts, k experts per token, P = N k pairs.
 """
