@@ -26,15 +26,15 @@ from typing import Annotated
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
-from benchmarks import figures  # noqa: E402
-from benchmarks.output import RESULTS, start, table, write_results  # noqa: E402
-from planer.config.strict_yaml import read_experiment  # noqa: E402
-from planer.data.corpora import find_local  # noqa: E402
-from planer.errors import UserError  # noqa: E402
-from planer.files import read_json  # noqa: E402
-from planer.git import git_commit  # noqa: E402
-from planer.parsing import Items, build, merge, show  # noqa: E402
-from planer.runtime import device_name, resolve_device  # noqa: E402
+from benchmarks import figures
+from benchmarks.output import RESULTS, start, table, write_results
+from planer.config.strict_yaml import read_experiment
+from planer.data.corpora import find_local
+from planer.errors import UserError
+from planer.files import read_json
+from planer.git import git_commit
+from planer.parsing import Items, build, merge, show
+from planer.runtime import device_name, resolve_device
 
 CLAIMS = ROOT / "benchmarks/claims"
 SCRATCH = Path("scratch/claims")

@@ -9,7 +9,6 @@ Results go to benchmarks/results/<processor>-conversion-memory-<date>.json.
 
 from __future__ import annotations
 
-import argparse
 import resource
 import subprocess
 import sys
@@ -19,29 +18,28 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-import torch  # noqa: E402
-from torch import Tensor, nn  # noqa: E402
+import torch
+from torch import Tensor, nn
 
-from benchmarks.output import RESULTS, positive, start, table, write_results  # noqa: E402
-from planer.config import OptimizerConfig  # noqa: E402
-from planer.config.pretrained import SiteClusterConfig, SiteRouterConfig, SiteSparsifyConfig  # noqa: E402
-from planer.conversion.clusters import cluster_sites  # noqa: E402
-from planer.conversion.dynamic import make_dynamic  # noqa: E402
-from planer.conversion.site_routers import train_site_routers  # noqa: E402
-from planer.conversion.site_sparsity import sparsify_sites  # noqa: E402
-from planer.data.task_files import TaskFacts  # noqa: E402
-from planer.runtime import Runtime, device_name, keep_freed_memory  # noqa: E402
-from planer.tasks.make_task import TASKS  # noqa: E402
-from planer.tasks.pretrained_task import PretrainedTask  # noqa: E402
-from planer.training.checkpoint import Checkpoint  # noqa: E402
-from planer.training.loop import Record  # noqa: E402
+from benchmarks.output import command_line, positive, start, table, write_results
+from planer.config import OptimizerConfig
+from planer.config.pretrained import SiteClusterConfig, SiteRouterConfig, SiteSparsifyConfig
+from planer.conversion.clusters import cluster_sites
+from planer.conversion.dynamic import make_dynamic
+from planer.conversion.site_routers import train_site_routers
+from planer.conversion.site_sparsity import sparsify_sites
+from planer.data.task_files import TaskFacts
+from planer.runtime import Runtime, device_name, keep_freed_memory
+from planer.tasks.make_task import TASKS
+from planer.tasks.pretrained_task import PretrainedTask
+from planer.training.checkpoint import Checkpoint
+from planer.training.loop import Record
 
 BAR = 16.0
 """GiB of a common GPU, and of a laptop."""
 STEPS = 2
 ROUTER_WIDTH = 128
 ADAMW = OptimizerConfig("adamw", 1e-5, 0.0, 0, (0.9, 0.999), 1e-8, 0.01, 1.0)
-STAGES = ("sparsify", "cluster", "routers")
 
 
 @dataclass(frozen=True)
@@ -177,12 +175,15 @@ def run_routers(shape: Shape, model: nn.Module, folder: Path) -> None:
     train_site_routers(model, task, config, Runtime(), Record(Checkpoint(folder, "")))
 
 
+STAGES = {"sparsify": run_sparsify, "cluster": run_cluster, "routers": run_routers}
+
+
 def run_stage(shape: Shape, stage: str, folder: Path) -> None:
     """Run a stage in this process and print parameters and the largest resident memory in GiB."""
     keep_freed_memory()
     model = shape.network()
     params = sum(weight.numel() for weight in model.parameters())
-    {"sparsify": run_sparsify, "cluster": run_cluster, "routers": run_routers}[stage](shape, model, folder)
+    STAGES[stage](shape, model, folder)
     print(params, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20)
 
 
@@ -200,12 +201,11 @@ def measured(name: str, stage: str, threads: int) -> dict:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_line(__doc__)
     parser.add_argument("networks", nargs="+", choices=SHAPES)
     parser.add_argument("--stage", choices=STAGES, help="run this stage here and print its memory")
     parser.add_argument("--folder", type=Path, help="of the checkpoint of --stage")
     parser.add_argument("--threads", type=positive, default=1, help="default: %(default)s")
-    parser.add_argument("--results", type=Path, default=RESULTS, help="folder (default: %(default)s)")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     if options.stage:

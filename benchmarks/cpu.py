@@ -6,7 +6,6 @@ benchmarks/results/<processor>-<date>.json and, as tables, to standard output.  
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -14,19 +13,16 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-import torch  # noqa: E402
-import torch.nn.functional as F  # noqa: E402
-from torch import Tensor  # noqa: E402
+import torch
+import torch.nn.functional as F
+from torch import Tensor
 
-from benchmarks.experts import Case, Sizes, case, forward_backward, providers  # noqa: E402
-from benchmarks.output import RESULTS, positive, start, table, write_results  # noqa: E402
-from planer.kernels.dynamic_ffn import dynamic_ffn, unsupported  # noqa: E402
-from planer.measure import by_round, measure, summary  # noqa: E402
-from planer.progress import Progress  # noqa: E402
-from planer.runtime import (
-    device_name,  # noqa: E402
-    keep_freed_memory,  # noqa: E402
-)
+from benchmarks.experts import Case, Sizes, case, forward_backward, providers
+from benchmarks.output import command_line, positive, start, table, write_results
+from planer.kernels.dynamic_ffn import dynamic_ffn, unsupported
+from planer.measure import by_round, measure, summary
+from planer.progress import Progress
+from planer.runtime import device_name, keep_freed_memory
 
 CPU = torch.device("cpu")
 TOKENS = 1024
@@ -44,7 +40,7 @@ Why a mixture takes more than its share of a dense layer's time, 1.00 for top-1 
   The weights of 8 experts, 67 MB, come from memory where those of one layer, 8 MB, stay in the cache, and products of
   {TOKENS // 8} rows have less to do for every number they read.  Backward reads the weights once more and writes as
   many gradients, of which a dense layer has an eighth.
-- "auto" pays for gate, choice and grouping of tokens, copies of rows, and, for top-2, the sum over a token's experts.
+- "auto" pays for router, choice and grouping of tokens, copies of rows, and, for top-2, the sum over a token's experts.
   It can be below "products" all the same: where experts have about as many rows each, a thread takes whole experts,
   so that threads need not wait for each other twice an expert.
 A dense layer is what F.linear, ReLU and F.linear take, with PyTorch's threads."""
@@ -171,11 +167,10 @@ def verdict(row: dict, bar: float | None) -> list[str]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_line(__doc__)
     parser.add_argument("--threads", type=positive, default=torch.get_num_threads(), help="default: %(default)s")
     parser.add_argument("--rounds", type=positive, default=25, help="calls of every candidate (default: %(default)s)")
     parser.add_argument("--seconds", type=float, default=6.0, help="most seconds a comparison (default: %(default)s)")
-    parser.add_argument("--results", type=Path, default=RESULTS, help="folder (default: %(default)s)")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     torch.manual_seed(0)

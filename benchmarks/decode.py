@@ -28,24 +28,24 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-import pandas as pd  # noqa: E402
-import torch  # noqa: E402
-from torch import Tensor, nn  # noqa: E402
+import pandas as pd
+import torch
+from torch import Tensor, nn
 
-from benchmarks.output import RESULTS, positive, start, table, write_results  # noqa: E402
-from planer.errors import UserError  # noqa: E402
-from planer.heads import HeadSpec, Softmax  # noqa: E402
-from planer.heads.sparse_softmax import SparseSoftmax  # noqa: E402
-from planer.kernels.cpp import build  # noqa: E402
-from planer.measure import by_round, measure, summary  # noqa: E402
-from planer.models import LanguageModel, initialise  # noqa: E402
-from planer.models.decoder import Segments, Sequences, decoder_of  # noqa: E402
-from planer.runtime import device_name, keep_freed_memory  # noqa: E402
-from planer.specs import Architecture, Attention, FeedForward  # noqa: E402
-from planer.specs.block import BlockSpec  # noqa: E402
-from planer.specs.sparse_attention import SparseAttention  # noqa: E402
-from planer.specs.sparse_conv_attention import SparseConvAttention  # noqa: E402
-from planer.specs.sparse_feed_forward import SparseFeedForward  # noqa: E402
+from benchmarks.output import command_line, positive, start, table, write_results
+from planer.errors import UserError
+from planer.heads import HeadSpec, Softmax
+from planer.heads.sparse_softmax import SparseSoftmax
+from planer.kernels.cpp import build
+from planer.measure import by_round, measure, summary
+from planer.models import LanguageModel, initialise
+from planer.models.decoder import Segments, Sequences, decoder_of
+from planer.runtime import device_name, keep_freed_memory
+from planer.specs import Architecture, Attention, FeedForward
+from planer.specs.block import BlockSpec
+from planer.specs.sparse_attention import SparseAttention
+from planer.specs.sparse_conv_attention import SparseConvAttention
+from planer.specs.sparse_feed_forward import SparseFeedForward
 
 CPU = torch.device("cpu")
 
@@ -258,13 +258,12 @@ def show(section: str, rows: list[dict]) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_line(__doc__)
     parser.add_argument("--shape", choices=SIZES, default="800M", help="default: %(default)s")
     parser.add_argument("--threads", type=positive, default=1, help="default: %(default)s")
     parser.add_argument("--rounds", type=positive, default=60, help="calls of every candidate (default: %(default)s)")
     parser.add_argument("--seconds", type=float, default=30.0, help="most seconds a comparison (default: %(default)s)")
     parser.add_argument("--sections", nargs="+", choices=SECTIONS, default=list(SECTIONS), help="default: all")
-    parser.add_argument("--results", type=Path, default=RESULTS, help="folder (default: %(default)s)")
     options = parser.parse_args()
     if not build.available():
         raise UserError("there is no decode engine without a C++ compiler; install one or set CXX")

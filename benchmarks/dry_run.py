@@ -8,7 +8,6 @@ Results go to benchmarks/results/<processor>-dry-run-<date>.json and, as a table
 
 from __future__ import annotations
 
-import argparse
 import os
 import re
 import statistics
@@ -21,8 +20,8 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
-from benchmarks.output import RESULTS, positive, start, table, write_results  # noqa: E402
-from planer.runtime import device_name, resolve_device  # noqa: E402
+from benchmarks.output import command_line, positive, start, table, write_results
+from planer.runtime import device_name, resolve_device
 
 TARGET = "results/demo/target_0.5/eval.json"
 BAR = 1.3
@@ -74,9 +73,8 @@ def measure(rounds: int) -> dict:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.partition(":")[0])
+    parser = command_line(__doc__.partition(":")[0])
     parser.add_argument("--rounds", type=positive, default=10, help="dry runs of each (default: %(default)s)")
-    parser.add_argument("--results", type=Path, default=RESULTS, help="folder (default: %(default)s)")
     options = parser.parse_args()
     found = measure(options.rounds)
     lines = [[name, f"{row['cpu_s']:.2f}", f"{row['wall_s']:.2f}"] for name, row in found["rows"].items()]

@@ -1,7 +1,7 @@
 """Feed-forward layers side by side: dense, eight times as wide, and mixtures of experts by every backend.
 
-A mixture is timed whole: gate, choice of experts, plan and experts.  The tokens' first numbers are their logits, which
-gives every routing by the same code.
+A mixture is timed whole: router, choice of experts, plan and experts.  The tokens' first numbers are their logits,
+which gives every routing by the same code.
 
 Letters in shapes: N tokens, D model width, E experts, I neurons of an expert.
 """
@@ -73,7 +73,7 @@ class Case:
 
 
 def case(sizes: Sizes, tokens: int, k: int, routing: str, dtype: torch.dtype, device: torch.device) -> Case:
-    """Random numbers, and a gate that reads the logits off the tokens."""
+    """Random numbers, and a router that reads the logits off the tokens."""
     generator = torch.Generator().manual_seed(0)
     d, i, e = sizes.d_model, sizes.d_inner, sizes.experts
 
@@ -104,7 +104,7 @@ def providers(sizes: Sizes, mixture: Case, backends: tuple[str, ...]) -> Iterato
 
 
 def transformers_mixture(mixture: Case) -> Callable[[], Tensor]:
-    """The experts of Hugging Face's transformers, by PyTorch's grouped products, with our gate and activation."""
+    """The experts of Hugging Face's transformers, by PyTorch's grouped products, with our router and activation."""
 
     def call() -> Tensor:
         from transformers.integrations.moe import grouped_mm_experts_forward

@@ -20,17 +20,17 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-import torch  # noqa: E402
+import torch
 
-from benchmarks.output import RESULTS, positive, start, table, write_results  # noqa: E402
-from planer.errors import UserError  # noqa: E402
-from planer.kernels.cpp import build  # noqa: E402
-from planer.kernels.sparse_decode import WEIGHTS  # noqa: E402
-from planer.measure import by_round, measure, summary  # noqa: E402
-from planer.models.decoder import Sequences, decoder_of  # noqa: E402
-from planer.models.export import export_network  # noqa: E402
-from planer.models.network import Network, load  # noqa: E402
-from planer.runtime import device_name, keep_freed_memory  # noqa: E402
+from benchmarks.output import command_line, positive, start, table, write_results
+from planer.errors import UserError
+from planer.kernels.cpp import build
+from planer.kernels.sparse_decode import WEIGHTS
+from planer.measure import by_round, measure, summary
+from planer.models.decoder import Sequences, decoder_of
+from planer.models.export import export_network
+from planer.models.network import Network, load
+from planer.runtime import device_name, keep_freed_memory
 
 CPU = torch.device("cpu")
 SEQUENCES = 8
@@ -86,7 +86,7 @@ def nll(network: Network, ids: list[int], weights: str) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_line(__doc__)
     parser.add_argument("folder", type=Path, metavar="FOLDER")
     parser.add_argument("text", type=Path, metavar="TEXT")
     parser.add_argument("--threads", type=positive, default=1, help="default: %(default)s")
@@ -94,7 +94,6 @@ def main() -> None:
     parser.add_argument("--read", type=positive, default=8192, help="tokens for the likelihood (default: %(default)s)")
     parser.add_argument("--rounds", type=positive, default=10, help="calls of every candidate (default: %(default)s)")
     parser.add_argument("--seconds", type=float, default=60.0, help="most seconds of timing (default: %(default)s)")
-    parser.add_argument("--results", type=Path, default=RESULTS, help="folder (default: %(default)s)")
     options = parser.parse_args()
     if not options.text.is_file():
         raise UserError(f"{options.text} is no file; name a text that the network was not trained on")

@@ -18,25 +18,18 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-import numpy as np  # noqa: E402
-import torch  # noqa: E402
-import torch.nn.functional as F  # noqa: E402
+import numpy as np
+import torch
+import torch.nn.functional as F
 
-from benchmarks.experts import ROUTINGS, Sizes, case, forward_backward, providers  # noqa: E402
-from benchmarks.graphs import Candidate, candidate, interleaved  # noqa: E402
-from benchmarks.output import RESULTS, start, table, write_results  # noqa: E402
-from planer.config import WorkloadConfig  # noqa: E402
-from planer.kernels.dynamic_ffn import dynamic_ffn  # noqa: E402
-from planer.latency.networks import Pool, timed_forward  # noqa: E402
-from planer.runtime import Runtime  # noqa: E402
-from planer.specs import (  # noqa: E402
-    Architecture,
-    Attention,
-    FeedForward,
-    MoE,
-    Skip,
-    from_notation,  # noqa: E402
-)
+from benchmarks.experts import ROUTINGS, Sizes, case, forward_backward, providers
+from benchmarks.graphs import Candidate, candidate, interleaved
+from benchmarks.output import command_line, start, table, write_results
+from planer.config import WorkloadConfig
+from planer.kernels.dynamic_ffn import dynamic_ffn
+from planer.latency.networks import Pool, timed_forward
+from planer.runtime import Runtime
+from planer.specs import Architecture, Attention, FeedForward, MoE, Skip, from_notation
 
 LIMITS = {(4_096, 1): 1.6, (12_288, 1): 1.25, (32_768, 1): 1.15, (4_096, 2): 2.6, (12_288, 2): 2.25, (32_768, 2): 2.15}
 """Forward time of a mixture over that of a dense layer, by tokens and experts per token: what an H200 should reach."""
@@ -273,12 +266,11 @@ SECTIONS = {"experts": mixtures, "dynamic": dynamic_experts, "blocks": attention
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser = command_line(__doc__.partition("\n")[0])
     parser.add_argument("--device", default="cuda", choices=["cuda", "cpu"])
     parser.add_argument("--small", action="store_true", help="sizes that only show that everything runs")
     parser.add_argument("--seconds", type=float, default=330, help="start no further comparison after this long")
     parser.add_argument("--sections", default=",".join(SECTIONS), help=f"default: {','.join(SECTIONS)}")
-    parser.add_argument("--results", type=Path, default=RESULTS)
     options = parser.parse_args()
     if options.device == "cuda" and not torch.cuda.is_available():
         sys.exit("benchmarks/gpu.py: there is no CUDA device; --device cpu --small rehearses on a CPU")

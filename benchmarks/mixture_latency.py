@@ -1,7 +1,7 @@
 """What a mixture of experts costs beside a feed-forward layer: python benchmarks/mixture_latency.py; under 3 minutes.
 
 A top-1 mixture of 8 experts does as many products per token as one feed-forward layer of the same d_inner, 4 d_model.
-What it costs more are gate, choice, grouping and copies of rows, weights of eight experts that come from memory, and
+What it costs more are router, choice, grouping and copies of rows, weights of eight experts that come from memory, and
 products of an eighth of the rows.  Ratios are medians over rounds of the time of the mixture over the layer's in
 inference, with balanced routing; both are timed in turn, by every kernel that this processor has.
 Results go to benchmarks/results/<processor>-mixture-latency-<threads>-threads-<date>.json and, as a table, to standard
@@ -10,7 +10,6 @@ output.
 
 from __future__ import annotations
 
-import argparse
 import os
 import sys
 from collections.abc import Iterator
@@ -18,13 +17,13 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-import torch  # noqa: E402
+import torch
 
-from benchmarks.experts import Sizes, case, providers  # noqa: E402
-from benchmarks.output import RESULTS, positive, start, table, write_results  # noqa: E402
-from planer.kernels.expert_ffn import BACKENDS, unsupported  # noqa: E402
-from planer.measure import by_round, measure, summary  # noqa: E402
-from planer.runtime import device_name, keep_freed_memory  # noqa: E402
+from benchmarks.experts import Sizes, case, providers
+from benchmarks.output import command_line, positive, start, table, write_results
+from planer.kernels.expert_ffn import BACKENDS, unsupported
+from planer.measure import by_round, measure, summary
+from planer.runtime import device_name, keep_freed_memory
 
 CPU, DTYPE = torch.device("cpu"), torch.float32
 WIDTHS = (128, 256, 512, 1024)
@@ -66,13 +65,12 @@ def show(rows: list[dict], tokens: tuple[int, ...]) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_line(__doc__)
     parser.add_argument("--threads", type=positive, default=torch.get_num_threads(), help="default: %(default)s")
     parser.add_argument("--widths", type=positive, nargs="+", default=WIDTHS, help="d_model (default: %(default)s)")
     parser.add_argument("--tokens", type=positive, nargs="+", default=TOKENS, help="of a call (default: %(default)s)")
     parser.add_argument("--rounds", type=positive, default=40, help="calls of every candidate (default: %(default)s)")
     parser.add_argument("--seconds", type=float, default=6.0, help="most seconds a comparison (default: %(default)s)")
-    parser.add_argument("--results", type=Path, default=RESULTS, help="folder (default: %(default)s)")
     options = parser.parse_args()
     if min(options.widths) < EXPERTS:
         parser.error(f"--widths: {min(options.widths)} is below the number of experts, {EXPERTS}")

@@ -24,29 +24,23 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
-import numpy as np  # noqa: E402
-import pandas as pd  # noqa: E402
-import torch  # noqa: E402
+import numpy as np
+import pandas as pd
+import torch
 
-from benchmarks.output import RESULTS, positive, start, table, write_results  # noqa: E402
-from planer.config import Experiment  # noqa: E402
-from planer.config.strict_yaml import read_yaml  # noqa: E402
-from planer.data.stream import EvalBatches  # noqa: E402
-from planer.data.texts import Texts  # noqa: E402
-from planer.latency.networks import timed_forward  # noqa: E402
-from planer.models import LanguageModel  # noqa: E402
-from planer.parsing import build, merge  # noqa: E402
-from planer.runtime import (  # noqa: E402
-    Runtime,  # noqa: E402
-    device_name,
-    keep_freed_memory,
-)
-from planer.specs import Architecture  # noqa: E402
-from planer.tasks.nll import VALID_BATCH  # noqa: E402
-from planer.training.checkpoint import Checkpoint  # noqa: E402
-from planer.training.loop import Record  # noqa: E402
-from planer.training.recipe import Recipe, Student  # noqa: E402
-from planer.training.teacher import write_cache  # noqa: E402
+from benchmarks.output import command_line, positive, shipped_experiment, start, table, write_results
+from planer.config import Experiment
+from planer.data.stream import EvalBatches
+from planer.data.texts import Texts
+from planer.latency.networks import timed_forward
+from planer.models import LanguageModel
+from planer.runtime import Runtime, device_name, keep_freed_memory
+from planer.specs import Architecture
+from planer.tasks.nll import VALID_BATCH
+from planer.training.checkpoint import Checkpoint
+from planer.training.loop import Record
+from planer.training.recipe import Recipe, Student
+from planer.training.teacher import write_cache
 
 RUNTIME = Runtime()
 NOISE = 0.05
@@ -238,7 +232,7 @@ def run(options: argparse.Namespace, config: Experiment, work: Path) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_line(__doc__)
     parser.add_argument("--experiment", default="enwik8-mini", help="default: %(default)s")
     parser.add_argument(
         "--networks",
@@ -257,12 +251,10 @@ def main() -> None:
     parser.add_argument("--slices", type=positive, default=4, help="looks at the networks (default: %(default)s)")
     parser.add_argument("--scored", type=positive, default=100_000, help="tokens of a look (default: %(default)s)")
     parser.add_argument("--minutes", type=float, default=math.inf, help="begin no slice that would end after this")
-    parser.add_argument("--results", type=Path, default=RESULTS, help="folder (default: %(default)s)")
     options = parser.parse_args()
     if options.networks[0] != "dense":
         parser.error("--networks: the first one must be dense, which the others are compared with")
-    files = (ROOT / "config/config.yaml", ROOT / f"config/experiments/{options.experiment}.yaml")
-    config = build(Experiment, merge(*map(read_yaml, files)))
+    config = shipped_experiment(options.experiment)
     text = options.data / config.data.dataset / "train.npy"
     if not text.exists():
         sys.exit(f"{text} does not exist; run snakemake --cores 2 results/data/{config.data.dataset}/train.npy")

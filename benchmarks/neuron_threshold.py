@@ -7,7 +7,6 @@ Results go to benchmarks/results/<processor>-neuron-threshold-<date>.json.
 
 from __future__ import annotations
 
-import argparse
 import copy
 import sys
 import time
@@ -16,24 +15,24 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-import numpy as np  # noqa: E402
-import torch  # noqa: E402
-from torch import Tensor, nn  # noqa: E402
+import numpy as np
+import torch
+from torch import Tensor, nn
 
-from benchmarks.output import RESULTS, positive, start, table, write_results  # noqa: E402
-from planer.config.pretrained import NeuronThresholdConfig  # noqa: E402
-from planer.conversion.counter import counting  # noqa: E402
-from planer.conversion.neuron_threshold import calibrate  # noqa: E402
-from planer.conversion.sites import feed_forward_sites  # noqa: E402
-from planer.conversion.threshold_layer import apply_thresholds  # noqa: E402
-from planer.data.task_files import TaskFacts  # noqa: E402
-from planer.evaluation.arms.flops import layer_flops, thresholded_flops  # noqa: E402
-from planer.measure import by_round, measure  # noqa: E402
-from planer.paired import compare_pairs  # noqa: E402
-from planer.pretrained.folder import check_folder  # noqa: E402
-from planer.pretrained.load import load_model, load_tokenizer  # noqa: E402
-from planer.runtime import Runtime, device_name, keep_freed_memory  # noqa: E402
-from planer.tasks.causal_blocks import CausalBlocks, token_nll  # noqa: E402
+from benchmarks.output import command_line, positive, start, table, write_results
+from planer.config.pretrained import NeuronThresholdConfig
+from planer.conversion.counter import counting
+from planer.conversion.neuron_threshold import calibrate
+from planer.conversion.sites import feed_forward_sites
+from planer.conversion.threshold_layer import apply_thresholds
+from planer.data.task_files import TaskFacts
+from planer.evaluation.arms.flops import layer_flops, thresholded_flops
+from planer.measure import by_round, measure
+from planer.paired import Paired, compare_pairs
+from planer.pretrained.folder import check_folder
+from planer.pretrained.load import load_model, load_tokenizer
+from planer.runtime import Runtime, device_name, keep_freed_memory
+from planer.tasks.causal_blocks import CausalBlocks, token_nll
 
 SHARES = {"product": (0.7, 0.5, 0.4, 0.3), "gate": (0.9, 0.8, 0.7, 0.5)}
 """Mean shares of neurons that are tried."""
@@ -78,10 +77,8 @@ def curve(model: nn.Module, task: CausalBlocks, tokens: int, seconds: dict[str, 
                     "share": share,
                     "executed": float(np.mean(list(counter.shares().values()))),
                     "flops": flops / sum(map(layer_flops, sites)),
-                    "rise": paired.difference,
-                    "standard_error": paired.standard_error,
-                    "rise_share": paired.share,
                     "thetas": dict(thetas),
+                    **rise(paired),
                 }
 
 
@@ -90,12 +87,12 @@ def score_on_test(model: nn.Module, task: CausalBlocks, rows: list[dict]) -> Non
     dense, network = nll(model, task, "test"), copy.deepcopy(model)
     for row in rows:
         apply_thresholds(network, row["thetas"], row["score"])
-        paired = compare_pairs(nll(network, task, "test"), dense)
-        row["test"] = {
-            "rise": paired.difference,
-            "standard_error": paired.standard_error,
-            "rise_share": paired.share,
-        }
+        row["test"] = rise(compare_pairs(nll(network, task, "test"), dense))
+
+
+def rise(paired: Paired) -> dict[str, float]:
+    """Of nll, in nats and as a share."""
+    return {"rise": paired.difference, "standard_error": paired.standard_error, "rise_share": paired.share}
 
 
 def decoding(model: nn.Module, ids: Tensor) -> Callable[[], None]:
@@ -147,7 +144,7 @@ def best(rows: list[dict], score: str) -> dict:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_line(__doc__)
     parser.add_argument("folder", type=Path, help="a pretrained decoder")
     parser.add_argument("--calibration", type=Path, required=True, help="text that thresholds are calibrated on")
     parser.add_argument("--valid", type=Path, required=True, help="text that the share of neurons is chosen on")
@@ -155,7 +152,6 @@ def main() -> None:
     parser.add_argument("--tokens", type=positive, default=4096, help="of each text (default: %(default)s)")
     parser.add_argument("--rounds", type=positive, default=31, help="decoded tokens each (default: %(default)s)")
     parser.add_argument("--threads", type=positive, default=1, help="default: %(default)s")
-    parser.add_argument("--results", type=Path, default=RESULTS, help="folder (default: %(default)s)")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     keep_freed_memory()

@@ -1,4 +1,4 @@
-"""What benchmarks have in common: their command lines, tables on standard output, and results in
+"""What benchmarks have in common: their command lines, experiments, tables on standard output, and results in
 benchmarks/results/<device>-<date>.json."""
 
 from __future__ import annotations
@@ -12,10 +12,14 @@ from pathlib import Path
 
 import torch
 
+from planer.config import Experiment
+from planer.config.strict_yaml import read_yaml
 from planer.errors import UserError
 from planer.files import write_json
+from planer.parsing import build, merge
 
 RESULTS = Path(__file__).parent / "results"
+CONFIG = Path(__file__).parents[1] / "config"
 
 
 def positive(text: str) -> int:
@@ -23,6 +27,19 @@ def positive(text: str) -> int:
     if not (text.isascii() and text.isdigit() and 0 < int(text[:10]) < 10**9):
         raise argparse.ArgumentTypeError(f"{text!r} must be a whole number from 1 to 999,999,999")
     return int(text)
+
+
+def command_line(description: str) -> argparse.ArgumentParser:
+    """A benchmark's options: --results; it adds its own."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--results", type=Path, default=RESULTS, help="folder (default: %(default)s)")
+    return parser
+
+
+def shipped_experiment(name: str) -> Experiment:
+    """The configuration of config/experiments/<name>.yaml.  Raises UserError where it cannot be read."""
+    files = (CONFIG / "config.yaml", CONFIG / f"experiments/{name}.yaml")
+    return build(Experiment, merge(*map(read_yaml, files)))
 
 
 def start(main: Callable[[], None]) -> None:

@@ -14,7 +14,6 @@ Results go to benchmarks/results/<processor>-<experiment>-ranking-<date>.json an
 
 from __future__ import annotations
 
-import argparse
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -23,27 +22,25 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
-import numpy as np  # noqa: E402
-import torch  # noqa: E402
-from scipy.stats import kendalltau  # noqa: E402
+import numpy as np
+import torch
+from scipy.stats import kendalltau
 
-from benchmarks.output import RESULTS, positive, start, table, write_results  # noqa: E402
-from planer import models  # noqa: E402
-from planer.config import Experiment  # noqa: E402
-from planer.config.strict_yaml import read_yaml  # noqa: E402
-from planer.config.variant import spelled  # noqa: E402
-from planer.data.texts import Texts  # noqa: E402
-from planer.latency.table import LatencyTable  # noqa: E402
-from planer.parsing import build, merge  # noqa: E402
-from planer.runtime import device_name, keep_freed_memory, resolve_device, runtime_of  # noqa: E402
-from planer.search.constraints import limits_of  # noqa: E402
-from planer.search.proposers.random import random_network  # noqa: E402
-from planer.search.proxy import ProxyTraining  # noqa: E402
-from planer.search.scorers.replace_one import SupernetLoss  # noqa: E402
-from planer.search.supernet import load_supernet  # noqa: E402
-from planer.seed import derive_seed  # noqa: E402
-from planer.training.checkpoint import Checkpoint  # noqa: E402
-from planer.training.recipe import Student  # noqa: E402
+from benchmarks.output import command_line, positive, shipped_experiment, start, table, write_results
+from planer import models
+from planer.config import Experiment
+from planer.config.variant import spelled
+from planer.data.texts import Texts
+from planer.latency.table import LatencyTable
+from planer.runtime import device_name, keep_freed_memory, resolve_device, runtime_of
+from planer.search.constraints import limits_of
+from planer.search.proposers.random import random_network
+from planer.search.proxy import ProxyTraining
+from planer.search.scorers.replace_one import SupernetLoss
+from planer.search.supernet import load_supernet
+from planer.seed import derive_seed
+from planer.training.checkpoint import Checkpoint
+from planer.training.recipe import Student
 
 SHARES = (0.05, 0.1, 0.2, 0.3, 0.4)
 """A training is looked at after these shares of its steps."""
@@ -114,14 +111,12 @@ def agreement(rows: list[dict], seed: int) -> list[dict]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_line(__doc__)
     parser.add_argument("--experiment", default="demo", help="default: %(default)s")
     parser.add_argument("--target", type=float, default=0.5, help="of a search that has ended (default: %(default)s)")
     parser.add_argument("--networks", type=positive, default=12, help="default: %(default)s")
-    parser.add_argument("--results", type=Path, default=RESULTS, help="folder (default: %(default)s)")
     options = parser.parse_args()
-    files = (ROOT / "config/config.yaml", ROOT / f"config/experiments/{options.experiment}.yaml")
-    config = build(Experiment, merge(*map(read_yaml, files)))
+    config = shipped_experiment(options.experiment)
     folder = ROOT / "results" / options.experiment
     wanted = (f"target_{spelled(options.target)}/search/supernet.safetensors", "baseline/retrain/model.safetensors")
     for needed in (f"results/{options.experiment}/{file}" for file in wanted):

@@ -16,19 +16,19 @@ from unittest import mock
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-import numpy as np  # noqa: E402
-import torch  # noqa: E402
-import torch.nn.functional as F  # noqa: E402
+import numpy as np
+import torch
+import torch.nn.functional as F
 
-from benchmarks.experts import Sizes, case  # noqa: E402
-from benchmarks.graphs import candidate, interleaved  # noqa: E402
-from planer.kernels.expert_ffn.triton.combine import combine  # noqa: E402
-from planer.kernels.expert_ffn.triton.grouped_gemm import grouped_gemm  # noqa: E402
-from planer.kernels.expert_ffn.triton.hidden_gradient import hidden_gradient  # noqa: E402
-from planer.kernels.expert_ffn.triton.weight_gradient import weight_gradient  # noqa: E402
-from planer.kernels.routing import route  # noqa: E402
-from planer.kernels.triton import tiles  # noqa: E402
-from planer.kernels.triton.tiles import Tile  # noqa: E402
+from benchmarks.experts import Sizes, case
+from benchmarks.graphs import candidate, interleaved
+from planer.kernels.expert_ffn.triton.combine import combine
+from planer.kernels.expert_ffn.triton.grouped_gemm import grouped_gemm
+from planer.kernels.expert_ffn.triton.hidden_gradient import hidden_gradient
+from planer.kernels.expert_ffn.triton.weight_gradient import weight_gradient
+from planer.kernels.routing import route
+from planer.kernels.triton import tiles
+from planer.kernels.triton.tiles import Tile
 
 ROUNDS = 30
 

@@ -24,11 +24,22 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from planer.progress import Progress  # noqa: E402
-from planer.workflow.environment import SPINS  # noqa: E402
+import numpy as np
+import torch
+
+from benchmarks.output import command_line, positive, shipped_experiment, start, table, write_results
+from planer.data.texts import Texts
+from planer.latency.networks import random_model, timed_forward
+from planer.measure import summary
+from planer.progress import Progress
+from planer.runtime import Runtime, device_name, keep_freed_memory, reproducible, resolve_device
+from planer.tasks.causal_lm import CausalLM
+from planer.training.loss import StepLoss
+from planer.training.optimizer import make_optimizer
+from planer.training.terms import Balance
+from planer.workflow.environment import SPINS
 
 POLICIES = {"spin": {}, "brief": {"GOMP_SPINCOUNT": SPINS}, "passive": {"OMP_WAIT_POLICY": "PASSIVE"}}
 """Environment by name: libgomp's default, the workflow's, and no spinning."""
@@ -116,14 +127,8 @@ def compared(
                 medians = [statistics.median(ms) for ms in found[task, name]]
                 ratio = statistics.median(mine / other for mine, other in zip(medians, spin, strict=True))
                 calls = [ms for part in found[task, name] for ms in part]
-                yield {"load": load, "task": task, "policy": name, **spread(calls), "ratio": ratio}
-
-
-def spread(ms: list[float]) -> dict[str, float | int]:
-    """Median, tenth and ninetieth percentile, longest, and how many."""
-    tenths = statistics.quantiles(ms, n=10, method="inclusive") if len(ms) > 1 else ms * 9
-    found = {"median_ms": statistics.median(ms), "p10_ms": tenths[0], "p90_ms": tenths[8], "max_ms": max(ms)}
-    return found | {"n": len(ms)}
+                row = {"load": load, "task": task, "policy": name}
+                yield row | summary(calls) | {"max_ms": max(calls), "ratio": ratio}
 
 
 def work(threads: int) -> None:
@@ -154,22 +159,7 @@ def timed(call: Callable[[], object], seconds: float) -> list[float]:
 
 def prepared_calls(threads: int) -> dict[str, Callable[[], object]]:
     """A step of training and a forward pass of a network of the demo's size, on random tokens."""
-    import numpy as np
-    import torch
-    import yaml
-
-    from planer.config import Experiment
-    from planer.data.texts import Texts
-    from planer.latency.networks import random_model, timed_forward
-    from planer.parsing import build, merge
-    from planer.runtime import Runtime, keep_freed_memory, reproducible
-    from planer.tasks.causal_lm import CausalLM
-    from planer.training.loss import StepLoss
-    from planer.training.optimizer import make_optimizer
-    from planer.training.terms import Balance
-
-    files = (ROOT / "config/config.yaml", ROOT / "config/experiments/demo.yaml")
-    config = build(Experiment, merge(*(yaml.safe_load(file.read_text()) for file in files)))
+    config = shipped_experiment("demo")
     torch.set_num_threads(threads)
     keep_freed_memory()
     runtime = Runtime()
@@ -190,14 +180,10 @@ def prepared_calls(threads: int) -> dict[str, Callable[[], object]]:
 
 
 def main() -> None:
-    from benchmarks.output import RESULTS, table, write_results
-    from planer.runtime import device_name, resolve_device
-
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--threads", type=int, default=2, help="default: %(default)s")
-    parser.add_argument("--rounds", type=int, default=8, help="default: %(default)s")
+    parser = command_line(__doc__)
+    parser.add_argument("--threads", type=positive, default=2, help="default: %(default)s")
+    parser.add_argument("--rounds", type=positive, default=8, help="default: %(default)s")
     parser.add_argument("--seconds", type=float, default=0.5, help="of each task and round (default: %(default)s)")
-    parser.add_argument("--results", type=Path, default=RESULTS, help="folder (default: %(default)s)")
     parser.add_argument("--worker", type=int, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.worker:
@@ -221,4 +207,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    start(main)

@@ -29,13 +29,19 @@ from benchmarks import (
 )
 from benchmarks.experts import Sizes
 from benchmarks.output import start
-from planer.config import Experiment
-from planer.config.strict_yaml import read_yaml
 from planer.kernels.cpp import build as kernels
-from planer.parsing import build, merge
+from tests.unit.toy import experiment
 
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(autouse=True)
+def threads():
+    """Benchmarks change the number of threads; the tests after them have the one before."""
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
 
 
 def has_kernels() -> bool:
@@ -65,11 +71,7 @@ def test_conversion_memory(monkeypatch, tmp_path, capsys):
         },
     )
     monkeypatch.setattr("sys.argv", ["conversion_memory.py", "vit", "--results", str(tmp_path / "results")])
-    threads = torch.get_num_threads()
-    try:
-        conversion_memory.main()
-    finally:
-        torch.set_num_threads(threads)
+    conversion_memory.main()
     out = capsys.readouterr().out
     assert re.search("sparsify .* 1.5 +yes\n.*cluster .* 16.5 +NO\n.*routers .* failed\n", out)
     (path,) = (tmp_path / "results").iterdir()
@@ -83,11 +85,7 @@ def test_cpu_benchmark(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(cpu, "DYNAMIC_BARS", {(16, 16, 0.05): 0.0, (1, 16, 0.05): 1000.0})
     arguments = ["cpu.py", "--threads", "1", "--rounds", "3", "--seconds", "0.01", "--results", str(tmp_path)]
     monkeypatch.setattr("sys.argv", arguments)
-    threads = torch.get_num_threads()
-    try:
-        cpu.main()
-    finally:
-        torch.set_num_threads(threads)
+    cpu.main()
     (path,) = tmp_path.iterdir()
     results = json.loads(path.read_text())
     assert {row["section"] for row in results["rows"]} == {"experts", "dynamic"}
@@ -130,11 +128,7 @@ def test_thresholds_of_a_tiny_decoder(monkeypatch, tmp_path, capsys):
     arguments = [str(tmp_path / "network"), *texts]
     options = ["--tokens", "32", "--rounds", "3", "--results", str(tmp_path / "results")]
     monkeypatch.setattr("sys.argv", ["neuron_threshold.py", *arguments, *options])
-    threads = torch.get_num_threads()
-    try:
-        neuron_threshold.main()
-    finally:
-        torch.set_num_threads(threads)
+    neuron_threshold.main()
     (path,) = (tmp_path / "results").iterdir()
     results = json.loads(path.read_text())
     assert len(results["rows"]) == 16 and all(0 < row["executed"] < 1 for row in results["rows"])
@@ -199,11 +193,7 @@ def test_ways_of_waiting_are_compared_within_a_round(monkeypatch):
 def test_latency_of_a_mixture_over_a_feed_forward_layer(monkeypatch, tmp_path, capsys):
     arguments = ["--threads", "1", "--widths", "8", "--tokens", "16", "--rounds", "3", "--seconds", "0.01"]
     monkeypatch.setattr("sys.argv", ["mixture_latency.py", *arguments, "--results", str(tmp_path)])
-    threads = torch.get_num_threads()
-    try:
-        mixture_latency.main()
-    finally:
-        torch.set_num_threads(threads)
+    mixture_latency.main()
     (path,) = tmp_path.iterdir()
     rows = json.loads(path.read_text())["rows"]
     assert {"loop", "grouped_mm"} <= {row["kernel"] for row in rows}
@@ -225,11 +215,7 @@ def test_decoding(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(decode, "SIZES", dict.fromkeys(decode.SIZES, sizes))
     arguments = ["--rounds", "3", "--seconds", "0.01", "--results", str(tmp_path)]
     monkeypatch.setattr("sys.argv", ["decode.py", *arguments])
-    threads = torch.get_num_threads()
-    try:
-        decode.main()
-    finally:
-        torch.set_num_threads(threads)
+    decode.main()
     (path,) = tmp_path.iterdir()
     found = json.loads(path.read_text())
     table = claims.read_table("decode", {"decode": ROOT / "benchmarks/claims/decode.yaml"})
@@ -245,7 +231,7 @@ def tiny_mixtures(monkeypatch, tmp_path):
     networks = {"dense": ("sf", 0.0), "all": ("s1m1", 0.0), "noisy": ("s1m1", 0.05)}
     monkeypatch.setattr(mixtures, "NETWORKS", networks)
     monkeypatch.setattr(mixtures, "TIMED_CALLS", 4)
-    config = build(Experiment, merge(*map(read_yaml, (ROOT / "config/config.yaml", ROOT / "tests/workflow/tiny.yaml"))))
+    config = experiment()
     random, folder = np.random.default_rng(0), tmp_path / config.data.dataset
     folder.mkdir()
     for name in ("train", "valid", "test"):

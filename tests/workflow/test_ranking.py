@@ -7,10 +7,7 @@ import shutil
 import pytest
 
 from benchmarks.ranking import SHARES, agreement, measured
-from planer.config import Experiment
-from planer.config.strict_yaml import read_yaml
-from planer.parsing import build, merge
-from tests.workflow.conftest import ROOT
+from tests.unit.toy import experiment
 
 pytestmark = pytest.mark.workflow
 
@@ -22,8 +19,7 @@ def test_random_networks_are_scored_and_trained(finished, tmp_path):
         shutil.copytree(finished.folder / "results" / name, tmp_path / "results" / name)
     shutil.copytree(finished.folder / "results/tiny/target_0.5/search", results / "target_1/search")
     shutil.copy(finished.folder / "results/tiny/latency_table.parquet", results)
-    files = (ROOT / "config/config.yaml", ROOT / "tests/workflow/tiny.yaml")
-    config = build(Experiment, merge(*map(read_yaml, files)))
+    config = experiment()
     rows = list(measured(config, results, 1, 3))
     assert len(rows) == 3
     for row in rows:
