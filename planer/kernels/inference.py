@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 Bias = Tensor | None
+"""None: zeros."""
 
 
 def arguments_of(x: Tensor, *weights: Bias) -> list[Bias]:

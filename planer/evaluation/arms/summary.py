@@ -16,8 +16,8 @@ def same(entry: dict, other: dict | None) -> bool:
     return other is not None and all(entry[key] == other[key] for key in ("selector", "value"))
 
 
-def place(entry: dict) -> str:
-    """Batch and phase of a latency."""
+def call_of(entry: dict) -> str:
+    """Batch and phase of a timed call."""
     return f"batch {entry['batch']} {entry['phase']}"
 
 
@@ -31,7 +31,7 @@ def summary_line(evaluation: dict) -> str:
     if row is None:
         return f"no setting keeps the {title} of {reference['variant']} within {evaluation['tolerance']:.1%}"
     timed = [entry for entry in evaluation["latency"] if same(entry, row)]
-    speeds = "".join(f"; {place(entry)} {entry['speed_up']:.2f} times as fast" for entry in timed)
+    speeds = "".join(f"; {call_of(entry)} {entry['speed_up']:.2f} times as fast" for entry in timed)
     return (
         f"{selected(row['selector'], row['value'])}: {title} {row['test'][metric]:.4g}, {reference['variant']} "
         f"{reference['test'][metric]:.4g}; "

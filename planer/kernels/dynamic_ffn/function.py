@@ -25,7 +25,7 @@ from planer.kernels.activations import ALL, check_activation, factors
 from planer.kernels.cpp import build
 from planer.kernels.dynamic_ffn import backends
 from planer.kernels.dynamic_ffn.reference import dynamic_ffn_reference
-from planer.kernels.inference import arguments_of, refuse_gradients
+from planer.kernels.inference import Bias, arguments_of, refuse_gradients
 from planer.kernels.shapes import check_shapes
 
 BACKENDS = ("reference", "masked_dense", "loop", "rows", "cpp", "triton")
@@ -36,14 +36,7 @@ MOST_NEURONS = 131_072
 
 
 def dynamic_ffn(
-    x: Tensor,
-    w1: Tensor,
-    b1: Tensor | None,
-    w2: Tensor,
-    b2: Tensor | None,
-    mask: Tensor,
-    backend: str = "auto",
-    activation: str = "relu",
+    x: Tensor, w1: Tensor, b1: Bias, w2: Tensor, b2: Bias, mask: Tensor, backend: str = "auto", activation: str = "relu"
 ) -> Tensor:
     """Sum the chosen experts of every token: y = b2 + sum over chosen c of w2_c^T act(w1_c x + b1_c).
 
@@ -65,7 +58,7 @@ def dynamic_ffn(
     return torch.ops.planer.dynamic_ffn(*arguments, mask.contiguous(), backend, activation)
 
 
-def _check(x: Tensor, w1: Tensor, b1: Tensor | None, w2: Tensor, b2: Tensor | None, mask: Tensor, factors: int) -> None:
+def _check(x: Tensor, w1: Tensor, b1: Bias, w2: Tensor, b2: Bias, mask: Tensor, factors: int) -> None:
     """Raise ValueError for tensors that do not fit each other: compiled kernels would read other memory."""
     (tokens, experts), (rows, width) = mask.shape, w1.shape
     neurons = rows // factors
@@ -94,16 +87,7 @@ _library.define(
 
 
 @torch.library.impl(_library, "dynamic_ffn", "CompositeExplicitAutograd")
-def _run(
-    x: Tensor,
-    w1: Tensor,
-    b1: Tensor | None,
-    w2: Tensor,
-    b2: Tensor | None,
-    mask: Tensor,
-    backend: str,
-    activation: str,
-) -> Tensor:
+def _run(x: Tensor, w1: Tensor, b1: Bias, w2: Tensor, b2: Bias, mask: Tensor, backend: str, activation: str) -> Tensor:
     if backend == "auto":
         backend = _best(x, w2, mask)
     elif reason := unsupported(backend, x.device, x.dtype, x.shape[1], w2.shape[0]):

@@ -6,16 +6,11 @@ import torch
 from torch import Tensor
 
 from planer.kernels.activations import activate, factors
+from planer.kernels.inference import Bias
 
 
 def dynamic_ffn_reference(
-    x: Tensor,
-    w1: Tensor,
-    b1: Tensor | None,
-    w2: Tensor,
-    b2: Tensor | None,
-    mask: Tensor,
-    activation: str = "relu",
+    x: Tensor, w1: Tensor, b1: Bias, w2: Tensor, b2: Bias, mask: Tensor, activation: str = "relu"
 ) -> Tensor:
     """The definition, one token and expert at a time, in the precision of its arguments."""
     count = w2.shape[0]

@@ -27,7 +27,7 @@ from planer.kernels.activations import check_activation, factors
 from planer.kernels.expert_ffn.compiled import Cpp, Triton
 from planer.kernels.expert_ffn.products import GroupedMM, Layer, Loop
 from planer.kernels.expert_ffn.reference import expert_ffn_reference
-from planer.kernels.inference import arguments_of
+from planer.kernels.inference import Bias, arguments_of
 from planer.kernels.routing import Pairs, Plan
 from planer.kernels.routing import plan as plan_of
 from planer.kernels.shapes import check_shapes
@@ -38,9 +38,9 @@ BACKENDS = ("reference", "loop", "grouped_mm", "cpp", "triton")
 def expert_ffn(
     x: Tensor,
     w1: Tensor,
-    b1: Tensor | None,
+    b1: Bias,
     w2: Tensor,
-    b2: Tensor | None,
+    b2: Bias,
     pairs: Pairs,
     dropout: float = 0.0,
     training: bool = False,
@@ -80,7 +80,7 @@ def expert_ffn(
     return torch.ops.planer.expert_ffn(*layer, backend, save)[0]
 
 
-def _check(x: Tensor, w1: Tensor, b1: Tensor | None, w2: Tensor, b2: Tensor | None, pairs: Pairs, factors: int) -> None:
+def _check(x: Tensor, w1: Tensor, b1: Bias, w2: Tensor, b2: Bias, pairs: Pairs, factors: int) -> None:
     """Raise ValueError for tensors that do not fit each other: compiled kernels would read other memory."""
     experts, rows, width = w1.shape
     d_inner = rows // factors

@@ -6,19 +6,14 @@ import torch
 from torch import Tensor
 
 from planer.kernels.activations import activate
+from planer.kernels.inference import Bias
 from planer.kernels.routing import Pairs
 
 
 def expert_ffn_reference(
-    x: Tensor,
-    w1: Tensor,
-    b1: Tensor | None,
-    w2: Tensor,
-    b2: Tensor | None,
-    pairs: Pairs,
-    activation: str = "relu",
+    x: Tensor, w1: Tensor, b1: Bias, w2: Tensor, b2: Bias, pairs: Pairs, activation: str = "relu"
 ) -> Tensor:
-    """The definition, one pair at a time: the oracle of the tests, in the precision of its arguments."""
+    """The definition, one pair at a time, in the precision of its arguments."""
     total = [torch.zeros_like(row) for row in x]
     for p, (t, e) in enumerate(zip(pairs.token.tolist(), pairs.expert.tolist(), strict=True)):
         z = w1[e] @ x[t] if b1 is None else w1[e] @ x[t] + b1[e]

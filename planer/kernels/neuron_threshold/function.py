@@ -30,7 +30,7 @@ from torch.utils.flop_counter import register_flop_formula
 from planer.kernels import choice
 from planer.kernels.activations import ALL, check_activation, factors
 from planer.kernels.cpp import build
-from planer.kernels.inference import arguments_of, refuse_gradients
+from planer.kernels.inference import Bias, arguments_of, refuse_gradients
 from planer.kernels.neuron_threshold import backends
 from planer.kernels.neuron_threshold.reference import neuron_threshold_reference
 from planer.kernels.shapes import check_shapes
@@ -42,9 +42,9 @@ SCORES = ("gate", "product")
 def neuron_threshold(
     x: Tensor,
     w1: Tensor,
-    b1: Tensor | None,
+    b1: Bias,
     w2: Tensor,
-    b2: Tensor | None,
+    b2: Bias,
     limits: Tensor,
     score: str = "product",
     backend: str = "auto",
@@ -91,15 +91,7 @@ _library.define(
 
 @torch.library.impl(_library, "neuron_threshold", "CompositeExplicitAutograd")
 def _run(
-    x: Tensor,
-    w1: Tensor,
-    b1: Tensor | None,
-    w2: Tensor,
-    b2: Tensor | None,
-    limits: Tensor,
-    score: str,
-    backend: str,
-    activation: str,
+    x: Tensor, w1: Tensor, b1: Bias, w2: Tensor, b2: Bias, limits: Tensor, score: str, backend: str, activation: str
 ) -> tuple[Tensor, Tensor]:
     if backend == "auto":
         order = choice.order("neuron_threshold", x.device, x.dtype, "inference", len(x), 1, None)

@@ -7,14 +7,15 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from planer.kernels.activations import activate, factors, function_of
+from planer.kernels.inference import Bias
 
 
 def neuron_threshold_reference(
     x: Tensor,
     w1: Tensor,
-    b1: Tensor | None,
+    b1: Bias,
     w2: Tensor,
-    b2: Tensor | None,
+    b2: Bias,
     limits: Tensor,
     score: str = "product",
     activation: str = "relu",

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-from planer.evaluation.arms.summary import chosen_row, place, same
+from planer.evaluation.arms.summary import call_of, chosen_row, same
 from planer.report.arms.verdict import label
 from planer.report.drawing import (
     BLUE,
@@ -93,14 +93,14 @@ def quality_time(evaluations: Sequence[dict]) -> Figure | None:
     if not timed:
         return None
     metric = evaluations[0]["task"]["metric"]
-    places = list(dict.fromkeys(map(place, timed)))
-    columns = min(len(places), 2)
-    height = -(-len(places) // columns)
+    calls = list(dict.fromkeys(map(call_of, timed)))
+    columns = min(len(calls), 2)
+    height = -(-len(calls) // columns)
     figure, panels = new_figure(1.2 + 3 * height, height, columns, sharey=True)
     lines = [(name, look, rows) for name, look, rows in _series(evaluations) if not rows[0]["bound"]]
     latency = {e["variant"]: e["latency"] for e in evaluations}
     shown = []
-    for axes, title in zip(panels, places, strict=False):
+    for axes, title in zip(panels, calls, strict=False):
         for name, look, rows in lines:
             points = list(_timed(rows, latency[name.split(", ")[0]], title))
             if points:
@@ -113,16 +113,16 @@ def quality_time(evaluations: Sequence[dict]) -> Figure | None:
         axes.set_xlim(left=0)
         axes.set_title(title)
         axes.set_xlabel("time, of the dense network's")
-    for axes in panels[len(places) :]:
+    for axes in panels[len(calls) :]:
         axes.set_visible(False)
     _finish(figure, panels, evaluations, shown)
     return figure
 
 
-def _timed(rows: Sequence[dict], latency: Sequence[dict], title: str) -> Iterator[tuple[dict, dict]]:
-    """Rows that were timed in this place, with their latency."""
+def _timed(rows: Sequence[dict], latency: Sequence[dict], call: str) -> Iterator[tuple[dict, dict]]:
+    """Rows that were timed in this call, with their latency."""
     for row in rows:
-        entry = next((entry for entry in latency if place(entry) == title and same(entry, row)), None)
+        entry = next((entry for entry in latency if call_of(entry) == call and same(entry, row)), None)
         if entry is not None:
             yield row, entry
 

@@ -6,7 +6,7 @@ import html
 from collections.abc import Sequence
 from pathlib import Path
 
-from planer.evaluation.arms.summary import chosen_row, place
+from planer.evaluation.arms.summary import call_of, chosen_row
 from planer.files import write_text
 from planer.pretrained.describe import selected
 from planer.report.arms import verdict
@@ -113,7 +113,7 @@ def _latencies(evaluations: Sequence[dict]) -> dict:
     rows = [
         [
             evaluation["variant"],
-            place(entry),
+            call_of(entry),
             f"{entry['tokens']}",
             entry["selector"] if entry["value"] is None else selected(entry["selector"], entry["value"]),
             cell(entry["dense_layers"], str),

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from planer.config.pretrained import CONTINUED, DENSE
 from planer.evaluation.arms.choice import budgets_won, curve, keeps
-from planer.evaluation.arms.summary import chosen_row, place, same
+from planer.evaluation.arms.summary import call_of, chosen_row, same
 from planer.paired import CONFIDENCE
 from planer.pretrained.describe import selected
 from planer.report.verdict import Judgement
@@ -52,7 +52,7 @@ def time(evaluation: dict) -> Judgement:
     timed = [entry for entry in evaluation["latency"] if same(entry, row)]
     if not timed:
         return Judgement("not measured", None, f"{label(row)} was not timed")
-    text = "; ".join(f"{place(entry)}: {speed_up(entry)}" for entry in timed)
+    text = "; ".join(f"{call_of(entry)}: {speed_up(entry)}" for entry in timed)
     if timed[0]["dense_layers"]:
         text += f"; {timed[0]['dense_layers']} of {len(row['layers'])} layers ran densely"
     words = {_word(entry) for entry in timed}
