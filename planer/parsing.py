@@ -68,7 +68,7 @@ class Matching:
 
 def show(value: object) -> str:
     """A value for a message: on one line, shortened where it is long."""
-    text = "empty" if value is None else repr(value)
+    text = "empty" if value is None else " ".join(map(str.strip, repr(value).splitlines()))
     return text if len(text) <= 80 else f"{text[:60]}... ({len(text):,} characters)"
 
 
@@ -97,7 +97,8 @@ def build(cls: type, values: dict, path: str = ""):
     for key in values:
         if key not in known:
             close = difflib.get_close_matches(str(key), known, n=1)
-            hint = f"did you mean {prefix}{close[0]}?" if close else f"allowed: {', '.join(known)}"
+            allowed = f"allowed: {', '.join(known)}" if known else "there are no options: leave it out"
+            hint = f"did you mean {prefix}{close[0]}?" if close else allowed
             raise UserError(f"config: unknown key {prefix}{_show_key(key)}; {hint}")
     missing = [name for name in known if name not in values]
     if missing:

@@ -14,7 +14,9 @@ layer, since the names of layers differ between heads; thresholds are in the ord
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
+from numbers import Real
 
 import torch
 from torch import nn
@@ -74,6 +76,9 @@ def select(model: nn.Module, description: Mapping, **setting: str | float | bool
     """
     description = {**description, **setting}
     selector, value = description["selector"], description["value"]
+    if not isinstance(value, Real) or isinstance(value, bool) or not math.isfinite(value):
+        raise UserError(f"selector: {selector} of {show(value)}; give a finite number")
+    description["value"] = value = value if isinstance(value, int) else float(value)  # config.json takes no NumPy
     if description["kind"] == "experts":
         keep_break_even(model, _measured_here(model, description.get("break_even")))
         set_selector(model, Selector(selector, value), description["fast"])

@@ -32,9 +32,9 @@ class PlanerConfig(PreTrainedConfig):
     model_type = MODEL_TYPE
 
     def __init__(self, architecture: dict | None = None, mem_len: int = 0, clamp_len: int = 0, **kwargs):
-        for name, value in (("mem_len", mem_len), ("clamp_len", clamp_len)):
-            convert(bounds.Memory, value, name)
-        self.architecture, self.mem_len, self.clamp_len = architecture or {}, mem_len, clamp_len
+        self.mem_len = convert(bounds.Memory, mem_len, "mem_len")
+        self.clamp_len = convert(bounds.Memory, clamp_len, "clamp_len")
+        self.architecture = architecture or {}
         super().__init__(**kwargs)
 
 

@@ -14,8 +14,8 @@ from typing import NoReturn
 
 from safetensors import SafetensorError, safe_open
 
-from planer.errors import UserError
-from planer.files import one_line
+from planer.errors import Damaged, UserError
+from planer.files import check_shape, one_line
 from planer.parsing import show
 from planer.pretrained.adapters import adapters
 from planer.pretrained.adapters.adapter import Adapter
@@ -84,6 +84,7 @@ def check_folder(folder: str | Path, head: str, converted: bool = False, with_pr
     config = _read_config(path)
     adapter = _adapter(path, config)
     _refuse_converted(path, config, converted)
+    _check_conversion(path / "config.json", config)
     if head not in adapter.heads:
         _refuse(path, f"has no head {show(head)}", f"allowed for {config['model_type']}: {', '.join(adapter.heads)}")
     weights = _weight_files(path)
@@ -96,12 +97,29 @@ def check_folder(folder: str | Path, head: str, converted: bool = False, with_pr
 
 def head_of(folder: str | Path) -> str:
     """The head of the network that was saved in a folder.  Raises UserError when config.json does not say it."""
-    classes = _read_config(Path(folder)).get("architectures")
-    name = classes[0] if isinstance(classes, list) and classes else None
-    for head, endings in CLASSES.items():
-        if str(name).endswith(endings):
-            return head
+    name = _class_of(_read_config(Path(folder)))
+    if head := _head(name):
+        return head
     _refuse(folder, f"holds a network of the class {show(name)} without a head", f"allowed: {', '.join(CLASSES)}")
+
+
+def check_generates(folder: str | Path) -> None:
+    """Raise UserError where the network of a folder was saved for another task than to generate text."""
+    name = _class_of(_read_config(Path(folder)))
+    head = _head(name)
+    if head not in (None, "causal_lm"):
+        _refuse(folder, f"does not generate text: it holds a {name}, for {head}", "name the folder of a decoder")
+
+
+def _class_of(config: Mapping) -> object:
+    """The first class that config.json names, if any."""
+    classes = config.get("architectures")
+    return classes[0] if isinstance(classes, list) and classes else None
+
+
+def _head(name: object) -> str | None:
+    """The head of a class of transformers; None for another class."""
+    return next((head for head, endings in CLASSES.items() if str(name).endswith(endings)), None)
 
 
 def _read_config(path: Path) -> dict:
@@ -132,8 +150,7 @@ def _adapter(path: Path, config: dict) -> Adapter:
         _refuse(path, "needs Python code of its own (auto_map), which is never run", "use a class of transformers")
     family = model_type.removeprefix(PREFIX) if isinstance(model_type, str) else None
     if family not in known:
-        classes = config.get("architectures")
-        name = f"{classes[0]} " if isinstance(classes, list) and classes else ""
+        name = f"{_class_of(config)} " if _class_of(config) else ""
         advice = (
             f"allowed: {', '.join(sorted(known))}; a family more is a file like planer/pretrained/adapters/llama.py"
         )
@@ -150,6 +167,20 @@ def _refuse_converted(path: Path, config: dict, converted: bool) -> None:
             _refuse(path, "is converted already", f"write the plain one: python -m planer export {path} OUT --plain")
     elif quantization:
         _refuse(path, "holds quantized weights", "dequantize the network, and save it again")
+
+
+def _check_conversion(path: Path, config: dict) -> None:
+    """Raise UserError where the keys of a converted network in its config.json are damaged."""
+    described = {}
+    if config.get("quantization_config"):
+        described["quantization_config"] = config["quantization_config"]
+    if config["model_type"].startswith(PREFIX):
+        described["projections"] = config.get("projections")
+    try:
+        if described:
+            check_shape(path, described, "conversion")
+    except Damaged as error:
+        _refuse(path, error.problem, "copy the whole folder again", error)
 
 
 def _weight_files(path: Path) -> tuple[Path, ...]:

@@ -17,7 +17,7 @@ from planer.models.generate import Sampling, token_ids
 from planer.models.network import Surroundings
 from planer.models.vocabulary import Vocabulary
 from planer.parsing import show
-from planer.pretrained.folder import check_folder
+from planer.pretrained.folder import check_folder, check_generates
 from planer.pretrained.load import load_model, load_tokenizer
 from planer.runtime import resolve_device
 
@@ -34,7 +34,8 @@ class PretrainedNetwork:
     def generate(self, prompt: str | Sequence[int], **options) -> str | list[int]:
         """The prompt and what follows it: text for text, ids for ids; otherwise as ``stream``."""
         if not isinstance(prompt, str):
-            return [*prompt, *self.stream(prompt, **options)]
+            ids = token_ids(prompt, self.model.config.vocab_size)
+            return [*ids, *self.stream(ids, **options)]
         return prompt + self.surroundings.vocabulary.decode(self.stream(self.encode(prompt), **options))
 
     def encode(self, text: str) -> list[int]:
@@ -80,8 +81,9 @@ class PretrainedNetwork:
 def load(folder: str | Path, device: str | torch.device = "cpu") -> PretrainedNetwork:
     """Read a decoder, converted or not, ready to generate text.  device: auto, cpu, cuda or cuda:<number>.
 
-    Raises UserError as ``check_folder``, ``load_model`` and ``load_tokenizer``.
+    Raises UserError as ``check_generates``, ``check_folder``, ``load_model`` and ``load_tokenizer``.
     """
+    check_generates(folder)
     checked = check_folder(folder, "causal_lm", converted=True)
     model = load_model(checked).to(resolve_device(str(device)))
     path = checked.path / "eval.json"

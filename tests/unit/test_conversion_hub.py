@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -78,6 +79,20 @@ def test_thresholds_are_saved_and_loaded(family, tmp_path):
 def test_a_network_that_is_not_converted_has_no_settings():
     with pytest.raises(UserError, match="GPT2LMHeadModel is not converted; load it after import planer.pretrained"):
         planer.pretrained.select(tiny("gpt2"), "all")
+
+
+@pytest.mark.parametrize("value", ["x", None, True, float("inf"), [1]])
+@pytest.mark.parametrize(("make", "selector"), [(converted, "top_k"), (thresholded, "product")])
+def test_values_of_selectors_are_numbers(make, selector, value):
+    with pytest.raises(UserError, match=f"^selector: {selector} of .*; give a finite number$"):
+        planer.pretrained.select(make("gpt2"), selector, value)
+
+
+def test_numbers_of_numpy_are_saved(tmp_path):
+    model = converted("gpt2")
+    planer.pretrained.select(model, "dynamic_k", np.float32(0.5))
+    model.save_pretrained(tmp_path)
+    assert json.loads((tmp_path / "config.json").read_text())["quantization_config"]["value"] == 0.5
 
 
 STOCK = """

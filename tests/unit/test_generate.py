@@ -128,6 +128,7 @@ def test_numbers_out_of_range(options, reason):
         ([1, 23], "holds the id 23; allowed: 0 to 22"),
         ([-1], "holds the id -1; allowed"),
         ([1.5], r"the prompt \[1.5\] is no list of token ids; give whole numbers"),
+        (torch.zeros(2, 3), r"the prompt tensor\(\[\[0., 0., 0.\], \[0., 0., 0.\]\]\) is no list"),
         (None, "the prompt empty is no list of token ids"),
     ],
 )

@@ -237,7 +237,7 @@ def test_random_tokens_have_the_shares_of_a_text():
         ),
         ({"kind": ["softmax"]}, "model.head.kind is ['softmax']; allowed: "),
         ("softmax", "model.head is 'softmax'; allowed: {kind: adaptive_softmax}, {kind: softmax}"),
-        ({"kind": "softmax", "div_val": 2}, "unknown key model.head.div_val"),
+        ({"kind": "softmax", "div_val": 2}, "unknown key model.head.div_val; there are no options: leave it out"),
         ({"kind": "adaptive_softmax", "div_val": 1}, "model.head.cutoffs is missing"),
         (
             {"kind": "adaptive_softmax", "div_val": 0, "cutoffs": [5]},

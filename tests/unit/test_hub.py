@@ -100,6 +100,11 @@ def test_impossible_lengths_are_refused(loaded, key):
         type(loaded.config)(**{key: -5})
 
 
+def test_whole_numbers_with_a_point_are_lengths(loaded):
+    config = type(loaded.config)(mem_len=8.0, clamp_len=4.0)
+    assert all(type(length) is int for length in (config.mem_len, config.clamp_len))
+
+
 def test_an_adaptive_softmax_is_exported(tmp_path):
     """Its logits are log-probabilities, and its embedding has several tables."""
     import planer.models.hub  # noqa: F401  (registers the classes)

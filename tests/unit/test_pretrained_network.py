@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import shutil
 
+import numpy as np
 import pytest
 
 import planer
@@ -83,7 +85,7 @@ def test_commands(saved, capsys):
 @pytest.mark.parametrize(
     ("family", "command", "reason"),
     [
-        ("bert", ["generate", PROMPT], "has no head 'causal_lm'; allowed for bert: masked_lm"),
+        ("bert", ["generate", PROMPT], "does not generate text: it holds a BertForMaskedLM, for masked_lm; name the"),
         ("llama", ["export", "out"], "is a Hugging Face folder already; --plain writes"),
         ("llama", ["generate", ""], "the prompt '' holds no token; write some text"),
     ],
@@ -111,3 +113,41 @@ def test_a_network_that_was_not_converted(saved, tmp_path, capsys):
     (tmp_path / "config.json").write_text(json.dumps(config | {"architectures": ["LlamaModel"]}))
     with pytest.raises(SystemExit, match="of the class 'LlamaModel' without a head; allowed: causal_lm"):
         main(["info", str(tmp_path)])
+
+
+@pytest.mark.parametrize("prompt", [3, None, ["one", "two"]])
+def test_a_prompt_is_text_or_ids(saved, prompt):
+    with pytest.raises(UserError, match="is no list of token ids; give whole numbers"):
+        planer.load(saved("gpt2")).generate(prompt, tokens=1)
+
+
+def test_ids_of_numpy_become_plain_ones(saved):
+    network = planer.load(saved("gpt2"))
+    written = network.generate(np.array([7, 8]), tokens=2)
+    assert written == network.generate([7, 8], tokens=2) and all(type(token) is int for token in written)
+
+
+@pytest.mark.parametrize("command", ["info", "export"])
+@pytest.mark.parametrize(
+    ("damage", "problem"),
+    [
+        (lambda keys: keys["quantization_config"].pop("kind"), "'kind' is a required property"),
+        (lambda keys: keys["quantization_config"].pop("expert_size"), "'expert_size' is a required property"),
+        (lambda keys: keys["quantization_config"].update(kind="thresholds"), "is a required property"),
+        (lambda keys: keys["quantization_config"].update(router_width=None), "router_width: None is not of type 'inte"),
+        (lambda keys: keys["quantization_config"].update(value="x"), "value: 'x' is not of type 'number'"),
+        (lambda keys: keys.update(model_type="planer-bert"), "projections: None is not of type 'object'"),
+        (lambda keys: keys.update(model_type="planer-bert", projections={"replace": 3}), "config.json is not as"),
+    ],
+)
+def test_a_damaged_description_is_one_line(saved, tmp_path, command, damage, problem):
+    folder = shutil.copytree(saved("bert"), tmp_path / "net")
+    keys = json.loads((folder / "config.json").read_text())
+    damage(keys)
+    (folder / "config.json").write_text(json.dumps(keys))
+    arguments = [str(tmp_path / "out"), "--plain"] if command == "export" else []
+    with pytest.raises(SystemExit) as end:
+        main([command, str(folder), *arguments])
+    line = str(end.value.code)
+    assert problem in line and line.endswith("; copy the whole folder again") and "\n" not in line
+    assert not (tmp_path / "out").exists()
