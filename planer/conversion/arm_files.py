@@ -1,4 +1,7 @@
-"""Files of an arm between its stages: labels of neurons, and routers.  Weights of layers are not stored again."""
+"""Files of an arm between its stages: labels of neurons, routers, thresholds.
+
+Weights of layers are not stored again.
+"""
 
 from __future__ import annotations
 
@@ -9,14 +12,20 @@ from torch import nn
 
 from planer.conversion.clusters import apply_labels
 from planer.conversion.dynamic import dynamic_layers, make_dynamic
+from planer.conversion.neuron_threshold import Thresholds
 from planer.errors import Damaged
-from planer.files import read_parquet
+from planer.files import read_json, read_parquet
 from planer.tensors import read_tensors, write_tensors
 
 
 def read_labels(path: str | Path) -> pd.DataFrame:
     """Columns layer, neuron and expert.  Raises UserError when the file is missing or damaged."""
     return read_parquet(path, {"layer": "text", "neuron": "integer", "expert": "integer"})[0]
+
+
+def read_thresholds(path: str | Path) -> Thresholds:
+    """Calibrated thresholds on neurons.  Raises UserError when the file is missing or damaged."""
+    return Thresholds.from_json(read_json(path, "thresholds"))
 
 
 def split_by(model: nn.Module, labels: pd.DataFrame, width: int, target: str) -> None:

@@ -21,6 +21,7 @@ from planer.parsing import show
 from planer.pretrained.adapters import adapter_for, adapters
 from planer.pretrained.folder import WEIGHTS, Folder, check_folder
 from planer.pretrained.load import HEADS, load_image_processor, load_model, load_tokenizer, quiet_transformers
+from planer.tensors import read_tensors, write_tensors
 
 if TYPE_CHECKING:
     import transformers
@@ -30,6 +31,8 @@ PROCESSORS = (
     *("vocab.txt", "vocab.json", "merges.txt", "preprocessor_config.json"),
 )
 """Files of tokenizers and image processors."""
+CONFIG_SHA256 = "config_sha256"
+"""Key of the sha256 of config.json in the metadata of a stage's weights."""
 
 
 def prepare_model(config: PretrainedConfig, head: str, manifest: str | Path, seed: int) -> dict:
@@ -78,10 +81,11 @@ def load_network(
 
     labels: of a classification, in the order of their ids; they are in the configuration of a saved network.  A new
     head gets random weights from PyTorch's generator.
-    Raises UserError when the network cannot be loaded.
+    Raises UserError when the network cannot be loaded, or a file in the folder is not as it was saved.
     """
     source = prepared_folder(manifest)
     if folder is not None:
+        _check_saved(Path(folder))
         source = check_folder(folder, source.head, converted=True, with_processor=False)
     model = load_model(source, labels, attention=_read(manifest)["attention"])
     if source.head == "sequence_classification" and model.config.pad_token_id is None:
@@ -90,12 +94,27 @@ def load_network(
 
 
 def save_network(model: transformers.PreTrainedModel, folder: str | Path) -> None:
-    """Write config.json and model.safetensors whole, the two files that load_network reads."""
+    """Write config.json and model.safetensors whole, the two files that load_network reads.
+
+    The weights have a checksum, and that of config.json beside it, to which transformers would take no key.
+    """
     folder = Path(folder)
     with tempfile.TemporaryDirectory(dir=folder) as temporary, quiet_transformers():
         model.save_pretrained(temporary)
-        for name in (WEIGHTS, "config.json"):
-            Path(temporary, name).replace(folder / name)
+        config = Path(temporary, "config.json")
+        tensors, metadata = read_tensors(Path(temporary, WEIGHTS), finite=False)
+        write_tensors(folder / WEIGHTS, tensors, metadata | {CONFIG_SHA256: file_sha256(config)})
+        config.replace(folder / config.name)
+
+
+def _check_saved(folder: Path) -> None:
+    """Raise UserError unless the two files are those of one call of save_network."""
+    _, metadata = read_tensors(folder / WEIGHTS, finite=False, unsealed=False)
+    config = folder / "config.json"
+    if not config.is_file():
+        raise Damaged(config, "does not exist")
+    if file_sha256(config) != metadata.get(CONFIG_SHA256):
+        raise Damaged(config, f"was changed after it was written: its sha256 is not the one in {WEIGHTS}")
 
 
 def _read(manifest: str | Path) -> dict:

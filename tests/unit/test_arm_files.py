@@ -1,17 +1,20 @@
-"""Labels and routers of an arm on disk: the network that they make again computes the same."""
+"""Labels, routers and thresholds of an arm on disk: the network that they make again computes the same."""
 
 from __future__ import annotations
+
+import json
 
 import pandas as pd
 import pytest
 import torch
 
-from planer.conversion.arm_files import read_labels, read_routers, split_by, write_routers
+from planer.conversion.arm_files import read_labels, read_routers, read_thresholds, split_by, write_routers
 from planer.conversion.dynamic import dynamic_layers, set_selector
+from planer.conversion.neuron_threshold import Thresholds
 from planer.conversion.selectors import Selector
 from planer.conversion.sites import feed_forward_sites
 from planer.errors import UserError
-from planer.files import write_parquet
+from planer.files import write_json, write_parquet
 
 transformers = pytest.importorskip("transformers", reason="the package transformers is not installed")
 
@@ -69,3 +72,26 @@ def test_routers_of_another_width_are_refused(tmp_path):
     split_by(other, labels_of(other), 4, "norm")
     with pytest.raises(UserError, match="does not fit the network in transformer.h.0.mlp.router.v1"):
         read_routers(tmp_path / "routers.safetensors", other)
+
+
+def test_thresholds_are_read_again(tmp_path):
+    given = Thresholds("gate", {0.5: {"a": 1.0, "b": 0.0}, 1e-5: {"a": 2.0, "b": 3.0}})
+    write_json(tmp_path / "thresholds.json", given.to_json())
+    assert read_thresholds(tmp_path / "thresholds.json") == given
+
+
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [
+        ({}, "'score' is a required property"),
+        ({"score": "gate", "thetas": []}, r"thetas: \[\] is not of type 'object'"),
+        ({"score": "gate", "thetas": {}}, "thetas: {} should be non-empty"),
+        ({"score": "gate", "thetas": {"half": {"a": 1}}}, "'half' does not match"),
+        ({"score": "gate", "thetas": {"0.5": {"a": "1"}}}, "'1' is not of type 'number'"),
+        ({"score": "sum", "thetas": {"0.5": {"a": 1}}}, "'sum' is not one of"),
+    ],
+)
+def test_damaged_thresholds_are_one_line(content, problem, tmp_path):
+    (tmp_path / "thresholds.json").write_text(json.dumps(content))
+    with pytest.raises(UserError, match=f"thresholds.json is not as thresholds.schema.json .*{problem}.*; put a whole"):
+        read_thresholds(tmp_path / "thresholds.json")

@@ -78,6 +78,44 @@ def test_a_stage_reads_what_the_one_before_saved(tmp_path):
     assert again.config.id2label == {0: "a", 1: "b", 2: "c"}
 
 
+def flip(path: Path) -> None:
+    """Change one bit of the last weight."""
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize(
+    ("name", "damage", "problem"),
+    [
+        ("model.safetensors", flip, "was changed after it was written: its checksum does not fit"),
+        (
+            "model.safetensors",
+            lambda path: path.write_bytes(path.read_bytes()[:-9]),
+            "was changed after it was written",
+        ),
+        ("model.safetensors", lambda path: tiny("vit").save_pretrained(path.parent), "has no checksum"),
+        ("model.safetensors", Path.unlink, "does not exist"),
+        (
+            "config.json",
+            lambda path: path.write_text(path.read_text().replace('"b"', '"d"')),
+            "was changed after it was",
+        ),
+        ("config.json", Path.unlink, "does not exist"),
+    ],
+)
+def test_a_damaged_file_of_a_stage_is_made_anew(name, damage, problem, tmp_path):
+    manifest, stage = tmp_path / "manifest.json", tmp_path / "results/mine/dense/finetune"
+    prepare_model(random_network(VIT), "image_classification", manifest, seed=1)
+    stage.mkdir(parents=True)
+    save_network(load_network(manifest, labels=("a", "b", "c")), stage)
+    damage(stage / name)
+    remedy = f"; make it anew: snakemake --cores all --force results/mine/dense/finetune/{name}"
+    with pytest.raises(UserError, match=f"{name} {problem}.*{remedy}$") as refused:
+        load_network(manifest, stage)
+    assert "\n" not in str(refused.value)
+
+
 @pytest.mark.parametrize(
     ("keys", "message"),
     [

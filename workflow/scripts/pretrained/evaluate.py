@@ -3,12 +3,11 @@
 from pathlib import Path
 
 from planer.config.pretrained import PretrainedExperiment
-from planer.conversion.arm_files import read_labels, read_routers, split_by
-from planer.conversion.neuron_threshold import Thresholds
+from planer.conversion.arm_files import read_labels, read_routers, read_thresholds, split_by
 from planer.evaluation.arms.evaluate import Arm, evaluate_arm, quality
 from planer.evaluation.arms.points import expert_points, threshold_points
 from planer.evaluation.arms.summary import summary_line
-from planer.files import read_json, write_json
+from planer.files import write_json
 from planer.pretrained.prepare import load_network
 from planer.progress import tell
 from planer.tasks.make_task import make_task
@@ -28,7 +27,7 @@ if __name__ == "__main__":
             read_routers(files.routers, model)
             points = expert_points(model, config.evaluate)
         elif method == "threshold":
-            points = threshold_points(model, Thresholds.from_json(read_json(files.thresholds)))
+            points = threshold_points(model, read_thresholds(files.thresholds))
         names = snakemake.wildcards.experiment, snakemake.wildcards.variant
         arm = Arm(*names, method, model.to(runtime.device), points, snakemake.params.reference)
         report = evaluate_arm(arm, dense, task, config.evaluate, finetuned)

@@ -3,9 +3,8 @@
 from pathlib import Path
 
 from planer.config.pretrained import PretrainedExperiment
-from planer.conversion.arm_files import read_labels, read_routers, split_by
+from planer.conversion.arm_files import read_labels, read_routers, read_thresholds, split_by
 from planer.conversion.hub import mark, select
-from planer.conversion.neuron_threshold import Thresholds
 from planer.conversion.stored import build, describe_experts, describe_thresholds
 from planer.files import read_json
 from planer.pretrained.prepare import load_network, prepared_folder
@@ -23,7 +22,7 @@ if __name__ == "__main__":
             where = {key: evaluation["provenance"][key] for key in ("device", "dtype")}
             mark(model, describe_experts(model, {"share": evaluation["break_even"], **where}))
         elif snakemake.params.method == "threshold":
-            description = describe_thresholds(model, Thresholds.from_json(read_json(files.thresholds)))
+            description = describe_thresholds(model, read_thresholds(files.thresholds))
             build(model, description)
             mark(model, description)
         if evaluation["chosen"]:
