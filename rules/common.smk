@@ -17,6 +17,7 @@ from planer.config.variant import FOLDER, OTHER_PATTERN, PATTERN_NAME, PATTERNS,
 from planer.errors import UserError
 from planer.files import check_writable
 from planer.parsing import build, merge
+from planer.pretrained.arms import check_arm
 from planer.seed import derive_seed
 from planer.workflow.environment import prepare_environment
 from planer.workflow.failures import FAILURES
@@ -65,10 +66,11 @@ def read(experiment):
     layers = [read_yaml(defaults), *experiment_layers, *map(read_yaml, given.configfiles)]
     layers.append(read_assignments(given.config_args))
     if experiment in PRETRAINED:
-        values = merge(*layers)
+        # A task of another kind replaces what was given for the one before, and no defaults.
+        values = merge(layers[0], merge(*layers[1:]))
         checked = build(PretrainedExperiment, values)
         for arm in checked.arms:
-            arm_values(values, arm)
+            check_arm(arm_values(values, arm), arm)
         return values, checked
     values = merge(*map(one_source, layers))
     checked = build(Experiment, values)

@@ -52,6 +52,7 @@ rule prepare_task:
         runtime=120,
     params:
         config=sections("task"),
+        batches=batches_of_trainings,
         seed=experiment_seed("prepare_task"),
         code=code_hash("pretrained/prepare_task.py"),
     message:

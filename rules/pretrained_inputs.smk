@@ -9,6 +9,7 @@ from planer.config.arms import (
     replaces_projections,
     reported_arms,
     split_seed,
+    training_batches,
 )
 from planer.config.paths import resolve
 
@@ -45,6 +46,11 @@ def experiment_seed(stage):
 def max_hours(wildcards, input):
     """Params: the longest training.  With an input it is not tracked: another limit repeats nothing."""
     return settings(wildcards.experiment)["max_hours"]
+
+
+def batches_of_trainings(wildcards, input):
+    """Params: samples of a batch of every stage that trains.  As max_hours, it is not tracked."""
+    return training_batches(settings(wildcards.experiment))
 
 
 def most_minutes(wildcards, attempt):

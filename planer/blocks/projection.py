@@ -34,8 +34,3 @@ class ProjectionLayer(nn.Module):
         for part in (self.up, self.down):
             for weight in part.parameters():
                 nn.init.uniform_(weight, -(part.in_features**-0.5), part.in_features**-0.5, generator)
-
-
-def hidden_width(d_in: int, d_out: int, factor: float) -> int:
-    """h of an MLP with ``factor`` times the weights and biases of a linear layer; 384 for 768 x 768."""
-    return round(factor * (d_in * d_out + d_out) / (d_in + d_out + 1))

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 
-from planer.config.pretrained import CONTINUED, DENSE, PretrainedExperiment
+from planer.config.pretrained import CONTINUED, DENSE, SELECTORS, PretrainedExperiment
 from planer.config.variant import MOST
 from planer.errors import UserError
 from planer.parsing import build, merge, show
@@ -17,6 +18,8 @@ STAGES = {
     "thresholds": ("projections", "sparsify", "thresholds"),
 }
 """Stages of arms, and the sections that their results depend on beside the experiment and the seed."""
+TRAININGS = {"projections": "projections", "sparsify": "sparsify", "routers": "train_routers"}
+"""Stages of arms that train, and their sections."""
 METHODS = {"cluster": ("experts",), "routers": ("experts",), "thresholds": ("threshold",)}
 """Methods that run a stage.  ``is_sparsified`` and ``replaces_projections`` tell which arms run the other stages."""
 
@@ -67,6 +70,22 @@ def replaces_projections(values: dict, variant: str) -> bool:
     return values["arms"][name]["method"] != "dense" and bool(_merged(values, name)["projections"]["replace"])
 
 
+def fits(selector: str, target: str, alike: bool) -> bool:
+    """Whether a selector fits split layers: two need routers that predict norms, and one k as many experts in each.
+
+    target: of the routers, as in the section train_routers.  alike: whether all layers have as many experts.
+    """
+    return alike if selector == "top_k" else target == "norm" or selector not in ("dynamic_k", "cumulative")
+
+
+def fitting_selectors(selectors: Iterable[str], target: str, alike: bool) -> list[str]:
+    """Those of evaluate.selectors that fit an arm's split layers (``fits``).  Raises UserError where none does."""
+    if found := [one for one in selectors if fits(one, target, alike)]:
+        return found
+    allowed = ", ".join(one for one in SELECTORS if fits(one, target, alike))
+    raise UserError(f"evaluate.selectors is {', '.join(selectors)}; none fits the routers; allowed: {allowed}")
+
+
 def reference_of(values: dict, variant: str) -> str:
     """The dense variant that was trained as long as this one: its quality is compared with it.
 
@@ -83,6 +102,17 @@ def reported_arms(values: dict) -> list[str]:
     return [name for name in values["arms"] if name != CONTINUED or name in used]
 
 
+def training_batches(values: dict) -> dict[str, int]:
+    """The most samples of a batch that an arm trains with, by the section of the stage."""
+    batches = {"finetune": values["finetune"]["batch"]} if values["finetune"]["steps"] else {}
+    for name in reported_arms(values):
+        for stage, section in TRAININGS.items():
+            chosen = _merged(values, name)[section]
+            if _runs(values, stage, name) and chosen["steps"]:
+                batches[section] = max(chosen["batch"], batches.get(section, 0))
+    return batches
+
+
 def owner(values: dict, stage: str, variant: str) -> str:
     """The variant whose files of a stage this one uses: the first arm with equal settings, with the same seed."""
     name = arm_name(values, variant)
@@ -93,8 +123,15 @@ def owner(values: dict, stage: str, variant: str) -> str:
 
 
 def check_stage(values: dict, variant: str, stage: str) -> None:
-    """Raise UserError where a variant uses the files of another one for this stage: nothing is trained twice."""
-    if stage in STAGES and (other := owner(values, stage, variant)) != variant:
+    """Raise UserError where a variant does not run this stage, or uses the files of another one: nothing is trained
+    twice."""
+    if stage not in STAGES:
+        return
+    name = arm_name(values, variant)
+    if not _runs(values, stage, name):
+        own = [one for one in STAGES if _runs(values, one, name)] or ["finetune"]
+        raise UserError(f"{variant} has no stage {stage}; its stages: {', '.join(own)}")
+    if (other := owner(values, stage, variant)) != variant:
         raise UserError(f"{variant} has the same {stage} as {other}, whose files it uses; name those of {other}")
 
 

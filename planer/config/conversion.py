@@ -19,6 +19,14 @@ class ProjectionConfig(TrainingConfig):
     ramp: Literal["none", "linear", "linear_warmup"]
 
 
+def hidden_width(d_in: int, d_out: int, factor: float) -> int:
+    """Neurons, at least one, of an MLP with ``factor`` times the weights and biases of a linear layer.
+
+    384 for 768 x 768.
+    """
+    return max(1, round(factor * (d_in * d_out + d_out) / (d_in + d_out + 1)))
+
+
 @dataclass(frozen=True)
 class SparsifyConfig(TrainingConfig):
     """Fine-tuning that enforces activation sparsity in the dense feed-forward layers."""

@@ -46,6 +46,8 @@ METRICS = {
 """Metrics of each kind of task, the default headline first."""
 SECTIONS = ("projections", "sparsify", "cluster_experts", "train_routers", "thresholds", "evaluate")
 """Sections that an arm may change.  All arms start from one fine-tuned network."""
+SELECTORS = ("dynamic_k", "absolute", "top_k", "cumulative")
+"""Rules by which a token selects experts, as planer/conversion/selectors.py explains them."""
 DENSE, CONTINUED = "dense", "dense_continued"
 """Arms that others are compared with: the fine-tuned network, and the same trained on as long as sparsification."""
 WITHOUT_PENALTY = {"on": "none", "weight": 0.0}
@@ -61,7 +63,8 @@ class NetworkKeys(dict):
         if not isinstance(values, dict):
             raise UserError(f"config: {path} is {show(values)}; it must be a mapping, {{}} for none")
         if values and not isinstance(values.get("model_type"), str):
-            raise UserError(f"config: {path}.model_type is missing; name a family, such as gpt2")
+            problem = f"is {show(values['model_type'])}" if "model_type" in values else "is missing"
+            raise UserError(f"config: {path}.model_type {problem}; name a family, such as gpt2")
         return cls(values)
 
 
@@ -199,7 +202,7 @@ class NeuronThresholdConfig:
 class ArmEvaluateConfig:
     """Quality, FLOPs and latency over a range of settings of each selector."""
 
-    selectors: Annotated[tuple[Literal["dynamic_k", "absolute", "top_k", "cumulative"], ...], Items(1, 4)]
+    selectors: Annotated[tuple[Literal[SELECTORS], ...], Items(1, 4)]
     taus: Annotated[tuple[Annotated[float, Range(0, 1)], ...], Items(0, 100)]
     shares: Annotated[tuple[PositiveShare, ...], Items(1, 100)]
     bounds: Annotated[tuple[Literal["random", "oracle"], ...], Items(0, 2)]

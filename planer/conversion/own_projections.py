@@ -17,8 +17,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from planer.blocks.block import Wants
-from planer.blocks.projection import ProjectionLayer, hidden_width
+from planer.blocks.projection import ProjectionLayer
 from planer.config import ProjectionConfig
+from planer.config.conversion import hidden_width
 from planer.conversion.penalties import ramp
 from planer.conversion.projections import RelativeErrors, regression
 from planer.conversion.routers import FrozenReading

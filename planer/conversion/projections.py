@@ -19,7 +19,8 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from planer.blocks.projection import ProjectionLayer, hidden_width
+from planer.blocks.projection import ProjectionLayer
+from planer.config.conversion import hidden_width
 from planer.conversion.penalties import ramp, square_hoyer
 from planer.conversion.recording import FrozenPasses, typical_passes
 from planer.pretrained.projections import new_layers, projections

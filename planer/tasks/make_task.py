@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from planer.config import LoopConfig
 from planer.data.task_files import SPLITS, read_task
+from planer.errors import UserError
 from planer.runtime import Runtime
 from planer.tasks.causal_blocks import CausalBlocks
 from planer.tasks.classification import LabelledImages, LabelledTexts
@@ -38,3 +39,18 @@ def make_task(
     """
     facts, tensors = read_task(folder, splits)
     return TASKS[facts.kind](facts, tensors, training, runtime, name, accumulate)
+
+
+def check_task(folder: str | Path, batches: Mapping[str, int]) -> None:
+    """Raise UserError where a stage could not train on a prepared task, or not measure it: before the first of them.
+
+    batches: samples of a batch, by the sections of the stages that train.
+    """
+    task = make_task(folder, None, Runtime())
+    samples = task.size("train")
+    for section, batch in batches.items():
+        if batch > samples:
+            raise UserError(f"{section}.batch is {batch:,}, the training split has {samples:,} samples; lower it")
+    for split in ("valid", "test"):
+        if not task.is_measurable(split):
+            raise UserError(f"task: no token of the split {split} is hidden and predicted; give it more text")

@@ -40,6 +40,10 @@ class MaskedTokens(PretrainedTask):
         """See PretrainedTask."""
         return len(self.splits[split]["tokens"]) // (self.facts.block_size - 2)
 
+    def is_measurable(self, split: str) -> bool:
+        """See PretrainedTask."""
+        return any(bool(self.items(batch)) for batch in self.batches(split))
+
     def batch(self, step: int) -> Batch:
         """See Task."""
         blocks = self._blocks("train", self._epochs.at(step))

@@ -95,7 +95,8 @@ def of_text(names: Iterable[str], nll: float) -> dict[str, float]:
 def measure(names: Iterable[str], scores: Scores) -> dict[str, float]:
     """Metrics by name.
 
-    Raises UserError for an unknown name; ValueError without samples, and for a metric of labels where there are none.
+    Raises UserError for an unknown name; ValueError without counted tokens, and for a metric of labels where there
+    are none.
     """
     names = list(names)
     for name in names:
@@ -103,6 +104,6 @@ def measure(names: Iterable[str], scores: Scores) -> dict[str, float]:
             raise UserError(f"metric {show(name)} is unknown; allowed: {', '.join(METRICS)}")
         if METRICS[name].of_labels and scores.labels is None:
             raise ValueError(f"{name} needs labels; these are scores of a text")
-    if not len(scores.nll):
-        raise ValueError("there are no samples to measure")
+    if not scores.counts.any():
+        raise ValueError("there are no samples with counted tokens to measure")
     return {name: METRICS[name].compute(scores) for name in names}

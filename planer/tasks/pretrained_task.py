@@ -61,6 +61,10 @@ class PretrainedTask(Task):
         """Samples of a split."""
         return len(self.splits[split]["labels"])
 
+    def is_measurable(self, split: str) -> bool:
+        """Whether a split has a token or sample whose prediction is measured."""
+        return self.size(split) > 0
+
     def lengths(self, split: str) -> np.ndarray | None:
         """Tokens of every sample [N]; None where all are of one length."""
         return None

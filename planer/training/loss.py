@@ -92,9 +92,9 @@ class StepLoss:
 
 
 def _shares(source: Task | Term, parts: Sequence[Any]) -> Tensor:
-    """Of the parts of a batch in a mean over the batch: [parts], on the CPU or the device."""
+    """Of the parts of a batch in a mean over the batch: [parts], on the CPU or the device; 0 where it has no items."""
     items = torch.stack([torch.as_tensor(source.items(part)) for part in parts])
-    return items / items.sum()
+    return items / items.sum().clamp(min=1)
 
 
 def _times(share: Tensor, metrics: Metrics) -> Metrics:

@@ -51,3 +51,8 @@ def test_samples_are_paired():
 def test_other_numbers_of_samples_are_refused():
     with pytest.raises(ValueError, match="3 and 2 samples"):
         difference("nll", text(np.ones(3)), text(np.ones(2)), seed=0)
+
+
+def test_draws_of_blocks_in_which_nothing_is_counted_are_left_out():
+    own, reference = (Scores(np.array([nll, 0.0, 0.0]), np.array([4.0, 0.0, 0.0])) for nll in (2.5, 2.0))
+    assert difference("nll", own, reference, seed=0) == {"value": 0.5, "low": 0.5, "high": 0.5}

@@ -7,15 +7,17 @@ import pytest
 import torch
 
 from planer.config import LoopConfig, OptimizerConfig
-from planer.data.task_files import TaskFacts
+from planer.data.task_files import TaskFacts, write_task
+from planer.errors import UserError
 from planer.runtime import Runtime
-from planer.tasks.make_task import make_task
+from planer.tasks.make_task import check_task, make_task
 from planer.tasks.masked_tokens import IGNORED, MaskedTokens, hide
+from planer.training.loss import StepLoss
 
 transformers = pytest.importorskip("transformers", reason="the package transformers is not installed")
 
 from tests.unit.tiny_pretrained import VOCAB, save_tokenizer, tiny  # noqa: E402
-from tests.unit.tiny_tasks import BLOCK, facts, save_task  # noqa: E402
+from tests.unit.tiny_tasks import BLOCK, facts, save_task, tensors  # noqa: E402
 
 ADAMW = OptimizerConfig("adamw", 1e-3, 0.0, 0, (0.9, 0.999), 1e-8, 0.0, 1.0)
 TRAINING = LoopConfig(batch=3, steps=3, optimizer=ADAMW, log_steps=1, checkpoint_steps=3)
@@ -77,8 +79,6 @@ def test_blocks_are_the_text_between_special_symbols(tmp_path):
 
 
 def test_parts_of_a_batch_count_by_their_hidden_tokens(tmp_path):
-    from planer.training.loss import StepLoss
-
     found, model = [], tiny("bert")
     for accumulate in (1, 3):
         model.zero_grad()
@@ -95,3 +95,30 @@ def test_a_block_in_which_nothing_is_hidden_has_no_loss(tmp_path):
     batch["labels"][:] = IGNORED
     assert own.loss(model, batch, None).loss == 0
     assert own.score(model, batch).nll.tolist() == own.score(model, batch).counts.tolist() == [0, 0, 0]
+
+
+@pytest.mark.parametrize("hidden", [0, 2])
+def test_parts_in_which_nothing_is_hidden_change_no_weight(hidden, tmp_path):
+    """Of three parts, the first has ``hidden`` tokens to predict, the others none."""
+    found, model = [], tiny("bert")
+    for accumulate in (1, 3):
+        own = task(tmp_path / str(accumulate), accumulate=accumulate)
+        batch = own.batch(0)
+        batch["labels"][:] = IGNORED
+        batch["labels"][0, 1 : 1 + hidden] = 7
+        own.batch = lambda step, batch=batch: batch
+        model.zero_grad()
+        loss, metrics = StepLoss(model, own, [], Runtime()).backward(0)
+        found.append((loss, metrics["accuracy"], [weight.grad.clone() for weight in model.parameters()]))
+    assert (found[1][0] > 0) == (hidden > 0)
+    torch.testing.assert_close(found[1], found[0], rtol=1e-3, atol=1e-5)
+
+
+def test_a_split_in_which_nothing_is_hidden_is_refused(tmp_path):
+    splits = {split: tensors("masked_tokens", split) for split in ("train", "valid", "test")}
+    write_task(tmp_path, facts("masked_tokens"), splits, {})
+    check_task(tmp_path, {"finetune": 3})
+    splits["test"] = {"tokens": torch.ones(10, dtype=torch.int32)}  # a special symbol
+    write_task(tmp_path, facts("masked_tokens"), splits, {})
+    with pytest.raises(UserError, match="no token of the split test is hidden and predicted; give it more text"):
+        check_task(tmp_path, {})

@@ -66,3 +66,5 @@ def test_wrong_use_is_refused():
         measure(["accuracy"], text)
     with pytest.raises(ValueError, match="no samples"):
         measure(["nll"], Scores(np.array([]), np.array([])))
+    with pytest.raises(ValueError, match="no samples with counted tokens"):
+        measure(["nll"], Scores(np.array([0.0]), np.array([0.0])))

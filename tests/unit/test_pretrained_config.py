@@ -14,12 +14,14 @@ from planer.config.arms import (
     reference_of,
     replaces_projections,
     reported_arms,
+    training_batches,
 )
 from planer.config.paths import resolve
 from planer.config.pretrained import PretrainedExperiment, pretrained_names
 from planer.config.strict_yaml import read_experiment, read_yaml
 from planer.errors import UserError
 from planer.parsing import build, merge
+from planer.pretrained.arms import check_arm
 
 DEFAULTS = read_yaml(ROOT / "config/pretrained.yaml")
 FILES = {file.stem: file for file in (ROOT / "config/experiments").glob("*.yaml")}
@@ -35,7 +37,7 @@ def test_every_arm_of_a_shipped_experiment_builds(name):
     content = merge(DEFAULTS, *read_experiment(name, FILES))
     assert build(PretrainedExperiment, content)
     for arm in content["arms"]:
-        arm_values(content, arm)
+        check_arm(arm_values(content, arm), arm)
 
 
 @pytest.mark.parametrize(
@@ -44,6 +46,10 @@ def test_every_arm_of_a_shipped_experiment_builds(name):
         ({"pretrained": {"config": {"model_type": "gpt2"}}}, "pretrained.folder: name a folder or a config, not both"),
         ({"pretrained": {"folder": ""}}, "name a folder or a config, one of them"),
         ({"pretrained": {"folder": "", "config": {"n_layer": 2}}}, "pretrained.config.model_type is missing"),
+        (
+            {"pretrained": {"folder": "", "config": {"model_type": 3}}},
+            "config.model_type is 3; name a family",
+        ),
         ({"pretrained": {"tokenizer": "x"}}, "a folder has its own"),
         ({"pretrained": {"folder": "$HOME/net"}}, r"the only variable is \$PLANER_ASSETS"),
         ({"pretrained": {"folder": "$PLANER_ASSETSX/net"}}, "the only variable"),
@@ -186,6 +192,29 @@ def test_files_of_a_shared_stage_are_named_where_they_are():
         check_stage(content, "small-seed1", "sparsify")
     for variant, stage in (("d2dmoe", "sparsify"), ("small", "cluster"), ("small", "hf"), ("dense", "finetune")):
         check_stage(content, variant, stage)
+
+
+def test_batches_of_the_stages_that_train():
+    arms = {"small": EXPERTS, "large": EXPERTS | {"sparsify": {"batch": 64}}}
+    arms["mlps"] = THRESHOLD | {"projections": {"replace": ["key"], "batch": 48}}
+    content = values(arms=arms, finetune={"batch": 16}, train_routers={"batch": 8})
+    assert training_batches(content) == {"finetune": 16, "sparsify": 64, "projections": 48, "train_routers": 8}
+    untrained = values(arms={"plain": THRESHOLD}, finetune={"steps": 0})
+    assert training_batches(untrained) == {}
+
+
+def test_only_files_of_stages_that_a_variant_runs_are_named():
+    arms = {"d2dmoe": EXPERTS, "plain": THRESHOLD, "relu": THRESHOLD | {"sparsify": {}}}
+    content = values(arms=arms)
+    for variant, stage, stages in (
+        ("d2dmoe-seed2", "projections", "sparsify, cluster, routers"),
+        ("plain", "routers", "thresholds"),
+        ("relu", "cluster", "sparsify, thresholds"),
+        ("dense", "thresholds", "finetune"),
+        ("dense_continued", "projections", "sparsify"),
+    ):
+        with pytest.raises(UserError, match=f"^{variant} has no stage {stage}; its stages: {stages}$"):
+            check_stage(content, variant, stage)
 
 
 def test_assets_are_below_their_variable(monkeypatch):

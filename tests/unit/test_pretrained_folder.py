@@ -20,7 +20,7 @@ from planer.pretrained.load import load_image_processor, load_model, load_tokeni
 
 transformers = pytest.importorskip("transformers", reason="the package transformers is not installed")
 
-from tests.unit.tiny_pretrained import FAMILIES, VOCAB, inputs, logits, save, tiny  # noqa: E402
+from tests.unit.tiny_pretrained import FAMILIES, NEURONS, VOCAB, WIDTH, inputs, logits, save, tiny  # noqa: E402
 
 HEAD = {"bert": "masked_lm", "vit": "image_classification"}
 
@@ -65,6 +65,7 @@ def no_network(monkeypatch):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_saved_network_is_loaded_without_network(family, saved, no_network):
     folder = check_folder(saved(family), HEAD.get(family, "causal_lm"))
+    assert folder.adapter.sizes(folder.config) == (WIDTH, NEURONS)
     model = load_model(folder)
     assert torch.equal(logits(model, inputs(family)), logits(tiny(family), inputs(family))) and not model.training
     if family == "vit":

@@ -11,7 +11,7 @@ from planer.data.epochs import EpochBatches
 from planer.errors import UserError
 from planer.runtime import Runtime
 from planer.tasks.classification import LabelledTexts
-from planer.tasks.make_task import make_task
+from planer.tasks.make_task import check_task, make_task
 
 transformers = pytest.importorskip("transformers", reason="the package transformers is not installed")
 
@@ -151,6 +151,13 @@ def test_too_few_samples_for_a_batch(tmp_path):
     training = LoopConfig(batch=9, steps=1, optimizer=ADAMW, log_steps=1, checkpoint_steps=1)
     with pytest.raises(UserError, match="the training split has 8 samples, a batch 9; lower batch"):
         make_task(save_task("labelled_text", tmp_path), training, Runtime())
+
+
+def test_batches_of_all_stages_fit_the_samples(tmp_path):
+    folder = save_task("labelled_text", tmp_path)
+    check_task(folder, {"finetune": 8, "train_routers": 8})
+    with pytest.raises(UserError, match="^train_routers.batch is 9, the training split has 8 samples; lower it$"):
+        check_task(folder, {"finetune": 8, "train_routers": 9})
 
 
 def test_a_damaged_split_is_one_line(tmp_path):

@@ -8,7 +8,7 @@ from operator import attrgetter
 import pytest
 import torch
 
-from planer.blocks.projection import hidden_width
+from planer.config.conversion import hidden_width
 from planer.config.pretrained import SiteProjectionConfig
 from planer.conversion.clusters import apply_labels, cluster_sites
 from planer.conversion.counter import counting
@@ -53,6 +53,7 @@ def test_a_layer_of_width_768_gets_384_hidden_neurons():
     assert hidden_width(768, 768, 1.0) == 384
     weights = 2 * 384 * 768 + 384 + 768
     assert weights == pytest.approx(768 * 768 + 768, rel=1e-3)
+    assert hidden_width(16, 16, 0.01) == 1, "never none"
 
 
 @pytest.mark.parametrize("family", FAMILIES)

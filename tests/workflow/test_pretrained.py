@@ -146,6 +146,10 @@ def test_the_papers_experiments_are_planned_and_name_what_is_missing(workspace, 
             "unknown variant 'magic'; allowed: dense_continued, dense, d2dmoe; add -seed<k>",
         ),
         ("results/tiny-vit/small/sparsify/metrics.json", "small has the same sparsify as d2dmoe, whose files it uses"),
+        (
+            "results/tiny-vit/d2dmoe/projections/metrics.json",
+            "has no stage projections; its stages: sparsify, ",
+        ),
         ("results/tiny/dense/eval.json", "unknown variant 'dense'"),
         ("results/data/tiny-task/manifest.json", "unknown dataset 'tiny-task'"),
         ("results/models/tiny/manifest.json", "'tiny' has no pretrained network"),
@@ -155,3 +159,17 @@ def test_wrong_targets(experiments, target, message):
     result = experiments.run("--dry-run", target)
     last = result.stdout.strip().splitlines()[-1]
     assert result.returncode != 0 and last.startswith("planer: ") and message in last, result.stdout
+
+
+@pytest.mark.workflow
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ("task={kind: text}", "task.train is empty; name a file or folder"),
+        ("cluster_experts={expert_size: 3}", "the neurons of the MLP of a projection, which are 8 (arms.d2dmoe)"),
+    ],
+)
+def test_wrong_values(experiments, given, message):
+    result = experiments.run("--dry-run", "results/tiny-bert/dense/eval.json", "--config", given)
+    last = result.stdout.strip().splitlines()[-1]
+    assert result.returncode != 0 and last.startswith("planer: config: ") and last.endswith(message), result.stdout

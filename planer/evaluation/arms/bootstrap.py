@@ -25,6 +25,7 @@ def difference(metric: str, scores: Scores, reference: Scores, seed: int) -> dic
         raise ValueError(f"{len(scores.nll)} and {len(reference.nll)} samples are no pairs")
     compute, random, samples = METRICS[metric].compute, np.random.default_rng(seed), len(scores.nll)
     draws = (random.integers(0, samples, samples) for _ in range(RESAMPLES))
-    resampled = [compute(scores.take(drawn)) - compute(reference.take(drawn)) for drawn in draws]
+    counted = (drawn for drawn in draws if scores.counts[drawn].any())  # blocks without hidden tokens have no metric
+    resampled = [compute(scores.take(drawn)) - compute(reference.take(drawn)) for drawn in counted]
     low, high = np.quantile(resampled, ((1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2))
     return {"value": compute(scores) - compute(reference), "low": float(low), "high": float(high)}

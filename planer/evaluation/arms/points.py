@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING
 
 from torch import nn
 
+from planer.config.arms import fitting_selectors
 from planer.conversion.dynamic import dynamic_layers, set_selector
 from planer.conversion.neuron_threshold import Thresholds
-from planer.conversion.selectors import ALL, RULES, Selector
+from planer.conversion.selectors import ALL, Selector
 from planer.conversion.site_routers import CALIBRATED_TOKENS, calibrate
 from planer.conversion.sites import FeedForwardSite, feed_forward_sites
 from planer.conversion.threshold_layer import apply_thresholds
-from planer.errors import UserError
 from planer.evaluation.arms.flops import experts_flops, thresholded_flops
 from planer.tasks.pretrained_task import PretrainedTask
 
@@ -44,20 +44,11 @@ def expert_points(model: nn.Module, config: ArmEvaluateConfig) -> list[Point]:
 
     Raises UserError when no rule is left.
     """
-    rules = [rule for rule in config.selectors if fits(rule, model)]
-    if not rules:
-        allowed = ", ".join(rule for rule in RULES if rule != "all" and fits(rule, model))
-        raise UserError(f"evaluate.selectors: none fits the routers of this arm; allowed: {allowed}")
+    layers = dynamic_layers(model)
+    alike = len({layer.num_experts for layer in layers}) == 1
+    rules = fitting_selectors(config.selectors, layers[0].target, alike)
     selectors = (Selector(rule, value) for rule in rules for value in values_of(rule, model, config))
     return [_expert_point(model, selector) for selector in (ALL, *selectors)]
-
-
-def fits(rule: str, model: nn.Module) -> bool:
-    """Whether a rule fits split layers: two rules need predicted norms, and one k for all layers as many experts."""
-    layers = dynamic_layers(model)
-    if rule == "top_k":
-        return len({layer.num_experts for layer in layers}) == 1
-    return layers[0].target == "norm" or rule not in ("dynamic_k", "cumulative")
 
 
 def values_of(rule: str, model: nn.Module, config: ArmEvaluateConfig) -> Sequence[float]:

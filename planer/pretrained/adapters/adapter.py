@@ -7,7 +7,7 @@ Letters in shapes: D model width, F neurons.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from operator import attrgetter
 from typing import TYPE_CHECKING
@@ -61,6 +61,17 @@ class Adapter:
     """Query, key, value and output projections of the attention; the first three may be one."""
     fixed_projections: str = ""
     """Why the projections cannot be replaced, where they cannot."""
+    size_keys: tuple[str, str] = ("hidden_size", "intermediate_size")
+    """Keys of D and F in config.json."""
+    default_ratio: int | None = None
+    """F / D where config.json has no F."""
+
+    def sizes(self, config: Mapping) -> tuple[int | None, int | None]:
+        """D and F from the keys of a config.json; None for one that is not there, or is no size."""
+        width, neurons = (
+            value if isinstance(value := config.get(key), int) and value > 0 else None for key in self.size_keys
+        )
+        return width, neurons or (width and self.default_ratio and self.default_ratio * width)
 
     def find(self, model: nn.Module, classes: tuple[str, ...]) -> list[tuple[str, nn.Module]]:
         """Names and modules of these classes, or of classes derived from them, in the network's order."""

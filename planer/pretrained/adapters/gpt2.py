@@ -15,4 +15,6 @@ ADAPTER = Adapter(
     attention=("GPT2Attention",),
     projections=("c_attn", "c_proj"),
     fixed_projections="GPT-2's quality suffers most when projections are replaced (D2DMoE, section 4.1)",
+    size_keys=("n_embd", "n_inner"),
+    default_ratio=4,
 )

@@ -5,9 +5,12 @@ from pathlib import Path
 from planer.config.pretrained import PretrainedExperiment
 from planer.data.prepare_task import prepare_task
 from planer.pretrained.prepare import prepared_folder
+from planer.tasks.make_task import check_task
 from planer.workflow.job import stage
 
 if __name__ == "__main__":
     with stage(snakemake, PretrainedExperiment) as job:
         network = prepared_folder(snakemake.input.network)
-        prepare_task(job.config.task, network, Path(snakemake.output.manifest).parent, snakemake.params.seed)
+        folder = Path(snakemake.output.manifest).parent
+        prepare_task(job.config.task, network, folder, snakemake.params.seed)
+        check_task(folder, snakemake.params.batches)
