@@ -1,8 +1,11 @@
 # Shared by all rules: experiments and variants, the configuration that each stage reads, code hashes.
+import gc
 import re
 import sys
 from functools import cache
 from pathlib import Path
+
+gc.freeze()  # Snakemake's modules stay until the end; collecting garbage among them took a quarter of a dry run
 
 import planer
 from snakemake.logging import logger

@@ -6,7 +6,7 @@ from snakemake.cli import get_argument_parser
 
 from planer.config.corpora import CORPORA
 from planer.latency.cost import check_hours, load_cost, rescaled
-from planer.workflow.targets import check_folders, check_made, made_by, names_in
+from planer.workflow.targets import check_folders, check_made, names_in
 
 
 def targets():
@@ -45,7 +45,7 @@ def check_targets():
             and not config_of(names["dataset"].removesuffix(TEXT_SUFFIX)).data.text
         ):
             raise UserError(f"target {target!r}: this experiment has no data.text")
-        check_made(target, {rule.name: made_by(rule.output, names) for rule in workflow.rules})
+        check_made(target, {rule.name: rule.output for rule in workflow.rules}, names)
 
 
 if workflow.is_main_process:  # the others have jobs that were planned here

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
 from typing import Protocol
 
@@ -58,34 +59,30 @@ def check_folders(*names: str) -> None:
             raise UserError(f"{name} is no folder; move it away: jobs write in a folder of this name")
 
 
-def made_by(files: Iterable[IOFile], names: dict[str, str]) -> list[str]:
-    """The files of a rule that can have the names of a target: wildcards of ``names_in`` filled in, others in braces.
-
-    files: Snakemake's outputs, whose text has wildcards with their constraints.
-    """
-    found = []
-    for file in files:
-        text = re.sub(r"\{(\w+),[^}]*\}", r"{\1}", str(file))
-        for wildcard, name in names.items():
-            text = text.replace(f"{{{wildcard}}}", name)
-        if "{" in text or file.match(text):
-            found.append(text)
-    return found
-
-
-def check_made(target: str, rules: dict[str, list[str]]) -> None:
+def check_made(target: str, rules: Mapping[str, Iterable[IOFile]], names: dict[str, str]) -> None:
     """Raise UserError unless the target is a rule that can be asked for by name, or a file that a rule makes.
 
-    rules: the files of every rule, by ``made_by``.
+    rules: the files of every rule.  names: those of ``names_in`` for the target.
     """
-    if target in rules:
-        if any("{" in file for file in rules[target]):
-            raise UserError(f"rule {target} makes many files; name one, such as {rules[target][0]}")
+    files = {name: [(_filled(str(file), names), file) for file in made] for name, made in rules.items()}
+    if target in files:
+        if many := [text for text, _ in files[target] if "{" in text]:
+            raise UserError(f"rule {target} makes many files; name one, such as {many[0]}")
         return
     path = os.path.relpath(target or ".")
     if os.path.isabs(target):
         raise UserError(f"target {target!r} must be relative to the working directory: {path!r}")
-    files = [file for made in rules.values() for file in made]
-    if path not in files:
-        close = get_close_matches(path, files, n=1, cutoff=0.8)
+    pairs = list(itertools.chain.from_iterable(files.values()))
+    # A match compiles the file's pattern, so it is asked for only where the text fits.
+    if not any(text == path and file.match(path) for text, file in pairs):
+        possible = [text for text, file in pairs if "{" in text or file.match(text)]
+        close = get_close_matches(path, possible, n=1, cutoff=0.8)
         raise UserError(f"no rule makes {path!r}" + (f"; did you mean {close[0]}?" if close else ""))
+
+
+def _filled(file: str, names: dict[str, str]) -> str:
+    """A file of a rule with the names of a target instead of wildcards, others in braces without their constraints."""
+    text = re.sub(r"\{(\w+),[^}]*\}", r"{\1}", file)
+    for wildcard, name in names.items():
+        text = text.replace(f"{{{wildcard}}}", name)
+    return text

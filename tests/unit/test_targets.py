@@ -7,7 +7,7 @@ import re
 import pytest
 
 from planer.errors import UserError
-from planer.workflow.targets import check_folders, check_made, made_by, names_in
+from planer.workflow.targets import check_folders, check_made, names_in
 
 DATASETS = ("pysource", "text8")
 RULES = {
@@ -28,7 +28,7 @@ class File(str):
 
 def check(target: str) -> dict[str, str]:
     names = names_in(target, DATASETS)
-    check_made(target, {rule: made_by(map(File, files), names) for rule, files in RULES.items()})
+    check_made(target, {rule: list(map(File, files)) for rule, files in RULES.items()}, names)
     return names
 
 
