@@ -2,7 +2,7 @@
 
 On a CPU, in single precision and with a C++ compiler, blocks and head run as operators with packed weights
 (planer/models/steps.py), and keys and values stay where they are.  Elsewhere, PyTorch reads each token as a segment.
-Sequences may be of different lengths; each gets the bits that it gets alone, with int8 weights up to rounding.
+Sequences may be of different lengths; each gets the bits that it gets alone.
 
 Letters in shapes: B sequences, L distances, D model width, V vocabulary.
 """

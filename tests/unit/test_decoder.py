@@ -165,7 +165,7 @@ def test_weights_that_are_refused(weights, reason):
         list(generate(network().double(), [1], Sampling(), mem_len=5, weights=weights))
 
 
-@pytest.mark.parametrize("weights", ["float32", "bfloat16"])
+@pytest.mark.parametrize("weights", ["float32", "bfloat16", "int8"])
 def test_one_sequence_gets_the_bits_that_it_gets_among_others(weights):
     """Of other lengths."""
     model, ids = network(*BLOCKS.values()), text(8)

@@ -39,7 +39,10 @@ void panel_product(const float* z, int64_t z_stride, const W* panel, const float
 #pragma GCC unroll 8
     for (int v = 0; v < VECTORS; ++v) store(totals[t] + v * LANES, sums[t][v]);
   for (int t = 0; t < T; ++t)
-    for (int64_t c = 0; c < count; ++c) out[t * out_stride + c] += totals[t][c] * (factors ? factors[c] : 1.0f);
+    for (int64_t c = 0; c < count; ++c) {
+      float& sum = out[t * out_stride + c];
+      sum = std::fma(totals[t][c], factors ? factors[c] : 1.0f, sum);
+    }
 }
 
 // out[r][m] += sum over i of z[i][r] w[i][m] for z [d, rows] and weights [d, width] in panels, from panel first on.

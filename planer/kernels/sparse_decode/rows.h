@@ -114,7 +114,7 @@ void products(const float* x, int64_t B, const Rows<W>& w, int64_t count, const 
       const auto run = [&](auto tokens, int64_t b) {
         float sums[tokens()];
         row_dots<tokens()>(x + b * D, w(index(k)), D, sums);
-        for (int t = 0; t < tokens(); ++t) out[(b + t) * count + k] = sums[t] * w.factor(index(k)) + bias(k);
+        for (int t = 0; t < tokens(); ++t) out[(b + t) * count + k] = std::fma(sums[t], w.factor(index(k)), bias(k));
       };
       int64_t b = 0;
       for (; b + 4 <= B; b += 4) run(std::integral_constant<int, 4>(), b);
@@ -142,7 +142,7 @@ void products_apart(const float* x, const Rows<W>& w, const std::vector<int64_t>
     side_by_side<PICKED>(begin, end, 0, row, [&](auto size, auto rows, int64_t k) {
       float sums[size()];
       dots_apart<size()>(x, rows, w.width, sums);
-      for (int j = 0; j < size(); ++j) out[k + j] = sums[j] * w.factor(picked[k + j]) + bias(k + j);
+      for (int j = 0; j < size(); ++j) out[k + j] = std::fma(sums[j], w.factor(picked[k + j]), bias(k + j));
     });
   });
 }
