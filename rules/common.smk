@@ -10,7 +10,7 @@ gc.freeze()  # Snakemake's modules stay until the end; collecting garbage among 
 import planer
 from snakemake.logging import logger
 from planer.config import Experiment
-from planer.config.arms import arm_name, arm_values, check_stage
+from planer.config.arms import arm_values, check_stage
 from planer.config.lengths import check_lengths
 from planer.config.model import TEXT_SUFFIX, one_source
 from planer.config.pretrained import DENSE, PretrainedExperiment, pretrained_names

@@ -2,6 +2,7 @@
 import math
 
 from planer.config.arms import (
+    arm_name,
     dense_of,
     is_sparsified,
     owner,

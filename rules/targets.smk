@@ -32,11 +32,12 @@ def check_targets():
     check_folders("results", "logs", "scratch")
     for target in targets():
         texts = [f"{name}{TEXT_SUFFIX}" for name in EXPERIMENTS if name not in PRETRAINED]
-        names = names_in(os.path.relpath(target or "."), [*CORPORA, *texts], PRETRAINED)
+        path = os.path.relpath(target or ".")
+        names = names_in(path, [*CORPORA, *texts], PRETRAINED)
         if names.get("experiment") in PRETRAINED:
-            values, variant = settings(names["experiment"]), names.get("variant", DENSE)
-            arm_name(values, variant)
-            check_stage(values, variant, Path(target).parent.name)
+            values = settings(names["experiment"])
+            if "variant" in names:
+                check_stage(values, names["variant"], Path(path).parts[3])  # results/<experiment>/<variant>/<stage>
         elif "experiment" in names:
             config_of(names["experiment"]).check_variant(names.get("variant", "baseline"))
             check_cost(names["experiment"])

@@ -103,13 +103,14 @@ def reported_arms(values: dict) -> list[str]:
 
 
 def training_batches(values: dict) -> dict[str, int]:
-    """The most samples of a batch that an arm trains with, by the section of the stage."""
+    """Samples of a batch of every stage that trains, by the section that sets them: sparsify, arms.mine.sparsify."""
     batches = {"finetune": values["finetune"]["batch"]} if values["finetune"]["steps"] else {}
     for name in reported_arms(values):
         for stage, section in TRAININGS.items():
             chosen = _merged(values, name)[section]
             if _runs(values, stage, name) and chosen["steps"]:
-                batches[section] = max(chosen["batch"], batches.get(section, 0))
+                own = "batch" in values["arms"][name].get(section, {})
+                batches[f"arms.{name}.{section}" if own else section] = chosen["batch"]
     return batches
 
 
@@ -123,11 +124,14 @@ def owner(values: dict, stage: str, variant: str) -> str:
 
 
 def check_stage(values: dict, variant: str, stage: str) -> None:
-    """Raise UserError where a variant does not run this stage, or uses the files of another one: nothing is trained
-    twice."""
+    """Raise UserError for an unknown variant, and where it does not run this stage or uses the files of another one:
+    nothing is trained twice.
+
+    stage: a name in the variant's folder; those that are not in STAGES are not checked.
+    """
+    name = arm_name(values, variant)
     if stage not in STAGES:
         return
-    name = arm_name(values, variant)
     if not _runs(values, stage, name):
         own = [one for one in STAGES if _runs(values, one, name)] or ["finetune"]
         raise UserError(f"{variant} has no stage {stage}; its stages: {', '.join(own)}")

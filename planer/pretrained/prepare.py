@@ -96,7 +96,7 @@ def load_network(
 def save_network(model: transformers.PreTrainedModel, folder: str | Path) -> None:
     """Write config.json and model.safetensors whole, the two files that load_network reads.
 
-    The weights have a checksum, and that of config.json beside it, to which transformers would take no key.
+    The metadata of the weights has their checksum and the one of config.json: transformers knows no key for it there.
     """
     folder = Path(folder)
     with tempfile.TemporaryDirectory(dir=folder) as temporary, quiet_transformers():

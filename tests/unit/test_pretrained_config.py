@@ -198,7 +198,8 @@ def test_batches_of_the_stages_that_train():
     arms = {"small": EXPERTS, "large": EXPERTS | {"sparsify": {"batch": 64}}}
     arms["mlps"] = THRESHOLD | {"projections": {"replace": ["key"], "batch": 48}}
     content = values(arms=arms, finetune={"batch": 16}, train_routers={"batch": 8})
-    assert training_batches(content) == {"finetune": 16, "sparsify": 64, "projections": 48, "train_routers": 8}
+    batches = {"finetune": 16, "sparsify": 32, "train_routers": 8}
+    assert training_batches(content) == batches | {"arms.large.sparsify": 64, "arms.mlps.projections": 48}
     untrained = values(arms={"plain": THRESHOLD}, finetune={"steps": 0})
     assert training_batches(untrained) == {}
 
@@ -215,6 +216,14 @@ def test_only_files_of_stages_that_a_variant_runs_are_named():
     ):
         with pytest.raises(UserError, match=f"^{variant} has no stage {stage}; its stages: {stages}$"):
             check_stage(content, variant, stage)
+
+
+def test_stages_and_arms_may_have_the_same_name():
+    content = values(arms={"routers": THRESHOLD, "sparsify": EXPERTS, "other": EXPERTS})
+    for variant in ("routers", "sparsify", "other"):
+        check_stage(content, variant, "eval.json")
+    with pytest.raises(UserError, match="unknown variant 'cluster'"):
+        check_stage(content, "cluster", "eval.json")
 
 
 def test_assets_are_below_their_variable(monkeypatch):
