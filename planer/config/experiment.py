@@ -65,6 +65,7 @@ class Experiment(RuntimeConfig):
                 raise UserError(f"patterns.{key}: {error}") from error
         for option in self.design_space:
             self.model.option(option)
+        self.search_methods.options(self.model)
         for key, variants in (
             ("default_variants", self.default_variants),
             ("repeatability.variant", (self.repeatability.variant,)),

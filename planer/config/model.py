@@ -73,6 +73,10 @@ class BlockSettings(dict):
         return cls({kind: vars(getattr(settings, kind)) for kind in values})
 
 
+class DoesNotFit(UserError):
+    """An option that this backbone cannot have, such as more heads than it has."""
+
+
 @dataclass(frozen=True)
 class ModelConfig:
     """The backbone that all variants of an experiment share."""
@@ -102,11 +106,12 @@ class ModelConfig:
         """The block of an option: skip, attention_<h>, feed_forward, feed_forward_x<s>, moe_top<k>.
 
         key: the configuration key that lists the option, for messages.
+        Raises DoesNotFit, and UserError for a name that is no option of any backbone.
         """
         try:
             block = next(filter(None, (kind.parse(name, self) for kind in kinds().values())), None)
         except ValueError as error:
-            raise UserError(f"{key}: {error}") from error
+            raise DoesNotFit(f"{key}: {error}") from error
         if block is None:
             allowed = ", ".join(spelling for kind in kinds().values() for spelling in kind.options)
             raise UserError(f"{key}: unknown option {show(name)}; allowed: {allowed}")
@@ -177,9 +182,12 @@ class MethodsConfig:
     isoparam: DesignSpace
 
     def options(self, model: ModelConfig) -> list[BlockSpec]:
-        """Blocks of those design spaces that fit the model; ``Experiment.check_variant`` refuses variants of others."""
+        """Blocks of those design spaces that fit the model; ``Experiment.check_variant`` refuses variants of others.
+
+        Raises UserError for a name that is no option of any backbone.
+        """
         blocks: list[BlockSpec] = []
-        for space in (self.isoparam, self.par_search):
-            with suppress(UserError):
-                blocks += [model.option(name) for name in space]
+        for method in ("isoparam", "par_search"):
+            with suppress(DoesNotFit):
+                blocks += [model.option(name, f"search_methods.{method}") for name in getattr(self, method)]
         return blocks

@@ -260,6 +260,8 @@ def test_a_design_space_must_fit_the_model_where_its_method_is_asked_for():
         assert f"default_variants: search_methods.{key}: " in message(
             merge(DEFAULTS, few, {"default_variants": [variant]})
         )
+    misspelled = merge(DEFAULTS, few, {"search_methods": {"par_search": ["skip", "atention_4"]}})
+    assert "search_methods.par_search: unknown option 'atention_4'" in message(misspelled)
     fitting = merge(DEFAULTS, few, {"search_methods": {"par_search": ["skip", "attention_4"]}})
     experiment = build(Experiment, fitting)
     experiment.check_variant("par_search")
