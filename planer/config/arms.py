@@ -109,8 +109,8 @@ def training_batches(values: dict) -> dict[str, int]:
         for stage, section in TRAININGS.items():
             chosen = _merged(values, name)[section]
             if _runs(values, stage, name) and chosen["steps"]:
-                own = "batch" in values["arms"][name].get(section, {})
-                batches[f"arms.{name}.{section}" if own else section] = chosen["batch"]
+                overridden = "batch" in values["arms"][name].get(section, {})
+                batches[f"arms.{name}.{section}" if overridden else section] = chosen["batch"]
     return batches
 
 
@@ -133,8 +133,8 @@ def check_stage(values: dict, variant: str, stage: str) -> None:
     if stage not in STAGES:
         return
     if not _runs(values, stage, name):
-        own = [one for one in STAGES if _runs(values, one, name)] or ["finetune"]
-        raise UserError(f"{variant} has no stage {stage}; its stages: {', '.join(own)}")
+        stages = [one for one in STAGES if _runs(values, one, name)] or ["finetune"]
+        raise UserError(f"{variant} has no stage {stage}; its stages: {', '.join(stages)}")
     if (other := owner(values, stage, variant)) != variant:
         raise UserError(f"{variant} has the same {stage} as {other}, whose files it uses; name those of {other}")
 

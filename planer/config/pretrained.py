@@ -277,7 +277,7 @@ def pretrained_names(files: Mapping[str, Path]) -> list[str]:
     Every start of the workflow reads all files; mistakes in them are found when the experiment is asked for.
     """
     keys = {name: outermost_keys(path) for name, path in files.items()}
-    found = {name for name, own in keys.items() if "pretrained" in own}
+    found = {name for name, values in keys.items() if "pretrained" in values}
     for _ in keys:
-        found |= {name for name, own in keys.items() if own.get("base") in found}
+        found |= {name for name, values in keys.items() if values.get("base") in found}
     return sorted(found)

@@ -66,7 +66,8 @@ EXPERIMENTS = {
         "arms": {
             "d2dmoe": {"method": "experts"},
             "small": {"method": "experts", "cluster_experts": {"expert_size": 2}},
-            "top": {"method": "experts", "cluster_experts": {"expert_size": 2}, "evaluate": {"taus": [0.1]}},
+            # The name of a stage too.
+            "routers": {"method": "experts", "cluster_experts": {"expert_size": 2}, "evaluate": {"taus": [0.1]}},
         },
     },
 }
@@ -116,7 +117,7 @@ def test_three_families_from_data_to_the_page_and_the_folder(experiments):
         assert reports["d2dmoe"]["reference"][split] == reports["dense_continued"]["quality"][split]
         assert reports["d2dmoe"]["dense"][split] == reports["dense"]["quality"][split]
     assert not experiments.planned("results/tiny-bert/arms.html"), "nothing is left to do"
-    arms = experiments.planned(*(f"results/tiny-vit/{arm}/eval.json" for arm in ("d2dmoe", "small", "top")))
+    arms = experiments.planned(*(f"results/tiny-vit/{arm}/eval.json" for arm in ("d2dmoe", "small", "routers")))
     shared = {"sparsify_sites": 2, "cluster_sites": 2, "train_site_routers": 2, "evaluate_arm": 3}
     assert arms == shared, "one sparsified network and the control, two splits, and nothing twice"
     (experiments.folder / "data.csv").write_text((experiments.folder / "data.csv").read_text() + "\nthe fox,fox")
