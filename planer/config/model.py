@@ -157,8 +157,8 @@ class PatternsConfig:
         for name in self.others:
             if not re.fullmatch(PATTERN_NAME, name):
                 raise UserError(f"others: {show(name)} must hold small letters, digits and _, and begin with a letter")
-            if name in PATTERNS:
-                raise UserError(f"others: the name {name} is taken; take another one than {', '.join(PATTERNS)}")
+            if name in PATTERNS.values():
+                raise UserError(f"others: the name {name} is taken; take another one than baseline, sandwich and par")
             check_name("others:", f"{OTHER_PATTERN}{name}")
 
     @property

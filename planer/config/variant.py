@@ -172,7 +172,7 @@ def _parse(name: str) -> Variant:
         return Variant(name, base, **fields)
     if re.fullmatch(OTHER_PATTERN + PATTERN_NAME, base):
         check_name("variant", name)
-        if base.removeprefix(OTHER_PATTERN) in PATTERNS:
+        if base.removeprefix(OTHER_PATTERN) in PATTERNS.values():
             raise UserError(f"variant {show(name)}: write it {name.removeprefix(OTHER_PATTERN)}")
         return Variant(name, base, **fields)
     if separator and method in TARGETED:

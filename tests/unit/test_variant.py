@@ -246,5 +246,7 @@ def test_other_patterns_are_named_in_the_configuration():
     for name in ("baseline", "par"):
         with pytest.raises(UserError, match=rf"patterns\.others: the name {name} is taken; take another one than"):
             experiment(patterns={"others": {name: "(sf)x2"}})
+    continued = experiment(patterns={"others": {"continued": "(sf)x2"}}).patterns
+    assert continued.of(parse_variant("pattern_continued").pattern) == "(sf)x2", "continued has the pattern baseline"
     with pytest.raises(UserError, match=r"patterns\.others\.wide: .*unknown block 'x'"):
         experiment(patterns={"others": {"wide": "(sx)x2"}})
