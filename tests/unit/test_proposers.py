@@ -81,6 +81,16 @@ def test_heads_of_a_cut_are_filled_until_nothing_more_fits(target):
     assert named(networks, whole) == ["attention_8", "feed_forward"] * 4, "the baseline fits a budget of 1"
 
 
+def test_of_two_ways_to_fill_heads_the_better_start_comes_first():
+    """The loss counts the heads of the first or of the last attention block; the rest costs too much."""
+    heads = [0, 1, 2, 4, 8, 0, 0, 0]
+    for last in (True, False):
+        networks = space(0.5, start_loss=lambda path, at=6 if last else 0: -heads[path[at]])
+        first = named(networks, proposed("shallow", networks)[0])
+        most = [int(name.removeprefix("attention_")) for name in first if name.startswith("attention")]
+        assert len(most) == 3 and (most[2] > most[0] if last else most[0] >= most[2]), most
+
+
 def test_narrow_attention_that_was_measured_slower_than_wide_one_is_left_out():
     """As on a busy machine: one head takes three times as long as eight."""
     networks = space(0.6, costs=COSTS | {"attention_1": 0.5})
@@ -187,8 +197,9 @@ def test_a_design_space_without_the_blocks_of_a_cut_has_none():
     without = {name: tuple(option for option in OPTIONS if option != name) for name in ("skip", "feed_forward")}
     assert proposed("shallow", space(0.5, options=without["feed_forward"])) == []
     networks = space(0.5, options=without["skip"])
-    (whole,) = proposed("shallow", networks)
-    assert named(networks, whole)[1::2] == ["feed_forward"] * 4, "all pairs with fewer heads"
+    whole = proposed("shallow", networks)
+    assert len(whole) == 2, "all pairs with fewer heads, filled in both ways"
+    assert all(named(networks, options)[1::2] == ["feed_forward"] * 4 for options in whole)
 
 
 @pytest.mark.parametrize("target", [0.3, 0.5, 0.75, 0.95])
