@@ -36,8 +36,9 @@ def test_what_is_no_address_of_a_store_is_refused(tmp_path, monkeypatch, capsys,
     before = sorted(tmp_path.rglob("*"))
     monkeypatch.setenv("MLFLOW_TRACKING_URI", address)
     assert main(["sync", "results"]) == 1
-    line, *others = capsys.readouterr().err.splitlines()
-    assert not others
+    lines = capsys.readouterr().err.splitlines()
+    # A server of another test in this process may still write what it answered.
+    (line,) = (line for line in lines if not line.startswith(("GET ", "POST ")))
     assert line.startswith("planer: MLFLOW_TRACKING_URI is ") and "allowed: http(s)://host:port" in line
     assert "geheim" not in line
     assert sorted(tmp_path.rglob("*")) == before
