@@ -130,6 +130,21 @@ def test_many_pairs_are_looked_at_evenly_and_not_all():
     assert len(middles) >= 12, "not always the same pairs"
 
 
+def test_sets_of_pairs_are_those_of_all_combinations():
+    """Every set where there are few; of many, the first one behind half a step, then one a step."""
+    networks = space(0.5, pattern="(sf)x9")
+    sets = [kept[1:-1] for kept in cuts.kept_pairs(networks) if len(kept) == 5]
+    combinations = list(map(list, itertools.combinations(cuts.pairs(networks)[1:-1], 3)))
+    assert sets == combinations[1::3]
+    assert len([kept for kept in cuts.kept_pairs(networks) if len(kept) == 3]) == 7
+
+
+def test_a_deep_baseline_has_few_sets_of_pairs():
+    """Half of 50 pairs can be kept in 10^14 ways."""
+    sets = list(cuts.kept_pairs(space(0.5, pattern="(sf)x50")))
+    assert max(Counter(map(len, sets)).values()) <= cuts.SUBSETS and len(sets) > 400
+
+
 def test_pairs_of_a_baseline_that_does_not_alternate():
     assert cuts.pairs(space(pattern="fsfsff")) == [(0, 1, 2), (3, 4, 5)]
     assert cuts.pairs(space(pattern="ff")) == [(0, 1)]

@@ -36,11 +36,33 @@ def kept_pairs(space: Space) -> Iterator[list[tuple[int, ...]]]:
     """Sets of pairs to keep, from the largest sets to the smallest: always the first and the last pair."""
     found = pairs(space)
     for count in range(len(found), 1, -1):
-        middle = list(itertools.combinations(found[1:-1], count - 2))
-        step = max(1, math.ceil(len(middle) / SUBSETS))
-        for chosen in middle[step // 2 :: step]:
-            yield [found[0], *chosen, found[-1]]
+        for middle in _spread(found[1:-1], count - 2):
+            yield [found[0], *middle, found[-1]]
     yield [found[0]]
+
+
+def _spread(items: Sequence, size: int) -> Iterator[list]:
+    """Subsets of this size, in the order of ``itertools.combinations``; evenly spread ones where there are too many.
+
+    Only these are made: 40 items have 10^11 subsets of 20.
+    """
+    count = math.comb(len(items), size)
+    step = max(1, -(-count // SUBSETS))
+    return (_subset(items, size, number) for number in range(step // 2, count, step))
+
+
+def _subset(items: Sequence, size: int, number: int) -> list:
+    """The subset with this number in the order of ``itertools.combinations``."""
+    chosen: list = []
+    for after, item in zip(reversed(range(len(items))), items, strict=True):
+        if len(chosen) == size:
+            break
+        with_item = math.comb(after, size - len(chosen) - 1)
+        if number < with_item:
+            chosen.append(item)
+        else:
+            number -= with_item
+    return chosen
 
 
 def filled(space: Space, kept: Iterable[int], replaced: Sequence[BlockSpec | None]) -> Iterator[tuple[int, ...]]:
