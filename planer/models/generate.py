@@ -56,7 +56,8 @@ class Sampling:
         kept = scores.topk(min(self.top_k or len(scores), len(scores)))
         probabilities = kept.values.softmax(-1)
         if self.top_p < 1:
-            probabilities[probabilities.cumsum(-1) - probabilities >= self.top_p] = 0
+            before = probabilities.cumsum(-1) - probabilities
+            probabilities[1:][before[1:] >= self.top_p] = 0  # never the first: in single precision, top_p may be 0
         return int(kept.indices[torch.multinomial(probabilities, 1, generator=generator)])
 
 

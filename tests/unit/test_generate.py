@@ -88,6 +88,7 @@ def test_samples_follow_the_probabilities():
         ({"top_p": 0.81}, [0.5, 0.3, 0.2]),
         ({"top_p": 0.79}, [0.625, 0.375, 0.0]),
         ({"top_p": 0.01}, [1.0, 0.0, 0.0]),
+        ({"top_p": 1e-300}, [1.0, 0.0, 0.0]),
         ({"top_p": 0.6, "top_k": 2}, [1.0, 0.0, 0.0]),
     ):
         sampling, generator = Sampling.of(temperature=1.0, **options), torch.Generator().manual_seed(0)
