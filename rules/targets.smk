@@ -39,7 +39,10 @@ def check_targets():
             if "variant" in names:
                 check_stage(values, names["variant"], Path(path).parts[3])  # results/<experiment>/<variant>/<stage>
         elif "experiment" in names:
-            config_of(names["experiment"]).check_variant(names.get("variant", "baseline"))
+            config = config_of(names["experiment"])
+            config.check_variant(names.get("variant", "baseline"))
+            if Path(path).stem == "pareto":
+                config.check_pareto()
             check_cost(names["experiment"])
         elif (
             names.get("dataset", "").endswith(TEXT_SUFFIX)

@@ -75,6 +75,11 @@ class Experiment(RuntimeConfig):
                     self.check_variant(name)
                 except UserError as error:
                     raise UserError(f"{key}: {error}") from error
+        if "pareto" in self.default_analyses:
+            try:
+                self.check_pareto()
+            except UserError as error:
+                raise UserError(f"default_analyses: {error}") from error
         self._check_limits()
         executions = {"workload.execution": (self.workload.execution,)}
         executions |= {"profile_blocks.executions": self.profile_blocks.executions}
@@ -95,6 +100,30 @@ class Experiment(RuntimeConfig):
             self.patterns.of(variant.pattern)
         for option in getattr(self.search_methods, variant.method, ()):
             self.model.option(option, f"search_methods.{variant.method}")
+        if variant.method in ("shallow", "keep"):
+            self._check_cuts(name)
+        if variant.method == "shared" and not (variant.scratch or self.candidates.needs_supernet):
+            raise UserError(
+                f"variant {name}: there is no supernet to share; give a number to solver or argmax of "
+                "candidates.proposers"
+            )
+
+    def check_pareto(self) -> None:
+        """Raise UserError where pareto.json cannot be made."""
+        self.check_variant(self.pareto.shared(min(self.pareto.targets)))
+
+    def _check_cuts(self, name: str) -> None:
+        """Raise UserError where no cut of the baseline is in the design space.
+
+        Every cut keeps the blocks before the second attention block, attention with as many heads or fewer.
+        """
+        options = [self.model.option(option) for option in self.design_space]
+        blocks = from_notation(self.patterns.baseline, self.model.symbols())
+        second = [i for i, block in enumerate(blocks) if block.remembers][1:2]
+        for block in blocks[: second[0] if second else None]:
+            narrow = [one for one in options if block.remembers and one.kind == block.kind and one.size <= block.size]
+            if block not in options and not narrow:
+                raise UserError(f"variant {name}: design_space lacks {block.name}, which every cut keeps; add it")
 
     def _check_limits(self) -> None:
         """Raise UserError for a limit of a latency that is not measured."""

@@ -188,6 +188,12 @@ class MethodsConfig:
         """
         blocks: list[BlockSpec] = []
         for method in ("isoparam", "par_search"):
-            with suppress(DoesNotFit):
-                blocks += [model.option(name, f"search_methods.{method}") for name in getattr(self, method)]
+            found = [self._option(model, method, name) for name in getattr(self, method)]
+            blocks += found if None not in found else []
         return blocks
+
+    @staticmethod
+    def _option(model: ModelConfig, method: str, name: str) -> BlockSpec | None:
+        """A block of a design space, or None where it does not fit the model."""
+        with suppress(DoesNotFit):
+            return model.option(name, f"search_methods.{method}")

@@ -260,12 +260,36 @@ def test_a_design_space_must_fit_the_model_where_its_method_is_asked_for():
         assert f"default_variants: search_methods.{key}: " in message(
             merge(DEFAULTS, few, {"default_variants": [variant]})
         )
-    misspelled = merge(DEFAULTS, few, {"search_methods": {"par_search": ["skip", "atention_4"]}})
-    assert "search_methods.par_search: unknown option 'atention_4'" in message(misspelled)
+    for options in (["skip", "atention_4"], ["skip", "attention_8", "atention_4"]):
+        misspelled = merge(DEFAULTS, few, {"search_methods": {"par_search": options}})
+        assert "search_methods.par_search: unknown option 'atention_4'" in message(misspelled)
     fitting = merge(DEFAULTS, few, {"search_methods": {"par_search": ["skip", "attention_4"]}})
     experiment = build(Experiment, fitting)
     experiment.check_variant("par_search")
     assert [block.name for block in experiment.search_methods.options(experiment.model)] == ["skip", "attention_4"]
+
+
+@pytest.mark.parametrize("variant", ["shallow_0.5", "keep_0.01-seed1"])
+def test_cuts_of_the_baseline_need_its_blocks_in_the_design_space(variant):
+    few = {"model": {"num_heads": 4}, "default_variants": ["baseline"]}
+    for missing, options in (("feed_forward", ["skip", "attention_4"]), ("attention_4", ["skip", "feed_forward"])):
+        experiment = build(Experiment, merge(DEFAULTS, few, {"design_space": options}))
+        experiment.check_variant("target_0.5")
+        with pytest.raises(UserError, match=f"variant {variant}: design_space lacks {missing}, which every cut keeps"):
+            experiment.check_variant(variant)
+    narrow = {"design_space": ["attention_2", "feed_forward"], "patterns": {"baseline": "(sf)x3"}}
+    build(Experiment, merge(DEFAULTS, few, narrow)).check_variant(variant)
+
+
+def test_a_shared_supernet_needs_a_proposer_that_asks_it():
+    without = merge(DEFAULTS, {"candidates": {"proposers": {"solver": 0, "argmax": 0}}})
+    experiment, line = build(Experiment, without), "variant shared_0.5: there is no supernet to share; give a number to"
+    for check in (experiment.check_pareto, lambda: experiment.check_variant("shared_0.5")):
+        with pytest.raises(UserError, match=line):
+            check()
+    experiment.check_variant("shared_0.5-scratch")
+    build(Experiment, DEFAULTS).check_pareto()
+    assert f"default_analyses: {line}" in message(merge(without, {"default_analyses": ["pareto"]}))
 
 
 def test_a_pattern_that_is_not_there():
