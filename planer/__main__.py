@@ -122,11 +122,11 @@ def info(options: argparse.Namespace) -> None:
     if is_pretrained(options.folder):
         from planer.pretrained.describe import describe
 
-        facts = describe(options.folder)
+        facts = list(describe(options.folder))
     else:
         from planer.models.describe import describe
 
-        facts = describe(options.folder, options.vocab)
+        facts = list(describe(options.folder, options.vocab))
     for name, value in facts:
         print(f"{name + ': ':<12}{value}")
 

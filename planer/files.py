@@ -23,6 +23,7 @@ import yaml
 from safetensors import SafetensorError
 
 from planer.errors import Damaged, UserError
+from planer.parsing import show
 
 if TYPE_CHECKING:  # every parse of the Snakefile imports this module, and these take half a second or more
     import numpy as np
@@ -52,6 +53,27 @@ def replacing(path: str | Path) -> Iterator[Path]:
     finally:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def new_folder(folder: str | Path) -> Iterator[None]:
+    """Write a new or empty folder in the block; when it fails, none of its files stays there.
+
+    Raises UserError where the folder is something else, before the block.
+    """
+    folder = Path(folder)
+    existed = os.path.lexists(folder)
+    if existed and not (folder.is_dir() and not any(folder.iterdir())):
+        raise UserError(f"{show(str(folder))} exists and is not an empty folder; name a new one, or remove it")
+    try:
+        yield
+    except BaseException:
+        with suppress(OSError):
+            for path in folder.glob("*"):
+                path.unlink()
+            if not existed:
+                folder.rmdir()
+        raise
 
 
 def check_writable(folder: str | Path, free_bytes: int = 2**20) -> None:

@@ -7,12 +7,10 @@ config.json, model.safetensors, tokenizer.json, tokenizer_config.json and README
 from __future__ import annotations
 
 import json
-import os
-from contextlib import suppress
 from pathlib import Path
 
 from planer.errors import UserError
-from planer.files import write_json, write_text
+from planer.files import new_folder, write_json, write_text
 from planer.models.describe import describe, figures
 from planer.models.network import Network, load
 from planer.parsing import show
@@ -27,21 +25,11 @@ def export_network(folder: str | Path, out: str | Path, vocab: str | Path | None
     Raises UserError when out exists and is not empty, when the network has no vocabulary, or as ``planer.load``.
     """
     folder, out = Path(folder), Path(out)
-    if os.path.lexists(out) and not (out.is_dir() and not any(out.iterdir())):
-        raise UserError(f"{show(str(out))} exists and is not an empty folder; name a new one, or remove it")
-    network = load(folder, vocab=vocab)
-    if network.surroundings.vocabulary is None:
-        raise UserError(f"no vocab.json belongs to {show(str(folder))}; name that of its text with --vocab")
-    existed = os.path.isdir(out)
-    try:
+    with new_folder(out):
+        network = load(folder, vocab=vocab)
+        if network.surroundings.vocabulary is None:
+            raise UserError(f"no vocab.json belongs to {show(str(folder))}; name that of its text with --vocab")
         _write(network, out, model_card(folder, network, vocab))
-    except BaseException:
-        with suppress(OSError):
-            for path in out.glob("*"):
-                path.unlink()
-            if not existed:
-                out.rmdir()
-        raise
 
 
 def _write(network: Network, out: Path, card: str) -> None:

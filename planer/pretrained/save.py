@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import tempfile
 from collections.abc import Mapping
@@ -11,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from planer.errors import UserError
-from planer.files import write_json, write_text
+from planer.files import new_folder, write_json, write_text
 from planer.parsing import show
 from planer.pretrained.card import model_card
 from planer.pretrained.folder import INDEX, ROUTERS, WEIGHTS, Folder, check_folder, head_of
@@ -51,7 +50,8 @@ def write_folder(
 
 
 def export_plain(folder: str | Path, out: str | Path) -> None:
-    """Write the dense network of a converted folder, without anything of planer's, into a new or empty one.
+    """Write the dense network of a converted folder, without anything of planer's, into a new or empty one; nothing
+    stays there when it fails.
 
     Raises UserError when folder holds no converted network, or one without its own projections, or out is not empty.
     """
@@ -63,9 +63,11 @@ def export_plain(folder: str | Path, out: str | Path) -> None:
         )
     if not found.conversion:
         raise UserError(f"{show(str(folder))} is a plain network already; use it as it is")
-    if os.path.lexists(out) and not (out.is_dir() and not any(out.iterdir())):
-        raise UserError(f"{show(str(out))} exists and is not an empty folder; name a new one, or remove it")
-    out.mkdir(parents=True, exist_ok=True)
+    with new_folder(out):
+        _write_plain(found, out)
+
+
+def _write_plain(found: Folder, out: Path) -> None:
     for file in found.weights:
         tensors, _ = read_tensors(file, finite=False)
         plain = {name: tensor for name, tensor in tensors.items() if ROUTERS not in name}

@@ -24,6 +24,7 @@ from planer.pretrained.load import load_image_processor, load_model, load_tokeni
 from planer.pretrained.save import write_folder  # noqa: E402
 from tests.unit.converted import converted, run_card, thresholded  # noqa: E402
 from tests.unit.made_up_arms import arm  # noqa: E402
+from tests.unit.small_disk import small_disk  # noqa: E402
 from tests.unit.tiny_pretrained import inputs, logits, save, tiny  # noqa: E402
 
 ARM = arm("d2dmoe", "experts", "dynamic_k", 0.015)
@@ -76,6 +77,13 @@ def test_the_plain_network_has_nothing_of_planer(family, tmp_path, capsys):
             main(["export", str(folder if again is plain else plain), str(again), "--plain"])
 
 
+def test_a_full_disk_leaves_nothing_of_a_plain_network(tmp_path):
+    folder, plain = delivered("vit", tmp_path), tmp_path / "plain"
+    with pytest.raises(SystemExit, match="cannot write .*/model.safetensors: File too large"), small_disk(2_000):
+        main(["export", str(folder), str(plain), "--plain"])
+    assert not plain.exists()
+
+
 def test_relu_is_in_the_configuration(tmp_path):
     """So that transformers computes what was trained, with planer and without."""
     save("gpt2", tmp_path / "source")
@@ -120,6 +128,14 @@ def test_the_card_says_what_was_measured_and_how_to_load(tmp_path, capsys):
     assert "test:       accuracy 0.918, of dense_continued 0.92\n" in out
     assert f"chosen:     dynamic_k {ARM['chosen']['value']:g}, test accuracy " in out
     assert out.count("(forward, batch ") == 2
+
+
+def test_info_writes_nothing_before_a_damaged_evaluation(tmp_path, capsys):
+    folder = delivered("gpt2", tmp_path, ARM)
+    (folder / "eval.json").write_text("{}")
+    with pytest.raises(SystemExit, match="eval.json is not as arm.schema.json describes it"):
+        main(["info", str(folder)])
+    assert not capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
