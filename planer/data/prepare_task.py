@@ -76,9 +76,15 @@ def _texts(config: TaskConfig) -> dict[str, str]:
     length = len(texts["train"])
     for name in ("test", "valid"):
         if name not in texts:
-            start = texts["train"].find("\n", len(texts["train"]) - round(getattr(config.split, name) * length)) + 1
+            start = _boundary(texts["train"], len(texts["train"]) - round(getattr(config.split, name) * length))
             texts["train"], texts[name] = texts["train"][:start], texts["train"][start:]
     return {name: texts[name] for name in SPLITS}
+
+
+def _boundary(text: str, position: int) -> int:
+    """The start of a line behind a position; of a word where the text has no further line, as a text of one line."""
+    starts = (text.find(mark, position) + 1 for mark in "\n ")
+    return next((start for start in starts if 0 < start < len(text)), position)
 
 
 def _read_text(key: str, path: str) -> str:

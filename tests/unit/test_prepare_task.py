@@ -57,6 +57,15 @@ def test_a_text_is_tokenised_and_split_in_its_order(folders, tmp_path):
     assert len(splits["valid"]["tokens"]) == pytest.approx(len(joined) / 5, rel=0.3)
 
 
+def test_a_text_of_one_line_is_split_between_words(folders, tmp_path):
+    (tmp_path / "my.txt").write_text(" ".join(TEXTS * 4) + "\n")
+    prepare_task(config("text", train=str(tmp_path / "my.txt")), folders["gpt2"], tmp_path / "out", 0)
+    _, splits = read_task(tmp_path / "out", ("train", "valid", "test"))
+    total = sum(len(part["tokens"]) for part in splits.values())
+    for name, share in (("train", 0.6), ("valid", 0.2), ("test", 0.2)):
+        assert len(splits[name]["tokens"]) == pytest.approx(share * total, rel=0.1)
+
+
 def test_masked_tokens_know_the_symbols_of_the_tokenizer(folders, tmp_path):
     (tmp_path / "my.txt").write_text("\n".join(TEXTS * 4))
     given = config("masked_tokens", train=str(tmp_path / "my.txt"))
