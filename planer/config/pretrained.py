@@ -210,6 +210,10 @@ class ArmEvaluateConfig:
     tolerance: Share
     latency_rounds: Rounds
 
+    def __post_init__(self) -> None:
+        if "dynamic_k" in self.selectors and not self.taus:
+            raise UserError("taus is empty; name thresholds, or leave dynamic_k out of selectors")
+
 
 @dataclass(frozen=True)
 class Arm:

@@ -55,7 +55,7 @@ def text_files(text: str) -> list[Path]:
 
 
 def read_text_files(text: str) -> bytes:
-    """The files that a path or glob names, joined by newlines.  Raises UserError when they hold nothing."""
+    """The files that a path or glob names, joined by newlines.  Raises UserError when they hold nothing to learn."""
     try:
         content = b"\n".join(path.read_bytes() for path in text_files(text))
     except OSError as error:
@@ -63,6 +63,8 @@ def read_text_files(text: str) -> bytes:
         raise UserError(f"data.text: cannot read {name}: {error.strerror}; make it readable") from error
     if not content.strip():
         raise UserError(f"data.text: {show(text)} is empty; name files with text")
+    if not content.strip(content[:1]):  # its loss can become 0, which no other loss can be compared with
+        raise UserError(f"data.text: {show(text)} repeats one byte, {content[:1]!r}; name files with text")
     return content
 
 
@@ -102,8 +104,8 @@ def read_tokenizer(path: Path) -> str:
         document = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"data.tokenizer: cannot read {path} ({one_line(error)}); it must be a UTF-8 file") from error
-    if not parse_tokenizer(f"data.tokenizer: {path}", document).get_vocab():
-        raise UserError(f"data.tokenizer: {path} has no symbols; train it on text first")
+    if len(parse_tokenizer(f"data.tokenizer: {path}", document).get_vocab()) < 2:
+        raise UserError(f"data.tokenizer: {path} has fewer than two symbols; train it on text first")
     return document
 
 

@@ -169,6 +169,7 @@ def test_a_text_is_read_again_only_after_a_change(here, monkeypatch):
     [
         (b"", "bytes", "data.text: 'bad.txt' is empty"),
         (b" \n\n", "words", "data.text: 'bad.txt' is empty"),
+        (b"a" * 999, "bytes", "data.text: 'bad.txt' repeats one byte, b'a'; name files with text"),
         (b"no word comes as often as this word", "words", "data.text: 'bad.txt' has no word 3 times; give more text"),
         (b"caf\xe9 au lait", "words", "data.text: 'bad.txt' is not UTF-8: byte 3 is 0xe9; convert it, or use"),
         (b"caf\xe9 au lait", "tok", "data.text: 'bad.txt' is not UTF-8: byte 3 is 0xe9"),
@@ -200,7 +201,7 @@ def test_files_that_are_not_there(here):
         ("nope", "is no readable tokenizer.json"),
         ("{}", "is no readable tokenizer.json"),
         (b"\xff\xfe", "cannot read"),
-        ('{"model": {"type": "BPE", "vocab": {}, "merges": []}}', "has no symbols; train it on text first"),
+        ('{"model": {"type": "BPE", "vocab": {}, "merges": []}}', "has fewer than two symbols; train it on text first"),
     ],
 )
 def test_a_tokenizer_that_cannot_be_read(here, document, reason):
@@ -219,7 +220,7 @@ def test_a_tokenizer_that_is_not_there(here):
 
 def test_a_tokenizer_without_a_token_for_unknown_words(here):
     tokenizers = pytest.importorskip("tokenizers", reason="the package tokenizers is not installed")
-    tokenizers.Tokenizer(tokenizers.models.WordLevel({"the": 0}, unk_token="<unk>")).save("t.json")
+    tokenizers.Tokenizer(tokenizers.models.WordLevel({"the": 0, "a": 1}, unk_token="<unk>")).save("t.json")
     with pytest.raises(UserError, match="data.tokenizer: t.json cannot read the text .*give it a token for the unknow"):
         prepared("t.json")
 
@@ -264,7 +265,7 @@ def test_a_source_that_is_not_clear(data, reason):
     ("size", "split"), [(100, "valid"), (40_000, "test")], ids=["almost nothing", "too little to time"]
 )
 def test_a_text_that_is_too_short(here, size, split):
-    (here / "my.txt").write_bytes(b"x" * size)
+    (here / "my.txt").write_bytes(b"xy" * (size // 2))
     config = experiment(text="my.txt")
     work = dataclasses.replace(config.workload, batch=64)
     with pytest.raises(UserError, match=rf"the {split} text has at most {size // 20:,} tokens, .* needs [\d,]+; lower"):

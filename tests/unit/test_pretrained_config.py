@@ -70,6 +70,7 @@ def test_every_arm_of_a_shipped_experiment_builds(name):
         ({"arms": {"dense_continued": {"sparsify": {"weight": 0.1}}}}, "sparsify is {on: none, weight: 0.0}"),
         ({"arms": {"dense_continued": {"thresholds": {}}}}, "dense_continued changes evaluate only"),
         ({"projections": {"replace": ["queries"]}}, "projections.replace"),
+        ({"evaluate": {"taus": []}}, "evaluate.taus is empty; name thresholds, or leave dynamic_k out of selectors"),
         ({"finetune": {"tgt_len": 5}}, "unknown key finetune.tgt_len"),
     ],
 )
