@@ -158,7 +158,7 @@ rule sparsify_sites:
         seed=arm_seed("sparsify"),
         code=code_hash("pretrained/sparsify.py"),
     message:
-        "{wildcards.experiment}/{wildcards.variant} sparsify_sites: training the network on; log: {log}"
+        "{wildcards.experiment}/{wildcards.variant} sparsify_sites: fine-tuning the network further; log: {log}"
     script:
         "../workflow/scripts/pretrained/sparsify.py"
 

@@ -39,7 +39,7 @@ rule search:
         vocab_size=vocab_size,
         code=code_hash("search.py"),
     message:
-        "{wildcards.experiment}/{wildcards.variant} search: searching; log: {log}"
+        "{wildcards.experiment}/{wildcards.variant} search: training the supernet; log: {log}"
     script:
         "../workflow/scripts/search.py"
 

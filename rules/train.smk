@@ -61,6 +61,6 @@ rule retrain:
         vocab_size=vocab_size,
         code=code_hash("retrain.py"),
     message:
-        "{wildcards.experiment}/{wildcards.variant} retrain: training; log: {log}"
+        "{wildcards.experiment}/{wildcards.variant} retrain: training the network; log: {log}"
     script:
         "../workflow/scripts/retrain.py"
