@@ -3,7 +3,8 @@
 Snakemake reports a failed job in fifteen lines, log included, and prints a summary after them.  A job that fails by a
 user's mistake (``UserError``) explains it in the last line of its log.  This filter of Snakemake's log removes the
 report of such a job and prints its line when the process ends.  Other failures are reported by Snakemake, and the path
-of the log is repeated at the end.
+of the log is repeated at the end.  Ctrl-C reaches the running jobs too; the line at the end says that they were
+interrupted.
 """
 
 from __future__ import annotations
@@ -50,8 +51,7 @@ class Failures(logging.Filter):
         logs = " ".join(record.log)
         if line := next(filter(None, map(_mistake, record.log)), ""):
             record.event, record.msg = None, f"Job {record.jobid} ({record.rule_name}) has ended by a mistake: {logs}"
-        where = f"; see {logs}" if all(map(os.path.exists, record.log)) else " before its log began; see above"
-        self._keep(record.jobid, line or f"{MISTAKE}{record.rule_name} failed{where}")
+        self._keep(record.jobid, line or f"{MISTAKE}{record.rule_name} {_end(record.log)}")
 
     def _keep(self, key: object, line: str) -> None:
         if not self._lines:
@@ -65,11 +65,24 @@ class Failures(logging.Filter):
 
 def _mistake(log: str) -> str:
     """The last line of a log, if it is a user's mistake."""
+    line = _last_line(log)
+    return line if line.startswith(MISTAKE) else ""
+
+
+def _end(logs: list[str]) -> str:
+    """How a job ended that no user's mistake has ended."""
+    if any(_last_line(log) == KeyboardInterrupt.__name__ for log in logs):
+        return "was interrupted; run the same command again"
+    where = f"; see {' '.join(logs)}" if all(map(os.path.exists, logs)) else " before its log began; see above"
+    return f"failed{where}"
+
+
+def _last_line(log: str) -> str:
     try:
         lines = Path(log).read_text(errors="replace").splitlines()
     except OSError:
         return ""
-    return lines[-1] if lines and lines[-1].startswith(MISTAKE) else ""
+    return lines[-1] if lines else ""
 
 
 FAILURES = Failures()

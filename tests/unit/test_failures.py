@@ -65,6 +65,11 @@ def test_another_failure_is_reported_by_snakemake_and_its_log_named_at_the_end(s
     assert last_lines(seen, capsys) == ["planer: retrain failed; see 5.log"]
 
 
+def test_an_interrupted_job(seen, tmp_path, capsys):
+    job_error(seen, tmp_path, 5, "step 1\nTraceback (most recent call last):\nKeyboardInterrupt\n")
+    assert last_lines(seen, capsys) == ["planer: retrain was interrupted; run the same command again"]
+
+
 def test_a_failure_without_a_log(seen, capsys):
     assert seen.filter(record("Error", event="job_error", jobid=1, rule_name="search", log=["logs/none.log"]))
     assert last_lines(seen, capsys) == ["planer: search failed before its log began; see above"]
