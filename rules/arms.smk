@@ -25,7 +25,7 @@ rule evaluate_arm:
         mem_mb=lambda wildcards, attempt: 16000 * attempt,
         runtime=most_minutes,
     params:
-        config=arm_sections("device", "threads", "dtype", "train_routers", "evaluate"),
+        config=arm_sections(*COMPUTE, "train_routers", "evaluate"),
         method=method_of,
         reference=reference_name,
         seed=arm_seed("evaluate"),

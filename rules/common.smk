@@ -11,7 +11,7 @@ import planer
 from snakemake.logging import logger
 from planer.config import Experiment
 from planer.config.arms import arm_values, check_stage
-from planer.config.lengths import check_lengths
+from planer.config.lengths import TRAININGS, check_lengths
 from planer.config.model import TEXT_SUFFIX, one_source
 from planer.config.pretrained import DENSE, PretrainedExperiment, pretrained_names
 from planer.config.strict_yaml import experiment_files, read_assignments, read_experiment, read_yaml
@@ -40,6 +40,8 @@ PATTERN = rf"({'|'.join(PATTERNS)}|{OTHER_PATTERN}{PATTERN_NAME})(-[^/]*)?"
 """Variants with a given block order."""
 CHOSEN = rf"(?!{PATTERN}/)[^/]+"
 """All other variants.  In every path a slash follows the variant."""
+COMPUTE = ("device", "threads", "dtype")
+"""Sections of stages that use the experiment's device."""
 
 
 EXPERIMENTS = experiment_files(ROOT / "config/experiments", Path("config/experiments"))

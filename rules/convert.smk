@@ -25,7 +25,7 @@ rule sparsify:
         mem_mb=memory("sparsify"),
         runtime=minutes("sparsify"),
     params:
-        config=sections("device", "threads", "dtype", "data", "sparsify"),
+        config=sections(*COMPUTE, "sparsify"),
         teaching=teaching,
         seed=seed("sparsify"),
         vocab_size=vocab_size,
@@ -90,7 +90,7 @@ rule train_routers:
         mem_mb=memory("train_routers"),
         runtime=minutes("train_routers"),
     params:
-        config=sections("device", "threads", "dtype", "data", "train_routers"),
+        config=sections(*COMPUTE, "train_routers"),
         choice=keys_of(ThresholdConfig, "evaluate"),
         seed=seed("train_routers"),
         vocab_size=vocab_size,

@@ -117,7 +117,7 @@ def training_inputs(wildcards):
 def recipe_sections(wildcards):
     """Params: the sections that a training reads."""
     section = "retrain" if parse_variant(wildcards.variant).scratch else "distill"
-    return sections("device", "threads", "dtype", "data", section)(wildcards)
+    return sections(*COMPUTE, section)(wildcards)
 
 
 def choice_inputs(wildcards):
@@ -130,7 +130,7 @@ def choice_inputs(wildcards):
 def choice_sections(wildcards):
     """Params: the sections that the choice of a network reads; search only where there is a supernet."""
     variant = parse_variant(wildcards.variant)
-    names = ["device", "threads", "dtype", "data", "model", "patterns", "design_space", "search_methods", "workload"]
+    names = [*COMPUTE, "model", "patterns", "design_space", "search_methods", "workload"]
     names += ["candidates", "retrain" if variant.scratch else "distill"]
     names += (["search"] if search_of(wildcards) else []) + (["keep"] if variant.method == "keep" else [])
     return sections(*names)(wildcards)

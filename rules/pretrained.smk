@@ -85,7 +85,7 @@ rule finetune:
         mem_mb=lambda wildcards, attempt: 16000 * attempt,
         runtime=most_minutes,
     params:
-        config=sections("device", "threads", "dtype", "finetune"),
+        config=sections(*COMPUTE, "finetune"),
         max_hours=max_hours,
         seed=arm_seed("finetune"),
         code=code_hash("pretrained/finetune.py"),
@@ -119,7 +119,7 @@ rule distil_projections:
         mem_mb=lambda wildcards, attempt: 16000 * attempt,
         runtime=most_minutes,
     params:
-        config=arm_sections("device", "threads", "dtype", "projections"),
+        config=arm_sections(*COMPUTE, "projections"),
         max_hours=max_hours,
         seed=arm_seed("projections"),
         code=code_hash("pretrained/distil_projections.py"),
@@ -153,7 +153,7 @@ rule sparsify_sites:
         mem_mb=lambda wildcards, attempt: 16000 * attempt,
         runtime=most_minutes,
     params:
-        config=arm_sections("device", "threads", "dtype", "sparsify"),
+        config=arm_sections(*COMPUTE, "sparsify"),
         max_hours=max_hours,
         seed=arm_seed("sparsify"),
         code=code_hash("pretrained/sparsify.py"),
@@ -185,7 +185,7 @@ rule cluster_sites:
         mem_mb=lambda wildcards, attempt: 16000 * attempt,
         runtime=most_minutes,
     params:
-        config=arm_sections("device", "threads", "dtype", "cluster_experts"),
+        config=arm_sections(*COMPUTE, "cluster_experts"),
         seed=arm_seed("cluster_experts"),
         code=code_hash("pretrained/cluster.py"),
     message:
@@ -218,7 +218,7 @@ rule train_site_routers:
         mem_mb=lambda wildcards, attempt: 16000 * attempt,
         runtime=most_minutes,
     params:
-        config=arm_sections("device", "threads", "dtype", "train_routers"),
+        config=arm_sections(*COMPUTE, "train_routers"),
         seed=arm_seed("train_routers"),
         code=code_hash("pretrained/train_routers.py"),
     message:
@@ -248,7 +248,7 @@ rule calibrate_thresholds:
         mem_mb=lambda wildcards, attempt: 16000 * attempt,
         runtime=most_minutes,
     params:
-        config=arm_sections("device", "threads", "dtype", "thresholds"),
+        config=arm_sections(*COMPUTE, "thresholds"),
         seed=arm_seed("thresholds"),
         code=code_hash("pretrained/calibrate_thresholds.py"),
     message:

@@ -19,17 +19,7 @@ rule profile_blocks:
         runtime=minutes("profile_blocks"),
     params:
         config=sections(
-            "seed",
-            "device",
-            "threads",
-            "dtype",
-            "data",
-            "model",
-            "patterns",
-            "design_space",
-            "search_methods",
-            "workload",
-            "profile_blocks",
+            "seed", *COMPUTE, "model", "patterns", "design_space", "search_methods", "workload", "profile_blocks"
         ),
         vocab_size=vocab_size,
         code=code_hash("profile_blocks.py"),
@@ -57,18 +47,7 @@ rule check_additivity:
         mem_mb=memory("check_additivity"),
         runtime=minutes("check_additivity"),
     params:
-        config=sections(
-            "seed",
-            "device",
-            "threads",
-            "dtype",
-            "data",
-            "model",
-            "patterns",
-            "design_space",
-            "workload",
-            "profile_blocks",
-        ),
+        config=sections("seed", *COMPUTE, "model", "patterns", "design_space", "workload", "profile_blocks"),
         vocab_size=vocab_size,
         code=code_hash("check_additivity.py"),
     message:
@@ -95,18 +74,7 @@ rule estimate_cost:
         runtime=minutes("estimate_cost"),
     params:
         config=untracked_sections(
-            "model",
-            "patterns",
-            "design_space",
-            "workload",
-            "data",
-            "search",
-            "candidates",
-            "retrain",
-            "distill",
-            "sparsify",
-            "train_routers",
-            "max_hours",
+            "model", "patterns", "design_space", "workload", "data", "candidates", *TRAININGS, "max_hours"
         ),
         vocab_size=vocab_size,
         code=code_hash("estimate_cost.py"),

@@ -23,18 +23,7 @@ rule search:
         mem_mb=memory("search"),
         runtime=minutes("search"),
     params:
-        config=sections(
-            "device",
-            "threads",
-            "dtype",
-            "data",
-            "model",
-            "patterns",
-            "design_space",
-            "search_methods",
-            "workload",
-            "search",
-        ),
+        config=sections(*COMPUTE, "model", "patterns", "design_space", "search_methods", "workload", "search"),
         seed=seed("search"),
         vocab_size=vocab_size,
         code=code_hash("search.py"),
@@ -61,7 +50,7 @@ rule pattern:
         mem_mb=memory("pattern"),
         runtime=minutes("pattern"),
     params:
-        config=sections("data", "model", "patterns", "workload"),
+        config=sections("model", "patterns", "workload"),
         vocab_size=vocab_size,
         code=code_hash("pattern.py"),
     message:

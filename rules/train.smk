@@ -22,7 +22,7 @@ rule teacher:
         mem_mb=memory("teacher"),
         runtime=minutes("teacher"),
     params:
-        config=sections("device", "threads", "dtype", "data"),
+        config=sections(*COMPUTE),
         training=keys_of(TeacherConfig, "distill"),
         code=code_hash("teacher.py"),
     message:

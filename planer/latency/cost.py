@@ -13,6 +13,7 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
 from planer.config import TrainingConfig
+from planer.config.lengths import TRAININGS
 from planer.errors import Damaged, UserError
 from planer.files import read_json
 from planer.specs import EMBEDDING_AND_HEAD, BlockSpec
@@ -24,9 +25,6 @@ FORWARDS_PER_STEP = 3
 """A backward pass costs about two forward passes: gradients of the inputs, gradients of the weights."""
 FORWARDS_PER_ALPHA_STEP = 2
 """The architecture steps of a search need no gradients of the weights."""
-
-STAGES = ("search", "retrain", "distill", "sparsify", "train_routers")
-"""Stages that train."""
 
 
 def training_hours(config: SimpleNamespace, vocab_size: int, table: LatencyTable) -> dict[str, float]:
@@ -83,7 +81,7 @@ def training_hours(config: SimpleNamespace, vocab_size: int, table: LatencyTable
 
 def training_tokens(config: SimpleNamespace) -> dict[str, int]:
     """Tokens that every training stage reads, for one network; its search includes proxy training."""
-    stages = {name: getattr(config, name) for name in STAGES}
+    stages = {name: getattr(config, name) for name in TRAININGS}
     tokens = {name: stage.steps * stage.batch * stage.tgt_len for name, stage in stages.items()}
     return tokens | {"search": tokens["search"] + round(config.candidates.proxy_trainings * tokens["distill"])}
 

@@ -88,7 +88,7 @@ def test_a_rule_asks_for_a_gpu_where_its_script_resolves_a_device(rule):
 def test_a_rule_without_a_gpu_is_given_no_device(rule):
     """Its job would resolve it for the record, and fail on a node without one."""
     if "gpu=gpus," not in RULES[rule]:
-        assert '"device"' not in RULES[rule]
+        assert '"device"' not in RULES[rule] and "COMPUTE" not in RULES[rule]
 
 
 def test_memory_is_reckoned_for_the_device_that_rules_ask_for():
