@@ -1,10 +1,10 @@
 # Input functions: which files a stage of a variant reads.
-from dataclasses import fields
+from dataclasses import fields, replace
 from types import SimpleNamespace
 
 from planer.config import TeacherConfig, ThresholdConfig
 from planer.config.corpora import CORPORA, entry
-from planer.config.variant import name_of, parse_variant
+from planer.config.variant import parse_variant
 from planer.search.methods import needs_supernet, search_config
 
 
@@ -49,8 +49,7 @@ def search_of(wildcards):
     if variant.pattern or not needs_supernet(config, variant):
         return None
     if variant.method == "shared":
-        loosest = config_of(wildcards.experiment).pareto.supernet
-        return name_of("target", parse_variant(loosest).target, scratch=variant.scratch, repeat=variant.repeat)
+        return replace(variant, method="target", target=max(config_of(wildcards.experiment).pareto.targets)).name
     return variant.name
 
 

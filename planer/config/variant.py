@@ -61,7 +61,6 @@ ALLOWED = (
 class Variant:
     """The parts of a variant's name."""
 
-    name: str
     method: str
     """The name without numbers and suffixes."""
     target: float | None = None
@@ -74,6 +73,14 @@ class Variant:
     """Whether search and training start from random weights: the baseline and ``-scratch``."""
     repeat: int = 0
     """The k of ``-seed<k>``; 0 without the suffix."""
+
+    @property
+    def name(self) -> str:
+        """The whole name."""
+        numbers = [spelled(value) for value in (self.target, self.loss) if value is not None]
+        numbers += [str(self.number)] if self.number else []
+        suffix = SCRATCH if self.from_papers else ""
+        return "_".join([self.method, *numbers]) + suffix + _seed(self.repeat)
 
     @property
     def pattern(self) -> str | None:
@@ -126,30 +133,14 @@ def spelled(number: float) -> str:
     return f"{exact:f}"
 
 
-def name_of(
-    method: str,
-    target: float | None = None,
-    number: int = 0,
-    loss: float | None = None,
-    scratch: bool = False,
-    repeat: int = 0,
-) -> str:
-    """The name of a variant; the arguments are the fields of Variant."""
-    numbers = [spelled(value) for value in (target, loss) if value is not None]
-    numbers += [str(number)] if number else []
-    suffix = SCRATCH if scratch and method != "baseline" else ""
-    return "_".join([method, *numbers]) + suffix + _seed(repeat)
-
-
 def parse_variant(name: str) -> Variant:
     """Read a variant's name.
 
     Raises UserError naming the value and what is allowed, or the right spelling of the name.
     """
     variant = _parse(name)
-    fields = {key: value for key, value in vars(variant).items() if key != "name"}
-    if name != (canonical := name_of(**fields)):
-        raise UserError(f"variant {show(name)}: write it {canonical}")
+    if name != variant.name:
+        raise UserError(f"variant {show(name)}: write it {variant.name}")
     return variant
 
 
@@ -169,14 +160,14 @@ def _parse(name: str) -> Variant:
     if base in (*PATTERNS, "par_search"):
         if suffix and base in ("baseline", "continued"):
             raise UserError(f"variant {show(name)}: {base} has no {SCRATCH}; allowed: {ALLOWED}")
-        return Variant(name, base, **fields)
+        return Variant(base, **fields)
     if re.fullmatch(OTHER_PATTERN + PATTERN_NAME, base):
         check_name("variant", name)
         if base.removeprefix(OTHER_PATTERN) in PATTERNS.values():
             raise UserError(f"variant {show(name)}: write it {name.removeprefix(OTHER_PATTERN)}")
-        return Variant(name, base, **fields)
+        return Variant(base, **fields)
     if separator and method in TARGETED:
-        return Variant(name, method, _target(name, rest, method), **fields)
+        return Variant(method, _target(name, rest, method), **fields)
     if separator and method == "random":
         text, _, number = rest.partition("_")
         target = _target(name, text, method)
@@ -184,11 +175,11 @@ def _parse(name: str) -> Variant:
             raise UserError(
                 f"variant {show(name)}: number {show(number)} must be 1, 2, ..., {MOST}, as in random_0.5_1"
             )
-        return Variant(name, method, target, int(number), **fields)
+        return Variant(method, target, int(number), **fields)
     if separator and method == "keep":
         if suffix:
             raise UserError(f"variant {show(name)}: {method}_<q> has no {SCRATCH}; allowed: {ALLOWED}")
-        return Variant(name, method, loss=_loss(name, rest), **fields)
+        return Variant(method, loss=_loss(name, rest), **fields)
     raise UserError(f"unknown variant {show(name)}; allowed: {ALLOWED}")
 
 

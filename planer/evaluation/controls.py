@@ -92,7 +92,7 @@ def compare_seeds(evaluations: Sequence[dict]) -> list[Comparison]:
     found: dict[tuple[Variant, str], list[Comparison]] = {}
     for evaluation in evaluations:
         variant = parse_variant(evaluation["variant"])
-        same = replace(variant, name="", repeat=0)
+        same = replace(variant, repeat=0)
         for comparison in compare_with_controls(evaluation, evaluations):
             found.setdefault((same, comparison.control), []).append(comparison)
     return [_over_seeds(seeds) for seeds in found.values() if len(seeds) > 1]

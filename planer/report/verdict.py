@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from planer.config.variant import Variant, name_of, parse_variant
+from planer.config.variant import Variant, parse_variant
 from planer.evaluation.comparison import chosen_row, headline
 from planer.evaluation.controls import CONTROLS, compare_with_controls
 from planer.latency.relative import TOLERANCE as TARGET_TOLERANCE
@@ -127,7 +127,7 @@ def _faster(evaluation: dict, variant: Variant, requested: float, measured: floa
     if smaller <= 0:
         return None
     text = f"ask for a smaller share, {smaller:g}, which corrects the miss"
-    return Remedy(text, _command(evaluation, _at(variant, smaller)))
+    return Remedy(text, _command(evaluation, replace(variant, target=smaller).name))
 
 
 def _quality(evaluation: dict, evaluations: Sequence[dict]) -> Judgement:
@@ -154,12 +154,12 @@ def _quality(evaluation: dict, evaluations: Sequence[dict]) -> Judgement:
 def _better(evaluation: dict, variant: Variant) -> Remedy:
     """From the trained baseline; then with more latency; then with longer training."""
     if variant.scratch:
-        name = name_of(variant.method, variant.target, variant.number, repeat=variant.repeat)
+        name = replace(variant, scratch=False).name
         return Remedy("start from the trained baseline, with the baseline as teacher", _command(evaluation, name))
     if variant.target is not None and variant.target < 1:
         larger = min(1.0, round(variant.target + TARGET_STEP, 2))
         text = f"allow more latency, {larger:g} of the baseline's"
-        return Remedy(text, _command(evaluation, _at(variant, larger)))
+        return Remedy(text, _command(evaluation, replace(variant, target=larger).name))
     text = f"train longer: raise distill.steps in config/experiments/{evaluation['experiment']}.yaml"
     return Remedy(text, _command(evaluation, variant.name))
 
@@ -221,11 +221,6 @@ def _nll(change: float, reference: str) -> str:
     if abs(change) < 0.0005:
         return f"the same nll as {reference}"
     return f"{abs(change):.1%} {'less' if change < 0 else 'more'} nll than {reference}"
-
-
-def _at(variant: Variant, target: float) -> str:
-    """The name of the same kind of variant for another target."""
-    return name_of(variant.method, target, variant.number, scratch=variant.scratch, repeat=variant.repeat)
 
 
 def _command(evaluation: dict, variant: str = "", config: str = "") -> str:

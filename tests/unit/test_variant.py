@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from toy import experiment
 
-from planer.config.variant import FOLDER, PATTERNS, Variant, check_name, name_of, parse_variant, spelled
+from planer.config.variant import FOLDER, PATTERNS, Variant, check_name, parse_variant, spelled
 from planer.errors import UserError
 from planer.parsing import show
 
@@ -17,30 +17,30 @@ from planer.parsing import show
 @pytest.mark.parametrize(
     "name, expected",
     [
-        ("baseline", Variant("baseline", "baseline", scratch=True)),
-        ("sandwich-seed2", Variant("sandwich-seed2", "sandwich", repeat=2)),
-        ("par-seed10", Variant("par-seed10", "par", repeat=10)),
-        ("target_0.5", Variant("target_0.5", "target", 0.5)),
-        ("target_0.35-seed3", Variant("target_0.35-seed3", "target", 0.35, repeat=3)),
-        ("target_1", Variant("target_1", "target", 1.0)),
-        ("target_0.123456789", Variant("target_0.123456789", "target", 0.123456789)),
-        ("par_search", Variant("par_search", "par_search")),
-        ("isoparam_0.75-seed2", Variant("isoparam_0.75-seed2", "isoparam", 0.75, repeat=2)),
-        ("shared_0.6", Variant("shared_0.6", "shared", 0.6)),
-        ("baseline-seed1", Variant("baseline-seed1", "baseline", scratch=True, repeat=1)),
-        ("continued", Variant("continued", "continued")),
-        ("pattern_wide_2-seed1", Variant("pattern_wide_2-seed1", "pattern_wide_2", repeat=1)),
-        ("continued-seed2", Variant("continued-seed2", "continued", repeat=2)),
-        ("par-scratch", Variant("par-scratch", "par", scratch=True)),
-        ("target_0.5-scratch", Variant("target_0.5-scratch", "target", 0.5, scratch=True)),
-        ("par_search-scratch-seed3", Variant("par_search-scratch-seed3", "par_search", scratch=True, repeat=3)),
-        ("random_0.5_2-scratch", Variant("random_0.5_2-scratch", "random", 0.5, 2, scratch=True)),
-        ("shallow_0.5", Variant("shallow_0.5", "shallow", 0.5)),
-        ("keep_0.01", Variant("keep_0.01", "keep", loss=0.01)),
-        ("keep_1e-9-seed1", Variant("keep_1e-9-seed1", "keep", loss=1e-9, repeat=1)),
-        ("lts_0.5", Variant("lts_0.5", "lts", 0.5)),
-        ("random_0.5_3", Variant("random_0.5_3", "random", 0.5, 3)),
-        ("random_0.5_12-seed1", Variant("random_0.5_12-seed1", "random", 0.5, 12, repeat=1)),
+        ("baseline", Variant("baseline", scratch=True)),
+        ("sandwich-seed2", Variant("sandwich", repeat=2)),
+        ("par-seed10", Variant("par", repeat=10)),
+        ("target_0.5", Variant("target", 0.5)),
+        ("target_0.35-seed3", Variant("target", 0.35, repeat=3)),
+        ("target_1", Variant("target", 1.0)),
+        ("target_0.123456789", Variant("target", 0.123456789)),
+        ("par_search", Variant("par_search")),
+        ("isoparam_0.75-seed2", Variant("isoparam", 0.75, repeat=2)),
+        ("shared_0.6", Variant("shared", 0.6)),
+        ("baseline-seed1", Variant("baseline", scratch=True, repeat=1)),
+        ("continued", Variant("continued")),
+        ("pattern_wide_2-seed1", Variant("pattern_wide_2", repeat=1)),
+        ("continued-seed2", Variant("continued", repeat=2)),
+        ("par-scratch", Variant("par", scratch=True)),
+        ("target_0.5-scratch", Variant("target", 0.5, scratch=True)),
+        ("par_search-scratch-seed3", Variant("par_search", scratch=True, repeat=3)),
+        ("random_0.5_2-scratch", Variant("random", 0.5, 2, scratch=True)),
+        ("shallow_0.5", Variant("shallow", 0.5)),
+        ("keep_0.01", Variant("keep", loss=0.01)),
+        ("keep_1e-9-seed1", Variant("keep", loss=1e-9, repeat=1)),
+        ("lts_0.5", Variant("lts", 0.5)),
+        ("random_0.5_3", Variant("random", 0.5, 3)),
+        ("random_0.5_12-seed1", Variant("random", 0.5, 12, repeat=1)),
     ],
 )
 def test_names(name, expected):
@@ -180,21 +180,21 @@ def test_every_variant_has_one_name(name, canonical):
 @given(st.floats(0.001, 1), st.integers(0, 99))
 def test_every_target_and_seed_reads_back(target, repeat):
     name = f"target_{spelled(target)}" + (f"-seed{repeat}" if repeat else "")
-    assert parse_variant(name) == Variant(name, "target", target, repeat=repeat)
+    assert parse_variant(name) == Variant("target", target, repeat=repeat)
     assert re.fullmatch(FOLDER, name)
 
 
 @given(st.floats(1e-12, 0.2, exclude_max=True))
 def test_every_loss_reads_back(loss):
     name = f"keep_{spelled(loss)}"
-    assert parse_variant(name) == Variant(name, "keep", loss=loss)
+    assert parse_variant(name) == Variant("keep", loss=loss)
     assert re.fullmatch(FOLDER, name)
 
 
 def test_names_are_made_from_their_parts():
-    assert name_of("target", 0.5, scratch=True, repeat=2) == "target_0.5-scratch-seed2"
-    assert name_of("random", 0.5, 3) == "random_0.5_3" and name_of("keep", loss=0.01) == "keep_0.01"
-    assert name_of("baseline", scratch=True, repeat=1) == "baseline-seed1"
+    assert Variant("target", 0.5, scratch=True, repeat=2).name == "target_0.5-scratch-seed2"
+    assert Variant("random", 0.5, 3).name == "random_0.5_3" and Variant("keep", loss=0.01).name == "keep_0.01"
+    assert Variant("baseline", scratch=True, repeat=1).name == "baseline-seed1"
 
 
 def test_numbers_have_one_spelling():
