@@ -11,7 +11,7 @@ from planer.latency.relative import relative_latency
 from planer.latency.table import LatencyTable
 from planer.models import LanguageModel
 from planer.search.halving import Losses
-from planer.search.network import chosen_network, kept_network, space_of
+from planer.search.network import chosen_network, space_of
 from planer.search.proxy import ProxyTraining
 from planer.search.scorers.replace_one import SupernetLoss
 from planer.search.space import Candidate
@@ -51,5 +51,5 @@ def choose_network(
     def trained(candidate: Candidate, share: float) -> Losses:
         return proxy(space.network(candidate.options), share)
 
-    found = (config, variant, space, table, measurement, trained)
-    return kept_network(*found, proxy.reference(parent)) if variant.method == "keep" else chosen_network(*found)
+    reference = proxy.reference(parent) if variant.method == "keep" else None
+    return chosen_network(config, variant, space, table, measurement, trained, reference)

@@ -50,29 +50,38 @@ def chosen_network(
     table: LatencyTable,
     measurement: Measurement | None,
     proxy: Proxy,
+    reference: float | None = None,
 ) -> tuple[Architecture, dict]:
     """The network of a variant that is no pattern, by proxy training of the space's candidates, and its notes.
 
-    Raises UserError when no network keeps the limits.
+    reference: of keep_<q>, the baseline's validation loss on the text that ``proxy`` scores.
+    Raises UserError when no network keeps the limits, or the quality of keep_<q>.
     """
-    winner, notes = choose(space, measurement if variant.target is not None else None, proxy)
-    return _described(config, variant, space, table, winner, notes)
+    if variant.method == "keep":
+        winner, notes = _kept(config, variant, space, measurement, proxy, reference)
+    else:
+        winner, notes = choose(space, measurement if variant.target is not None else None, proxy)
+    network, solved = space.network(winner.options), winner.source in ("solver", "argmax")
+    more = {
+        "target": variant.target,
+        "scored_by": space.config.scores if solved else "params" if winner.source == "largest" else None,
+        "used": used(space.limits, winner.options),
+        "rounds": space.incumbents,
+        "scores": {f"position_{b}": [round(s, 6) for s in row] for b, row in enumerate(space.scores)},
+        "score_options": list(space.names),
+    }
+    return network, noted(config, variant, network, table, notes | more)
 
 
-def kept_network(
+def _kept(
     config: SimpleNamespace,
     variant: Variant,
     space: Space,
-    table: LatencyTable,
     measurement: Measurement | None,
     proxy: Proxy,
     reference: float,
-) -> tuple[Architecture, dict]:
-    """The network of keep_<q> and its notes, the path among them.
-
-    reference: the baseline's validation loss on the text that ``proxy`` scores.  Raises UserError, naming the best
-    network found, when none keeps the quality.
-    """
+) -> tuple[Candidate, dict]:
+    """The network of keep_<q>, and the path that led to it."""
     found = {}
     for target in config.keep.targets:
         one = dataclasses.replace(space, limits=[space.limits[0].at(target), *space.limits[1:]])
@@ -97,7 +106,7 @@ def kept_network(
     if number is None:
         raise refusal(variant.name, variant.loss, reference, path, patterns)
     winner = candidates[number]
-    notes = {
+    return winner, {
         "chosen_by": "quality kept",
         "source": winner.source,
         "status": None,
@@ -108,20 +117,3 @@ def kept_network(
         "path": [{"pattern": p} | dataclasses.asdict(step) for p, step in zip(patterns, path, strict=True)],
         "reference_nll": reference,
     }
-    return _described(config, variant, space, table, winner, notes)
-
-
-def _described(
-    config: SimpleNamespace, variant: Variant, space: Space, table: LatencyTable, winner: Candidate, notes: dict
-) -> tuple[Architecture, dict]:
-    network = space.network(winner.options)
-    solved = winner.source in ("solver", "argmax")
-    more = {
-        "target": variant.target,
-        "scored_by": space.config.scores if solved else "params" if winner.source == "largest" else None,
-        "used": used(space.limits, winner.options),
-        "rounds": space.incumbents,
-        "scores": {f"position_{b}": [round(s, 6) for s in row] for b, row in enumerate(space.scores)},
-        "score_options": list(space.names),
-    }
-    return network, noted(config, variant, network, table, notes | more)

@@ -11,7 +11,7 @@ from toy import VOCAB_SIZE, experiment, latency_table
 from planer.config.variant import parse_variant
 from planer.errors import UserError
 from planer.search.keep import keep, refusal
-from planer.search.network import kept_network, space_of
+from planer.search.network import chosen_network, space_of
 
 pytestmark = pytest.mark.slow
 LATENCIES = [0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3]
@@ -104,7 +104,7 @@ def chosen(name: str, loss_at, reference: float = REFERENCE, config=CONFIG):
         calls.append((candidate.options, share))
         return losses(loss_at(target.of(candidate.options) / target.baseline, share))
 
-    network, notes = kept_network(config, variant, space, table, None, proxy, reference)
+    network, notes = chosen_network(config, variant, space, table, None, proxy, reference)
     return network, notes["selection"], calls
 
 
