@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterable, Iterator, Sized
+from collections.abc import Collection, Iterator
 from contextlib import suppress
 from typing import TextIO, TypeVar
 
@@ -58,11 +58,11 @@ def tell(line: str) -> None:
 class Progress:
     """Counts steps towards total and shows rate, time left and named numbers such as the loss.
 
-    total: None where the end is unknown.  start: the first step of a resumed run; earlier steps count as done but not
-    for the rate.  Without a terminal, lines go to stderr at most every LINE_SECONDS; shorter work prints nothing.
+    start: the first step of a resumed run; earlier steps count as done but not for the rate.  Without a terminal, lines
+    go to stderr at most every LINE_SECONDS; shorter work prints nothing.
     """
 
-    def __init__(self, total: int | None, description: str, start: int = 0) -> None:
+    def __init__(self, total: int, description: str, start: int = 0) -> None:
         self.total, self.description, self.start, self.done = total, description, start, start
         self._began = self._last_line = time.monotonic()
         self._shown = ""
@@ -97,11 +97,11 @@ class Progress:
     def line(self, seconds: float) -> str:
         """The plain line after these seconds: ``retrain: step 120/600, 3.1 it/s, 2 min 34 s left, loss 1.234``."""
         steps = self.done - self.start
-        parts = [f"step {self.done}" if self.total is None else f"step {self.done}/{self.total}"]
+        parts = [f"step {self.done}/{self.total}"]
         if steps and seconds > 0:
             rate = steps / seconds
             parts.append(f"{rate:.1f} it/s" if rate >= 1 else f"{1 / rate:.1f} s/it")
-            if self.total is not None and self.done < self.total:
+            if self.done < self.total:
                 parts.append(f"{duration((self.total - self.done) / rate)} left")
         return f"{self.description}: " + ", ".join(parts + [self._shown] * bool(self._shown))
 
@@ -112,10 +112,9 @@ class Progress:
         self.close()
 
 
-def progress(items: Iterable[Item] | int, description: str) -> Iterator[Item]:
-    """Yield the items (or 0 .. items - 1) and show the progress of the loop over them."""
-    items = range(items) if isinstance(items, int) else items
-    with Progress(len(items) if isinstance(items, Sized) else None, description) as bar:
+def progress(items: Collection[Item], description: str) -> Iterator[Item]:
+    """Yield the items and show the progress of the loop over them."""
+    with Progress(len(items), description) as bar:
         for item in items:
             yield item
             bar.advance()
