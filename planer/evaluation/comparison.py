@@ -10,43 +10,19 @@ from planer.config.variant import parse_variant
 
 TEXT = ("variant", "method", "start", "pattern", "chosen_by", "source", "unit", "attention")
 COUNTS = ("repeat", "params", "active_params", "converted_layers")
-NUMBERS = (
-    "valid",
-    "test",
-    "valid_train_protocol",
-    "test_train_protocol",
-    "latency_ms",
-    "table_ms",
-    "speed_up",
-    "target_requested",
-    "target_estimated",
-    "target_measured",
-    "target_slack",
-    "search_seconds",
-    "search_ratio",
-    "flops",
-    "flops_ratio",
-    "dynamic_tau",
-    "dynamic_test",
-    "dynamic_flops_ratio",
-    "dynamic_network_flops",
-    "dynamic_latency_ms",
-    "dynamic_nll_over_dense",
-    "dynamic_nll_over_tau0",
-    "dynamic_speed_up_over_dense",
-)
+"""Columns that are no floating-point numbers."""
 
 
 def compare(evaluations: Iterable[dict]) -> pd.DataFrame:
-    """Table of the variants, in the order given; what a variant lacks is missing, not an error.
+    """Table of the variants, at least one, in the order given; what a variant lacks is missing, not an error.
 
     method, start (parent or scratch) and repeat are what the variant's name says; chosen_by and source are those of
     ``selection``.  valid and test are in unit (bpc or ppl) by the final protocol; latencies are those of the headline
     workload; search_seconds are of all stages that found the network, search_ratio is over one training of the
     baseline; the dynamic columns describe the chosen threshold.
     """
-    table = pd.DataFrame([_row(evaluation) for evaluation in evaluations], columns=[*TEXT, *COUNTS, *NUMBERS])
-    kinds = {name: "str" for name in TEXT} | {name: "Int64" for name in COUNTS} | {name: "float64" for name in NUMBERS}
+    table = pd.DataFrame([_row(evaluation) for evaluation in evaluations])
+    kinds = dict.fromkeys(table, "float64") | dict.fromkeys(TEXT, "str") | dict.fromkeys(COUNTS, "Int64")
     return table.astype(kinds)
 
 
@@ -76,12 +52,12 @@ def _row(evaluation: dict) -> dict:
         "variant": variant.name,
         "method": variant.method,
         "start": "scratch" if variant.scratch else "parent",
-        "repeat": variant.repeat,
         "pattern": pick(evaluation, "architecture", "pattern"),
         "chosen_by": pick(evaluation, "selection", "chosen_by"),
         "source": pick(evaluation, "selection", "source"),
         "unit": unit,
         "attention": pick(latency, "attention"),
+        "repeat": variant.repeat,
         "params": pick(evaluation, "architecture", "params"),
         "active_params": pick(evaluation, "architecture", "active_params"),
         "converted_layers": pick(evaluation, "conversion", "converted_layers"),
