@@ -225,7 +225,6 @@ def without_each_head(attention: Attention) -> Iterator[int]:
 
 
 def build(spec: specs.Attention, shared: specs.Architecture) -> AttentionBlock:
-    """The block that a specification describes."""
     layer = Attention(spec, shared.d_model, shared.dropout, shared.attention_dropout)
     return AttentionBlock(layer, shared.d_model, shared.norm)
 

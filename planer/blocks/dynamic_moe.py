@@ -87,10 +87,8 @@ class DynamicMoEBlock(Block):
     compiles = False  # code would be made anew for every threshold
 
     def run(self, x: Tensor, wants: Wants) -> tuple[Tensor, Aux]:
-        """See Block."""
         return self.sublayer(x, wants)
 
 
 def build(spec: specs.DynamicMoE, shared: specs.Architecture) -> DynamicMoEBlock:
-    """The block that a specification describes."""
     return DynamicMoEBlock(DynamicMoE(spec, shared.d_model, shared.dropout), shared.d_model, shared.norm)

@@ -34,7 +34,6 @@ class FeedForwardBlock(Block):
     """A feed-forward layer with its residual and LayerNorm."""
 
     def run(self, x: Tensor, wants: Wants) -> tuple[Tensor, Aux]:
-        """See Block."""
         return self.sublayer(x, wants)
 
     def start(self, source: Source, by_importance: bool = False, noise: Callable[[Tensor], None] | None = None) -> None:
@@ -57,5 +56,4 @@ def widened(source: FeedForward, neurons: int) -> tuple[Tensor, Tensor, Tensor, 
 
 
 def build(spec: specs.FeedForward, shared: specs.Architecture) -> FeedForwardBlock:
-    """The block that a specification describes."""
     return FeedForwardBlock(FeedForward(spec, shared.d_model, shared.dropout), shared.d_model, shared.norm)

@@ -33,11 +33,6 @@ class MlpAttention(RelativeAttention):
         return queries, *((keys, values) if recomputed else with_cached(keys, values, memory))
 
 
-class MlpAttentionBlock(MemoryBlock):
-    """The attention with its residual and LayerNorm."""
-
-
-def build(spec: specs.MlpAttention, shared: specs.Architecture) -> MlpAttentionBlock:
-    """The block that a specification describes."""
+def build(spec: specs.MlpAttention, shared: specs.Architecture) -> MemoryBlock:
     layer = MlpAttention(spec, shared.d_model, shared.dropout, shared.attention_dropout)
-    return MlpAttentionBlock(layer, shared.d_model, shared.norm)
+    return MemoryBlock(layer, shared.d_model, shared.norm)

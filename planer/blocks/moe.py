@@ -65,7 +65,6 @@ class MoEBlock(Block):
     """A mixture of experts with its residual and LayerNorm."""
 
     def run(self, x: Tensor, wants: Wants) -> tuple[Tensor, Aux]:
-        """See Block."""
         return self.sublayer(x, wants)
 
     def start(self, source: Source, by_importance: bool = False, noise: Callable[[Tensor], None] | None = None) -> None:
@@ -113,7 +112,6 @@ class MoEBlock(Block):
 
 
 def build(spec: specs.MoE, shared: specs.Architecture) -> MoEBlock:
-    """The block that a specification describes."""
     return MoEBlock(MoE(spec, shared.d_model, shared.moe_dropout), shared.d_model, shared.norm)
 
 

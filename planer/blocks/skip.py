@@ -22,5 +22,4 @@ class SkipBlock(Block):
 
 
 def build(spec: specs.Skip, shared: specs.Architecture) -> SkipBlock:
-    """The block that a specification describes."""
     return SkipBlock()

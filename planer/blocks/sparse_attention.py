@@ -68,5 +68,4 @@ class SparseAttentionBlock(MemoryBlock):
 
 
 def build(spec: specs.SparseAttention, shared: Architecture) -> SparseAttentionBlock:
-    """The block that a specification describes."""
     return SparseAttentionBlock(SparseAttention(spec, shared), shared.d_model, shared.norm)

@@ -77,5 +77,4 @@ class SparseConvAttentionBlock(MemoryBlock):
 
 
 def build(spec: specs.SparseConvAttention, shared: Architecture) -> SparseConvAttentionBlock:
-    """The block that a specification describes."""
     return SparseConvAttentionBlock(SparseConvAttention(spec, shared), shared.d_model, shared.norm)

@@ -131,5 +131,4 @@ class SparseFeedForwardBlock(Block):
 
 
 def build(spec: specs.SparseFeedForward, shared: Architecture) -> SparseFeedForwardBlock:
-    """The block that a specification describes."""
     return SparseFeedForwardBlock(SparseFeedForward(spec, shared.d_model, shared.dropout), shared.d_model, shared.norm)

@@ -39,8 +39,6 @@ the one that gives the last of WikiText-103's 267,735 words its 3 occurrences in
 
 @dataclass(frozen=True)
 class AdaptiveSoftmax(HeadSpec):
-    """See the module."""
-
     cutoffs: Annotated[tuple[Annotated[int, Range(1, 2**24)], ...], Items(1, 10)]
     """First words of the clusters after the shortlist."""
     div_val: Annotated[int, Range(1, 64)]
@@ -53,7 +51,6 @@ class AdaptiveSoftmax(HeadSpec):
             raise UserError(f"cutoffs: {show(list(self.cutoffs))} must be in rising order")
 
     def check(self, vocab_size: int, d_model: int) -> None:
-        """See HeadSpec."""
         if self.cutoffs[-1] >= vocab_size:
             raise UserError(
                 f"model.head.cutoffs: {self.cutoffs[-1]:,} must be below the number of symbols, {vocab_size:,}"
@@ -65,7 +62,6 @@ class AdaptiveSoftmax(HeadSpec):
             )
 
     def clusters(self, vocab_size: int) -> tuple[Cluster, ...]:
-        """See HeadSpec."""
         total = _mass(vocab_size)
         return tuple(
             Cluster(start, stop, (_mass(stop) - _mass(start)) / total)
@@ -77,14 +73,12 @@ class AdaptiveSoftmax(HeadSpec):
         return [d_model // self.div_val**number for number in range(len(self.cutoffs) + 1)]
 
     def tables(self, vocab_size: int, d_model: int) -> tuple[tuple[int, int], ...]:
-        """See HeadSpec."""
         if self.div_val == 1:
             return ((vocab_size, d_model),)
         sizes = [cluster.size for cluster in self.clusters(vocab_size)]
         return tuple(zip(sizes, self._widths(d_model), strict=True))
 
     def tensors(self, vocab_size: int, d_model: int) -> dict[str, tuple[int, ...]]:
-        """See HeadSpec."""
         count = len(self.cutoffs)
         own = {"bias": (vocab_size,), "cluster_weight": (count, d_model), "cluster_bias": (count,)}
         return own | ({"projection": (d_model, d_model)} if self.div_val > 1 else {})
@@ -100,7 +94,6 @@ class AdaptiveSoftmax(HeadSpec):
         return total
 
     def logits_per_row(self, vocab_size: int) -> int:
-        """See HeadSpec."""
         return max(cluster.size for cluster in self.clusters(vocab_size)) + len(self.cutoffs)
 
     def loss(self, head: nn.Module, rows: Tensor, words: Tensor) -> Tensor:

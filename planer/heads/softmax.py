@@ -13,20 +13,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Softmax(HeadSpec):
-    """See the module."""
-
     kind: ClassVar[str] = "softmax"
 
     def tensors(self, vocab_size: int, d_model: int) -> dict[str, tuple[int, ...]]:
-        """See HeadSpec."""
         return {"bias": (vocab_size,)}
 
     def flops(self, vocab_size: int, d_model: int) -> float:
-        """See HeadSpec."""
         return 2 * d_model * vocab_size
 
     def loss(self, head: nn.Module, rows: Tensor, words: Tensor) -> Tensor:
-        """See HeadSpec."""
         from torch.nn.functional import cross_entropy
 
         def score(rows: Tensor, words: Tensor) -> Tensor:
@@ -35,5 +30,4 @@ class Softmax(HeadSpec):
         return head.by_rows(head.bias.numel(), score, rows, words)
 
     def logits(self, head: nn.Module, hidden: Tensor) -> Tensor:
-        """See HeadSpec."""
         return head.linear(hidden, head.embedding.weight, head.bias)

@@ -23,18 +23,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class SparseSoftmax(Softmax):
-    """See the module."""
-
     modules: Annotated[int, Range(1, 2**24)]
     kind: ClassVar[str] = "sparse_softmax"
 
     def check(self, vocab_size: int, d_model: int) -> None:
-        """See HeadSpec."""
         if vocab_size % self.modules:
             raise UserError(f"model.head.modules: {self.modules} must divide the number of symbols, {vocab_size:,}")
 
     def tensors(self, vocab_size: int, d_model: int) -> dict[str, tuple[int, ...]]:
-        """See HeadSpec."""
         weights = {"scales": (self.modules, d_model), "shared": (d_model, vocab_size // self.modules)}
         return weights | {"bias": (vocab_size,)}
 
@@ -43,5 +39,4 @@ class SparseSoftmax(Softmax):
         return {"scales": normal(0.5), "shared": glorot_uniform}
 
     def logits(self, head: nn.Module, hidden: Tensor) -> Tensor:
-        """See HeadSpec."""
         return head.multiplicative(hidden, head.scales, head.shared, head.bias)

@@ -220,7 +220,6 @@ class SearchTask(CausalLM):
         return tensors, {"counts": counts, "trajectory": self.trajectory}
 
     def restore(self, tensors: dict[str, Tensor], values: dict) -> None:
-        """Inverse of state."""
         device = self.runtime.device
         self.generator.set_state(tensors["sampling"])
         self.choices = tensors.get("choices")
@@ -247,7 +246,6 @@ class LatencyTerm(Term):
         self._task = task
 
     def __call__(self, result: Result, batch: Batch, step: int) -> tuple[Tensor, Metrics]:
-        """See Term."""
         penalty, ratio, beta = self._task.latency(self._task.mixture)
         return penalty, {"latency_loss": ratio.detach(), "beta": beta, "beta_on": (beta > 0).float()}
 
@@ -256,7 +254,6 @@ class LatencyTerm(Term):
         return {"multiplier": self._task.latency.multiplier}
 
     def restore(self, tensors: dict[str, Tensor]) -> None:
-        """Inverse of state."""
         self._task.latency.multiplier = tensors["multiplier"].to(self._task.runtime.device)
 
 

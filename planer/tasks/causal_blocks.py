@@ -30,11 +30,9 @@ class CausalBlocks(PretrainedTask):
     eval_batch = 8
 
     def size(self, split: str) -> int:
-        """See PretrainedTask."""
         return (len(self.splits[split]["tokens"]) - 1) // self.facts.block_size
 
     def collate(self, split: str, samples: np.ndarray) -> Batch:
-        """See PretrainedTask."""
         places = torch.from_numpy(samples)[:, None] * self.facts.block_size + torch.arange(self.facts.block_size + 1)
         tokens = self.splits[split]["tokens"][places].long()
         return {"input_ids": tokens[:, :-1], "labels": tokens[:, 1:]}

@@ -62,7 +62,6 @@ class CausalLM(Task):
         wants: Wants = (),
         scores: Sequence[RowScore] = (),
     ) -> Result:
-        """See Task."""
         score = row_scorer(model, batch.targets, scores) if scores else partial(model.nll, targets=batch.targets)
         known = None if batch.fresh else state
         output = model(batch.inputs, known, score, mem_len=self.config.mem_len, wants=wants)

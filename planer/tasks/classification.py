@@ -36,7 +36,6 @@ class Classification(PretrainedTask):
         return self.result(nll, {"nll": nll, "accuracy": hits}, len(logits))
 
     def score(self, model: nn.Module, batch: Batch) -> Scores:
-        """See PretrainedTask."""
         return classified(_logits(model, batch), batch["labels"])
 
 
@@ -52,11 +51,9 @@ class LabelledTexts(Classification):
     """
 
     def lengths(self, split: str) -> np.ndarray:
-        """See PretrainedTask."""
         return np.diff(self.splits[split]["starts"].numpy())
 
     def collate(self, split: str, samples: np.ndarray) -> Batch:
-        """See PretrainedTask."""
         data = self.splits[split]
         starts, lengths = data["starts"][samples], torch.from_numpy(self.lengths(split)[samples])
         positions = torch.arange(-(-int(lengths.max()) // MULTIPLE) * MULTIPLE)
@@ -68,7 +65,6 @@ class LabelledTexts(Classification):
         return inputs | {"labels": data["labels"][samples]}
 
     def real(self, batch: Batch) -> Tensor:
-        """See PretrainedTask."""
         return batch["attention_mask"].bool()
 
 
@@ -76,7 +72,6 @@ class LabelledImages(Classification):
     """Images: pixel_values [B, C, H, W] float32, normalised as the image processor does, and labels [B]."""
 
     def collate(self, split: str, samples: np.ndarray) -> Batch:
-        """See PretrainedTask."""
         data = self.splits[split]
         mean, std = (torch.tensor(values)[:, None, None] for values in (self.facts.mean, self.facts.std))
         return {"pixel_values": (data["pixels"][samples] / 255 - mean) / std, "labels": data["labels"][samples]}

@@ -37,20 +37,16 @@ class MaskedTokens(PretrainedTask):
     eval_batch = 8
 
     def size(self, split: str) -> int:
-        """See PretrainedTask."""
         return len(self.splits[split]["tokens"]) // (self.facts.block_size - 2)
 
     def is_measurable(self, split: str) -> bool:
-        """See PretrainedTask."""
         return any(bool(self.items(batch)) for batch in self.batches(split))
 
     def batch(self, step: int) -> Batch:
-        """See Task."""
         blocks = self._blocks("train", self._epochs.at(step))
         return self.on_device(hide(blocks, self.facts, self.runtime.generator(self.name, "hidden tokens", step)))
 
     def collate(self, split: str, samples: np.ndarray) -> Batch:
-        """See PretrainedTask."""
         seeds = (derive_seed(0, "hidden tokens", split, sample) for sample in samples)
         generators = [torch.Generator().manual_seed(seed) for seed in seeds]
         blocks = self._blocks(split, samples).split(1)

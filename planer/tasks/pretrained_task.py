@@ -82,11 +82,9 @@ class PretrainedTask(Task):
         raise NotImplementedError
 
     def batch(self, step: int) -> Batch:
-        """See Task."""
         return self.on_device(self.collate("train", self._epochs.at(step)))
 
     def parts(self, batch: Batch) -> list[Batch]:
-        """See Task."""
         columns = [tensor.chunk(self.accumulate) for tensor in batch.values()]
         return [dict(zip(batch, tensors, strict=True)) for tensors in zip(*columns, strict=True)]
 
@@ -118,7 +116,6 @@ class PretrainedTask(Task):
         return join(parts).take(np.argsort(np.concatenate(order)))
 
     def evaluate(self, model: nn.Module, split: str, description: str = "") -> dict[str, float]:
-        """See Task."""
         return measure(self.metrics, self.scores(model, split, description))
 
     def result(self, loss: Tensor, metrics: Metrics, counted: int) -> Result:

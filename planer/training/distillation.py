@@ -30,7 +30,6 @@ class Distillation(Term):
         self.group, self.metric = group, metric
 
     def row_score(self, batch: Batch, step: int) -> RowScore:
-        """See Term."""
         return RowScore(self.metric, self.teacher.rows(step, batch.inputs, batch.fresh), self._divergence)
 
     def _divergence(self, logits: Tensor, rows: Tensor) -> Tensor:
@@ -40,7 +39,6 @@ class Distillation(Term):
         return F.kl_div(student, target, reduction="none", log_target=True).sum(-1)
 
     def __call__(self, result: Result, batch: Batch, step: int) -> tuple[Tensor, Metrics]:
-        """See Term."""
         divergence = result.row_means[self.metric]
         return self.share * self.temperature**2 * divergence, {self.metric: divergence}
 
@@ -49,5 +47,4 @@ class Distillation(Term):
         return self.teacher.state()
 
     def restore(self, tensors: dict[str, Tensor]) -> None:
-        """Inverse of state."""
         self.teacher.restore(tensors)

@@ -175,7 +175,6 @@ class _Run:
         self.checkpoint.save(*self._state())
 
     def speed(self) -> dict[str, float]:
-        """See fit."""
         tokens, seconds = self.loss.counted, self.seconds
         return {"steps": self.step, "tokens": tokens, "seconds": seconds, "tokens_per_second": tokens / seconds}
 

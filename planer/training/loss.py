@@ -81,7 +81,6 @@ class StepLoss:
         return tensors, {"task": values, "states": lengths, "counted": self.counted}
 
     def restore(self, tensors: dict[str, Tensor], values: dict) -> None:
-        """Inverse of state."""
         self.counted = values["counted"]
         known = {name: tensor.to(self.runtime.device) for name, tensor in subset("state", tensors).items()}
         for group, length in values["states"].items():

@@ -89,7 +89,6 @@ class Student(Recipe):
         return model
 
     def terms(self) -> list[Term]:
-        """See Recipe."""
         if not self.taught:
             return super().terms()
         teacher = self._cache or LiveTeacher(self.parent.model, self.config.mem_len)

@@ -61,7 +61,6 @@ class LiveTeacher:
 
     @torch.no_grad()
     def logits(self, rows: Tensor) -> Tensor:
-        """See Teacher."""
         return self.model.logits(rows).half().float()
 
     def state(self) -> dict[str, Tensor]:
@@ -69,7 +68,6 @@ class LiveTeacher:
         return {f"teacher.{i}": entry for i, entry in enumerate(self._memory or []) if entry is not None}
 
     def restore(self, tensors: dict[str, Tensor]) -> None:
-        """Inverse of state."""
         entries = [tensors.get(f"teacher.{i}") for i in range(len(self.model.blocks))]
         device = next(self.model.parameters()).device
         self._memory = [None if entry is None else entry.to(device) for entry in entries]
@@ -92,7 +90,6 @@ class CachedTeacher:
         return self._logits[step, : inputs.numel()].to(inputs.device, non_blocking=True)
 
     def logits(self, rows: Tensor) -> Tensor:
-        """See Teacher."""
         return rows.float()
 
     def state(self) -> dict[str, Tensor]:

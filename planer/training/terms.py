@@ -54,7 +54,6 @@ class Balance(Term):
         self.weight = weight
 
     def __call__(self, result: Result, batch: Any, step: int) -> tuple[Tensor | float, Metrics]:
-        """See Term."""
         mixtures = {position: aux for position, aux in enumerate(result.aux) if "balance" in aux}
         if not mixtures:
             return 0.0, {}
