@@ -7,6 +7,7 @@ tau = 0 is thus dearer than the dense layers by the routers, and FLOPs fall with
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 
 import numpy as np
 
@@ -87,11 +88,8 @@ def compare_threshold(rows: Sequence[Mapping], tau: float, dense: Mapping) -> di
 def timed_at(model: LanguageModel, call: Callable[[], None], taus: Iterable[float]) -> dict[str, Callable[[], None]]:
     """For every threshold, by its text, a function that makes this call of the model at it."""
 
-    def at(tau: float) -> Callable[[], None]:
-        def run() -> None:
-            set_threshold(model, tau)
-            call()
+    def at(tau: float) -> None:
+        set_threshold(model, tau)
+        call()
 
-        return run
-
-    return {str(tau): at(tau) for tau in taus}
+    return {str(tau): partial(at, tau) for tau in taus}

@@ -102,6 +102,7 @@ def evaluate(
     networks |= {} if is_baseline else {"baseline": reference}
     rows, conversion = run.conversion(networks, converted, known["final"], flops["closed_form"], stages)
     seconds = {name: metrics["seconds"] for name, metrics in stages.items() if "seconds" in metrics}
+    reason = next((metrics["reason"] for metrics in stages.values() if "reason" in metrics), None)
     blocks = [{"kind": b.kind, "option": b.name, "symbol": b.symbol} for b in dense.architecture.blocks]
     return {
         "experiment": subject.experiment,
@@ -115,7 +116,7 @@ def evaluate(
         "search": _search_cost(seconds, baseline.seconds),
         "flops": flops,
         "dynamic_k": rows,
-        "conversion": conversion | {"reason": None if conversion["converted_layers"] else _reason(stages)},
+        "conversion": conversion | {"reason": None if conversion["converted_layers"] else reason},
         "summary": _summary(known, baseline_quality, rows, conversion),
         "reference": {"bigram": run.bigram(dense.architecture.vocab_size)},
         "baseline": _size(baseline.architecture) | {"quality": baseline_quality, "latency": baseline_latency},
@@ -278,11 +279,6 @@ def _size(architecture: Architecture) -> dict:
         "params": architecture.params(),
         "active_params": architecture.active_params(),
     }
-
-
-def _reason(stages: Mapping[str, Mapping]) -> str | None:
-    """Why a stage converted nothing."""
-    return next((metrics["reason"] for metrics in stages.values() if "reason" in metrics), None)
 
 
 def _target(variant: Variant, selection: Mapping, row: dict) -> dict | None:

@@ -16,6 +16,7 @@ from planer.conversion.sites import feed_forward_sites
 from planer.evaluation.arms.break_even import break_even
 from planer.evaluation.arms.choice import choose
 from planer.evaluation.arms.points import Point, bound_points, calibrate_norms, first_rule
+from planer.evaluation.arms.summary import same
 from planer.evaluation.arms.sweep import Reference, score, sweep
 from planer.evaluation.arms.timing import time_arm
 from planer.git import git_commit
@@ -63,7 +64,7 @@ def evaluate_arm(
     whole = rows[0] if rows else _dense_row(arm.model, task, reference)
     chosen = choose(rows, headline, known["valid"][headline], metric.better, config.tolerance)
     shown = ("all", first_rule(arm.points))
-    timed = [point for point in arm.points if point.selector in shown or _same(point, chosen)]
+    timed = [point for point in arm.points if point.selector in shown or same(vars(point), chosen)]
     if arm.method == "experts":
         if first_rule(arm.points) == "absolute":
             calibrate_norms(arm.model, task)
@@ -120,10 +121,6 @@ def _measure_break_even(arm: Arm, dense: nn.Module, task: PretrainedTask) -> flo
     measured = break_even(*networks, task.runtime.device, task.runtime.derive("break_even"))
     keep_break_even(arm.model, measured)
     return measured
-
-
-def _same(point: Point, row: dict | None) -> bool:
-    return row is not None and (point.selector, point.value) == (row["selector"], row["value"])
 
 
 def _network(dense: nn.Module, arm: Arm) -> dict:
