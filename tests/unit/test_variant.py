@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from toy import experiment
 
@@ -177,6 +177,7 @@ def test_every_variant_has_one_name(name, canonical):
     assert parse_variant(canonical).name == canonical
 
 
+@settings(deadline=None)
 @given(st.floats(0.001, 1), st.integers(0, 99))
 def test_every_target_and_seed_reads_back(target, repeat):
     name = f"target_{spelled(target)}" + (f"-seed{repeat}" if repeat else "")
@@ -184,6 +185,7 @@ def test_every_target_and_seed_reads_back(target, repeat):
     assert re.fullmatch(FOLDER, name)
 
 
+@settings(deadline=None)
 @given(st.floats(1e-12, 0.2, exclude_max=True))
 def test_every_loss_reads_back(loss):
     name = f"keep_{spelled(loss)}"
