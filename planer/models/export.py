@@ -79,7 +79,7 @@ tags: [planer]
 ---
 # {title}
 
-A causal language model found by PLANER. Its layers are listed in `architecture.yaml`.
+A causal language model, trained with planer. Its layers are listed in `architecture.yaml`.
 
 | | |
 | --- | --- |
@@ -114,4 +114,4 @@ def model_card(folder: Path, network: Network, vocab: str | Path | None) -> str:
         facts.append(("measured", "nothing: no eval.json lay beside it"))
     rows = "\n".join(f"| {name} | {value} |" for name, value in facts)
     named = dict(figures(around.evaluation)) if around.evaluation else {}
-    return CARD.format(title=named.get("variant", "A PLANER network"), rows=rows)
+    return CARD.format(title=named.get("variant", "A network of planer"), rows=rows)

@@ -104,11 +104,11 @@ def head_of(folder: str | Path) -> str:
 
 
 def check_generates(folder: str | Path) -> None:
-    """Raise UserError where the network of a folder was saved for another task than to generate text."""
-    name = _class_of(_read_config(Path(folder)))
-    head = _head(name)
-    if head not in (None, "causal_lm"):
-        _refuse(folder, f"does not generate text: it holds a {name}, for {head}", "name the folder of a decoder")
+    """Raise UserError where the network of a folder does not generate text."""
+    config = _read_config(Path(folder))
+    name = _class_of(config)
+    if _head(name) not in (None, "causal_lm") or "causal_lm" not in _adapter(Path(folder), config).heads:
+        _refuse(folder, f"does not generate text: it holds a {name or config['model_type']}", "name the folder of a decoder")
 
 
 def _class_of(config: Mapping) -> object:

@@ -85,7 +85,7 @@ def test_commands(saved, capsys):
 @pytest.mark.parametrize(
     ("family", "command", "reason"),
     [
-        ("bert", ["generate", PROMPT], "does not generate text: it holds a BertForMaskedLM, for masked_lm; name the"),
+        ("bert", ["generate", PROMPT], "does not generate text: it holds a BertForMaskedLM; name the folder of"),
         ("llama", ["export", "out"], "is a Hugging Face folder already; --plain writes"),
         ("llama", ["generate", ""], "the prompt '' holds no token; write some text"),
     ],
@@ -113,6 +113,13 @@ def test_a_network_that_was_not_converted(saved, tmp_path, capsys):
     (tmp_path / "config.json").write_text(json.dumps(config | {"architectures": ["LlamaModel"]}))
     with pytest.raises(SystemExit, match="of the class 'LlamaModel' without a head; allowed: causal_lm"):
         main(["info", str(tmp_path)])
+
+
+def test_an_encoder_without_a_head_generates_no_text(tmp_path):
+    tiny("bert").base_model.save_pretrained(tmp_path)
+    save_tokenizer(tmp_path)
+    with pytest.raises(SystemExit, match="does not generate text: it holds a BertModel; name the folder of a decoder"):
+        main(["generate", str(tmp_path), PROMPT])
 
 
 @pytest.mark.parametrize("prompt", [3, None, ["one", "two"]])
