@@ -38,7 +38,7 @@ HEADS = {
 }
 """The head of a network for each kind of task."""
 METRICS = {
-    "text": ("nll", "ppl", "bpc"),
+    "text": ("nll", "ppl"),
     "masked_tokens": ("nll", "ppl"),
     "labelled_text": ("accuracy", "macro_f1", "nll"),
     "labelled_images": ("accuracy", "macro_f1", "nll"),

@@ -33,6 +33,11 @@ def test_the_page_names_every_arm_and_has_every_figure(metric, tmp_path):
     assert all(f'aria-label="{description}"' in page for description in FIGURES.values())
 
 
+def test_bounds_are_not_taken_for_rows_of_the_router():
+    labels = [verdict.label(row) for row in arms()[3]["rows"]]
+    assert "random absolute 0.4" in labels and "oracle dynamic_k 0.1" in labels and "absolute 0.4" not in labels
+
+
 def test_the_same_evaluations_give_the_same_page():
     evaluations = arms()[:3]
     assert render(evaluations) == render(copy.deepcopy(evaluations))

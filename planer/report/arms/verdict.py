@@ -104,8 +104,8 @@ def rules(evaluation: dict) -> str:
 
 
 def label(row: dict) -> str:
-    """A row's selector and value."""
-    prefix = f"{row['bound']} " if row["bound"] == "oracle" else ""
+    """A row's selector and value, behind its bound if it is one."""
+    prefix = f"{row['bound']} " if row["bound"] else ""
     return f"{prefix}{selected(row['selector'], row['value'])}"
 
 
