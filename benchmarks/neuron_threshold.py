@@ -66,7 +66,8 @@ def curve(model: nn.Module, task: CausalBlocks, tokens: int, seconds: dict[str, 
             found = calibrate(network, task, NeuronThresholdConfig(score, tokens, shares, allocation), 0)
             seconds[f"{score} {allocation}"] = time.perf_counter() - began
             for share, thetas in found.thetas.items():
-                apply_thresholds(network, thetas, score)
+                densities = found.densities[share]
+                apply_thresholds(network, thetas, score, densities)
                 with counting(network) as counter:
                     paired = compare_pairs(nll(network, task, "valid"), dense)
                 kept = counter.per_token()
@@ -78,6 +79,7 @@ def curve(model: nn.Module, task: CausalBlocks, tokens: int, seconds: dict[str, 
                     "executed": float(np.mean(list(counter.shares().values()))),
                     "flops": flops / sum(map(layer_flops, sites)),
                     "thetas": dict(thetas),
+                    "densities": dict(densities),
                     **rise(paired),
                 }
 
@@ -86,7 +88,7 @@ def score_on_test(model: nn.Module, task: CausalBlocks, rows: list[dict]) -> Non
     """Add the rise of nll on test text to rows."""
     dense, network = nll(model, task, "test"), copy.deepcopy(model)
     for row in rows:
-        apply_thresholds(network, row["thetas"], row["score"])
+        apply_thresholds(network, row["thetas"], row["score"], row["densities"])
         row["test"] = rise(compare_pairs(nll(network, task, "test"), dense))
 
 
@@ -126,7 +128,7 @@ def timed(model: nn.Module, rows: list[dict], ids: Tensor, rounds: int) -> dict[
     networks = {"dense": model}
     for row in rows:
         network = networks[f"{row['score']} {row['allocation']} {row['share']}"] = copy.deepcopy(model)
-        apply_thresholds(network, row["thetas"], row["score"])
+        apply_thresholds(network, row["thetas"], row["score"], row["densities"])
     found = {}
     for what, make in (("decoding one token", decoding), (f"prefill of {BLOCK} tokens", prefill)):
         calls = {name: make(network, ids) for name, network in networks.items()}
@@ -167,7 +169,7 @@ def main() -> None:
     times = timed(model, chosen, splits["test"]["tokens"].long(), options.rounds)
     show(rows, chosen, seconds, times)
     for row in rows:
-        del row["thetas"]
+        del row["thetas"], row["densities"]
     content = {"folder": folder.path.name, "tokens": options.tokens, "threads": options.threads, "rows": rows}
     content |= {"seconds": seconds, "times": times}
     write_results(options.results, device_name(CPU), content, "-neuron-threshold")

@@ -53,15 +53,23 @@ class Thresholds:
     score: str
     thetas: Mapping[float, Mapping[str, float]]
     """By the wanted mean share of neurons, then by the name of the layer."""
+    densities: Mapping[float, Mapping[str, float]]
+    """Measured shares of the neurons that run, by the same keys."""
 
     def to_json(self) -> dict:
         """Keys of a JSON object are texts."""
-        return {"score": self.score, "thetas": {str(share): dict(thetas) for share, thetas in self.thetas.items()}}
+        tables = {"thetas": self.thetas, "densities": self.densities}
+        return {"score": self.score} | {
+            key: {str(share): dict(layers) for share, layers in table.items()} for key, table in tables.items()
+        }
 
     @classmethod
     def from_json(cls, values: dict) -> Thresholds:
         """Inverse of to_json()."""
-        return cls(values["score"], {float(share): thetas for share, thetas in values["thetas"].items()})
+        thetas, densities = (
+            {float(share): layers for share, layers in values[key].items()} for key in ("thetas", "densities")
+        )
+        return cls(values["score"], thetas, densities)
 
 
 def calibrate(model: nn.Module, task: PretrainedTask, config: NeuronThresholdConfig, seed: int) -> Thresholds:
@@ -77,7 +85,8 @@ def calibrate(model: nn.Module, task: PretrainedTask, config: NeuronThresholdCon
     else:
         shares = {share: dict.fromkeys(curves, share) for share in config.shares}
     thetas = {share: {name: curves[name].theta(own) for name, own in of.items()} for share, of in shares.items()}
-    return Thresholds(config.score, thetas)
+    densities = {share: {name: curves[name].density(own) for name, own in of.items()} for share, of in shares.items()}
+    return Thresholds(config.score, thetas, densities)
 
 
 class Curve:
@@ -99,6 +108,10 @@ class Curve:
         if index <= 1:  # the first bin has zeros, and scores below 1e-40
             return 0.0
         return float(torch.tensor(index << 16, dtype=torch.int32).view(torch.float32))
+
+    def density(self, share: float) -> float:
+        """The share of neurons that is over theta(share); zeros are never."""
+        return float(self._neurons[max(1, self._bin(share)) :].sum() / self._neurons.sum())
 
     def dropped(self, share: float) -> float:
         """Share of the squared output, taken neuron by neuron, that is not over theta(share)."""

@@ -6,7 +6,8 @@ layer, since the names of layers differ between heads; thresholds are in the ord
 - ``kind``: experts, or thresholds on neurons;
 - of experts ``expert_size``, ``router_width``, ``target``: the arguments of ``make_dynamic``; ``break_even``, the share
   of executed experts up to which layers were measured to be faster than dense, with the device and dtype, or None;
-- of thresholds ``score``, and ``thetas`` of all layers by the wanted share of neurons;
+- of thresholds ``score``, and by the wanted share of neurons ``thetas`` of all layers, and ``densities``, the measured
+  shares of their neurons that run, which decide between sparse and dense products (without them, as 1);
 - ``selector``, ``value``: how the layers run.  ``all`` is the dense network.  Of experts a rule of selectors.py and its
   value; of thresholds the score and a share.
 - ``fast``: layers run densely where selecting experts saves no time, on the device where the network is loaded.
@@ -50,8 +51,11 @@ def _shape(layer: DynamicFeedForward) -> tuple[int, int, str]:
 def describe_thresholds(model: nn.Module, thresholds: Thresholds) -> dict:
     """The description of a network with these thresholds; it runs all neurons.  model: converted or not."""
     names = [site.name for site in feed_forward_sites(model)]
-    thetas = {str(share): [of[name] for name in names] for share, of in sorted(thresholds.thetas.items())}
-    return {"kind": "thresholds", "score": thresholds.score, "thetas": thetas, **DENSE}
+    thetas, densities = (
+        {str(share): [of[name] for name in names] for share, of in sorted(table.items())}
+        for table in (thresholds.thetas, thresholds.densities)
+    )
+    return {"kind": "thresholds", "score": thresholds.score, "thetas": thetas, "densities": densities, **DENSE}
 
 
 def build(model: nn.Module, description: Mapping) -> None:
@@ -84,8 +88,8 @@ def select(model: nn.Module, description: Mapping, **setting: str | float | bool
         set_selector(model, Selector(selector, value), description["fast"])
     else:
         layers = [site.layer.replacement for site in feed_forward_sites(model)]
-        for layer, theta in zip(layers, _thetas(description, len(layers), selector, value), strict=True):
-            layer.set_theta(theta)
+        for layer, threshold in zip(layers, _thresholds(description, len(layers), selector, value), strict=True):
+            layer.set_theta(*threshold)
     return description
 
 
@@ -103,14 +107,16 @@ def start(model: nn.Module, description: Mapping) -> None:
     select(model, description)
 
 
-def _thetas(description: Mapping, layers: int, selector: str, share: float) -> list[float]:
-    """Of every layer, for a selector of a network with thresholds."""
+def _thresholds(description: Mapping, layers: int, selector: str, share: float) -> list[tuple[float, float]]:
+    """Theta and density of every layer, for a selector of a network with thresholds."""
     if selector == "all":
-        return [0.0] * layers
+        return [(0.0, 1.0)] * layers
     score, known = description["score"], description["thetas"]
     if selector != score or str(float(share)) not in known:
         allowed = ", ".join(f"{score} {share}" for share in known)
         raise UserError(f"selector: {selector} {share:g} is not calibrated; allowed: all, {allowed}")
-    if len(found := known[str(float(share))]) != layers:
-        raise UserError(f"quantization_config: thresholds for {len(found)} layers, the network has {layers}")
-    return found
+    key = str(float(share))
+    thetas, densities = known[key], description.get("densities", {}).get(key, [1.0] * layers)
+    if {len(thetas), len(densities)} != {layers}:
+        raise UserError(f"quantization_config: thresholds for {len(thetas)} layers, the network has {layers}")
+    return list(zip(thetas, densities, strict=True))

@@ -27,22 +27,28 @@ class ThresholdFeedForward(nn.Module):
 
     Every token decides by itself, so that decoding equals a pass over the whole text.  For inference: over 0 there are
     no gradients.  The layer's weights stay where they are, under their names; nothing is saved with them.
+    Few tokens of a layer of low density leave out products; else all products are computed, and then values left out.
+    The kernel's table decides, by density and tokens.  Results differ by rounding.
     """
 
     limits: Tensor
     """Of each neuron, the magnitude of g_j or h_j over which it runs, [F] in single precision; not saved."""
 
-    def __init__(self, site: FeedForwardSite, theta: float, score: str):
+    def __init__(self, site: FeedForwardSite, theta: float, score: str, density: float = 1.0):
         super().__init__()
         self.name, self.score = site.name, score
         self.counter: Counter | None = None
         self._site = site  # no module: its parameters keep their names in the network
         self._activation = gated(site.activation) if site.gated else site.activation
         self.register_buffer("limits", torch.empty(0), persistent=False)
-        self.set_theta(theta)
+        self.set_theta(theta, density)
 
-    def set_theta(self, theta: float) -> None:
-        """Compute the neurons with a score over theta from now on.  Raises UserError as ``limits`` does."""
+    def set_theta(self, theta: float, density: float = 1.0) -> None:
+        """Compute the neurons with a score over theta from now on.  Raises UserError as ``limits`` does.
+
+        density: the measured share of neurons with such a score; where it was not measured, all of them.
+        """
+        self.density = density
         self.theta, self.limits = theta, limits(self._site, theta, self.score)
         if not self._dense:
             self._site.store_by_neuron()
@@ -66,7 +72,7 @@ class ThresholdFeedForward(nn.Module):
             return self._site.dense(x)
         weights = self._site.store_by_neuron()
         arguments = *weights.first(), weights.w2, weights.b2, self.limits, self.score
-        y, executed = neuron_threshold(x.flatten(0, -2), *arguments, activation=self._activation)
+        y, executed = neuron_threshold(x.flatten(0, -2), *arguments, activation=self._activation, density=self.density)
         if self.counter is not None:
             self.counter.add(self.name, executed, neurons)
         return y.view(x.shape)
@@ -94,17 +100,21 @@ def limits(site: FeedForwardSite, theta: float, score: str) -> Tensor:
     return theta / norms  # infinite where a neuron adds nothing
 
 
-def apply_thresholds(model: nn.Module, thetas: Mapping[str, float], score: str) -> list[ThresholdFeedForward]:
+def apply_thresholds(
+    model: nn.Module, thetas: Mapping[str, float], score: str, densities: Mapping[str, float] | None = None
+) -> list[ThresholdFeedForward]:
     """Put thresholds on the neurons of all feed-forward layers, in the place of those that are there.
 
-    model: in transformers' classes.  thetas: by the names of its feed-forward layers.
+    model: in transformers' classes.  thetas, densities: by the names of its feed-forward layers; densities where they
+    were measured.
     Returns the layers, in order.  Raises UserError when a layer has no theta, or when one belongs to no layer.
     """
     sites = feed_forward_sites(model)
     if names := {site.name for site in sites} ^ thetas.keys():
         problem = "has no theta" if min(names) not in thetas else "is no feed-forward layer of this network"
         raise UserError(f"thresholds: {min(names)} {problem}; calibrate the thresholds on this network")
-    layers = [ThresholdFeedForward(site, thetas[site.name], score) for site in sites]
+    known = densities or {}
+    layers = [ThresholdFeedForward(site, thetas[site.name], score, known.get(site.name, 1.0)) for site in sites]
     for site, layer in zip(sites, layers, strict=True):
         site.replace(layer.train(site.layer.training))
     return layers

@@ -118,9 +118,15 @@ def cases(device: torch.device) -> list[Case]:
         (6, 16, 32, 128),
         (0.1,) if cuda else (0.05, 0.1, 0.25, 0.5, 1.0),
     )
-    few = [Case("neuron_threshold", "float32", "inference", tokens, 1, 0.5) for tokens in (1, 2, 4, 8, 16, 64, 256)]
-    threshold = [] if cuda else few  # there is one backend on CUDA
-    return [Case("expert_ffn", *row) for row in experts] + [Case("dynamic_ffn", *row) for row in dynamic] + threshold
+    threshold = itertools.product(
+        () if cuda else ("float32",),  # else there is one backend
+        ("inference",),
+        (1, 2, 4, 8, 16, 32, 64, 256),
+        (1,),
+        (0.125, 0.25, 0.5, 0.75, 1.0),
+    )
+    kinds = {"expert_ffn": experts, "dynamic_ffn": dynamic, "neuron_threshold": threshold}
+    return [Case(operation, *row) for operation, rows in kinds.items() for row in rows]
 
 
 def tuned(case: Case, device: torch.device, rounds: int, seconds: float) -> dict:

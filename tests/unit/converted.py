@@ -40,11 +40,15 @@ def split(model: nn.Module) -> nn.Module:
 
 
 def thresholded(family: str) -> nn.Module:
-    """Thresholds on neurons for shares of 0.5 and 0.25, other ones in every layer; all neurons run."""
+    """Thresholds on neurons for shares of 0.5 and 0.25, other ones in every layer; all neurons run.
+
+    The measured densities are made up: the share, and twice the share in the second layer.
+    """
     model = tiny(family)
     names = [site.name for site in feed_forward_sites(model)]
     thetas = {share: {name: (i + 1) / share for i, name in enumerate(names)} for share in (0.5, 0.25)}
-    description = describe_thresholds(model, Thresholds("product", thetas))
+    densities = {share: {name: (i + 1) * share for i, name in enumerate(names)} for share in thetas}
+    description = describe_thresholds(model, Thresholds("product", thetas, densities))
     build(model, description)
     mark(model, description)
     return model

@@ -75,20 +75,26 @@ def test_routers_of_another_width_are_refused(tmp_path):
 
 
 def test_thresholds_are_read_again(tmp_path):
-    given = Thresholds("gate", {0.5: {"a": 1.0, "b": 0.0}, 1e-5: {"a": 2.0, "b": 3.0}})
+    thetas = {0.5: {"a": 1.0, "b": 0.0}, 1e-5: {"a": 2.0, "b": 3.0}}
+    given = Thresholds("gate", thetas, {0.5: {"a": 0.3, "b": 0.7}, 1e-5: {"a": 0.0, "b": 1e-5}})
     write_json(tmp_path / "thresholds.json", given.to_json())
     assert read_thresholds(tmp_path / "thresholds.json") == given
+
+
+GIVEN = {"score": "gate", "thetas": {"0.5": {"a": 1}}, "densities": {"0.5": {"a": 0.4}}}
 
 
 @pytest.mark.parametrize(
     ("content", "problem"),
     [
         ({}, "'score' is a required property"),
-        ({"score": "gate", "thetas": []}, r"thetas: \[\] is not of type 'object'"),
-        ({"score": "gate", "thetas": {}}, "thetas: {} should be non-empty"),
-        ({"score": "gate", "thetas": {"half": {"a": 1}}}, "'half' does not match"),
-        ({"score": "gate", "thetas": {"0.5": {"a": "1"}}}, "'1' is not of type 'number'"),
-        ({"score": "sum", "thetas": {"0.5": {"a": 1}}}, "'sum' is not one of"),
+        ({key: GIVEN[key] for key in ("score", "thetas")}, "'densities' is a required property"),
+        (GIVEN | {"thetas": []}, r"thetas: \[\] is not of type 'object'"),
+        (GIVEN | {"thetas": {}}, "thetas: {} should be non-empty"),
+        (GIVEN | {"thetas": {"half": {"a": 1}}}, "'half' does not match"),
+        (GIVEN | {"thetas": {"0.5": {"a": "1"}}}, "'1' is not of type 'number'"),
+        (GIVEN | {"densities": {"0.5": {"a": 1.5}}}, "1.5 is greater than the maximum of 1"),
+        (GIVEN | {"score": "sum"}, "'sum' is not one of"),
     ],
 )
 def test_damaged_thresholds_are_one_line(content, problem, tmp_path):

@@ -162,7 +162,8 @@ def test_a_curve_is_the_quantiles_of_the_scores():
         assert theta == pytest.approx(float(scores.flatten().quantile(1 - share)), rel=0.02)
         dropped = float(scores[scores <= theta].square().sum() / scores.square().sum())
         assert curve.dropped(share) == pytest.approx(dropped, rel=1e-3)
-    assert curve.theta(1.0) == 0 and curve.dropped(1.0) == 0 and curve.active == 1
+        assert curve.density(share) == pytest.approx(float((scores > theta).float().mean()), abs=1e-3)
+    assert curve.theta(1.0) == 0 and curve.dropped(1.0) == 0 and curve.active == 1 == curve.density(1.0)
 
 
 def test_a_curve_of_mostly_zeros():
@@ -170,6 +171,7 @@ def test_a_curve_of_mostly_zeros():
     scores[:25] = 1 + torch.rand(25, NEURONS, generator=torch.Generator().manual_seed(0))
     curve.add(scores, scores)
     assert curve.active == 0.25 and curve.theta(0.5) == 0 and curve.theta(0.1) > 1
+    assert curve.density(0.5) == 0.25 and curve.density(0.1) == pytest.approx(0.1, abs=0.01)
 
 
 def config(score: str = "product", allocation: str = "uniform", shares=(0.3, 0.7), tokens: int = 10_000):
@@ -197,7 +199,9 @@ def test_the_calibrated_first_layer_runs_the_wanted_share(family, score, tmp_pat
     assert calibrate(network(family), task, config(score), 3) == found
     for share, thetas in found.thetas.items():
         executed = shares_of(model, task, thetas, score)
-        assert executed[names(model)[0]] == pytest.approx(share, abs=0.02)
+        first = names(model)[0]
+        assert executed[first] == pytest.approx(share, abs=0.02)
+        assert executed[first] == pytest.approx(found.densities[share][first], abs=0.02)
         assert all(abs(own - share) < 0.15 for own in executed.values())
     assert Thresholds.from_json(json.loads(json.dumps(found.to_json()))) == found
 

@@ -87,17 +87,19 @@ def threshold_points(model: nn.Module, thresholds: Thresholds) -> list[Point]:
     """Thresholds of 0, which leave out nothing but zeros, then those of every wanted share in rising order."""
     nothing = dict.fromkeys(next(iter(thresholds.thetas.values())), 0.0)
     score, units = thresholds.score, feed_forward_sites(model)[0].d_inner
-    found = [("all", 0.0, nothing), *((score, share, thetas) for share, thetas in sorted(thresholds.thetas.items()))]
+    wanted = sorted(thresholds.thetas)
+    found = [("all", 0.0, nothing, None)]
+    found += [(score, share, thresholds.thetas[share], thresholds.densities[share]) for share in wanted]
     return [
         Point(
             name,
             share,
             None,
             units,
-            partial(apply_thresholds, thetas=thetas, score=score),
+            partial(apply_thresholds, thetas=thetas, score=score, densities=densities),
             lambda site, kept: thresholded_flops(site, score, kept),
         )
-        for name, share, thetas in found
+        for name, share, thetas, densities in found
     ]
 
 

@@ -49,12 +49,15 @@ def neuron_threshold(
     score: str = "product",
     backend: str = "auto",
     activation: str = "relu",
+    density: float = 1.0,
 ) -> tuple[Tensor, Tensor]:
     """y [N, D], and how many neurons each token ran, [N] int64.
 
     x: [N, D]; w1: [F, D]; b1: [F] or None; w2: [F, D]; b2: [D] or None; limits: [F], not negative.
     activation: as in planer/kernels/activations.py; a gated one takes w1 [2F, D] and b1 [2F], the gate's rows first.
-    score: one of SCORES.  backend: one of BACKENDS, or ``auto`` for the one that the table of this device names.
+    score: one of SCORES.  backend: one of BACKENDS, or ``auto`` for the one that the table of this device names for so
+    many tokens and this density.  density: the share of neurons that are expected to run, from 0 to 1; where it was not
+    measured, all of them.
 
     There are no gradients but of the reference: calling backward raises RuntimeError.  Under autocast all products run
     in its precision.  Raises ValueError for an unknown score, activation or backend, where a backend cannot run, and
@@ -76,7 +79,7 @@ def neuron_threshold(
     if backend == "reference":
         return neuron_threshold_reference(x, w1, b1, w2, b2, limits, score, activation)
     arguments = arguments_of(x, w1, b1, w2, b2)
-    return torch.ops.planer.neuron_threshold(*arguments, limits.contiguous(), score, backend, activation)
+    return torch.ops.planer.neuron_threshold(*arguments, limits.contiguous(), score, backend, activation, density)
 
 
 # One call whose shapes do not depend on what runs, for torch.compile and FLOP counters.  Defined without the wrappers
@@ -84,17 +87,27 @@ def neuron_threshold(
 _library = torch.library.Library("planer", "FRAGMENT")
 _library.define(
     "neuron_threshold(Tensor x, Tensor w1, Tensor? b1, Tensor w2, Tensor? b2, Tensor limits, str score, str backend, "
-    "str activation) -> (Tensor, Tensor)",
+    "str activation, float density) -> (Tensor, Tensor)",
     tags=torch.Tag.pt2_compliant_tag,
 )
 
 
 @torch.library.impl(_library, "neuron_threshold", "CompositeExplicitAutograd")
 def _run(
-    x: Tensor, w1: Tensor, b1: Bias, w2: Tensor, b2: Bias, limits: Tensor, score: str, backend: str, activation: str
+    x: Tensor,
+    w1: Tensor,
+    b1: Bias,
+    w2: Tensor,
+    b2: Bias,
+    limits: Tensor,
+    score: str,
+    backend: str,
+    activation: str,
+    density: float,
 ) -> tuple[Tensor, Tensor]:
     if backend == "auto":
-        order = choice.order("neuron_threshold", x.device, x.dtype, "inference", len(x), 1, None)
+        share = choice.bucket(density)
+        order = choice.order("neuron_threshold", x.device, x.dtype, "inference", len(x), 1, share)
         backend = next(name for name in (*order, "masked_dense") if unsupported(name, x.device, x.dtype) is None)
     elif reason := unsupported(backend, x.device, x.dtype):
         raise ValueError(f"neuron_threshold: backend {backend} {reason}")
@@ -102,7 +115,7 @@ def _run(
 
 
 @torch.library.register_fake("planer::neuron_threshold", lib=_library)
-def _(x, w1, b1, w2, b2, limits, score, backend, activation):
+def _(x, w1, b1, w2, b2, limits, score, backend, activation, density):
     return torch.empty_like(x), torch.empty(len(x), dtype=torch.int64, device=x.device)
 
 
