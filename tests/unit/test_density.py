@@ -8,13 +8,14 @@ from types import SimpleNamespace
 import pytest
 import torch
 import torch.nn.functional as F
+from numerics import normalised_error
 
 import planer.pretrained
 from planer.conversion.sites import feed_forward_sites
-from planer.conversion.threshold_layer import ThresholdFeedForward, apply_thresholds
+from planer.conversion.threshold_layer import ThresholdFeedForward, apply_thresholds, output_norms
 from planer.evaluation.arms.points import threshold_points
 from planer.kernels import choice
-from planer.kernels.neuron_threshold import backends, function, neuron_threshold
+from planer.kernels.neuron_threshold import backends, function, neuron_threshold, neuron_threshold_reference
 
 pytest.importorskip("transformers", reason="the package transformers is not installed")
 
@@ -95,6 +96,22 @@ def test_over_the_break_even_a_layer_has_the_bits_of_the_thresholded_dense_layer
     h = site.hidden(x)
     value = h / F.linear(x, weights.w1, weights.b1) if score == "gate" and site.gated else h
     torch.testing.assert_close(y, weights.output(h * (value.abs() > layer.limits)), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@torch.inference_mode()
+def test_layers_in_bfloat16_compute_the_definition(family):
+    """No compiled backend takes the type; PyTorch's computes all products.  No score is so near theta that rounding
+    decides."""
+    site = feed_forward_sites(tiny(family).to(torch.bfloat16))[0]
+    x = torch.randn(5, site.d_model, generator=torch.Generator().manual_seed(0)).to(torch.bfloat16)
+    middle = (site.hidden(x).float().abs() * output_norms(site)).flatten().sort().values[30:90]
+    widest = int(middle.diff().argmax())
+    layer = ThresholdFeedForward(site, float(middle[widest : widest + 2].mean()), "product", density=0.2).eval()
+    y, weights = layer(x), site.weights()
+    given = (None if v is None else v.float() for v in (x, *weights.first(), weights.w2, weights.b2))
+    expected, _ = neuron_threshold_reference(*given, layer.limits, "product", layer._activation)
+    assert y.dtype == torch.bfloat16 and normalised_error(y.float(), expected) < 0.02
 
 
 @pytest.mark.parametrize("family", FAMILIES)
