@@ -1,13 +1,45 @@
-# Conversion of dense feed-forward layers: sparse activations, small experts, routers.
+# Conversion of dense feed-forward layers: sparse activations, small experts, routers.  Attention projections become
+# such layers where the experiment asks for it.
 
 
-rule sparsify:
+rule replace_projections:
     input:
-        unpack(sparsification_parent),
         train=dataset_file("train.npy"),
         valid=dataset_file("valid.npy"),
         model="results/{experiment}/{variant}/retrain/model.safetensors",
         architecture="results/{experiment}/{variant}/retrain/architecture.yaml",
+    output:
+        architecture="results/{experiment}/{variant}/projections/architecture.yaml",
+        model="results/{experiment}/{variant}/projections/model.safetensors",
+        history="results/{experiment}/{variant}/projections/history.parquet",
+        metrics="results/{experiment}/{variant}/projections/metrics.json",
+    log:
+        "logs/{experiment}/{variant}/replace_projections.log",
+    benchmark:
+        "logs/{experiment}/{variant}/replace_projections.tsv"
+    conda:
+        "../envs/torch.yaml"
+    threads: threads_of
+    resources:
+        gpu=gpus,
+        mem_mb=memory("replace_projections"),
+        runtime=minutes("replace_projections"),
+    params:
+        config=sections("device", "threads", "dtype", "data", "projections"),
+        seed=seed("projections"),
+        vocab_size=vocab_size,
+        code=code_hash("replace_projections.py"),
+    message:
+        "{wildcards.experiment}/{wildcards.variant} replace_projections: training MLPs for projections; log: {log}"
+    script:
+        "../workflow/scripts/replace_projections.py"
+
+
+rule sparsify:
+    input:
+        unpack(sparsification_inputs),
+        train=dataset_file("train.npy"),
+        valid=dataset_file("valid.npy"),
     output:
         architecture="results/{experiment}/{variant}/sparsify/architecture.yaml",
         model="results/{experiment}/{variant}/sparsify/model.safetensors",

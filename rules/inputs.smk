@@ -102,9 +102,13 @@ def keys_of(config, section):
     return params
 
 
-def sparsification_parent(wildcards):
-    """The trained baseline, where sparsify has a teacher."""
-    return trained_baseline(wildcards) if teaching(wildcards) else {}
+def sparsification_inputs(wildcards):
+    """The network that is made sparse, with MLPs in the place of projections where the experiment replaces them; and the
+    trained baseline, where sparsify has a teacher."""
+    stage = "projections" if config_of(wildcards.experiment).projections.replace else "retrain"
+    folder = f"results/{{experiment}}/{{variant}}/{stage}"
+    network = {"model": f"{folder}/model.safetensors", "architecture": f"{folder}/architecture.yaml"}
+    return network | (trained_baseline(wildcards) if teaching(wildcards) else {})
 
 
 def training_inputs(wildcards):
@@ -153,6 +157,7 @@ def stage_metrics(wildcards):
     found += [f"results/{{experiment}}/{search}/search/metrics.json"] if search else []
     pattern = parse_variant(wildcards.variant).pattern
     stages = [*([] if pattern else ["choice"]), "retrain", "sparsify", "cluster", "routers"]
+    stages += ["projections"] if config_of(wildcards.experiment).projections.replace else []
     return found + expand("results/{experiment}/{variant}/{stage}/metrics.json", stage=stages, allow_missing=True)
 
 

@@ -45,16 +45,21 @@ class RelativeAttention(nn.Module):
 
         Returns [B, T, D] and, in cached attention, keys and values of the last mem_len positions.
         """
-        queries, keys, values, *more = self._project(x, segment, memory)
+        mixed, state = self._mix(segment, *self._project(x, segment, memory))
+        return self.dropout(self.output(mixed)), state
+
+    def _mix(
+        self, segment: Segment, queries: Tensor, keys: Tensor, values: Tensor, *more: Tensor
+    ) -> tuple[Tensor, tuple[Tensor, ...] | None]:
+        """The mixture of values [B, T, H * Dh] for the output, and the state.  Arguments: results of ``_project``."""
         queries = queries * (1 / math.sqrt(self.d_head))
         u, v = (bias[:, None] * (1 / math.sqrt(self.d_head)) for bias in (self.u, self.v))
         scores = torch.matmul(queries + u, keys.transpose(-1, -2))
         scores += relative_shift(torch.matmul(queries + v, self._project_positions(segment)))
         scores += segment.mask
         probabilities = scores.softmax(dim=-1, dtype=torch.promote_types(scores.dtype, torch.float32))
-        mixed = torch.matmul(self.attention_dropout(probabilities).to(values.dtype), values)
-        y = self.dropout(self.output(mixed.transpose(1, 2).flatten(2)))
-        return y, (*_newest(keys, values, segment.mem_len), *more) if segment.attention == "cached" else None
+        mixed = torch.matmul(self.attention_dropout(probabilities).to(values.dtype), values).transpose(1, 2).flatten(2)
+        return mixed, (*_newest(keys, values, segment.mem_len), *more) if segment.attention == "cached" else None
 
     def _project(self, x: Tensor, segment: Segment, memory) -> tuple[Tensor, ...]:
         """Queries [B, H, T, Dh] of the segment, keys and values [B, H, K, Dh] of memory and segment.
@@ -167,12 +172,16 @@ class MemoryBlock(Block):
         Returns the block's output and, in cached attention, the keys and values for the next segment.
         """
         if not self.pre_norm:
-            y, state = self.sublayer(x, segment, state)
-            return self.norm(x + y), state, {}
+            y, state, aux = self.attend(x, segment, state)
+            return self.norm(x + y), state, aux
         if torch.is_tensor(state):
             state = self.norm(state)
-        y, state = self.sublayer(self.norm(x), segment, state)
-        return x + y, state, {}
+        y, state, aux = self.attend(self.norm(x), segment, state)
+        return x + y, state, aux
+
+    def attend(self, x: Tensor, segment: Segment, state) -> tuple[Tensor, tuple[Tensor, ...] | None, Aux]:
+        """The sublayer's output [B, T, D], keys and values for the next segment, and its further outputs."""
+        return *self.sublayer(x, segment, state), {}
 
 
 class AttentionBlock(MemoryBlock):

@@ -5,14 +5,15 @@ Letters in shapes: B sequences, T tokens of the segment, M remembered positions,
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 Aux = dict[str, Tensor]
-"""Further outputs of a block, those that the segment wants and the block has:
+"""Further outputs of a block, those that the segment wants and the block has (of attention with MLPs, those of each
+under the name with ``_query``, ``_key``, ``_value`` or ``_output`` behind it, see ``of_layers``):
 
 - balance: load-balancing loss of a mixture of experts, a scalar; only in training
 - load: tokens that each expert of a mixture received, [E]
@@ -23,6 +24,17 @@ Aux = dict[str, Tensor]
 
 Wants = tuple[str, ...]
 """Names of entries of ``Aux``.  A tuple, because torch.compile knows no frozenset."""
+
+
+def of_layers(aux: Iterable[Aux], name: str) -> dict[str, Tensor]:
+    """What the layers of all blocks handed on under a name, by the position of the block and the end of the layer's
+    name: ``1``, ``0_query``."""
+    return {
+        f"{position}{key.removeprefix(name)}": value
+        for position, entries in enumerate(aux)
+        for key, value in entries.items()
+        if key.partition("_")[0] == name
+    }
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,11 @@ class FeedForward(nn.Module):
         self.w2 = nn.Linear(spec.d_inner, d_model)
         self.dropout = nn.Dropout(dropout)
 
+    @property
+    def linears(self) -> tuple[nn.Linear, nn.Linear]:
+        """The maps before and after the activation."""
+        return self.w1, self.w2
+
     def forward(self, x: Tensor, wants: Wants = ()) -> tuple[Tensor, Aux]:
         """[..., D] to [..., D], each position on its own; and ``activations`` where wanted."""
         hidden = self.activation(self.w1(x))

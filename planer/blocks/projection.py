@@ -12,6 +12,8 @@ from torch import Tensor, nn
 class ProjectionLayer(nn.Module):
     """A two-layer MLP in the place of an attention projection: x [..., d_in] to [..., d_out]."""
 
+    splits = True
+
     def __init__(self, d_in: int, d_out: int, width: int, activation: nn.Module, dropout: float, bias: bool = True):
         """width: hidden neurons."""
         super().__init__()
@@ -19,6 +21,11 @@ class ProjectionLayer(nn.Module):
         self.activation = activation
         self.down = nn.Linear(width, d_out, bias)
         self.dropout = nn.Dropout(dropout)
+
+    @property
+    def linears(self) -> tuple[nn.Linear, nn.Linear]:
+        """The maps before and after the activation."""
+        return self.up, self.down
 
     def forward(self, x: Tensor) -> Tensor:
         return self.with_hidden(x)[0]

@@ -14,6 +14,7 @@ from planer.parsing import Range
 class ProjectionConfig(TrainingConfig):
     """Distillation of MLPs that replace attention projections."""
 
+    replace: bool
     width_factor: Annotated[float, Range(0.01, 100)]
     weight: Weight
     ramp: Literal["none", "linear", "linear_warmup"]

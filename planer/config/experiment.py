@@ -7,7 +7,7 @@ import typing
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from planer.config.conversion import ClusterConfig, RouterConfig, SparsifyConfig
+from planer.config.conversion import ClusterConfig, ProjectionConfig, RouterConfig, SparsifyConfig, hidden_width
 from planer.config.evaluation import EvaluateConfig, ParetoConfig, RepeatabilityConfig
 from planer.config.latency import ProfileConfig, WorkloadConfig
 from planer.config.model import DataConfig, DesignSpace, MethodsConfig, ModelConfig, PatternsConfig
@@ -48,6 +48,7 @@ class Experiment(RuntimeConfig):
     keep: KeepConfig
     retrain: RetrainConfig
     distill: DistillConfig
+    projections: ProjectionConfig
     sparsify: SparsifyConfig
     cluster_experts: ClusterConfig
     train_routers: RouterConfig
@@ -92,6 +93,12 @@ class Experiment(RuntimeConfig):
         size = self.cluster_experts.expert_size
         if self.model.d_inner % size:
             raise UserError(f"cluster_experts.expert_size: {size} must divide model.d_inner ({self.model.d_inner})")
+        neurons = hidden_width(self.model.d_model, self.model.d_model, self.projections.width_factor)
+        if self.projections.replace and neurons % size:
+            raise UserError(
+                f"cluster_experts.expert_size: {size} must divide the neurons of the MLP of a projection, which are "
+                f"{neurons}; change it or projections.width_factor"
+            )
 
     def check_variant(self, name: str) -> None:
         """Raise UserError for a variant that the experiment cannot have: its pattern or its design space is missing."""

@@ -38,6 +38,11 @@ class Workload:
         return ATTENTIONS[:1] if self.decodes else ATTENTIONS
 
     @property
+    def reads(self) -> float:
+        """How often a token passes projections of keys and values, which memory passes again where it is recomputed."""
+        return 1.0 if self.attention == "cached" else (self.tgt_len + self.mem_len) / self.tgt_len
+
+    @property
     def excerpt(self) -> int:
         """Tokens that one timed sequence reads: memory, segment, and the last target."""
         return self.mem_len + self.tgt_len + 1

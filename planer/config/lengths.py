@@ -7,11 +7,19 @@ from typing import TYPE_CHECKING
 from planer.errors import UserError
 
 if TYPE_CHECKING:
+    from types import SimpleNamespace
+
     from planer.config.corpora import Corpus
     from planer.config.experiment import Experiment
 
-TRAININGS = ("search", "retrain", "distill", "sparsify", "train_routers")
-"""Sections whose stages read train."""
+
+TRAININGS = ("search", "retrain", "distill", "projections", "sparsify", "train_routers")
+"""Sections whose stages train, on the training text."""
+
+
+def trainings(config: Experiment | SimpleNamespace) -> tuple[str, ...]:
+    """Those of TRAININGS that an experiment asks for."""
+    return tuple(name for name in TRAININGS if name != "projections" or config.projections.replace)
 
 
 def training_tokens(batch: int) -> int:
@@ -42,7 +50,7 @@ def check_lengths(config: Experiment, corpus: Corpus) -> None:
         ),
     }
     needs = {
-        "train": {name: training_tokens(getattr(config, name).batch) for name in TRAININGS},
+        "train": {name: training_tokens(getattr(config, name).batch) for name in trainings(config)},
         "valid": scored,
         "test": scored | {"workload": max(calls.batch * calls.excerpt for calls in config.workload.measured)},
     }

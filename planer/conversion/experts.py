@@ -22,7 +22,6 @@ from planer.config import ClusterConfig
 from planer.models import LanguageModel
 from planer.progress import progress
 from planer.seed import derive_seed
-from planer.specs import DynamicMoE
 
 
 def cluster_neurons(w1: Tensor, expert_size: int, seed: int, restarts: int, max_iterations: int) -> np.ndarray:
@@ -72,40 +71,41 @@ def scatter(w1: Tensor, labels: np.ndarray) -> float:
     return float(within / total) if total else 0.0
 
 
+@torch.no_grad()
 def split(model: LanguageModel, config: ClusterConfig, seed: int) -> tuple[LanguageModel, pd.DataFrame, dict]:
-    """Put a DynamicMoE that computes the same function in the place of every feed-forward layer.
+    """Put experts that compute the same function in the place of every feed-forward layer, and of every MLP of an
+    attention.
 
     Inside an expert neurons keep their order.  The layers have no routers, and run all experts.
 
     Returns a new model, in eval mode and on the model's device; the labels (columns layer: position of the block,
-    neuron, expert); and the metrics ``converted_layers`` and ``scatter_<block>``.  A network without feed-forward
-    layers comes back as it is; its metrics say so.
+    neuron, expert, and where projections were replaced projection: null in feed-forward layers); and the metrics
+    ``converted_layers`` and ``scatter_<layer>``, with names as of ``of_layers``.  A network without feed-forward layers
+    comes back as it is; its metrics say so.
     Raises ValueError when expert_size does not divide the neurons of a layer.
     """
     architecture = model.architecture
-    positions = [i for i, spec in enumerate(architecture.blocks) if spec.splits]
-    if not positions:
+    layers = [(name, module) for name, module in model.named_modules() if getattr(module, "splits", False)]
+    if not layers:
         empty = pd.DataFrame({name: pd.Series(dtype="int64") for name in ("layer", "neuron", "expert")})
         reason = f"{architecture.pattern} has no feed-forward layer that could be split into experts"
         return model, empty, {"converted_layers": 0, "reason": reason}
 
-    blocks = list(architecture.blocks)
-    for position in positions:
-        blocks[position] = DynamicMoE(blocks[position].d_inner, config.expert_size)
-    converted = LanguageModel(dataclasses.replace(architecture, blocks=tuple(blocks)))
+    blocks = tuple(spec.split(config.expert_size) if spec.splits else spec for spec in architecture.blocks)
+    converted = LanguageModel(dataclasses.replace(architecture, blocks=blocks))
     weights = model.state_dict()
-    tables, metrics = [], {"converted_layers": len(positions)}
-    for position in progress(positions, "cluster_experts"):
-        prefix = f"blocks.{position}.sublayer."
-        w1 = weights.pop(f"{prefix}w1.weight")
-        layer_seed = derive_seed(seed, "cluster_experts", position)
-        labels = cluster_neurons(w1, config.expert_size, layer_seed, config.restarts, config.max_iterations)
-        order = torch.from_numpy(np.argsort(labels, kind="stable")).to(w1.device)
-        weights[f"{prefix}w1"] = w1[order]
-        weights[f"{prefix}b1"] = weights.pop(f"{prefix}w1.bias")[order]
-        weights[f"{prefix}w2"] = weights.pop(f"{prefix}w2.weight").t()[order]
-        weights[f"{prefix}b2"] = weights.pop(f"{prefix}w2.bias")
-        tables.append(pd.DataFrame({"layer": position, "neuron": np.arange(len(labels)), "expert": labels}))
-        metrics[f"scatter_{position}"] = scatter(w1, labels)
+    tables, metrics = [], {"converted_layers": len(layers)}
+    for path, layer in progress(layers, "cluster_experts"):
+        _, position, _, *projection = path.split(".")  # blocks.0.sublayer.query
+        name, (up, down) = "_".join([position, *projection]), layer.linears
+        layer_seed = derive_seed(seed, "cluster_experts", name)
+        labels = cluster_neurons(up.weight, config.expert_size, layer_seed, config.restarts, config.max_iterations)
+        order = torch.from_numpy(np.argsort(labels, kind="stable")).to(up.weight.device)
+        weights = {key: value for key, value in weights.items() if not key.startswith(f"{path}.")}
+        weights |= {f"{path}.w1": up.weight[order], f"{path}.b1": up.bias[order]}
+        weights |= {f"{path}.w2": down.weight.t()[order], f"{path}.b2": down.bias}
+        table = {"layer": int(position), "neuron": np.arange(len(labels)), "expert": labels}
+        tables.append(pd.DataFrame(table | ({"projection": projection[0]} if projection else {})))
+        metrics[f"scatter_{name}"] = scatter(up.weight, labels)
     converted.load_state_dict(weights)
-    return converted.to(w1.device).eval(), pd.concat(tables, ignore_index=True), metrics
+    return converted.to(up.weight.device).eval(), pd.concat(tables, ignore_index=True), metrics

@@ -21,13 +21,14 @@ from planer.blocks.projection import ProjectionLayer
 from planer.config import ProjectionConfig
 from planer.config.conversion import hidden_width
 from planer.conversion.penalties import ramp
-from planer.conversion.projections import RelativeErrors, regression
+from planer.conversion.projection_loss import RelativeErrors, regression
 from planer.conversion.routers import FrozenReading
 from planer.data.stream import EvalBatches
 from planer.data.texts import Texts
 from planer.models import LanguageModel
 from planer.runtime import Runtime
-from planer.specs import MlpAttention
+from planer.specs import Architecture, MlpAttention
+from planer.specs.mlp_attention import PROJECTIONS
 from planer.tasks.causal_lm import Batch
 from planer.tasks.nll import VALID_BATCH
 from planer.tasks.task import MAIN, Metrics, Result, RowScore
@@ -35,22 +36,29 @@ from planer.training.loop import Record, StepGroup, fit
 from planer.training.optimizer import make_optimizer
 from planer.training.terms import Term
 
-PROJECTIONS = ("query", "key", "value", "output")
 ASSESSED_TOKENS = 5_000
 """Tokens of the validation text on which the errors are measured."""
 
 
+def replaced(architecture: Architecture) -> list[int]:
+    """Positions of the attentions that get MLPs: those as wide as the network.
+
+    Projections of fewer heads are smaller, and kernels of experts give as many numbers per token as they take.
+    """
+    blocks = enumerate(architecture.blocks)
+    return [place for place, spec in blocks if spec.projects and spec.width == architecture.d_model]
+
+
 def with_mlps(model: LanguageModel, width_factor: float) -> LanguageModel:
-    """The network with MLPs, of random weights, in the place of all attention projections, in eval mode.
+    """The network with MLPs, of random weights, in the place of the projections of ``replaced``, in eval mode.
 
     width_factor: weights of an MLP over those of its projection.  Other weights are the network's, copied.
     """
-    architecture, blocks = model.architecture, []
-    for spec in model.architecture.blocks:
-        if spec.projects:
-            neurons = hidden_width(architecture.d_model, spec.width, width_factor)
-            spec = MlpAttention(spec.num_heads, spec.d_head, neurons)
-        blocks.append(spec)
+    architecture, blocks = model.architecture, list(model.architecture.blocks)
+    for place in replaced(architecture):
+        spec = blocks[place]
+        neurons = hidden_width(architecture.d_model, spec.width, width_factor)
+        blocks[place] = MlpAttention(spec.num_heads, spec.d_head, neurons)
     made = LanguageModel(dataclasses.replace(architecture, blocks=tuple(blocks)))
     own = made.state_dict()
     made.load_state_dict(own | {name: value for name, value in model.state_dict().items() if name in own})
@@ -66,7 +74,7 @@ class AttentionRegression(Term):
     def __init__(self, model: LanguageModel, made: LanguageModel, config: ProjectionConfig):
         """made: of ``with_mlps``.  Training must run inside ``watching``."""
         self.config, self._seen = config, {}
-        places = [place for place, spec in enumerate(model.architecture.blocks) if spec.projects]
+        places = replaced(model.architecture)
         self._attentions = {place: model.blocks[place].sublayer for place in places}
         self.layers: dict[str, ProjectionLayer] = {
             f"{place}_{name}": made.blocks[place].sublayer.get_submodule(name)
@@ -126,11 +134,15 @@ class FrozenNetwork(FrozenReading):
 def distil_own_projections(
     model: LanguageModel, texts: Texts, config: ProjectionConfig, runtime: Runtime, record: Record
 ) -> tuple[LanguageModel, pd.DataFrame, dict[str, float]]:
-    """Train an MLP for every attention projection, from fresh weights or from the checkpoint.
+    """Train an MLP for every projection of the attentions of ``replaced``, from fresh weights or from the checkpoint.
 
     Returns the network of ``with_mlps`` with the trained MLPs, the history, and the metrics of
-    ``projections.distil_projections``; error_<name> has the block's position and the projection in its name.
+    ``projections.distil_projections``; error_<name> has the block's position and the projection in its name.  A network
+    without such attentions comes back as it is; its metrics say so.
     """
+    if not replaced(model.architecture):
+        reason = f"{model.architecture.pattern} has no attention with all heads, whose projections could be replaced"
+        return model, pd.DataFrame({"step": pd.Series(dtype="int64")}), {"projections": 0, "reason": reason}
     model.to(runtime.device).eval().requires_grad_(False)
     made = with_mlps(model, config.width_factor)
     term = AttentionRegression(model, made, config)

@@ -7,7 +7,7 @@ Letters in shapes: F neurons.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor
@@ -32,6 +32,17 @@ def l1(a: Tensor) -> Tensor:
 
 
 PENALTIES: dict[str, Callable[[Tensor], Tensor]] = {"hoyer": square_hoyer, "l1": l1}
+
+
+def sum_over_groups(penalties: Iterable[tuple[bool, Tensor]]) -> Tensor:
+    """The mean over feed-forward layers plus the mean over attention projections, where there are any.
+
+    penalties: of every layer, with whether it is a projection.
+    """
+    groups: dict[bool, list[Tensor]] = {}
+    for is_projection, penalty in penalties:
+        groups.setdefault(is_projection, []).append(penalty)
+    return torch.stack([torch.stack(group).mean() for group in groups.values()]).sum()
 
 
 def ramp(kind: str, t: int, T: int) -> float:

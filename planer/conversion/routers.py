@@ -17,7 +17,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from planer.blocks.block import Aux, Wants
+from planer.blocks.block import Aux, Wants, of_layers
 from planer.blocks.dynamic_moe import DynamicMoE, Router
 from planer.config import RouterConfig
 from planer.conversion.assessment import ASSESSED_TOKENS, Assessment
@@ -60,7 +60,7 @@ class FrozenReading(CausalLM):
 class RouterRegression(Term):
     """Fits the routers of all split layers at once to the expert norms.
 
-    The history has ``loss`` and ``loss_<block>``, the mean squared error of each layer; blocks count all positions.
+    The history has ``loss`` and ``loss_<layer>``, the mean squared error of each; names are as of ``of_layers``.
     """
 
     wants = ("inputs",)
@@ -71,21 +71,22 @@ class RouterRegression(Term):
         for block in model.dynamic_blocks():
             block.router.requires_grad_(True)
             block.tau = 0.0
-        specs = model.architecture.blocks
-        self.positions = [i for i, spec in enumerate(specs) if spec.dynamic]
+        specs = enumerate(model.architecture.blocks)
+        self.names = [f"{position}{part}" for position, spec in specs if spec.dynamic for part in spec.layers()]
         self._blocks = model.dynamic_blocks()
         self._grams = [output_gram(block.w2, block.num_experts) for block in self._blocks]
 
     def __call__(self, result: Result, batch: Batch, step: int) -> tuple[Tensor, Metrics]:
         """See Term."""
         losses = [(scores - norms).square().mean() for scores, norms in self.compared(result.aux)]
-        metrics = {f"loss_{position}": loss for position, loss in zip(self.positions, losses, strict=True)}
+        metrics = {f"loss_{name}": loss for name, loss in zip(self.names, losses, strict=True)}
         return torch.stack(losses).mean(), metrics
 
     def compared(self, aux: Sequence[Aux]) -> Iterator[tuple[Tensor, Tensor]]:
         """Predicted and true norms [N, n] of every split layer, on the inputs that a pass handed on."""
-        for position, block, gram in zip(self.positions, self._blocks, self._grams, strict=True):
-            x = aux[position]["inputs"].flatten(0, -2)
+        inputs = of_layers(aux, "inputs")
+        for name, block, gram in zip(self.names, self._blocks, self._grams, strict=True):
+            x = inputs[name].flatten(0, -2)
             norms = layer_norms(block, x, gram)
             yield block.router_scores(x), norms
 
@@ -95,7 +96,7 @@ def assess(
     model: LanguageModel, regression: RouterRegression, text: np.ndarray, config: RouterConfig, runtime: Runtime
 ) -> dict[str, float]:
     """Compare every router with the true norms on a text; means over layers of ``Assessment``."""
-    assessments, state = [Assessment() for _ in regression.positions], None
+    assessments, state = [Assessment() for _ in regression.names], None
     reading = {"mem_len": config.mem_len, "attention": "cached", "wants": regression.wants}
     for segment, _, counted in EvalBatches(text, VALID_BATCH, config.tgt_len, config.mem_len):
         with runtime.autocast():
@@ -104,8 +105,8 @@ def assess(
         if counted:
             for assessment, compared in zip(assessments, regression.compared(output.aux), strict=True):
                 assessment.add(*compared)
-    layers = pd.DataFrame([assessment.metrics() for assessment in assessments], index=regression.positions)
-    return layers.mean().to_dict() | {f"r2_{position}": r2 for position, r2 in layers["r2"].items()}
+    layers = pd.DataFrame([assessment.metrics() for assessment in assessments], index=regression.names)
+    return layers.mean().to_dict() | {f"r2_{name}": r2 for name, r2 in layers["r2"].items()}
 
 
 def train_routers(
@@ -117,7 +118,7 @@ def train_routers(
     text:
 
     - converted_layers, steps, tokens, seconds, tokens_per_second
-    - those of ``Assessment``, means over layers, and r2_<block>
+    - those of ``Assessment``, means over layers, and r2_<layer>
 
     A network without split layers comes back as it is; its metrics say so.  The caller deletes the checkpoint when it
     has written the results.
@@ -135,7 +136,7 @@ def train_routers(
     history, speed = fit(model.eval(), task, [regression], groups, runtime, config, record)
     metrics = assess(model, regression, texts.valid[:ASSESSED_TOKENS], config, runtime)
     model.requires_grad_(True)
-    return model, history, {"converted_layers": len(regression.positions), **metrics, **speed}
+    return model, history, {"converted_layers": len(regression.names), **metrics, **speed}
 
 
 def with_routers(model: LanguageModel, width: int) -> LanguageModel:

@@ -25,7 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from planer.conversion.assessment import ASSESSED_TOKENS
-from planer.conversion.penalties import PENALTIES, ramp
+from planer.conversion.penalties import PENALTIES, ramp, sum_over_groups
 from planer.conversion.recording import Recorder, Seen, typical_passes, typical_tokens
 from planer.conversion.sites import FeedForwardSite, feed_forward_sites
 from planer.runtime import Runtime
@@ -68,13 +68,13 @@ class SitePenalty(Term):
         """See Term."""
         typical = typical_tokens(self.model, self.task, batch)
         alpha = self.config.weight * ramp(self.config.ramp, step + 1, self.config.steps)
-        penalties: dict[bool, list[Tensor]] = {}
+        penalties: list[tuple[bool, Tensor]] = []
         metrics: Metrics = {}
         for site, seen in self._recorder.take():
             a = self._penalised(site, seen)[typical]
-            penalties.setdefault(site.is_projection, []).append(PENALTIES[self.config.penalty](a).mean())
+            penalties.append((site.is_projection, PENALTIES[self.config.penalty](a).mean()))
             metrics[f"sparsity_{site.name}"] = (a == 0).float().mean()
-        penalty = torch.stack([torch.stack(group).mean() for group in penalties.values()]).sum()
+        penalty = sum_over_groups(penalties)
         return alpha * penalty, {"penalty": penalty, "alpha": alpha} | metrics
 
     def items(self, batch: Any) -> Tensor:

@@ -1,6 +1,7 @@
 """Making the activations of dense feed-forward layers sparse by fine-tuning (D2DMoE, arXiv 2310.04361, section 3.1).
 
     Loss = L + balance_weight * balance + alpha_t * mean over layers, tokens of H2(a)
+             + alpha_t * the same over attention projections that were replaced by MLPs, where there are any
     H2(a) = (sum_i |a_i|)^2 / (sum_i a_i^2 + eps)          a: activations of one token after the ReLU
 
 L is the cross-entropy, or with a teacher the loss of planer/training/distillation.py.  All parameters are trained: the
@@ -15,11 +16,11 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import torch
 from torch import Tensor
 
+from planer.blocks.block import of_layers
 from planer.config import SparsifyConfig
-from planer.conversion.penalties import PENALTIES, ramp
+from planer.conversion.penalties import PENALTIES, ramp, sum_over_groups
 from planer.data.texts import Texts
 from planer.models import LanguageModel
 from planer.models.transformer import Output
@@ -35,8 +36,8 @@ from planer.training.terms import Balance, Term
 class SparsityPenalty(Term):
     """A penalty on the activations of the feed-forward layers.
 
-    The history gets ``penalty`` (mean over tokens and layers, before weighting), ``alpha``, and ``sparsity_<block>``:
-    the share of activations that are exactly zero; blocks count all positions of the network.
+    The history gets ``penalty`` (mean over tokens and layers, before weighting), ``alpha``, and ``sparsity_<layer>``:
+    the share of activations that are exactly zero; names are as of ``of_layers``.
     """
 
     wants = ("activations",)
@@ -48,33 +49,31 @@ class SparsityPenalty(Term):
         """See Term."""
         measure = PENALTIES[self.config.penalty]
         alpha = self.config.weight * ramp(self.config.ramp, step + 1, self.config.steps)
-        activations = {i: aux["activations"] for i, aux in enumerate(result.aux) if "activations" in aux}
-        penalty = torch.stack([measure(a).mean() for a in activations.values()]).mean()
+        activations = of_layers(result.aux, "activations")
+        penalty = sum_over_groups((not name.isdigit(), measure(a).mean()) for name, a in activations.items())
         metrics: Metrics = {"penalty": penalty, "alpha": alpha}
-        metrics |= {f"sparsity_{position}": (a == 0).float().mean() for position, a in activations.items()}
+        metrics |= {f"sparsity_{name}": (a == 0).float().mean() for name, a in activations.items()}
         return alpha * penalty, metrics
 
 
 class Sparsity(Watch):
-    """Counts the activations that are exactly zero, by block."""
+    """Counts the activations that are exactly zero, by layer."""
 
     wants = ("activations",)
 
     def __init__(self) -> None:
-        self._zeros: dict[int, Tensor | int] = {}
-        self._counts: dict[int, int] = {}
+        self._zeros: dict[str, Tensor | int] = {}
+        self._counts: dict[str, int] = {}
 
     def __call__(self, output: Output) -> None:
         """See Watch."""
-        for position, aux in enumerate(output.aux):
-            if "activations" in aux:
-                a = aux["activations"]
-                self._zeros[position] = self._zeros.get(position, 0) + (a == 0).sum()
-                self._counts[position] = self._counts.get(position, 0) + a.numel()
+        for name, a in of_layers(output.aux, "activations").items():
+            self._zeros[name] = self._zeros.get(name, 0) + (a == 0).sum()
+            self._counts[name] = self._counts.get(name, 0) + a.numel()
 
-    def shares(self) -> dict[int, float]:
-        """Of each block."""
-        return {position: int(zeros) / self._counts[position] for position, zeros in self._zeros.items()}
+    def shares(self) -> dict[str, float]:
+        """Of each layer."""
+        return {name: int(zeros) / self._counts[name] for name, zeros in self._zeros.items()}
 
 
 def sparsify(
@@ -90,7 +89,7 @@ def sparsify(
     terms: what the network learns from beside the text and the penalty, such as a teacher.
     Returns the same model in eval mode, the history, and the metrics of retraining's ``train`` with
     ``converted_layers``, ``valid_nll_before``, and the exact sparsity on the validation text: ``sparsity`` and
-    ``sparsity_before`` (means over layers), ``sparsity_<block>``.  A network without feed-forward layers comes back
+    ``sparsity_before`` (means over layers), ``sparsity_<layer>``.  A network without feed-forward layers comes back
     as it is; its metrics say so.  The caller deletes the checkpoint when it has written the results.
     """
     if not model.feed_forward_blocks():
@@ -107,6 +106,6 @@ def sparsify(
         "valid_nll_before": nll_before,
         "sparsity_before": float(np.mean(list(before.shares().values()))),
         "sparsity": float(np.mean(list(after.shares().values()))),
-        **{f"sparsity_{position}": share for position, share in after.shares().items()},
+        **{f"sparsity_{name}": share for name, share in after.shares().items()},
     }
     return model, history, metrics

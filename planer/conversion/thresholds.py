@@ -12,11 +12,12 @@ from contextlib import contextmanager
 import numpy as np
 from torch import Tensor
 
+from planer.blocks.block import of_layers
 from planer.config import ThresholdConfig
 from planer.models import LanguageModel
 from planer.models.transformer import Output
 from planer.runtime import Runtime
-from planer.specs import DynamicMoE
+from planer.specs import BlockSpec
 from planer.tasks.nll import Protocol, Watch, mean_nll
 
 
@@ -54,15 +55,14 @@ class Executed(Watch):
     wants = ("executed",)
 
     def __init__(self) -> None:
-        self._pairs: dict[int, Tensor] = {}
+        self._pairs: dict[str, Tensor] = {}
         self._tokens = 0
 
     def __call__(self, output: Output) -> None:
         """See Watch."""
         self._tokens += output.hidden[..., 0].numel()
-        for position, aux in enumerate(output.aux):
-            if "executed" in aux:
-                self._pairs[position] = self._pairs.get(position, 0) + aux["executed"]
+        for name, pairs in of_layers(output.aux, "executed").items():
+            self._pairs[name] = self._pairs.get(name, 0) + pairs
 
     def per_token(self) -> list[float]:
         """Experts that each converted layer executed per token."""
@@ -81,14 +81,18 @@ def running_at(model: LanguageModel, tau: float) -> Iterator[None]:
             block.tau = value
 
 
-def converted_flops(layers: Sequence[DynamicMoE], experts_per_token: Sequence[float], d_model: int) -> float:
-    """FLOPs per token of converted layers that execute this many experts per token: their pairs and their routers.
+def converted_flops(
+    blocks: Sequence[BlockSpec], experts_per_token: Sequence[float], d_model: int, reads: float = 1.0
+) -> float:
+    """FLOPs per token of the layers of converted blocks: their (token, expert) pairs and their routers.
 
-    A (token, expert) pair costs 2 x 2 x D x s, the two products of its s neurons.
+    experts_per_token: of each layer.  reads: as of BlockSpec.layers.
+    A pair costs 2 x 2 x D x s, the two products of its s neurons.
     """
+    layers = [layer for block in blocks for layer in block.layers(reads).values()]
     return sum(
-        experts * 4 * d_model * layer.expert_size + 2 * layer.router_width * (d_model + layer.num_experts)
-        for layer, experts in zip(layers, experts_per_token, strict=True)
+        (experts * 4 * d_model * layer.expert_size + 2 * layer.router_params(d_model)) * passes
+        for (layer, passes), experts in zip(layers, experts_per_token, strict=True)
     )
 
 
@@ -115,13 +119,13 @@ class ThresholdChoice:
         """
         if not model.dynamic_blocks():
             return {}
-        layers = [spec for spec in model.architecture.blocks if spec.dynamic]
+        blocks = [spec for spec in model.architecture.blocks if spec.dynamic]
         rows = []
         for tau in thresholds(self._config.taus):
             executed = Executed()
             with running_at(model, tau):
                 nll = self._nll(model, f"tau {tau:g}", executed)
-            flops = converted_flops(layers, executed.per_token(), model.architecture.d_model)
+            flops = converted_flops(blocks, executed.per_token(), model.architecture.d_model)
             rows.append({"tau": tau, "nll": nll, "flops": flops})
         tau = choose_threshold(rows, self._dense_nll, self._config.tolerance)
         store_threshold(model, tau)

@@ -15,7 +15,7 @@ from planer.conversion.thresholds import Executed, converted_flops, running_at, 
 from planer.evaluation.quality import quality
 from planer.models import LanguageModel
 from planer.runtime import Runtime
-from planer.specs import DynamicMoE, FeedForward
+from planer.specs import BlockSpec
 from planer.tasks.nll import Protocol
 
 
@@ -32,9 +32,9 @@ def score(
     return result, executed.per_token()
 
 
-def dense_flops(layers: Sequence[DynamicMoE], d_model: int) -> float:
-    """FLOPs per token of converted layers before their conversion."""
-    return sum(FeedForward(layer.d_inner).flops(d_model, 1, 1, 0, "cached") for layer in layers)
+def dense_flops(blocks: Sequence[BlockSpec], d_model: int, reads: float = 1.0) -> float:
+    """FLOPs per token of what the layers of converted blocks were before.  reads: as of BlockSpec.layers."""
+    return sum(block.unconverted_flops(d_model, reads) for block in blocks)
 
 
 def sweep(
@@ -44,25 +44,26 @@ def sweep(
     dense_network_flops: float,
     protocol: Protocol,
     runtime: Runtime,
+    reads: float = 1.0,
 ) -> Iterator[dict]:
     """Score the test split at every threshold; yield one row a threshold, in rising order.
 
     dense_network_flops: FLOPs per token of the whole network before conversion.  A network without converted layers
-    has the row tau = 0 only.
+    has the row tau = 0 only.  reads: as of BlockSpec.layers, of the workload that FLOPs are of.
     """
     d_model = model.architecture.d_model
-    layers = [block for block in model.architecture.blocks if block.dynamic]
-    dense = dense_flops(layers, d_model)
-    for tau in thresholds(taus) if layers else [0.0]:
+    blocks = [block for block in model.architecture.blocks if block.dynamic]
+    dense = dense_flops(blocks, d_model, reads)
+    for tau in thresholds(taus) if blocks else [0.0]:
         result, experts = score(model, test, tau, protocol, runtime)
-        flops = converted_flops(layers, experts, d_model)
+        flops = converted_flops(blocks, experts, d_model, reads)
         yield {
             "tau": tau,
             "test": result,
             "converted_flops": flops,
-            "converted_flops_ratio": flops / dense if layers else None,
+            "converted_flops_ratio": flops / dense if blocks else None,
             "network_flops": dense_network_flops - dense + flops,
-            "experts_per_token": sum(experts) / len(experts) if layers else None,
+            "experts_per_token": sum(experts) / len(experts) if blocks else None,
             "experts_per_layer": experts,
         }
 

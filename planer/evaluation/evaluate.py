@@ -228,8 +228,8 @@ class _Run:
         before, _ = self.scores(networks["sparsified"], final, "sparsified")
         chosen = threshold_of(converted)
         taus = (*self.config.evaluate.taus, chosen)
-        rows = list(sweep(converted, self.texts.test, taus, flops, final, self.runtime))
         work = self.config.workload.target
+        rows = list(sweep(converted, self.texts.test, taus, flops, final, self.runtime, work.reads))
         split = converted.to(self.runtime.dtype)
         whole = {name: model.to(self.runtime.dtype) for name, model in networks.items()}
 
@@ -239,12 +239,12 @@ class _Run:
             return at_thresholds | {name: self.timed(model, work) for name, model in others.items()}
 
         found = self.in_turn(calls, "thresholds")
-        specs = converted.architecture.blocks
-        positions = [i for i, spec in enumerate(specs) if spec.dynamic]
+        blocks = [(position, spec) for position, spec in enumerate(converted.architecture.blocks) if spec.dynamic]
+        layers = [(position, layer) for position, spec in blocks for layer, _ in spec.layers().values()]
 
         def valid(tau: float) -> dict:
             """Measured by the routers stage, if there are routers."""
-            if not positions:
+            if not layers:
                 return before["valid"]
             return in_unit(from_nll(stages["routers"][nll_name(tau)], known["valid"]["tokens"]), self.unit)
 
@@ -255,10 +255,10 @@ class _Run:
             for row in rows
         ]
         return rows, {
-            "converted_layers": len(positions),
-            "blocks": positions,
-            "num_experts": [specs[position].num_experts for position in positions],
-            "expert_size": [specs[position].expert_size for position in positions],
+            "converted_layers": len(layers),
+            "blocks": [position for position, _ in layers],
+            "num_experts": [layer.num_experts for _, layer in layers],
+            "expert_size": [layer.expert_size for _, layer in layers],
             "baseline_latency": found.get("baseline", found["dense"]),
             "dense_latency": found["dense"],
             "sparsified": before,

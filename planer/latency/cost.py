@@ -13,7 +13,7 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
 from planer.config import TrainingConfig
-from planer.config.lengths import TRAININGS
+from planer.config.lengths import trainings
 from planer.errors import Damaged, UserError
 from planer.files import read_json
 from planer.specs import EMBEDDING_AND_HEAD, BlockSpec
@@ -73,6 +73,7 @@ def training_hours(config: SimpleNamespace, vocab_size: int, table: LatencyTable
         + config.candidates.proxy_trainings * student,
         "retrain": hours(config.retrain, FORWARDS_PER_STEP),
         "distill": student,
+        **({"projections": 2 * hours(config.projections, FORWARDS_PER_STEP)} if config.projections.replace else {}),
         "sparsify": 2 * hours(config.sparsify, FORWARDS_PER_STEP + 1),
         "train_routers": 2 * hours(config.train_routers, 1),
     }
@@ -81,7 +82,7 @@ def training_hours(config: SimpleNamespace, vocab_size: int, table: LatencyTable
 
 def training_tokens(config: SimpleNamespace) -> dict[str, int]:
     """Tokens that every training stage reads, for one network; its search includes proxy training."""
-    stages = {name: getattr(config, name) for name in TRAININGS}
+    stages = {name: getattr(config, name) for name in trainings(config)}
     tokens = {name: stage.steps * stage.batch * stage.tgt_len for name, stage in stages.items()}
     return tokens | {"search": tokens["search"] + round(config.candidates.proxy_trainings * tokens["distill"])}
 
@@ -102,8 +103,10 @@ def rescaled(report: dict, config: SimpleNamespace) -> dict[str, float]:
 
     report: ``hours`` and ``tokens`` by stage, the content of cost.json.
     """
-    tokens = training_tokens(config)
-    hours = {name: report["hours"][name] * tokens[name] / report["tokens"][name] for name in tokens}
+    tokens, known = training_tokens(config), report["tokens"]
+    # Projections that the estimate did not replace: a token costs about as much as in retrain.
+    likes = {name: name if name in known else "retrain" for name in tokens}
+    hours = {name: report["hours"][like] * tokens[name] / known[like] for name, like in likes.items()}
     return hours | {"total": sum(hours.values())}
 
 

@@ -151,11 +151,12 @@ class LanguageModel(nn.Module):
         return self.head.log_probs(hidden)
 
     def dynamic_blocks(self) -> list[nn.Module]:
-        """Sublayers that were split into dynamically executed experts, from the first block to the last."""
+        """Layers that were split into dynamically executed experts, from the first block to the last."""
         return self._sublayers("dynamic")
 
     def feed_forward_blocks(self) -> list[nn.Module]:
-        """Dense feed-forward sublayers, from the first block to the last."""
+        """Dense feed-forward layers, MLPs in the place of attention projections among them, from the first block to the
+        last."""
         return self._sublayers("splits")
 
     def _sublayers(self, mark: str) -> list[nn.Module]:

@@ -108,7 +108,8 @@ def check_generates(folder: str | Path) -> None:
     config = _read_config(Path(folder))
     name = _class_of(config)
     if _head(name) not in (None, "causal_lm") or "causal_lm" not in _adapter(Path(folder), config).heads:
-        _refuse(folder, f"does not generate text: it holds a {name or config['model_type']}", "name the folder of a decoder")
+        holds = f"it holds a {name or config['model_type']}"
+        _refuse(folder, f"does not generate text: {holds}", "name the folder of a decoder")
 
 
 def _class_of(config: Mapping) -> object:

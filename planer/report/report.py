@@ -246,9 +246,10 @@ def _measured_sections(evaluations: Sequence[dict], additivity: dict) -> list[di
         ),
         section(
             "Dynamic k",
-            "Feed-forward layers split into experts; each token runs those whose predicted norm reaches tau times the "
-            "largest one. FLOPs are relative to the same layers before conversion and contain the routers. The "
-            "chosen threshold (shaded) is the one with the fewest FLOPs whose validation nll is at most "
+            "Feed-forward layers, and attention projections where MLPs replaced them, split into experts; each token "
+            "runs those whose predicted norm reaches tau times the largest one. FLOPs are relative to the same layers "
+            "before conversion and contain the routers. The chosen threshold (shaded) is the one with the fewest FLOPs "
+            "whose validation nll is at most "
             f"{evaluations[0]['tolerance']:.1%} above the better of the dense network before sparsification and the "
             "network split into experts at tau = 0. All rows were measured alternately.",
             "dynamic_k",

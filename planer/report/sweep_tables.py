@@ -38,9 +38,10 @@ def sweep_table(evaluation: dict) -> dict:
 
 def _title(evaluation: dict) -> str:
     """The conversion, and the verdict on it."""
-    layers, judgement = evaluation["conversion"]["converted_layers"], verdict(evaluation).dynamic_k
+    conversion, judgement = evaluation["conversion"], verdict(evaluation).dynamic_k
     label = f"{evaluation['variant']}: "
-    if layers:
-        experts = max(evaluation["conversion"]["num_experts"])
-        label += f"{layers} of {len(evaluation['architecture']['blocks'])} blocks converted, {experts} experts each; "
+    if conversion["converted_layers"]:
+        blocks, experts = len(set(conversion["blocks"])), sorted({*conversion["num_experts"]})
+        label += f"{blocks} of {len(evaluation['architecture']['blocks'])} blocks converted, "
+        label += f"{' or '.join(map(str, experts))} experts each; "
     return label + judgement.word + (f": {judgement.text}" if judgement.text else "")

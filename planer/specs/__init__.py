@@ -7,6 +7,7 @@ __path__ += plugin_folders("specs")
 from planer.specs.architecture import EMBEDDING_AND_HEAD, Architecture, load_selection  # noqa: E402
 from planer.specs.attention import Attention  # noqa: E402
 from planer.specs.block import BlockSpec  # noqa: E402
+from planer.specs.dynamic_mlp_attention import DynamicMlpAttention  # noqa: E402
 from planer.specs.dynamic_moe import DynamicMoE  # noqa: E402
 from planer.specs.feed_forward import FeedForward  # noqa: E402
 from planer.specs.mlp_attention import MlpAttention  # noqa: E402
@@ -20,6 +21,7 @@ __all__ = [
     "Architecture",
     "Attention",
     "BlockSpec",
+    "DynamicMlpAttention",
     "DynamicMoE",
     "FeedForward",
     "MlpAttention",

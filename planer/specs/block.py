@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from planer.specs.architecture import Architecture
+    from planer.specs.dynamic_moe import DynamicMoE
 
 Size = Annotated[int, Range(1, 2**24)]
 """Symbols, neurons, heads, experts."""
@@ -63,13 +64,14 @@ class BlockSpec:
     """Whether a router spreads tokens over num_experts experts.  Its latency depends on the routing.  Its block
     hands on ``balance`` and ``load`` (``Aux`` in planer/blocks/block.py)."""
     projects: ClassVar[bool] = False
-    """Whether conversion can replace its projections by MLPs.  Its sublayer has those of planer/blocks/attention.py."""
+    """Whether conversion can replace its projections by MLPs, where it is as wide as the network.  Its sublayer has
+    those of planer/blocks/attention.py."""
     splits: ClassVar[bool] = False
-    """Whether conversion splits it into experts.  Its sublayer is marked ``splits = True`` and has the weights of
-    planer/blocks/feed_forward.py; its block hands on ``activations``."""
+    """Whether conversion splits it into experts (``split``).  Its layers are marked ``splits = True`` and have the
+    ``linears`` of planer/blocks/feed_forward.py; its block hands on ``activations``."""
     dynamic: ClassVar[bool] = False
-    """Whether a threshold decides how many of its experts run.  Its sublayer is marked ``dynamic = True``; its block
-    hands on ``inputs`` and ``executed``."""
+    """Whether a threshold decides how many of its experts run.  Its layers (``layers``) are those of
+    planer/blocks/dynamic_moe.py; its block hands on ``inputs`` and ``executed``."""
 
     @classmethod
     def parse(cls, option: str, backbone: Backbone) -> BlockSpec | None:
@@ -134,6 +136,21 @@ class BlockSpec:
     def remembered(self, d_model: int, attention: str) -> int:
         """Numbers per position that an inference keeps: keys and values, or hidden states."""
         return 0
+
+    def split(self, expert_size: int) -> BlockSpec:
+        """What conversion makes of it, where it ``splits``."""
+        raise NotImplementedError
+
+    def layers(self, reads: float = 1.0) -> dict[str, tuple[DynamicMoE, float]]:
+        """Where it is ``dynamic``: its layers, and how often a token passes each, by the ends of their names.
+
+        reads: how often a token passes the layers that memory passes too.
+        """
+        raise NotImplementedError
+
+    def unconverted_flops(self, d_model: int, reads: float = 1.0) -> float:
+        """Where it is ``dynamic``: FLOPs per token of what its layers were before conversion.  reads: as of layers."""
+        raise NotImplementedError
 
     def build(self, shared: Architecture) -> nn.Module:
         """The block's module with the width, norm and dropout of an architecture."""

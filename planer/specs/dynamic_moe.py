@@ -40,15 +40,21 @@ class DynamicMoE(BlockSpec):
         if self.d_inner % self.expert_size:
             raise ValueError(f"dynamic_moe: {self.expert_size} does not divide d_inner, {self.d_inner}")
 
-    def _router_params(self, d_model: int) -> int:
+    def layers(self, reads: float = 1.0) -> dict[str, tuple[DynamicMoE, float]]:
+        return {"": (self, 1.0)}
+
+    def unconverted_flops(self, d_model: int, reads: float = 1.0) -> float:
+        return 4 * d_model * self.d_inner
+
+    def router_params(self, d_model: int) -> int:
         return self.router_width * (d_model + self.num_experts)
 
     def params(self, d_model: int) -> int:
-        return FeedForward(self.d_inner).params(d_model) + self._router_params(d_model)
+        return FeedForward(self.d_inner).params(d_model) + self.router_params(d_model)
 
     def flops(self, d_model: int, batch: int, tgt_len: int, mem_len: int, attention: str) -> float:
         """All experts and the router; the dynamic-k sweep counts what a threshold really executes."""
-        return 4 * d_model * self.d_inner + 2 * self._router_params(d_model)
+        return self.unconverted_flops(d_model) + 2 * self.router_params(d_model)
 
     def activations(self, d_model: int, batch: int, tgt_len: int, mem_len: int) -> int:
         return batch * tgt_len * (4 * d_model + 2 * self.d_inner + self.router_width + self.num_experts)

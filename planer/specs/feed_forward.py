@@ -63,6 +63,11 @@ class FeedForward(BlockSpec):
     def shapes(self) -> dict[str, int]:
         return {"d_inner": self.d_inner // self.scale}
 
+    def split(self, expert_size: int) -> BlockSpec:
+        from planer.specs.dynamic_moe import DynamicMoE  # it imports this module
+
+        return DynamicMoE(self.d_inner, expert_size)
+
     def params(self, d_model: int) -> int:
         return 2 * d_model * self.d_inner + self.d_inner + d_model + 2 * d_model
 

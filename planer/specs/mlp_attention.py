@@ -8,6 +8,9 @@ from typing import ClassVar
 from planer.specs.attention import Attention
 from planer.specs.block import Backbone, BlockSpec, Size
 
+PROJECTIONS = ("query", "key", "value", "output")
+"""Names of the MLPs."""
+
 
 @dataclass(frozen=True)
 class MlpAttention(Attention):
@@ -21,6 +24,7 @@ class MlpAttention(Attention):
     options: ClassVar[tuple[str, ...]] = ()
     shared_under: ClassVar[tuple[str, ...]] = ()
     projects: ClassVar[bool] = False
+    splits: ClassVar[bool] = True
 
     @classmethod
     def parse(cls, option: str, backbone: Backbone) -> None:
@@ -40,6 +44,11 @@ class MlpAttention(Attention):
 
     def symbol_in(self, d_model: int) -> str:
         return self.symbol
+
+    def split(self, expert_size: int) -> BlockSpec:
+        from planer.specs.dynamic_mlp_attention import DynamicMlpAttention  # it imports this module
+
+        return DynamicMlpAttention(self.num_heads, self.d_head, self.neurons, expert_size)
 
     def params(self, d_model: int) -> int:
         matrices = 4 * self.neurons * (d_model + self.width) + d_model * self.width

@@ -14,6 +14,7 @@ symbol  block                                                  option name
 ``c16`` the same with convolutions                             ``sparse_conv_attention_16``
 ``d16`` dense layer split into experts of 16 neurons           (conversion only)
 ``p8``  self-attention with 8 heads and MLPs as projections    (conversion only)
+``e8``  the same with the MLPs split into experts              (conversion only)
 ======  =====================================================  ============================
 """
 

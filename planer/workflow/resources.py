@@ -329,6 +329,7 @@ STAGES = {
     "choose": _choose,
     "teacher": _teacher,
     "retrain": _retrain,
+    "replace_projections": lambda job: _training(job, job.config.projections),
     "sparsify": _sparsify,
     "cluster_experts": _cluster_experts,
     "train_routers": lambda job: _training(job, job.config.train_routers),

@@ -147,6 +147,7 @@ def test_a_missing_key(path):
         ("workload.attention", "flash", "allowed: cached, recompute"),
         ("candidates.scores", "greedy", "allowed: replace_one, alpha"),
         ("search.optimizer.name", "sgd", "allowed: lamb, adamw"),
+        ("projections.replace", ["query"], "must be true or false"),
         ("sparsify.penalty", "l2", "allowed: hoyer, l1"),
         ("sparsify.ramp", "cosine", "allowed: none, linear, linear_warmup"),
     ],
@@ -295,6 +296,15 @@ def test_a_shared_supernet_needs_a_proposer_that_asks_it():
 def test_a_pattern_that_is_not_there():
     with pytest.raises(UserError, match=r"variant pattern_x: patterns\.others has no x; it has: none"):
         build(Experiment, DEFAULTS).check_variant("pattern_x-seed1")
+
+
+def test_experts_must_fit_the_mlps_of_replaced_projections():
+    """256 neurons in the place of 512 x 512, 333 for 1.3 times the weights."""
+    values = changed("projections.width_factor", 1.3)
+    build(Experiment, values)
+    values["projections"]["replace"] = True
+    assert "expert_size: 16 must divide the neurons of the MLP of a projection, which are 333" in message(values)
+    build(Experiment, changed("projections.replace", True))
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf"), 10**400, "1e-3x"])

@@ -99,6 +99,15 @@ def test_an_earlier_estimate_follows_the_tokens():
     assert now == pytest.approx(expected | {"total": sum(expected.values())})
 
 
+def test_replaced_projections_cost_a_training_more():
+    replacing = {"projections": {"replace": True, "batch": 4, "tgt_len": 32, "mem_len": 32, "steps": 15}}
+    added = {"projections": 2 * 3 * 23 * 15 / MS_PER_HOUR}
+    assert hours(**replacing) == pytest.approx(hours() | added | {"total": hours()["total"] + added["projections"]})
+    report = {"hours": hours(), "tokens": training_tokens(experiment())}
+    later = rescaled(report, experiment(**replacing))["projections"]
+    assert later == pytest.approx(report["hours"]["retrain"] / 2), "by an estimate without them, half as many steps"
+
+
 def test_a_search_includes_its_proxy_trainings():
     config, without = experiment(), experiment(**ONE_PROXY)
     assert config.candidates.proxy_trainings == PROXIES

@@ -11,11 +11,12 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from planer import models
 from planer.config import OptimizerConfig, ProjectionConfig
+from planer.config.conversion import hidden_width
 from planer.config.pretrained import SiteClusterConfig
 from planer.conversion.clusters import apply_labels, cluster_sites
 from planer.conversion.counter import counting
 from planer.conversion.dynamic import dynamic_layers, make_dynamic, set_selector
-from planer.conversion.own_projections import distil_own_projections, with_mlps
+from planer.conversion.own_projections import distil_own_projections
 from planer.conversion.selectors import Selector
 from planer.conversion.sites import feed_forward_sites
 from planer.data.texts import Texts
@@ -26,22 +27,24 @@ from planer.training.checkpoint import Checkpoint
 from planer.training.loop import Record
 
 ADAMW = OptimizerConfig("adamw", 0.01, 0.001, 0, (0.9, 0.95), 1e-8, 0.0, 1.0)
-CONFIG = ProjectionConfig(4, 40, ADAMW, 10, 25, 8, 8, width_factor=1.0, weight=1e-3, ramp="linear")
+CONFIG = ProjectionConfig(4, 40, ADAMW, 10, 25, 8, 8, replace=True, width_factor=1.0, weight=1e-3, ramp="linear")
 WIDTH, HEADS = 16, 2
 GENERATOR = np.random.default_rng(0)
 TEXTS = Texts(11, *(GENERATOR.integers(0, 11, size).astype(np.int64) for size in (600, 300)))
 
 
 def network(norm: str = "post") -> LanguageModel:
-    blocks = (Attention(2, 8), FeedForward(32), Attention(1, 8))
+    blocks = (Attention(2, 8), FeedForward(32), Attention(2, 8), Attention(1, 8))
     model = LanguageModel(Architecture(11, WIDTH, blocks, norm=norm, init_std=0.3))
     initialise(model, torch.Generator().manual_seed(0))
     return model.eval()
 
 
 def mlps(norm: str = "post") -> LanguageModel:
-    """MLPs of random weights; other biases than zero."""
-    model = with_mlps(network(norm), 1.0)
+    """MLPs of random weights, also of an attention that is not as wide as the network; other biases than zero."""
+    blocks = tuple(MlpAttention(heads, 8, hidden_width(WIDTH, 8 * heads, 1.0)) for heads in (2, 1))
+    model = LanguageModel(Architecture(11, WIDTH, (blocks[0], FeedForward(32), blocks[1]), norm=norm, init_std=0.3))
+    initialise(model.eval(), torch.Generator().manual_seed(0))
     for module in model.modules():
         if hasattr(module, "draw"):
             module.draw(torch.Generator().manual_seed(1))
@@ -109,6 +112,7 @@ def test_distillation_fits_the_projections_and_changes_nothing_else(tmp_path):
         state = made.state_dict()
         assert all(torch.equal(value, before[name]) for name, value in state.items() if name in before)
         assert not made.training and metrics["projections"] == 8 and "error_2_output" in metrics
+        assert made.architecture.blocks[1::2] == model.architecture.blocks[1::2], "one has fewer heads"
     assert errors[1] < 0.7 * errors[0]
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 

@@ -73,7 +73,7 @@ def test_activations_are_in_the_memory_of_the_device_that_makes_them():
 @pytest.mark.parametrize(
     ("stage", "section_name"),
     [("search", "search"), ("retrain", "distill"), ("choose", "distill")]
-    + [(name, name) for name in ("sparsify", "train_routers")],
+    + [("replace_projections", "projections"), *((name, name) for name in ("sparsify", "train_routers"))],
 )
 def test_time_grows_with_steps_and_shrinks_with_threads(stage, section_name):
     config = shipped("enwik8-mini", "cpu")

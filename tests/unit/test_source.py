@@ -43,6 +43,7 @@ NETWORKS = {
     "evaluate",
     "export",
     "profile_blocks",
+    "replace_projections",
     "retrain",
     "search",
     "sparsify",

@@ -158,6 +158,27 @@ def test_the_papers_method_and_the_baseline_trained_on(finished, tmp_path):
     assert metrics["continued"]["valid_nll"] < baseline["valid_nll"]
 
 
+def test_projections_become_experts_too(finished, tmp_path):
+    again = whole_copy(finished, tmp_path)
+    short = {"batch": 4, "tgt_len": 32, "mem_len": 32, "steps": 6, "log_steps": 3, "checkpoint_steps": 3}
+    again.edit(projections=short | {"replace": True}, default_variants=["baseline"])
+    target = "results/tiny/report.html"
+    stages = ("replace_projections", "sparsify", "cluster_experts", "train_routers", "evaluate", "compare")
+    assert again.planned(target) == dict.fromkeys(stages, 1)
+    result = again.run(target)
+    assert result.returncode == 0, result.stdout
+    report = evaluation(again, "baseline")
+    Draft202012Validator(SCHEMA).validate(report)
+    assert report["architecture"] == evaluation(finished, "baseline")["architecture"]
+    conversion, rows = report["conversion"], report["dynamic_k"]
+    assert conversion["blocks"] == [0, 0, 0, 0, 1, 2, 2, 2, 2, 3]
+    assert conversion["num_experts"] == [2, 2, 2, 2, 8] * 2 and "projections" in report["provenance"]["wall_seconds"]
+    assert abs(conversion["tau0_difference"]) < 1e-4
+    assert rows[0]["experts_per_layer"] == conversion["num_experts"]
+    assert rows[-1]["converted_flops"] < rows[0]["converted_flops"]
+    assert "4 of 4 blocks converted, 2 or 8 experts each" in (again.folder / target).read_text()
+
+
 def test_every_stage_is_in_mlflow_below_its_variant(finished):
     client = MlflowClient(f"sqlite:///{finished.folder}/results/mlflow.db")
     experiment = client.get_experiment_by_name("tiny")

@@ -27,6 +27,7 @@ OF_VARIANT = {
     "teacher": ["teacher/logits.safetensors", "teacher/metrics.json"],
     "choose": ["architecture.yaml", "choice/training.safetensors", "choice/metrics.json"],
     "retrain": [f"retrain/{name}" for name in TRAINED],
+    "replace_projections": [f"projections/{name}" for name in TRAINED],
     "sparsify": [f"sparsify/{name}" for name in TRAINED],
     "cluster_experts": [f"cluster/{name}" for name in (*TRAINED, "labels.parquet")],
     "train_routers": [f"routers/{name}" for name in TRAINED],
@@ -45,7 +46,7 @@ OF_EXPERIMENT = {
 VARIANTS = ("baseline", "target_0.5", "target_0.75", "target_0.95", "shared_0.5", "shared_0.75")
 REPEATS = ("", "-seed1", "-seed2")
 ON_GPU = ("profile_blocks", "check_additivity", "search", "teacher", "choose")
-ON_GPU += ("retrain", "sparsify", "train_routers", "evaluate")
+ON_GPU += ("retrain", "replace_projections", "sparsify", "train_routers", "evaluate")
 ALONE = ("profile_blocks", "check_additivity", "choose", "evaluate")
 ONE_CPU = ("prepare_data", "pattern", "compare", "repeatability", "pareto", "export")
 THREADS = 3
