@@ -1,10 +1,19 @@
-"""The order of all tests."""
+"""The order of the tests and the settings of Hypothesis."""
 
 from __future__ import annotations
 
+import contextlib
+
 import pytest
+
+with contextlib.suppress(ImportError):  # the environment of the GPU tests does not need Hypothesis
+    from hypothesis import HealthCheck, settings
+
+    # No example has a time limit, because a busy machine would exceed it. The examples are the same in every run.
+    settings.register_profile("planer", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
+    settings.load_profile("planer")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests that run Snakemake take longest and come first: idle processes then have short tests left to take over."""
+    """Tests that run Snakemake come first: they take longest, and short tests at the end keep all processes busy."""
     items.sort(key=lambda item: item.get_closest_marker("workflow") is None)

@@ -1,4 +1,4 @@
-"""Seeded damage to files: what disks, editors and hands do to bytes, keys, columns and tensors."""
+"""Seeded damage to files: to bytes, keys, columns and tensors."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from safetensors.numpy import load, save
 
 Mutation = Callable[[bytes, random.Random], bytes]
 VALUES = (None, True, "text", "", [], {}, [1], -1, 0, 0.5, 1e308, 10**18, "NaN", "\u0661")
-"""What a value may turn into, of other types and sizes."""
+"""What a value is replaced with."""
 LITERALS = (b"NaN", b"Infinity", b"-Infinity", b"1e999", b"9" * 400, b"9" * 5000, b"[" * 5000)
-"""What a number in a JSON text may turn into."""
+"""What a number in a JSON text is replaced with."""
 
 
 def truncated(content: bytes, rng: random.Random) -> bytes:
@@ -26,7 +26,7 @@ def truncated(content: bytes, rng: random.Random) -> bytes:
 
 
 def flipped(content: bytes, rng: random.Random) -> bytes:
-    """One to eight bits."""
+    """One to eight bits are inverted."""
     changed = bytearray(content)
     for _ in range(rng.randint(1, 8)):
         changed[rng.randrange(len(changed))] ^= 1 << rng.randrange(8)
@@ -34,7 +34,7 @@ def flipped(content: bytes, rng: random.Random) -> bytes:
 
 
 def overwritten(content: bytes, rng: random.Random) -> bytes:
-    """A stretch of zeros, as a file system leaves it after a power cut."""
+    """Some bytes are zeros, as a file system may leave them after a power cut."""
     begin = rng.randrange(len(content))
     length = rng.randint(1, len(content) - begin)
     return content[:begin] + bytes(length) + content[begin + length :]
@@ -50,7 +50,7 @@ def doubled(content: bytes, rng: random.Random) -> bytes:
 
 
 def replaced(content: bytes, rng: random.Random) -> bytes:
-    """Nothing, noise, or a file of another kind."""
+    """An empty file, noise, or a file of another kind."""
     array = io.BytesIO()
     np.save(array, np.arange(9.0))
     others = [b"", b"\n", rng.randbytes(200), b"{}", b"[]", b"null", b"\xff\xfe{", b"PAR1" * 20, array.getvalue()]
@@ -72,12 +72,12 @@ def _places(value: object) -> list[tuple[dict | list, str | int]]:
 def _change(document: dict, rng: random.Random) -> None:
     """Drop, add, repeat or replace one value somewhere inside."""
     container, key = rng.choice([place for place in _places(document) if place[1] != "checksum"])
-    how = rng.choice(["drop", "value", "value", "number", "add"])
-    if how == "drop":
+    change = rng.choice(["drop", "value", "value", "number", "add"])
+    if change == "drop":
         del container[key]
-    elif how == "add" and isinstance(container, list):
+    elif change == "add" and isinstance(container, list):
         container.append(container[key])
-    elif how == "number" and isinstance(container[key], (int, float)):
+    elif change == "number" and isinstance(container[key], (int, float)):
         container[key] = container[key] * rng.choice([-1, 1e3, 0.999]) + 1
     else:
         container[key] = rng.choice(VALUES)
@@ -117,25 +117,25 @@ def without_checksum_yaml(content: bytes, rng: random.Random) -> bytes:
 
 
 def changed_parquet(content: bytes, rng: random.Random) -> bytes:
-    """Rows or columns too many, too few, or with values that no measurement gives."""
+    """Rows or columns are added or missing, or have impossible values."""
     table = pyarrow.parquet.read_table(pyarrow.BufferReader(content))
     metadata = table.schema.metadata
     name = rng.choice(table.column_names)
-    how = rng.choice(["drop", "rename", "rows", "head", "none", "order", "constant", "constant", "one"])
-    if how == "drop":
+    change = rng.choice(["drop", "rename", "rows", "head", "none", "order", "constant", "constant", "one"])
+    if change == "drop":
         table = table.drop_columns([name])
-    elif how == "rename":
+    elif change == "rename":
         table = table.rename_columns([column + "s" * (column == name) for column in table.column_names])
-    elif how == "rows":
+    elif change == "rows":
         table = pyarrow.concat_tables([table, table.slice(rng.randrange(table.num_rows), 1)])
-    elif how in ("head", "none"):
-        table = table.slice(0, 0 if how == "none" else max(1, table.num_rows // 2))
-    elif how == "order":
+    elif change in ("head", "none"):
+        table = table.slice(0, 0 if change == "none" else max(1, table.num_rows // 2))
+    elif change == "order":
         table = table.take(pyarrow.array(rng.sample(range(table.num_rows), table.num_rows)))
     else:
         values = table[name].to_pylist()
         wrong = rng.choice([-1.0, 0.0, float("nan"), float("inf"), 1e300, None, "text"])
-        places = range(len(values)) if how == "constant" else [rng.randrange(len(values))]
+        places = range(len(values)) if change == "constant" else [rng.randrange(len(values))]
         values = [wrong if i in places else value for i, value in enumerate(values)]
         if isinstance(wrong, str) or not isinstance(next(filter(None, values), 0.0), (int, float)):
             values = [None if value is None else str(value) for value in values]
@@ -155,19 +155,19 @@ def without_checksum_parquet(content: bytes, rng: random.Random) -> bytes:
 
 
 def changed_tensors(content: bytes, rng: random.Random) -> bytes:
-    """A tensor of no numbers, of another shape, type or name, or none; metadata stays, the checksum with it."""
+    """A tensor has NaN, another shape, type or name, or is missing; the metadata with its checksum stays."""
     header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
     tensors = {name: tensor.copy() for name, tensor in load(content).items()}
     name = rng.choice([name for name, tensor in sorted(tensors.items()) if tensor.size and tensor.dtype.kind == "f"])
     tensor = tensors.pop(name)
-    how = rng.choice(["nan", "nan", "inf", "shape", "type", "name", "drop", "size"])
-    if how in ("nan", "inf"):
-        tensor.flat[rng.randrange(tensor.size)] = float(how)
-    tensor = tensor[..., None].swapaxes(0, -1) if how == "shape" else tensor
-    tensor = tensor.astype(np.float16) if how == "type" else tensor
-    tensor = np.concatenate([tensor.ravel(), tensor.ravel()]) if how == "size" else tensor
-    if how != "drop":
-        tensors[name + "x" * (how == "name")] = np.ascontiguousarray(tensor)
+    change = rng.choice(["nan", "nan", "inf", "shape", "type", "name", "drop", "size"])
+    if change in ("nan", "inf"):
+        tensor.flat[rng.randrange(tensor.size)] = float(change)
+    tensor = tensor[..., None].swapaxes(0, -1) if change == "shape" else tensor
+    tensor = tensor.astype(np.float16) if change == "type" else tensor
+    tensor = np.concatenate([tensor.ravel(), tensor.ravel()]) if change == "size" else tensor
+    if change != "drop":
+        tensors[name + "x" * (change == "name")] = np.ascontiguousarray(tensor)
     return save(tensors, header.get("__metadata__"))
 
 
@@ -178,7 +178,7 @@ def without_checksum_tensors(content: bytes, rng: random.Random) -> bytes:
 
 
 def changed_array(content: bytes, rng: random.Random) -> bytes:
-    """Ids that no vocabulary has, or of another shape or type."""
+    """Ids outside the vocabulary, or of another shape or type."""
     ids = np.load(io.BytesIO(content))
     other = [ids[: len(ids) // 2], ids[:0], ids.astype(np.float32), ids.astype(np.int64) - 1, ids.reshape(-1, 2)]
     other += [ids.astype(np.uint16) + 256, np.roll(ids, 1), ids[::-1], np.array(["text"]), np.array(3, np.uint8)]
@@ -198,18 +198,17 @@ FORMATS: dict[str, tuple[dict[str, Mutation], Mutation]] = {
     ".safetensors": ({"changed": changed_tensors}, without_checksum_tensors),
     ".npy": ({"changed": changed_array}, without_checksum_array),
 }
-"""By a file's suffix: what else may happen to it, and how it loses its checksum."""
+"""By a file's suffix: mutations of its format, and the one that removes its checksum."""
 
 
 def mutate(path: Path, content: bytes, seed: object, bare: float = 1 / 3) -> tuple[str, bytes]:
     """A seeded mutation of a file's content, and its name.
 
-    bare: the share of those in the file's own format that begin with taking the checksum away, which then finds
-    nothing.  Their names begin with ``bare``.
+    bare: the share of mutations of the file's format that first remove its checksum.  Their names begin with ``bare``.
     """
     rng = random.Random(repr(seed))
     own, strip = FORMATS[path.suffix]
-    how, mutation = rng.choice([*BYTES.items(), *list(own.items()) * 3])
-    if rng.random() < bare and how in own:
-        return f"bare {how}", mutation(strip(content, rng), rng)
-    return how, mutation(content, rng)
+    change, mutation = rng.choice([*BYTES.items(), *list(own.items()) * 3])
+    if rng.random() < bare and change in own:
+        return f"bare {change}", mutation(strip(content, rng), rng)
+    return change, mutation(content, rng)

@@ -1,4 +1,4 @@
-"""A user's own block: the two files of x * sigmoid(W x), for tests of blocks that planer does not have."""
+"""The two files of a user's own block, x * sigmoid(W x)."""
 
 from __future__ import annotations
 

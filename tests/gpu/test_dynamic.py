@@ -1,4 +1,4 @@
-"""Dynamically executed experts compiled for the device at hand."""
+"""dynamic_ffn compiled for the GPU of this machine."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ masked_dense = functools.partial(dynamic_ffn, backend="masked_dense")
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("layer", DYNAMIC.values(), ids=DYNAMIC.keys())
-def test_outputs(layer, dtype):
+def test_outputs_equal_the_reference(layer, dtype):
     assert dynamic_error(layer, dtype, CUDA) <= TOLERANCE[dtype]
 
 
@@ -26,7 +26,7 @@ def test_outputs(layer, dtype):
 @pytest.mark.parametrize("size", [1, 6, 16, 32, 64, 128])
 @pytest.mark.parametrize("tokens", [7, 4096, 20_000])
 @pytest.mark.parametrize("activation", ["relu", "swiglu"])
-def test_at_the_sizes_of_the_paper(tokens, size, activation, dtype):
+def test_outputs_at_the_sizes_of_the_paper(tokens, size, activation, dtype):
     layer = Dynamic(tokens, 512, size, 2048 // size, 0.05, activation)
     tolerance = {torch.float32: 5e-6, torch.float16: 2e-3, torch.bfloat16: 8e-3}[dtype]
     assert dynamic_error(layer, dtype, CUDA, masked_dense) <= tolerance
@@ -37,7 +37,7 @@ def arguments():
     return *(value.bfloat16() for value in layer.values(CUDA)), layer.mask(CUDA)
 
 
-def test_a_graph_follows_the_mask_without_waiting():
+def test_a_cuda_graph_reads_the_mask_and_nothing_synchronises():
     *values, mask = arguments()
     with torch.inference_mode():
         dynamic_ffn(*values, mask, backend="triton")
@@ -56,7 +56,7 @@ def test_a_graph_follows_the_mask_without_waiting():
             assert y.equal(dynamic_ffn(*values, mask, backend="triton"))
 
 
-def test_as_an_operator():
+def test_the_operator_is_well_formed_and_compiles():
     *values, mask = arguments()
     tests = "test_schema", "test_faketensor", "test_aot_dispatch_dynamic"
     torch.library.opcheck(torch.ops.planer.dynamic_ffn, (*values, mask, "triton", "relu"), test_utils=tests)

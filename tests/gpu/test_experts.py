@@ -1,4 +1,4 @@
-"""Experts compiled for the device at hand: against the definition, at the sizes they are for, and without waiting."""
+"""expert_ffn and routing compiled for the GPU of this machine."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ loop = functools.partial(expert_ffn, backend="loop")
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("layer", EXPERTS.values(), ids=EXPERTS.keys())
-def test_outputs_and_all_gradients(layer, dtype):
+def test_outputs_and_gradients_equal_the_reference(layer, dtype):
     check(layer, dtype, CUDA)
 
 
@@ -40,12 +40,12 @@ def test_outputs_and_all_gradients(layer, dtype):
     ],
     ids=str,
 )
-def test_at_the_sizes_of_the_paper(layer, dtype):
+def test_outputs_and_gradients_at_the_sizes_of_the_paper(layer, dtype):
     tolerance = {torch.float32: 5e-6, torch.float16: 2e-3, torch.bfloat16: 8e-3}[dtype]
     check(layer, dtype, CUDA, tolerance=tolerance, oracle=loop)
 
 
-def test_tf32_where_pytorch_uses_it():
+def test_tf32_follows_the_setting_of_pytorch():
     matmul = torch.backends.cuda.matmul
     before = matmul.allow_tf32
     layer = dataclasses.replace(PLANER, k=1)
@@ -60,8 +60,8 @@ def test_tf32_where_pytorch_uses_it():
     assert 1e-5 < normalised_error(y[1], y[0]) < 2e-3
 
 
-def test_more_than_two_to_the_31_hidden_neurons():
-    """The last tokens, whose offsets no 32 bits hold, come out as they do alone."""
+def test_offsets_beyond_32_bits():
+    """More than 2^31 hidden activations: the last tokens have the results that they have alone."""
     tokens, last = 33_000, 200
     layer = Layer(tokens=tokens, d_model=64, d_inner=32_768, experts=2, k=2, gated=False)
     values, _ = rounded(layer, torch.bfloat16, CUDA)
@@ -78,7 +78,7 @@ def test_more_than_two_to_the_31_hidden_neurons():
 
 
 @pytest.mark.parametrize("k", [1, 2])
-def test_rows_do_not_depend_on_their_batch_nor_results_on_the_run(k):
+def test_equal_bits_in_every_run_and_in_every_order_of_tokens(k):
     layer = dataclasses.replace(PLANER, k=k)
     values, gate = rounded(layer, torch.bfloat16, CUDA)
     pairs = layer.pairs(CUDA)
@@ -98,7 +98,7 @@ def test_rows_do_not_depend_on_their_batch_nor_results_on_the_run(k):
 @pytest.mark.parametrize("routing", ["random", "one_hot", "half"])
 @pytest.mark.parametrize("k", [0, 1, 2])
 @pytest.mark.parametrize(("tokens", "experts"), [(0, 8), (1, 8), (12_288, 8), (32_768, 1), (3000, 128)])
-def test_the_plan_is_that_of_pytorch(tokens, experts, k, routing):
+def test_the_plan_equals_the_reference(tokens, experts, k, routing):
     if k > experts or (experts == 1 and routing != "random"):
         pytest.skip("no such routing")
     pairs = Layer(tokens=tokens, experts=experts, k=k, routing=routing).pairs(CUDA)
@@ -109,7 +109,7 @@ def test_the_plan_is_that_of_pytorch(tokens, experts, k, routing):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("k", [1, 2, 8])
-def test_the_fused_gate_chooses_as_pytorch_does(k, dtype):
+def test_the_fused_router_equals_pytorch(k, dtype):
     x, weight = (torch.randn(n, 512, device=CUDA).to(dtype) for n in (12_289, 8))
     pairs, _, found = route(x, weight, k, probabilities=False)
     logits = linear_fp32(x, weight)
@@ -137,7 +137,7 @@ def arguments(dtype=torch.bfloat16):
 
 
 @pytest.mark.parametrize("k", [1, 2])
-def test_nothing_waits_for_the_device(k):
+def test_nothing_synchronises_with_the_device(k):
     x, logits, weights = arguments()
     leaves = [t.requires_grad_() for t in (x, logits, *weights)]
     mixture(x, logits, weights, k).sum().backward()
@@ -151,11 +151,10 @@ def test_nothing_waits_for_the_device(k):
 
 
 @pytest.mark.parametrize("k", [1, 2])
-def test_a_graph_follows_the_routing(k):
+def test_a_cuda_graph_follows_the_routing(k):
     x, logits, weights = arguments()
     with torch.inference_mode():
-        aside = torch.cuda.Stream()
-        with torch.cuda.stream(aside):
+        with torch.cuda.stream(torch.cuda.Stream()):
             mixture(x, logits, weights, k)
         torch.cuda.synchronize()
         graph = torch.cuda.CUDAGraph()
@@ -169,18 +168,18 @@ def test_a_graph_follows_the_routing(k):
             assert y.equal(mixture(x, logits, weights, k))
 
 
-def test_as_operators():
+def test_the_operators_are_well_formed():
     x, logits, weights = arguments(torch.float32)
     pairs, _ = top_k(logits, 2)
     torch.library.opcheck(torch.ops.planer.plan, (pairs.expert, pairs.token, PLANER.tokens, PLANER.experts, 2))
-    grouped = plan(pairs)
+    found = plan(pairs)
     leaves = [t.detach().requires_grad_() for t in (x, *weights, pairs.gate)]
     torch.library.opcheck(
-        torch.ops.planer.expert_ffn, (*leaves, *vars(grouped).values(), None, 2, "relu", "triton", True)
+        torch.ops.planer.expert_ffn, (*leaves, *vars(found).values(), None, 2, "relu", "triton", True)
     )
 
 
-def test_compiled_as_one_graph():
+def test_torch_compile_makes_one_graph_with_equal_results():
     x, logits, weights = arguments()
     compiled = torch.compile(mixture, fullgraph=True)
     for tensors in ((x, logits, weights), arguments()):

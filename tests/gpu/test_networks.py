@@ -1,4 +1,4 @@
-"""Whole networks with sparse layers, kernel by kernel and replayed as a graph."""
+"""Whole networks with sparse layers, eager and as a CUDA graph."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def workload(execution):
 
 
 @pytest.mark.parametrize("attention", ["cached", "recompute"])
-def test_a_graph_computes_what_the_kernels_do_one_by_one(attention):
+def test_a_cuda_graph_computes_what_eager_execution_does(attention):
     model = random_model(Architecture(204, 512, BLOCKS), Runtime(CUDA, torch.bfloat16))
     tokens = random_tokens(model.architecture, workload("eager"), seed=1)
     nll = {

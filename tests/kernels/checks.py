@@ -1,4 +1,4 @@
-"""Checks of the Triton kernels that run wherever Triton does: in its interpreter on a CPU, and compiled on CUDA."""
+"""Checks of the Triton kernels, for its interpreter on a CPU and for CUDA."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from planer.kernels.routing import Pairs, top_k
 from tests.unit.numerics import normalised_error
 
 TOLERANCE = {torch.float32: 1e-6, torch.float16: 2e-3, torch.bfloat16: 8e-3}
-"""Errors against double precision, for sums of up to a hundred products."""
+"""Largest errors against double precision, for sums of up to a hundred products."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Layer:
-    """Experts and the tokens that meet them.
+    """Sizes of an expert layer and the routing of its tokens.
 
-    k: experts per token; 0 for a number of each token's own, none and all included.
-    routing: random; one_hot, all to the expert before the last; half, to the first half of them.
+    k: experts per token; 0: a different number for every token, from none to all.
+    routing: random; one_hot: all tokens to the expert before the last; half: tokens to the first half of the experts.
     """
 
     tokens: int = 37
@@ -130,7 +130,7 @@ def rounded(layer: Layer, dtype: torch.dtype, device, frozen: tuple[str, ...] = 
 def errors(
     layer: Layer, dtype: torch.dtype, device="cpu", oracle=expert_ffn_reference, frozen: tuple[str, ...] = ()
 ) -> dict[str, float]:
-    """How far output and gradients of the kernels are from the oracle in double precision, on the same numbers."""
+    """Normalised errors of output and gradients against the oracle in double precision, on the same inputs."""
     values, gate = rounded(layer, dtype, device, frozen)
     pairs = layer.pairs(device)
     generator = torch.Generator().manual_seed(1)
@@ -145,7 +145,7 @@ def errors(
 
 
 def check(layer: Layer, dtype: torch.dtype, device="cpu", tolerance: float | None = None, **options) -> None:
-    """Output and all gradients of the kernels are right, and everything written."""
+    """Assert that output and all gradients are within the tolerance."""
     tolerance = tolerance or TOLERANCE[dtype]
     wrong = {name: error for name, error in errors(layer, dtype, device, **options).items() if error > tolerance}
     assert not wrong, f"{layer}: errors above {tolerance:g}: {wrong}"
@@ -153,7 +153,7 @@ def check(layer: Layer, dtype: torch.dtype, device="cpu", tolerance: float | Non
 
 @dataclasses.dataclass(frozen=True)
 class Dynamic:
-    """A dense layer of which each token executes some of its experts, each with probability ``share``."""
+    """Sizes of a dense layer split into experts; a token executes each with probability ``share``."""
 
     tokens: int = 40
     d_model: int = 24
@@ -199,7 +199,7 @@ DYNAMIC = {
 
 
 def dynamic_error(layer: Dynamic, dtype: torch.dtype, device="cpu", oracle=dynamic_ffn_reference) -> float:
-    """How far the kernel's output is from the oracle in double precision, on the same numbers."""
+    """Normalised error of the kernel's output against the oracle in double precision, on the same inputs."""
     values, mask = [value.to(dtype) for value in layer.values(device)], layer.mask(device)
     with poisoned():
         y = dynamic_kernels.forward(*values, mask, function_of(layer.activation))
@@ -208,7 +208,7 @@ def dynamic_error(layer: Dynamic, dtype: torch.dtype, device="cpu", oracle=dynam
 
 @contextlib.contextmanager
 def poisoned():
-    """New memory holds NaN, or -1 in integers, so that reading what nothing has written shows."""
+    """New memory holds NaN, or -1 in integers: results that read unwritten memory are then wrong."""
 
     def spoil(make):
         def made(*args, **kwargs):

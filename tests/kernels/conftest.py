@@ -1,4 +1,4 @@
-"""Triton interprets kernels or compiles them, and decides when it is imported: two processes, two sets of tests."""
+"""Triton chooses between interpreter and compiler when it is imported: each has its own process and tests."""
 
 from __future__ import annotations
 

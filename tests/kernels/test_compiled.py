@@ -1,6 +1,6 @@
-"""Every kernel with every shipped tile compiles for Hopper, with nothing spilled and its loads overlapped.
+"""Every kernel with every shipped tile compiles for Hopper, without spills and with overlapping loads.
 
-No GPU is needed: the launchers run on tensors without data, and what they would launch is compiled for sm_90 instead.
+No GPU is needed: the launchers run on tensors without data, and their launches are compiled for sm_90.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from planer.kernels.routing.triton import gate, plan  # noqa: E402
 from planer.kernels.triton import tiles  # noqa: E402
 
 SHARED_MEMORY = 232_448
-"""Bytes that a block may have on Hopper."""
+"""Largest shared memory of a block on Hopper, in bytes."""
 D, INNER, EXPERTS = 512, 2048, 8
 POINTER = {
     torch.float32: "*fp32", torch.bfloat16: "*bf16", torch.float16: "*fp16", torch.int64: "*i64", torch.int32: "*i32",
@@ -131,7 +131,7 @@ def meta(*shape, dtype):
 
 
 def layer(kind, tokens, k, activation="relu", gated=True, dropout=False) -> list[Launch]:
-    """Launches of experts forward and backward, top-k; k = 0 for tokens with their own number of pairs."""
+    """Launches of top-k experts, forward and backward; k = 0: tokens differ in their number of experts."""
     dtype, tf32 = KINDS[kind]
     pairs = tokens * max(k, 1)
     rows = factors(activation) * INNER
@@ -211,11 +211,11 @@ BUFFERS = {
     "_weight_gradient": lambda stages: (stages - 1) // 2 + 1,
     "_dynamic_ffn": lambda stages: 2,
 }
-"""Pieces of the operands that tensor cores find in shared memory, by stages; a row that must be looked up takes two."""
+"""Pieces of the operands in shared memory, by number of stages."""
 
 
 def check_product(launch: Launch, code: Code) -> None:
-    """Tensor cores work where they should, on pieces that are loaded while others are used."""
+    """Assert that tensor cores are used and that loads overlap with products."""
     constants, signature = dict(launch.constants), dict(launch.signature)
     width = 2 if "*bf16" in signature.values() else 4
     ieee = width == 4 and constants["PRECISION"] == "ieee"
@@ -235,8 +235,6 @@ def check_product(launch: Launch, code: Code) -> None:
 
 
 def test_every_shipped_tile_is_launched():
-    """By some size that ``everything`` asks for."""
-
     def launched(*names):
         sizes = {tuple(launch[size] for size in ("BM", "BN", "BK")) + (launch.warps, launch.stages)
                  for launch in LAUNCHES if launch.name in names}  # fmt: skip

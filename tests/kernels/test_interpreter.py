@@ -1,4 +1,4 @@
-"""Triton in processes of their own: its interpreter, which runs tests/kernels/interpreted, and none at all."""
+"""tests/kernels/interpreted in a process with Triton's interpreter, and the kernels without Triton."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def test_kernels_in_the_interpreter():
     assert done.returncode == 0, f"python -m pytest {' '.join(arguments)}\n{done.stdout}\n{done.stderr}"
 
 
-def test_everything_else_works_without_triton():
+def test_the_other_backends_work_without_triton():
     code = (
         "import sys; sys.modules['triton'] = None; import torch;"
         "from planer.kernels import dynamic_ffn, expert_ffn, routing;"

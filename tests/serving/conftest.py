@@ -1,4 +1,4 @@
-"""A tiny network of random weights, and servers of it on free ports of this machine."""
+"""A tiny network of random weights, and servers of it."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ NAME = "mine/target_0.5"
 
 @pytest.fixture(scope="session")
 def folder(tmp_path_factory):
-    """Text of its random weights is not one symbol again and again: small embeddings, large blocks."""
+    """Small embeddings and large blocks: with other random weights it writes one symbol again and again."""
     torch.set_num_threads(1)
     path = tmp_path_factory.mktemp("serving") / "net"
     model = LanguageModel(Architecture(len(SYMBOLS), 16, (Attention(2, 8), FeedForward(32)), init_std=2.0))
@@ -44,13 +44,13 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def network(folder) -> Network:
-    """What the tests compare answers with."""
+    """The network whose texts the answers are compared with."""
     return planer.load(folder)
 
 
 @pytest.fixture(scope="session")
 def continuation(network) -> Callable[..., str]:
-    """What follows a prompt, as ``Network.generate`` writes it."""
+    """The text that ``Network.generate`` adds to a prompt."""
 
     def text(prompt: str, **sampling) -> str:
         return network.generate(prompt, **sampling).removeprefix(prompt)
@@ -59,7 +59,7 @@ def continuation(network) -> Callable[..., str]:
 
 
 class Running:
-    """A server and ways to talk to it."""
+    """A server, and requests to it."""
 
     def __init__(self, server: Server, network: Network, held: threading.Event):
         self.server, self.network = server, network
@@ -80,21 +80,24 @@ class Running:
         return answer.status, answer.headers, text
 
     def figures(self) -> dict[str, float]:
-        """Samples of /metrics."""
+        """Samples of /metrics by name."""
         lines = self.ask("GET", "/metrics")[2].splitlines()
         return {name: float(value) for name, _, value in (line.rpartition(" ") for line in lines if line[0] != "#")}
 
     def wait_for(self, sample: str, value: float) -> None:
-        """Until a figure has a value; a minute at most."""
+        """Wait until a figure has a value, for at most a minute."""
         end = time.monotonic() + 60
         while self.figures().get(sample) != value:
             assert time.monotonic() < end, (sample, self.figures())
             time.sleep(0.02)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def started(folder):
-    """Starts servers with limits of one's own, whose networks can be paused between two tokens."""
+    """Starts servers with given limits, whose networks can be paused between two tokens.
+
+    They stop with the module: a server logs a request after its answer, which must not reach another test's stderr.
+    """
     running = []
 
     def start(**limits) -> Running:
@@ -119,7 +122,7 @@ def started(folder):
         one.server.stop()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def server(started) -> Running:
-    """With the default limits."""
+    """A server with the default limits."""
     return started()

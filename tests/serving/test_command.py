@@ -1,4 +1,4 @@
-"""``python -m planer serve`` as a process: signals, a kill, and mistakes of the user."""
+"""``python -m planer serve``: signals, a kill, and mistakes of the user."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import sys
 import openai
 import pytest
 
-from planer.__main__ import main
+from tests.command_line import refused_line
 from tests.unit.toy import ROOT
 
 ASKED = {"model": "net", "prompt": "x", "temperature": 0}
@@ -51,15 +51,6 @@ def test_a_killed_server_starts_again_and_sigterm_lets_requests_finish(folder, c
         assert process.wait(120) == 0
 
 
-def complaint(capsys, *arguments: str) -> str:
-    """The one line of a refused command."""
-    with pytest.raises(SystemExit) as end:
-        main(["serve", *arguments])
-    line = end.value.code if isinstance(end.value.code, str) else capsys.readouterr().err.strip()
-    assert line.startswith("planer: ") and "\n" not in line
-    return line
-
-
 @pytest.mark.parametrize(
     ("options", "reason"),
     [
@@ -72,24 +63,24 @@ def complaint(capsys, *arguments: str) -> str:
     ],
 )
 def test_a_mistake_is_one_line(folder, capsys, options, reason):
-    assert reason in complaint(capsys, str(folder), *options)
+    assert reason in refused_line(capsys, "serve", str(folder), *options)
 
 
-def test_a_port_that_is_taken(folder, capsys):
+def test_a_port_in_use_is_one_line(folder, capsys):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])
-        assert f"port {port} of 127.0.0.1: Address already in use; name others" in complaint(
-            capsys, str(folder), "--port", port
+        assert f"port {port} of 127.0.0.1: Address already in use; name others" in refused_line(
+            capsys, "serve", str(folder), "--port", port
         )
 
 
-def test_a_network_without_vocabulary(folder, tmp_path, capsys):
+def test_a_network_without_vocabulary_is_one_line(folder, tmp_path, capsys):
     for name in ("architecture.yaml", "model.safetensors"):
         os.link(folder / name, tmp_path / name)
-    assert "no vocab.json belongs to this network" in complaint(capsys, str(tmp_path))
+    assert "no vocab.json belongs to this network" in refused_line(capsys, "serve", str(tmp_path))
 
 
-def test_without_the_packages_of_the_server_it_says_which_to_install(folder, capsys, monkeypatch):
+def test_missing_packages_are_named(folder, capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "planer.serving.server", None)
     monkeypatch.setitem(sys.modules, "uvicorn", None)
-    assert "pip install 'planer[serve]'" in complaint(capsys, str(folder))
+    assert "pip install 'planer[serve]'" in refused_line(capsys, "serve", str(folder))

@@ -1,4 +1,4 @@
-"""A network as an MLflow model: saved, registered, loaded, and served by MLflow."""
+"""A network as an MLflow model."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from mlflow.exceptions import MlflowException
 
 from planer.__main__ import main
 from planer.serving.register import model_parts, signature
+from tests.ports import free_ports
 
 PARAMS = {"max_tokens": 9, "temperature": 0.9, "top_k": 40, "top_p": 0.9, "seed": 4}
 SAMPLING = {"tokens": 9, "temperature": 0.9, "top_k": 40, "top_p": 0.9, "seed": 4}
@@ -44,13 +45,13 @@ def test_a_saved_network_writes_the_same_text(saved, continuation):
     ("prompt", "params", "reason"),
     [("é", {}, "the prompt's byte 0xc3"), ("a", {"max_tokens": 0}, "tokens is 0; it must be from 1 to 1,000,000")],
 )
-def test_a_mistake_of_a_caller_is_one_line(saved, prompt, params, reason):
+def test_a_mistake_in_a_prediction_is_one_line(saved, prompt, params, reason):
     with pytest.raises(MlflowException, match=reason) as error:
         mlflow.pyfunc.load_model(str(saved)).predict(pd.DataFrame({"prompt": [prompt]}), params=params)
     assert "\n" not in error.value.message
 
 
-def test_a_saved_network_has_no_pickle_and_brings_planer(saved):
+def test_a_saved_network_has_no_pickle_and_contains_planer(saved):
     files = [path.relative_to(saved).as_posix() for path in saved.rglob("*") if path.is_file()]
     assert not [name for name in files if name.endswith((".pkl", ".pickle", ".pt", ".pyc"))]
     assert {"data/network/model.safetensors", "code/planer/serving/pyfunc.py"} <= set(files)
@@ -58,22 +59,11 @@ def test_a_saved_network_has_no_pickle_and_brings_planer(saved):
     assert "torch==" in requirements and "+" not in requirements
 
 
-def test_mlflow_serves_it(saved, continuation, tmp_path):
-    """From a folder where there is no other planer, with the packages of this environment."""
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port = probe.getsockname()[1]
-    command = [
-        "models",
-        "serve",
-        "-m",
-        str(saved),
-        "--env-manager",
-        "local",
-        "--host",
-        "127.0.0.1",
-        "--port",
-        str(port),
-    ]
+def test_mlflow_serves_a_saved_network(saved, continuation, tmp_path):
+    """From another folder, so that planer comes from the model; with the packages of this environment."""
+    (port,) = free_ports(1)
+    command = ["models", "serve", "-m", str(saved), "--env-manager", "local", "--host", "127.0.0.1"]
+    command += ["--port", str(port)]
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     environment["PATH"] = f"{Path(sys.executable).parent}:{environment['PATH']}"  # MLflow looks for uvicorn there
     environment["MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR"] = "false"
@@ -99,7 +89,7 @@ def test_mlflow_serves_it(saved, continuation, tmp_path):
 
 @pytest.fixture
 def store(tmp_path, monkeypatch):
-    """A results folder whose store MLflow uses in this test alone."""
+    """A results folder, whose store MLflow uses until the test ends."""
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     monkeypatch.chdir(tmp_path)
     (tmp_path / "results").mkdir()
@@ -107,7 +97,7 @@ def store(tmp_path, monkeypatch):
     mlflow.set_tracking_uri(None)
 
 
-def test_a_network_is_registered_version_after_version(folder, store, continuation, capsys):
+def test_each_registration_is_a_new_version(folder, store, continuation, capsys):
     for version in (1, 2):
         main(["register", str(folder), "tiny"])
         assert f"registered models:/tiny/{version}; " in capsys.readouterr().out
@@ -119,16 +109,11 @@ def test_a_network_is_registered_version_after_version(folder, store, continuati
     ("name", "results", "uri", "reason"),
     [
         ("a/b", "results", "", "the model's name is 'a/b'; allowed: letters, digits and ._+- after the first"),
-        (
-            "tiny",
-            "nowhere",
-            "",
-            "no folder nowhere; run in the folder of a workflow, or name its results with --results",
-        ),
+        ("tiny", "none", "", "no folder none; run in the folder of a workflow, or name its results with --results"),
         ("tiny", "results", "none", "MLFLOW_TRACKING_URI=none switches MLflow off"),
     ],
 )
-def test_a_mistake_is_one_line(folder, store, monkeypatch, name, results, uri, reason):
+def test_a_mistake_in_register_is_one_line(folder, store, monkeypatch, name, results, uri, reason):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
     with pytest.raises(SystemExit) as end:
         main(["register", str(folder), name, "--results", results])

@@ -1,4 +1,4 @@
-"""A converted decoder in transformers' class answers requests, and ends its texts itself."""
+"""A converted decoder of transformers behind the server."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.unit.tiny_pretrained import save_tokenizer  # noqa: E402
 ASKED = {"model": "hf", "prompt": "the quick brown fox", "temperature": 0, "max_tokens": 9}
 
 
-def test_answers_are_what_the_network_writes(tmp_path):
+def test_answers_are_the_text_of_the_network_and_end_at_its_eos_token(tmp_path):
     model = thresholded("llama")
     planer.pretrained.select(model, "product", 0.5)
     model.save_pretrained(tmp_path)

@@ -1,4 +1,4 @@
-"""What a server refuses, in the API's error bodies, and that it goes on afterwards."""
+"""Refused requests, with the error bodies of the API."""
 
 from __future__ import annotations
 
@@ -92,8 +92,8 @@ def test_a_malformed_body_is_refused(server, body, reason):
     assert refusal(server, 400, COMPLETIONS, body)["message"].startswith(reason)
 
 
-def test_another_kind_of_body_is_refused(server):
-    """A browser sends it from any page without asking."""
+def test_a_body_of_another_content_type_is_refused(server):
+    """A web page may make a browser send text/plain to any address."""
     error = refusal(server, 400, COMPLETIONS, json.dumps(ASKED).encode(), kind="text/plain")
     assert error["message"] == "the body must be JSON; send the header Content-Type: application/json"
 
@@ -115,7 +115,7 @@ def test_a_prompt_of_a_megabyte_is_refused(server, path):
 
 
 def test_an_endless_body_is_refused(server):
-    """More than is read to the end for the client's sake; the client sees the answer or a closed connection."""
+    """More bytes than the server discards; the client sees the answer or a closed connection."""
     head = "POST /v1/completions HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
     with socket.create_connection(("127.0.0.1", server.server.port), timeout=120) as client:
         client.sendall(head.encode())
@@ -132,7 +132,7 @@ def test_the_client_sees_the_kind_of_error(server):
         server.api.models.retrieve("other")
 
 
-def test_refusals_are_counted_and_the_server_goes_on(server):
+def test_refusals_are_counted_and_later_requests_answered(server):
     sample = 'planer_requests_total{route="/v1/completions",status="400"}'
     before = server.figures().get(sample, 0)
     refusal(server, 400, COMPLETIONS, b"{")

@@ -1,8 +1,8 @@
-"""Stop words in pieces of any size."""
+"""Stop words across pieces of text."""
 
 from __future__ import annotations
 
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from planer.serving.stop_words import StopWords
@@ -12,7 +12,7 @@ WORDS = st.lists(st.text("ab", min_size=1, max_size=5), max_size=3)
 
 
 def shortest(text: str, words: list[str]) -> str:
-    """Reads one letter after the other until the text ends with a stop word; takes off the longest."""
+    """The text before the first stop word to end; of several that end there, before the longest."""
     for end in range(1, len(text) + 1):
         if found := [word for word in words if text[:end].endswith(word)]:
             return text[: end - max(map(len, found))]
@@ -20,8 +20,7 @@ def shortest(text: str, words: list[str]) -> str:
 
 
 @given(PIECES, WORDS)
-@settings(deadline=None)
-def test_pieces_do_not_matter(pieces, words):
+def test_the_pieces_do_not_change_the_text(pieces, words):
     stop_words, written, text = StopWords(words), "", "".join(pieces)
     for piece in pieces:
         written += stop_words.feed(piece)

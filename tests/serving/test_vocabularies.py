@@ -1,4 +1,4 @@
-"""Texts of bytes, words and subwords, from tokens that are given here."""
+"""Answers in bytes, words and subwords, from given tokens."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def server(started):
 
 @pytest.fixture
 def writes(server):
-    """Has the network of the server read and write other tokens."""
+    """Gives the server's network another vocabulary and the tokens it writes."""
 
     def script(vocabulary: Vocabulary, ids: list[int]) -> None:
         server.network.surroundings = replace(server.network.surroundings, vocabulary=vocabulary)
@@ -36,7 +36,7 @@ CASES = [
 
 
 @pytest.mark.parametrize(("vocabulary", "ids", "pieces"), CASES)
-def test_a_stream_has_whole_characters_as_soon_as_they_are_there(server, writes, vocabulary, ids, pieces):
+def test_a_stream_has_only_whole_characters(server, writes, vocabulary, ids, pieces):
     writes(vocabulary, ids)
     prompt = "the cat" if vocabulary is WORDS else "ab"
     asked = {"model": NAME, "prompt": prompt, "max_tokens": len(ids)}
@@ -56,8 +56,8 @@ def test_a_stream_has_whole_characters_as_soon_as_they_are_there(server, writes,
         (Vocabulary(SUBWORDS), [0, 2, 3, 4, 0], "bé", "aa", 4),
     ],
 )
-def test_a_stop_word_lies_across_tokens(server, writes, vocabulary, ids, stop, text, read):
-    """No token is read after the one that completes it."""
+def test_a_stop_word_across_tokens_ends_the_text(server, writes, vocabulary, ids, stop, text, read):
+    """No token is generated after the one that completes it."""
     writes(vocabulary, ids)
     prompt = "the" if vocabulary is WORDS else "a"
     answer = server.api.completions.create(model=NAME, prompt=prompt, max_tokens=9, stop=stop)
@@ -79,6 +79,6 @@ def test_a_chat_ends_before_the_next_turn_of_the_user(server, writes, stream):
     assert last.choices[0].finish_reason == "stop"
 
 
-def test_the_description_of_the_routes_can_be_read(server):
+def test_the_routes_are_described(server):
     status, _, text = server.ask("GET", "/openapi.json")
     assert status == 200 and "/v1/chat/completions" in text

@@ -1,7 +1,6 @@
-"""A SLURM cluster of two nodes on this machine: one controller, two slurmd, and a munge of their own.
+"""A SLURM cluster of two nodes on this machine: slurmctld, two slurmd and munged.
 
-Nothing is written outside the given folder and no service of the system is used.  Node n1 has two stand-in GPUs, n2
-none.
+Everything is written to the given folder, and no service of the system is used.  Node n1 has two fake GPUs, n2 none.
 """
 
 from __future__ import annotations
@@ -14,10 +13,12 @@ import subprocess
 import time
 from pathlib import Path
 
+from tests.ports import free_ports
+
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "squeue", "scancel", "scontrol")
 SEARCH = os.pathsep.join((os.environ.get("PATH", ""), "/usr/sbin", "/sbin"))
 NODE_MB = 8000
-"""Memory of a node: the small one that jobs of small experiments must fit on."""
+"""Memory of a node; jobs of small experiments must fit."""
 
 CONFIG = """
 ClusterName=planer
@@ -25,7 +26,7 @@ SlurmctldHost={host}(127.0.0.1)
 SlurmctldPort={ports[0]}
 SlurmUser=root
 AuthType=auth/munge
-# cred_expire is also how long a requeued job is held back.
+# A requeued job also waits for cred_expire.
 AuthInfo=socket={run}/munge.socket,cred_expire=5
 SlurmctldPidFile={run}/slurmctld.pid
 SlurmdPidFile={run}/slurmd-%n.pid
@@ -60,7 +61,7 @@ PartitionName=main Nodes=n1,n2 Default=YES MaxTime=INFINITE State=UP
 
 
 def missing() -> str:
-    """Why no cluster can be started here, or nothing."""
+    """Why no cluster can be started here; empty where one can."""
     absent = [name for name in PROGRAMS if not shutil.which(name, path=SEARCH)]
     if absent:
         return f"{', '.join(absent)} not installed: apt-get install munge slurmctld slurmd slurm-client"
@@ -68,10 +69,10 @@ def missing() -> str:
 
 
 class Cluster:
-    """Starts on entering, stops on leaving a with block.  ``environment`` lets programs find it."""
+    """A context manager that starts and stops the daemons.  ``environment`` lets programs find them."""
 
     def __init__(self, folder: Path):
-        """folder: all users may enter it and the folders above it, as munge insists; its path is short and plain."""
+        """folder: short, and open to all users with the folders above it, as munge demands."""
         self.folder, self.run = folder, folder / "run"
         self.environment = {
             "SLURM_CONF": str(folder / "slurm.conf"),
@@ -110,23 +111,23 @@ class Cluster:
                 file.unlink(missing_ok=True)
 
     def call(self, *command: str) -> str:
-        """Run a program of SLURM's; what it prints."""
+        """Run a program of SLURM and return what it prints."""
         environment = os.environ | self.environment
         done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=30)
         assert done.returncode == 0, f"{' '.join(command)}: {done.stderr}"
         return done.stdout
 
     def jobs(self, state: str = "all") -> list[str]:
-        """Numbers of the jobs in the queue in a state (RUNNING, PENDING); all: those that have not ended."""
+        """Numbers of the jobs in the queue in a state (RUNNING, PENDING), or of all that have not ended."""
         return self.call("squeue", "-h", "-o", "%A", *([] if state == "all" else ["-t", state])).split()
 
     def job(self, number: str) -> dict[str, str]:
-        """What SLURM knows of a job, such as MinMemoryNode, JobState and NodeList."""
+        """SLURM's fields of a job, such as MinMemoryNode, JobState and NodeList."""
         text = self.call("scontrol", "-o", "show", "job", number)
         return dict(field.split("=", 1) for field in text.split() if "=" in field)
 
     def wait(self, condition, what: str, seconds: float = 60) -> None:
-        """Until a condition holds."""
+        """Wait until a condition holds."""
         end = time.monotonic() + seconds
         while not condition():
             assert time.monotonic() < end, f"waited {seconds:.0f} s for {what}"
@@ -140,16 +141,16 @@ class Cluster:
         ):
             folder.mkdir(mode=0o755, parents=True, exist_ok=True)
         host = socket.gethostname().partition(".")[0]
-        # Bind to loopback where the machine's own name stands for it; elsewhere munge refuses strangers.
+        # Bind to loopback where the machine's name resolves to it; elsewhere munge refuses other machines.
         local = _address(host) == "127.0.0.1"
         listen = "CommunicationParameters=NoInAddrAny,NoCtldInAddrAny" if local else ""
-        values = {"folder": self.folder, "run": self.run, "host": host, "ports": _free_ports(3), "listen": listen}
+        values = {"folder": self.folder, "run": self.run, "host": host, "ports": free_ports(3), "listen": listen}
         (self.folder / "slurm.conf").write_text(CONFIG.format(memory=NODE_MB, **values))
-        # A link to /dev/null passes for a device, and its number becomes CUDA_VISIBLE_DEVICES.
+        # SLURM takes a link to /dev/null for a device, and its number becomes CUDA_VISIBLE_DEVICES.
         for number in range(2):
             (self.folder / f"gpu{number}").symlink_to("/dev/null")
         (self.folder / "gres.conf").write_text(f"NodeName=n1 Name=gpu File={self.folder}/gpu[0-1]\n")
-        # Nothing here uses cgroups; up to 22.05 the only way to say so is to name the first version of them.
+        # No cgroups; up to version 22.05, cgroup/v1 is the only setting without them.
         major = int(re.search(r"(\d+)\.", self.call("slurmd", "-V"))[1])
         plugin = "cgroup/v1" if major <= 22 else "disabled"
         (self.folder / "cgroup.conf").write_text(f"CgroupPlugin={plugin}\n")
@@ -170,16 +171,8 @@ def _address(host: str) -> str:
         return ""
 
 
-def _free_ports(count: int) -> list[int]:
-    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    ports = [server.getsockname()[1] for server in sockets]
-    for server in sockets:
-        server.close()
-    return ports
-
-
 def _lives(pid: int) -> bool:
-    """Whether a process runs; one that ended and that nobody waits for does not."""
+    """Whether a process runs; a zombie does not."""
     try:
         state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
     except OSError:

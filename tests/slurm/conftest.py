@@ -1,4 +1,4 @@
-"""One cluster and one checkout with the tiny experiment for all tests here."""
+"""The cluster and the checkout of all tests here."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from tests.slurm.cluster import Cluster, missing
 
 ROOT = Path(__file__).resolve().parents[2]
 PATIENCE = 1800
-"""Seconds that a command may take where others use the machine; alone, it takes one to three minutes."""
+"""Seconds that a command may take on a busy machine; on an idle one it takes one to three minutes."""
 PARTS = ("Snakefile", "rules", "workflow", "planer", "config", "profiles", "envs")
 
 
 class Checkout:
-    """A copy of the repository's workflow, as a user's clone on the cluster's shared filesystem."""
+    """A copy of the workflow with the tiny experiment, as a user has it on the cluster's shared file system."""
 
     def __init__(self, folder: Path, cluster: Cluster):
         self.folder, self.cluster = folder, cluster
@@ -35,8 +35,7 @@ class Checkout:
         self.edit("profile_blocks", rounds=3, max_seconds=5.0)
 
     def start(self, command: str) -> subprocess.Popen:
-        """Start a command line here, where programs of this Python's environment and the cluster are found, and where
-        the home folder is not to be seen."""
+        """Start a command line here, with the programs of this environment and the cluster and no home folder."""
         tools = f"{Path(sys.executable).parent}{os.pathsep}{self.cluster.environment['PATH']}"
         environment = os.environ | self.cluster.environment | {"PATH": tools, "HOME": "/proc/nowhere"}
         return subprocess.Popen(
@@ -51,7 +50,7 @@ class Checkout:
         )
 
     def run(self, command: str) -> str:
-        """Run a command line to its successful end; what it printed."""
+        """Run a command line that must succeed, and return what it prints."""
         process = self.start(command)
         output, _ = process.communicate(timeout=PATIENCE)
         assert process.returncode == 0, output
@@ -66,7 +65,7 @@ class Checkout:
 
 @pytest.fixture(scope="session")
 def cluster() -> Iterator[Cluster]:
-    """Two nodes, or a skip that says what is missing."""
+    """Two nodes; skips with the reason where they cannot be started."""
     if reason := missing():
         pytest.skip(reason)
     folder = Path(tempfile.mkdtemp(prefix="slurm", dir="/tmp"))
@@ -80,5 +79,5 @@ def cluster() -> Iterator[Cluster]:
 
 @pytest.fixture(scope="session")
 def checkout(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Checkout:
-    """Where the README's commands are run."""
+    """The folder of all commands."""
     return Checkout(tmp_path_factory.mktemp("checkout"), cluster)

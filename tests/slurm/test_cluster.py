@@ -1,4 +1,4 @@
-"""The README's commands on a real SLURM, in the order in which they are written here."""
+"""The commands of docs/slurm.md on a real SLURM; the tests run in this order."""
 
 from __future__ import annotations
 
@@ -16,8 +16,7 @@ def submitted(output: str) -> list[str]:
     return list(dict.fromkeys(re.findall(r"submitted with SLURM jobid (\d+)", output)))
 
 
-def test_the_tiny_baseline_runs_with_the_command_of_the_readme(cluster, checkout):
-    """Every rule is a job of its own; those that measure have a node for themselves."""
+def test_every_rule_is_a_job_and_measurements_have_a_node_alone(cluster, checkout):
     output = checkout.run("snakemake --workflow-profile slurm results/tiny/baseline/eval.json")
     report = json.loads((checkout.folder / "results/tiny/baseline/eval.json").read_text())
     assert report["variant"] == "baseline" and report["latency"][0]["median_ms"] > 0
@@ -28,8 +27,8 @@ def test_the_tiny_baseline_runs_with_the_command_of_the_readme(cluster, checkout
     assert exclusive == {"rule_profile_blocks", "rule_choose", "rule_evaluate"}
 
 
-def test_a_job_killed_for_its_memory_comes_back_with_more(cluster, checkout):
-    """The first attempt has less than Snakemake alone takes."""
+def test_a_job_killed_for_its_memory_is_submitted_with_more(cluster, checkout):
+    """The first attempt has less memory than Snakemake needs."""
     output = checkout.run(
         "snakemake --workflow-profile slurm --set-resources prepare_data:mem_mb=attempt*attempt*attempt*150"
         " --forcerun prepare_data -- results/data/pysource/manifest.json"
@@ -42,8 +41,7 @@ def test_a_job_killed_for_its_memory_comes_back_with_more(cluster, checkout):
 
 
 def test_interrupted_and_requeued_trainings_resume(cluster, checkout):
-    """Ctrl-C cancels the job, which saves what it has; started again it goes on from there, and so it does when
-    SLURM puts it back into the queue."""
+    """After Ctrl-C, which cancels the job, and after SLURM requeues it."""
     checkpoint = checkout.folder / "scratch/tiny/baseline/retrain"
     log = checkout.folder / "logs/tiny/baseline/retrain.log"
     checkout.edit("retrain", steps=2000, eval_steps=2000, checkpoint_steps=50)

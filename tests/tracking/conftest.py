@@ -1,4 +1,4 @@
-"""A results folder with a store for every test, and no store of the user's."""
+"""A results folder with an empty MLflow store for every test."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def default_store(monkeypatch):
 
 @pytest.fixture(scope="session")
 def empty(tmp_path_factory):
-    """A results folder with an empty store: creating one takes seconds."""
+    """A results folder with an empty store, made once: that takes seconds."""
     results = tmp_path_factory.mktemp("store") / "results"
     results.mkdir()
     with opened(results, 600):
@@ -27,5 +27,5 @@ def empty(tmp_path_factory):
 
 @pytest.fixture
 def results(empty, tmp_path):
-    """A results folder of its own with an empty store."""
+    """A results folder with an empty store for one test."""
     return Path(shutil.copytree(empty, tmp_path / "results"))

@@ -1,4 +1,4 @@
-"""Journals and evaluations as jobs leave them, and what MLflow says of them."""
+"""Journals and evaluations as jobs write them, and MLflow's runs of them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from planer.workflow.tracking.sync import sync
 
 
 def record(results, variant="target_0.5", stage="retrain", seed=1, rows=3, artifact=None, experiment="demo"):
-    """A job."""
+    """Write the journal of a job with ``rows`` rows of a series."""
     run = tracking.track(experiment=experiment, variant=variant, stage=stage, params={"seed": seed}, results=results)
     with run as run:
         for step in range(rows):
@@ -25,7 +25,7 @@ def synced(results):
 
 
 def runs(results, experiment="demo", database=None):
-    """A client, and the runs by name."""
+    """A client of the store, and its runs by name."""
     client = MlflowClient(f"sqlite:///{database or results / 'mlflow.db'}")
     found = client.search_runs([client.get_experiment_by_name(experiment).experiment_id], max_results=1000)
     names = [run.info.run_name for run in found]
@@ -38,7 +38,7 @@ def series(client, run, name):
 
 
 def evaluation(unit="bpc", searched=True):
-    """What figures() reads of an eval.json."""
+    """The parts of an eval.json that figures() reads."""
     latency = {"median_ms": 2.0, "speed_up": 1.6}
     return {
         "architecture": {"pattern": "(sf)x2", "params": 300, "active_params": 200},

@@ -1,4 +1,4 @@
-"""Journals: what a job leaves for MLflow, without MLflow."""
+"""Journals, which jobs write for MLflow."""
 
 from __future__ import annotations
 
@@ -20,18 +20,13 @@ from planer.workflow.tracking.journal import ENDS_BYTES, KEPT, Journal, fingerpr
 ROOT = Path(__file__).parents[2]
 
 
-@pytest.fixture(autouse=True)
-def default_store(monkeypatch):
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-
-
 def track(results, stage="retrain", **options):
     settings = {"experiment": "demo", "variant": "target_0.5", "params": {"seed": 1}} | options
     return tracking.track(results=results, stage=stage, **settings)
 
 
 def job(results, body):
-    """A job of its own process, whose body sees run."""
+    """A process that runs a job; ``body`` uses the variable run."""
     script = f"""
         import os, signal, sys, time
         sys.path.insert(0, {str(ROOT)!r})
@@ -44,7 +39,7 @@ def job(results, body):
 
 
 def records(results):
-    """Of the only journal."""
+    """Records of the only journal."""
     (path,) = journals(results)
     return Journal(path).read()[0]
 
@@ -77,12 +72,12 @@ def test_a_journal_holds_params_tags_series_results_and_files(tmp_path, capsys):
     assert capsys.readouterr().err == ""
 
 
-def test_a_job_needs_no_mlflow():
+def test_a_job_imports_neither_mlflow_nor_torch():
     code = "import sys, planer.workflow.tracking; sys.exit('mlflow' in sys.modules or 'torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
 
 
-def test_a_killed_job_goes_on_in_its_journal(tmp_path):
+def test_a_killed_job_continues_its_journal(tmp_path):
     body = 'run.row({"step": 10, "loss": 3}); run.row({"step": 20, "loss": 2}); os.kill(os.getpid(), signal.SIGTERM)'
     assert job(tmp_path, body).wait() == 128 + signal.SIGTERM
     assert records(tmp_path)[-1]["end"] == "KILLED"
@@ -96,7 +91,7 @@ def test_a_killed_job_goes_on_in_its_journal(tmp_path):
     assert len(journals(tmp_path)) == 2  # the first has finished: this is another run
 
 
-def test_other_params_begin_another_journal(tmp_path):
+def test_other_params_start_another_journal(tmp_path):
     with pytest.raises(UserError), track(tmp_path):
         raise UserError("loss is nan at step 3")
     assert records(tmp_path)[-1]["error"] == "UserError: loss is nan at step 3"
@@ -105,7 +100,7 @@ def test_other_params_begin_another_journal(tmp_path):
     assert len(journals(tmp_path)) == 2
 
 
-def test_a_job_that_was_killed_within_a_line_goes_on_behind_the_line_before(tmp_path):
+def test_a_half_written_line_is_dropped(tmp_path):
     process = job(tmp_path, 'run.row({"step": 1, "loss": 1}); print("here", flush=True); time.sleep(600)')
     process.stdout.readline()
     (path,) = journals(tmp_path)
@@ -120,7 +115,7 @@ def test_a_job_that_was_killed_within_a_line_goes_on_behind_the_line_before(tmp_
     assert kinds(tmp_path) == ["start", "series", "start", "series", "end"]
 
 
-def test_journals_do_not_pile_up(tmp_path):
+def test_old_journals_are_deleted(tmp_path):
     for seed in range(2 * KEPT):
         with track(tmp_path, params={"seed": seed}):
             pass
@@ -129,7 +124,7 @@ def test_journals_do_not_pile_up(tmp_path):
     assert Journal(left[-1]).read()[0][0]["start"]["params"] == {"seed": str(2 * KEPT - 1)}
 
 
-def test_a_fingerprint_tells_contents_and_no_dates(tmp_path):
+def test_a_fingerprint_depends_on_contents_and_not_on_dates(tmp_path):
     path, same = tmp_path / "weights", tmp_path / "copy"
     path.write_bytes(b"a" * 3 * ENDS_BYTES)
     same.write_bytes(path.read_bytes())
@@ -152,7 +147,7 @@ def test_a_fingerprint_tells_contents_and_no_dates(tmp_path):
 
 
 @pytest.mark.parametrize("content", [b"{", b"[1]\n", b"\xff\n", b"nothing\n"])
-def test_a_damaged_journal_costs_no_job(tmp_path, content, capsys):
+def test_a_damaged_journal_does_not_fail_the_job(tmp_path, content, capsys):
     with track(tmp_path, params={"seed": 1}):
         pass
     (path,) = journals(tmp_path)
@@ -173,7 +168,7 @@ def test_a_folder_that_cannot_be_written_is_one_line_of_warning(tmp_path, capsys
     assert line.startswith("warning: MLflow will not get all of retrain (")
 
 
-def test_a_bad_row_costs_only_itself(tmp_path, capsys):
+def test_only_a_bad_row_is_lost(tmp_path, capsys):
     class Odd(float):
         def __float__(self):
             raise ArithmeticError("odd")
@@ -185,7 +180,7 @@ def test_a_bad_row_costs_only_itself(tmp_path, capsys):
     assert kinds(tmp_path) == ["start", "series", "end"]
 
 
-def test_none_switches_the_mirror_off(tmp_path, monkeypatch, capsys):
+def test_none_switches_mlflow_off(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "none")
     monkeypatch.delattr(subprocess, "Popen")
     tracking.start(tmp_path)
@@ -198,7 +193,7 @@ def test_none_switches_the_mirror_off(tmp_path, monkeypatch, capsys):
     assert capsys.readouterr().err == ""
 
 
-def test_sigterm_is_left_to_who_handles_it(tmp_path):
+def test_a_handler_of_sigterm_keeps_it(tmp_path):
     caught = []
     before = signal.signal(signal.SIGTERM, lambda number, frame: caught.append(number))
     try:

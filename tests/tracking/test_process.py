@@ -1,4 +1,4 @@
-"""The process beside a workflow and the command: no trouble reaches a job, and no password is shown."""
+"""The process that mirrors a workflow to MLflow, and the command: errors are one line without passwords."""
 
 from __future__ import annotations
 
@@ -15,11 +15,12 @@ from planer.workflow import tracking
 from planer.workflow.tracking import follow
 from planer.workflow.tracking.__main__ import main
 from planer.workflow.tracking.journal import journals
+from planer.workflow.tracking.secrets import one_line, redacted
 from planer.workflow.tracking.store import opened
 from tests.tracking.records import record, runs
 
 
-def test_the_process_beside_a_workflow_mirrors_jobs_while_they_run_and_when_they_have_ended(results, capsys):
+def test_jobs_are_mirrored_while_they_run_and_after_their_end(results, capsys):
     def status():
         client = MlflowClient(f"sqlite:///{results}/mlflow.db")
         experiment = client.get_experiment_by_name("demo")
@@ -38,7 +39,7 @@ def test_the_process_beside_a_workflow_mirrors_jobs_while_they_run_and_when_they
     assert {run.info.status for run in found.values()} == {"FINISHED"}
 
 
-def test_a_job_that_has_ended_is_told_from_one_that_runs(tmp_path):
+def test_the_end_of_a_job_is_recognised(tmp_path):
     with tracking.track(experiment="demo", variant="v", stage="s", params={}, results=tmp_path) as run:
         (path,) = journals(tmp_path)
         run.row({"step": 1, "end": 2, "loss": 1})
@@ -47,33 +48,38 @@ def test_a_job_that_has_ended_is_told_from_one_that_runs(tmp_path):
     assert not follow._has_ended(tmp_path / "deleted since")
 
 
-def closed_port(tmp_path, monkeypatch):
+@pytest.fixture
+def closed_port():
+    """A port that refuses connections: it is bound, so that no other program takes it, and nothing listens."""
     with socket.socket() as server:
         server.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{server.getsockname()[1]}"
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://anna:s3cr3t@{address}")
+        yield server.getsockname()[1]
+
+
+def refused_connection(tmp_path, monkeypatch, closed_port):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://anna:s3cr3t@127.0.0.1:{closed_port}")
     return "onnection"
 
 
-def noisy_and_missing_mlflow(tmp_path, monkeypatch):
+def mlflow_that_prints_and_fails(tmp_path, monkeypatch, _):
     (tmp_path / "mlflow.py").write_text("print('noise')\nraise ModuleNotFoundError(\"No module named 'mlflow'\")")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     return "No module named 'mlflow'"
 
 
-def no_python(tmp_path, monkeypatch):
+def missing_python(tmp_path, monkeypatch, _):
     monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
     return "FileNotFoundError"
 
 
-def killed_process(tmp_path, monkeypatch):
+def failing_process(tmp_path, monkeypatch, _):
     monkeypatch.setattr(sys, "executable", "/bin/false")
     return "its process ended with status 1"
 
 
-@pytest.mark.parametrize("trouble", [closed_port, noisy_and_missing_mlflow, no_python, killed_process])
-def test_trouble_is_one_line_of_warning(trouble, tmp_path, monkeypatch, capsys):
-    message = trouble(tmp_path, monkeypatch)
+@pytest.mark.parametrize("trouble", [refused_connection, mlflow_that_prints_and_fails, missing_python, failing_process])
+def test_an_error_is_one_line_of_warning(trouble, tmp_path, monkeypatch, capsys, closed_port):
+    message = trouble(tmp_path, monkeypatch, closed_port)
     record(tmp_path)
     tracking.start(tmp_path)
     tracking.finish(tmp_path)
@@ -83,8 +89,8 @@ def test_trouble_is_one_line_of_warning(trouble, tmp_path, monkeypatch, capsys):
     assert "noise" not in line and "s3cr3t" not in line
 
 
-def test_a_password_is_shown_nowhere(tmp_path, monkeypatch, capsys):
-    closed_port(tmp_path, monkeypatch)
+def test_a_password_is_shown_nowhere(tmp_path, monkeypatch, capsys, closed_port):
+    refused_connection(tmp_path, monkeypatch, closed_port)
     record(tmp_path)
     seen = []
     popen = subprocess.Popen
@@ -110,9 +116,7 @@ def test_a_password_is_shown_nowhere(tmp_path, monkeypatch, capsys):
         ("https://token@host", "token"),
     ],
 )
-def test_addresses_lose_their_passwords(monkeypatch, uri, secret):
-    from planer.workflow.tracking.secrets import one_line, redacted
-
+def test_passwords_are_removed_from_messages(monkeypatch, uri, secret):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
     text = one_line(ValueError(f"cannot reach {uri}/api: password {secret}"))
     assert secret not in text and uri not in text and "host" in text
@@ -120,7 +124,7 @@ def test_addresses_lose_their_passwords(monkeypatch, uri, secret):
     assert redacted("see http://anna:other@host/api") == "see http://***@host/api"
 
 
-def test_the_command_says_what_is_wrong(tmp_path, monkeypatch, capsys):
+def test_mistakes_of_the_user_are_one_line(tmp_path, monkeypatch, capsys):
     assert main(["sync", str(tmp_path / "nowhere")]) == 1
     assert main(["sync", str(tmp_path)]) == 1
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "none")
@@ -135,7 +139,7 @@ def test_the_command_says_what_is_wrong(tmp_path, monkeypatch, capsys):
     ]
 
 
-def test_the_command_tells_what_it_did(results, capsys):
+def test_the_command_prints_the_updated_runs(results, capsys):
     record(results)
     assert main(["sync", str(results)]) == 0
     assert main(["sync", str(results)]) == 0

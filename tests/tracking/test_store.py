@@ -1,4 +1,4 @@
-"""MLflow stores that are created, copied, shared, killed, damaged or silent."""
+"""MLflow stores: created, copied, shared, damaged, and servers that do not answer."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def test_a_copied_checkout_writes_into_its_own_folder(results, tmp_path):
 
 
 def in_a_child(function) -> int:
-    """Its process id; the function runs in a copy of this process, which has MLflow's modules already."""
+    """Run the function in a fork of this process, which has imported MLflow; returns the process id."""
     child = os.fork()
     if child == 0:
         try:
@@ -48,7 +48,7 @@ def in_a_child(function) -> int:
     return child
 
 
-def test_three_checkouts_share_a_database_that_is_not_there_yet(tmp_path, monkeypatch):
+def test_three_checkouts_create_and_share_one_database(tmp_path, monkeypatch):
     database = tmp_path / "shared.db"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{database}")
     checkouts = [tmp_path / f"checkout{number}/results" for number in range(3)]
@@ -64,7 +64,7 @@ def test_three_checkouts_share_a_database_that_is_not_there_yet(tmp_path, monkey
 
 
 @pytest.mark.parametrize("statement", [1, 300])
-def test_a_process_that_is_killed_while_it_creates_the_store_leaves_none(tmp_path, statement):
+def test_a_killed_creation_leaves_no_store(tmp_path, statement):
     def create():
         from sqlalchemy import event
         from sqlalchemy.engine import Engine
@@ -84,7 +84,7 @@ def test_a_process_that_is_killed_while_it_creates_the_store_leaves_none(tmp_pat
         assert not [path for path in leftovers if path.exists()]
 
 
-def half_made(database):
+def incomplete(database):
     with closing(sqlite3.connect(database)) as connection, connection:
         connection.execute("CREATE TABLE experiments (experiment_id INTEGER)")
 
@@ -98,13 +98,13 @@ def another_version(database):
 @pytest.mark.parametrize(
     ("break_it", "message"),
     [
-        (half_made, "is half made"),
+        (incomplete, "is half made"),
         (another_version, "schema 90e64c465722"),
         (lambda database: database.write_text("no database at all"), "is no MLflow database"),
         (lambda database: database.mkdir(), "is no MLflow database"),
     ],
 )
-def test_a_store_that_is_no_good_is_named(tmp_path, capsys, break_it, message):
+def test_an_unusable_store_is_named(tmp_path, capsys, break_it, message):
     break_it(tmp_path / "mlflow.db")
     record(tmp_path)
     before = (tmp_path / "mlflow.db").is_file() and (tmp_path / "mlflow.db").read_bytes()

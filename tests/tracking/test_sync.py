@@ -1,4 +1,4 @@
-"""Journals and evaluations in a real MLflow store: nothing is lost and nothing is there twice."""
+"""Journals and evaluations are copied to an MLflow store, each once."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from tests.unit.made_up_arms import arm
 ROOT = Path(__file__).parents[2]
 
 
-def test_a_variant_shows_its_figures_and_has_its_stages_below(results):
+def test_a_variant_is_a_run_with_figures_and_its_stages_are_child_runs(results):
     kept = results / "demo/target_0.5/model.safetensors"
     kept.parent.mkdir(parents=True)
     kept.write_bytes(b"weights")
@@ -60,7 +60,7 @@ def test_a_variant_shows_its_figures_and_has_its_stages_below(results):
     assert again.updated == again.troubles == [] and again.current == 3
 
 
-def test_an_evaluation_without_journals_is_shown_too(results):
+def test_an_evaluation_without_journals_is_a_run(results):
     path = results / "demo/baseline/eval.json"
     write_json(path, evaluation())
     assert synced(results).updated == ["demo/baseline"]
@@ -71,7 +71,7 @@ def test_an_evaluation_without_journals_is_shown_too(results):
     assert runs(results)[1]["baseline"].data.metrics["size/flops"] == 7
 
 
-def test_an_arm_shows_its_quality_over_the_values_of_each_selector(results):
+def test_an_arm_has_a_series_of_quality_by_selector(results):
     write_json(results / "demo/d2dmoe/eval.json", arm("d2dmoe", "experts", "dynamic_k"))
     assert synced(results).troubles == []
     client, found = runs(results)
@@ -85,14 +85,14 @@ def test_an_arm_shows_its_quality_over_the_values_of_each_selector(results):
     assert run.data.tags["method"] == "experts" and run.data.metrics["result/accuracy_test"] > 0
 
 
-def test_without_a_target_what_was_measured_is_the_share():
+def test_without_a_target_the_share_is_the_measured_one():
     named = {name: value for name, value, _ in figures(evaluation("ppl", searched=False))}
     assert named["result/ppl_test"] == 1.25
     assert named["share/measured"] == 1 / 1.6
     assert not {"share/requested", "search/cost"} & named.keys()
 
 
-def test_more_params_and_points_than_mlflow_takes_at_once(results):
+def test_more_params_and_points_than_one_request_of_mlflow_takes(results):
     many = {f"expert:{index}": index for index in range(250)}
     with tracking.track(
         experiment="demo", variant="v", stage="s", params=many | {"long": "x" * 6000}, results=results
@@ -106,7 +106,7 @@ def test_more_params_and_points_than_mlflow_takes_at_once(results):
     assert series(client, found["v/s"], "expert_7") == [(step, 7.0) for step in range(10)]
 
 
-def test_a_killed_job_goes_on_in_its_run(results):
+def test_a_killed_job_continues_its_run(results):
     def attempt(*steps, error=None):
         with tracking.track(experiment="demo", variant="v", stage="s", params={}, results=results) as run:
             for step in steps:
@@ -133,7 +133,7 @@ def test_a_killed_job_goes_on_in_its_run(results):
     assert series(client, found["v/s"], "loss") == [(10, 0.1), (20, 0.05), (30, 1 / 30)]
 
 
-def test_a_running_job_is_seen_and_one_that_was_killed_outright_is_killed(results):
+def test_a_running_job_is_running_and_a_job_without_an_end_is_killed(results):
     job = tracking.track(experiment="demo", variant="v", stage="s", params={}, results=results)
     with job as run:
         run.row({"step": 1, "loss": 1})
@@ -149,7 +149,7 @@ def test_a_running_job_is_seen_and_one_that_was_killed_outright_is_killed(result
     assert found["v/s"].info.status == found["v"].info.status == "KILLED"
 
 
-def test_eight_jobs_at_once_leave_eight_runs(results):
+def test_eight_jobs_at_once_are_eight_runs(results):
     body = (
         "import sys; from planer.workflow import tracking\n"
         "number, results = int(sys.argv[1]), sys.argv[2]\n"
@@ -165,7 +165,7 @@ def test_eight_jobs_at_once_leave_eight_runs(results):
         assert series(client, found[f"v{number}/s"], "value") == [(step, number) for step in range(50)]
 
 
-def test_lost_runs_are_made_up_later(results, empty):
+def test_deleted_runs_are_made_again(results, empty):
     record(results)
     synced(results)
     old = runs(results)[1]
@@ -178,7 +178,7 @@ def test_lost_runs_are_made_up_later(results, empty):
     assert {"target_0.5", "target_0.5/retrain", "other", "other/retrain"} <= set(runs(results)[1])
 
 
-def test_a_sync_that_was_killed_before_it_could_remember_makes_no_run_twice(results):
+def test_without_the_state_files_no_run_is_made_twice(results):
     record(results)
     write_json(results / "demo/target_0.5/eval.json", evaluation())
     synced(results)
@@ -192,7 +192,7 @@ def test_a_sync_that_was_killed_before_it_could_remember_makes_no_run_twice(resu
     assert series(client, found["target_0.5/retrain"], "loss") == [(0, 1.0), (1, 0.5), (2, 1 / 3)]
 
 
-def test_journals_that_mlflow_has_do_not_pile_up(results):
+def test_journals_that_mlflow_has_are_deleted(results):
     for seed in range(3):
         record(results, seed=seed)
     client_runs = synced(results).updated
@@ -201,7 +201,7 @@ def test_journals_that_mlflow_has_do_not_pile_up(results):
     assert Journal(left).read()[0][0]["start"]["params"] == {"seed": "2"}
 
 
-def test_a_file_that_was_replaced_since_is_no_artifact(results):
+def test_a_replaced_or_missing_file_is_no_artifact(results):
     kept = results / "weights"
     kept.write_bytes(b"first")
     record(results, artifact=kept)
@@ -214,7 +214,7 @@ def test_a_file_that_was_replaced_since_is_no_artifact(results):
         assert found[name].data.tags["artifacts_missing"] == str(path)
 
 
-def test_a_damaged_file_costs_its_own_run(results):
+def test_a_damaged_file_affects_its_run_only(results):
     record(results)
     record(results, variant="other")
     next(iter((results / ".tracking/demo/other").rglob("*.jsonl"))).write_text("{}\n")

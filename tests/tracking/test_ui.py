@@ -1,4 +1,4 @@
-"""MLflow's page of runs: opened at an experiment's networks, with the columns that compare them."""
+"""MLflow's page of runs, with the columns that compare the networks of an experiment."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ from planer.workflow.tracking.store import opened
 from planer.workflow.tracking.sync import sync
 from planer.workflow.tracking.ui import pages
 from planer.workflow.tracking.view import KIND_TAG, VIEW_TAG, columns, view
+from tests.ports import free_ports
 from tests.tracking.records import evaluation
 
 pytest.importorskip("mlflow")
@@ -44,23 +45,26 @@ def results(tmp_path_factory):
 
 @contextmanager
 def served(results):
-    """MLflow's pages of the store, by a thread of this process: MLflow's own server takes 15 s to start."""
+    """MLflow's pages, served by a thread of this process: MLflow's own server takes 15 s to start."""
     from werkzeug.serving import make_server
 
     patch = pytest.MonkeyPatch()
     patch.setenv("_MLFLOW_SERVER_FILE_STORE", f"sqlite:///{results}/mlflow.db")
     patch.setenv("_MLFLOW_SERVER_ARTIFACT_ROOT", str(results / "mlartifacts"))
-    patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{results}/mlflow.db")  # MLflow sets it, too, and leaves it set
+    patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{results}/mlflow.db")  # MLflow sets it and does not unset it
     from mlflow.server import app
 
     server = make_server("127.0.0.1", 0, app, threaded=True)
     threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{server.server_port}"
-    server.shutdown()
-    patch.undo()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}"
+    finally:
+        server.shutdown()
+        server.server_close()
+        patch.undo()
 
 
-def test_the_address_names_model_training_and_the_view(results):
+def test_the_address_opens_the_stored_view(results):
     with opened(results, 600) as store:
         assert sync(results, store).troubles == []
         table, chart = pages(store, "http://127.0.0.1:5000")
@@ -80,7 +84,7 @@ def test_the_address_names_model_training_and_the_view(results):
 
 
 @pytest.mark.parametrize("unit", ["bpc", "ppl"])
-def test_the_page_that_compares_runs_begins_with_quality_over_speed_up(unit):
+def test_quality_and_speed_up_sort_first(unit):
     everything = [*columns(unit), f"tau/{unit}_test", "tau/median_ms", "workload/median_ms"]
     assert sorted(everything)[:2] == [f"result/{unit}_test", "result/speed_up"]
     assert len(view(unit)) < 5000  # what MLflow keeps of a tag
@@ -101,9 +105,9 @@ def test_a_browser_shows_the_networks_and_their_figures(results, tmp_path):
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_the_server_ends_with_the_command_and_gets_the_store_in_its_environment(results, monkeypatch, capsys, number):
-    """A stand-in for MLflow's server, which takes 15 s to start, and interrupts the command as Ctrl-C or kill do."""
-    stand_in = (
+def test_the_server_ends_with_the_command_and_has_the_store_in_its_environment(results, monkeypatch, capsys, number):
+    """A fake server, which takes no 15 s to start and interrupts the command as Ctrl-C or kill do."""
+    fake = (
         "import os, signal, socket, sys, time\n"
         "listening = socket.create_server(('127.0.0.1', int(sys.argv[sys.argv.index('--port') + 1])))\n"
         f"listening.accept(); os.kill(os.getppid(), {number:d}); time.sleep(600)"
@@ -112,12 +116,10 @@ def test_the_server_ends_with_the_command_and_gets_the_store_in_its_environment(
     popen = subprocess.Popen
 
     def start(command, **options):
-        started.append((command, options["env"], popen([sys.executable, "-c", stand_in, *command[1:]], **options)))
+        started.append((command, options["env"], popen([sys.executable, "-c", fake, *command[1:]], **options)))
         return started[0][-1]
 
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    (port,) = free_ports(1)
     monkeypatch.setattr(subprocess, "Popen", start)
     handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
     try:
@@ -132,7 +134,7 @@ def test_the_server_ends_with_the_command_and_gets_the_store_in_its_environment(
     assert environment["MLFLOW_BACKEND_STORE_URI"] == uri and uri not in command
 
 
-def test_a_port_that_is_taken_is_one_line(results, capsys):
+def test_a_port_in_use_is_one_line(results, capsys):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         assert main(["ui", str(results), "--port", str(port)]) == 1

@@ -1,4 +1,4 @@
-"""Tiny converted networks of every family in transformers' classes, with random routers or made-up thresholds."""
+"""Tiny converted networks of every family of transformers, with random routers or made-up thresholds."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ EXPERT_SIZE, ROUTER_WIDTH = 4, 8
 
 
 def converted(family: str) -> nn.Module:
-    """Six experts of 4 neurons; all of them run."""
+    """A tiny network of six experts in each layer, which all run."""
     return split(tiny(family))
 
 
 def split(model: nn.Module) -> nn.Module:
-    """The network in experts of EXPERT_SIZE neurons with random routers; all of them run."""
+    """Split a network into experts of EXPERT_SIZE neurons with random routers; all experts run."""
     generator = torch.Generator().manual_seed(3)
     for layer in make_dynamic(model, EXPERT_SIZE, ROUTER_WIDTH):
         with torch.no_grad():
@@ -40,7 +40,7 @@ def split(model: nn.Module) -> nn.Module:
 
 
 def thresholded(family: str) -> nn.Module:
-    """Thresholds on neurons for shares of 0.5 and 0.25, other ones in every layer; all neurons run.
+    """A tiny network with thresholds for shares of 0.5 and 0.25, different in every layer; all neurons run.
 
     The measured densities are made up: the share, and twice the share in the second layer.
     """
@@ -55,7 +55,7 @@ def thresholded(family: str) -> nn.Module:
 
 
 def run_card(folder: Path) -> None:
-    """Run the lines of a folder's model card in a Python that has imported nothing; assert that they run through."""
+    """Assert that the code of a folder's model card runs in a new Python process."""
     (lines,) = re.findall(r"```python\n(.*?)```", (folder / "README.md").read_text(), re.DOTALL)
     code = lines.replace('"PATH"', repr(str(folder)))
     run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)

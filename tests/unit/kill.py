@@ -1,4 +1,4 @@
-"""Kill a training run in the middle, as a power cut or a scheduler would."""
+"""Kill a training run in the middle."""
 
 from __future__ import annotations
 
@@ -10,20 +10,19 @@ from pathlib import Path
 
 
 class KillAt(list):
-    """History rows that end the process with SIGKILL once the row of ``step`` is in."""
+    """A list of history rows that kills its process when the row of ``step`` is appended."""
 
     def __init__(self, step: int):
         super().__init__()
         self.step = step
 
     def append(self, row: dict) -> None:
-        """Take a row."""
         if row["step"] == self.step:
             os.kill(os.getpid(), signal.SIGKILL)
 
 
 def kill_at(step: int, run: Callable, folder: Path) -> None:
-    """Call run(folder, rows=...) in a process of its own that is killed when it reports the history row of ``step``.
+    """Call run(folder, rows=...) in a new process, which is killed when it reports the history row of ``step``.
 
     run: a function of a test module that appends every row of its history to ``rows``.
     """

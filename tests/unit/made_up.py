@@ -1,4 +1,4 @@
-"""Made-up evaluations of networks, valid by the schema of eval.json, for tests of tables and figures."""
+"""Made-up evaluations of networks, valid by the schema of eval.json."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def quality(nll: float) -> dict:
 
 
 def segments(nll: float) -> dict:
-    """The same text for every network: some parts are harder than others; on each a network differs a little."""
+    """The loss of 64 segments, which differ in difficulty, and their numbers of tokens."""
     parts = 1 + 0.2 * np.sin(np.arange(64))
     return {"nll": [nll * part for part in parts / parts.mean()], "tokens": [1562] * 32 + [1563] * 32}
 
@@ -59,13 +59,13 @@ def spread(ms: float) -> dict:
 
 
 def chosen(rows: list[dict], dense: dict, tolerance: float) -> dict | None:
-    """The threshold that the routers stage chooses, from rows of eval.json, and how it compares."""
+    """The comparison of the threshold that the routers stage chooses, from rows of eval.json."""
     scores = [{"tau": row["tau"], "nll": row["valid"]["nll"], "flops": row["converted_flops"]} for row in rows]
     return compare_threshold(rows, choose_threshold(scores, dense["valid"]["nll"], tolerance), dense)
 
 
 def evaluation(variant: str, pattern: str, nll: float, share: float, target: float | None = None) -> dict:
-    """An eval.json of a network that takes share of the baseline's time."""
+    """An eval.json of a network whose latency is ``share`` of the baseline's."""
     architecture = Architecture(256, 128, from_notation(pattern, OPTIONS))
     flops, baseline_flops = architecture.flops(16, 64, 64, "cached"), 3.0e6
     converted = [i for i, block in enumerate(architecture.blocks) if isinstance(block, FeedForward)]

@@ -1,10 +1,10 @@
-"""Made-up evaluations of arms, valid by arm.schema.json, for tests of the page."""
+"""Made-up evaluations of arms, valid by arm.schema.json."""
 
 from __future__ import annotations
 
 DENSE_VALUE = {"accuracy": 0.92, "nll": 2.5}
 RATIOS = (1.03, 0.8, 0.6, 0.45, 0.35)
-"""FLOPs of the feed-forward layers over the dense ones, by row."""
+"""FLOPs of the feed-forward layers relative to the dense ones, by row."""
 
 
 def metrics(metric: str, value: float) -> dict:
@@ -12,7 +12,7 @@ def metrics(metric: str, value: float) -> dict:
 
 
 def row(metric: str, selector: str, value: float, ratio: float, loss: float, bound: str | None = None) -> dict:
-    """loss: how much worse than the dense arm, in the direction of the metric."""
+    """loss: how much worse the quality is than the dense arm's."""
     measured = DENSE_VALUE[metric] + (loss if metric == "nll" else -loss)
     found = metrics(metric, measured)
     return {
@@ -35,7 +35,7 @@ def row(metric: str, selector: str, value: float, ratio: float, loss: float, bou
 
 
 def latency(rows: list[dict], speed: float) -> list[dict]:
-    """speed: of every row, times its saved FLOPs."""
+    """speed: the speed-up of a row is this over its ratio of network FLOPs."""
     found = []
     for batch, phase in ((1, "forward"), (32, "forward")):
         shape = {"batch": batch, "phase": phase, "tokens": 48}

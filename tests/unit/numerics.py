@@ -1,4 +1,4 @@
-"""How far a result is from what it should be, and formulas of activations."""
+"""The error of a result, and formulas of activations."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Run a few steps of a stage of an experiment and print the process's largest memory, in MiB.
+"""Run a few steps of a stage of an experiment and print the peak memory of the process, in MiB.
 
 python -m tests.unit.peak_memory <stage> <experiment's file> [<section>.<key>=<number> ...]
 """
@@ -33,7 +33,7 @@ CPU, STEPS = torch.device("cpu"), 2
 
 
 def experiment(file: str | Path, *changes: str) -> Experiment:
-    """An experiment with some numbers changed."""
+    """An experiment with changed values."""
     layers = [yaml.safe_load(path.read_text()) for path in (CONFIG / "config.yaml", Path(file))]
     for change in changes:
         name, value = change.split("=")
@@ -43,7 +43,7 @@ def experiment(file: str | Path, *changes: str) -> Experiment:
 
 
 def run_search(config: Experiment, vocab_size: int, tokens: np.ndarray, checkpoint: Checkpoint) -> None:
-    """Weight steps and architecture steps in turn, beside a teacher."""
+    """Train the supernet with a teacher: weight steps and architecture steps alternate."""
     stage = dataclasses.replace(
         config.search, steps=STEPS, epoch_steps=1, frozen_share=0.0, alpha_share=0.99, log_steps=1, checkpoint_steps=2
     )
@@ -57,7 +57,7 @@ def run_search(config: Experiment, vocab_size: int, tokens: np.ndarray, checkpoi
 
 
 def run_retrain(config: Experiment, vocab_size: int, tokens: np.ndarray, checkpoint: Checkpoint) -> None:
-    """The baseline."""
+    """Train the baseline."""
     stage = dataclasses.replace(config.retrain, steps=STEPS, eval_steps=STEPS, log_steps=1, checkpoint_steps=2)
     baseline = config.model.architecture(vocab_size, config.patterns.baseline)
     Recipe(stage, Texts(vocab_size, tokens, tokens[:5000]), Runtime()).train(baseline, Record(checkpoint))

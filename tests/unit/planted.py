@@ -1,4 +1,4 @@
-"""Made-up spaces of networks with losses that are known, for tests of proposers, candidates and what follows."""
+"""Made-up spaces of networks, and made-up losses of networks."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ COSTS = {
     "moe_top1": 0.156,
     "moe_top2": 0.247,
 }
-"""Shares of the baseline's latency, as measured for the demo on one machine, with 0.04 for embedding and head."""
+"""Shares of the baseline's latency, measured for the demo on one machine."""
 EMBEDDING_AND_HEAD_MS = 0.04
 KNOWN = ("start_loss", "alpha", "supernet_loss")
 
 
 def space(target: float = 0.5, pattern: str = "(sf)x4", options=OPTIONS, costs=None, more=(), **known) -> Space:
-    """Networks within a target; known: losses and architecture weights, and keys of the section candidates."""
+    """Networks within a target.  known: losses and architecture weights, and keys of the section candidates."""
     costs = COSTS if costs is None else costs
     baseline = MODEL.architecture(VOCAB_SIZE, pattern)
     of_baseline = [costs[block.name] for block in baseline.blocks]
@@ -50,7 +50,7 @@ def named(networks: Space, options) -> list[str]:
 
 
 def losses(mean: float, own: str = "", noise: float = 0.0) -> Losses:
-    """Losses on 16 segments that differ far more than networks do; noise: what a network adds to each, of its own."""
+    """Losses on 16 segments, which differ more than networks do.  noise: of each segment, seeded by ``own``."""
     segments = 0.3 * np.sin(np.arange(16))
     added = np.random.default_rng(zlib.crc32(own.encode())).normal(0, noise, 16)
     return Losses((mean + segments - segments.mean() + added - added.mean()).tolist(), [100] * 16)

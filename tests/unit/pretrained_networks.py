@@ -1,4 +1,4 @@
-"""Networks of every family of transformers with a tiny task that fits them."""
+"""Tiny networks of four families of transformers, each with a tiny task."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ ADAMW = OptimizerConfig("adamw", 1e-2, 0.0, 0, (0.9, 0.999), 1e-8, 0.0, 1.0)
 
 
 def network(family: str) -> nn.Module:
-    """In eval mode; BERT with a head for labels, all of its weights drawn as tiny() draws them."""
+    """In eval mode; BERT has a classifier, with weights sampled as in tiny()."""
     if family != "bert":
         return tiny(family)
     config = transformers.BertConfig(**SHARED, num_attention_heads=2, num_labels=LABELS)

@@ -1,4 +1,4 @@
-"""Real corpora for tests, where the machine has them: in $PLANER_DATA, or beside the repository in shared/data."""
+"""Real corpora in $PLANER_DATA, or in shared/data beside the repository."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 
 
 def real(name: str) -> Path:
-    """Path of a real data file; the test that asks is skipped when no folder has it."""
+    """Path of a real data file; skips the test when no folder has it."""
     folders = [Path(__file__).parents[3] / "shared" / "data"]
     if given := os.environ.get("PLANER_DATA"):
         folders.insert(0, Path(given))

@@ -1,4 +1,4 @@
-"""A disk that is full."""
+"""A simulated full disk."""
 
 from __future__ import annotations
 
@@ -9,10 +9,9 @@ import signal
 
 @contextlib.contextmanager
 def small_disk(limit: int):
-    """Writing beyond ``limit`` bytes of a file fails in the block, as on a full disk.
+    """In the block, writing more than ``limit`` bytes to a file fails.
 
-    For the write alone, and no fixture: the limit binds the whole process, and so pytest's own report where that goes
-    to a file.
+    Put only the write in the block: the limit holds for the whole process, also for files that pytest writes.
     """
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)

@@ -1,4 +1,4 @@
-"""A small search of phase 1, whole or as its parts, for tests."""
+"""A small search of phase 1."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from planer.training.loss import StepLoss
 
 SMALL = {"batch": 2, "tgt_len": 8, "mem_len": 12, "steps": 50, "epoch_steps": 10, "log_steps": 5, "checkpoint_steps": 7}
 CONFIG = experiment(search=SMALL)
-"""5 epochs of 10 weight steps, the first one frozen, the others with 2 architecture steps each: 58 steps."""
+"""5 epochs of 10 weight steps; all but the first also have 2 architecture steps: 58 steps."""
 SHORT = experiment(search=SMALL | {"steps": 20})
 TOKENS = np.random.default_rng(0).integers(0, 256, 700).astype(np.uint8)
 """Random bytes, 44 segments."""
@@ -31,14 +31,14 @@ TEXTS = Texts(VOCAB_SIZE, TOKENS)
 
 
 def baseline() -> LanguageModel:
-    """The parent, trained little: its weights are random."""
+    """The parent, with random weights."""
     model = LanguageModel(CONFIG.model.architecture(VOCAB_SIZE, CONFIG.patterns.baseline))
     initialise(model, torch.Generator().manual_seed(3))
     return model
 
 
 def run(folder, rows=None, config=CONFIG, target=0.5, seed=7, scratch=False):
-    """A search; with ``scratch`` the paper's, which has no parent."""
+    """A search.  scratch: without a parent, as in the paper."""
     variant = dataclasses.replace(parse_variant(f"target_{target}"), scratch=scratch)
     record = Record(Checkpoint(folder, "test"), (lambda row: None) if rows is None else rows.append)
     runtime = Runtime(dtype=torch.bfloat16 if config.dtype == "bfloat16" else torch.float32, seed=seed)
@@ -47,7 +47,7 @@ def run(folder, rows=None, config=CONFIG, target=0.5, seed=7, scratch=False):
 
 
 class Parts:
-    """What a search trains with, around a supernet of random weights."""
+    """The supernet, task, terms, optimizers and loss of a search; the supernet has random weights."""
 
     def __init__(self, target=0.5, seed=7, kind=SearchTask, stop_share=0.0, **changes):
         self.config: SearchConfig = dataclasses.replace(CONFIG.search, **changes)
@@ -65,12 +65,12 @@ class Parts:
         self.loss = StepLoss(self.supernet, self.task, self.terms, self.runtime)
 
     def set_alpha_rate(self, lr: float) -> None:
-        """Let the architecture weights learn at this rate throughout."""
+        """Set a constant learning rate of the architecture weights."""
         config = dataclasses.replace(CONFIG.search.alpha_optimizer, lr=lr, lr_min=lr)
         self.optimizers["alpha"] = dataclasses.replace(self.optimizers["alpha"], config=config)
 
     def train(self, folder) -> dict[str, float]:
-        """To the end; the speed."""
+        """Train to the end and return the training speed."""
         config, record = dataclasses.replace(self.config, checkpoint_steps=1000), Record(Checkpoint(folder, "test"))
         return fit(self.supernet, self.task, self.terms, self.optimizers, self.runtime, config, record)[1]
 
@@ -80,5 +80,5 @@ def weights(supernet: LanguageModel) -> dict[str, list]:
 
 
 def same(frame: pd.DataFrame, other: pd.DataFrame) -> None:
-    """Fail unless two tables are the same to the last bit."""
+    """Assert that two tables are bit-identical."""
     pd.testing.assert_frame_equal(frame, other, check_exact=True)

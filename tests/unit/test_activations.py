@@ -1,4 +1,4 @@
-"""Activations against their formulas, and their gradients against automatic differentiation."""
+"""Activations equal their formulas, and their gradients automatic differentiation."""
 
 from __future__ import annotations
 

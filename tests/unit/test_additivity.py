@@ -1,4 +1,4 @@
-"""Whether table entries add up: which networks are measured, and what is said of them."""
+"""The check that the latencies of blocks in the table add up to those of networks."""
 
 from __future__ import annotations
 
@@ -54,9 +54,9 @@ def table(config=CONFIG) -> LatencyTable:
     return LatencyTable(rows, sides, {"copies": COPIES, "stacks_ms": {"cached": stacks_ms, "recompute": stacks_ms}})
 
 
-class Exact:
-    """A stand-in for ``measure`` and the pool: networks take ``scale`` times their estimate, stacks ``slowdown`` times
-    what they took before."""
+class FakeDevice:
+    """Replaces ``measure`` and the pool: networks take ``scale`` times their estimate, stacks ``slowdown`` times their
+    entry in the table."""
 
     def __init__(self, monkeypatch, scale=1.0, slowdown=1.0):
         self.scale, self.slowdown, self.networks = scale, slowdown, []
@@ -86,18 +86,18 @@ def test_networks_are_spread_over_the_range():
     assert (used > 0.03 * used.sum()).all(), "every option occurs"
 
 
-def test_networks_are_drawn_from_the_seed():
+def test_networks_depend_on_the_seed():
     costs = np.array([0.0, 1.0, 2.0])
     assert spread_networks(costs, 6, 20, 1) == spread_networks(costs, 6, 20, 1)
     assert spread_networks(costs, 6, 20, 1) != spread_networks(costs, 6, 20, 2)
 
 
-def test_small_spaces_are_listed_whole():
+def test_of_a_small_space_all_networks_are_taken():
     assert sorted(spread_networks(np.array([0.0, 1.0]), 2, 32, 0)) == [(0, 0), (0, 1), (1, 0), (1, 1)]
     assert len(spread_networks(np.array([1.0, 1.0, 1.0]), 2, 9, 0)) == 9
 
 
-def test_agreement_by_hand():
+def test_agreement_of_three_networks():
     result = agreement(np.array([1.1, 1.8, 3.0]), np.array([1.0, 2.0, 3.0]))
     assert result["mape"] == pytest.approx(0.2 / 3)
     assert result["max_ape"] == pytest.approx(0.1)
@@ -106,7 +106,7 @@ def test_agreement_by_hand():
     assert agreement(np.array([2.0, 2.0]), np.array([1.0, 4.0]))["pearson_r"] == 0.0
 
 
-def test_intervals_hold_the_statistic_and_narrow_with_more_networks():
+def test_intervals_contain_the_statistic_and_narrow_with_more_networks():
     generator = np.random.default_rng(0)
     measured = generator.uniform(5, 50, 200)
     estimated = measured * generator.normal(1.02, 0.05, 200)
@@ -120,7 +120,7 @@ def test_intervals_hold_the_statistic_and_narrow_with_more_networks():
 
 
 def test_exact_sums_pass(monkeypatch):
-    exact = Exact(monkeypatch)
+    device = FakeDevice(monkeypatch)
     report = check_additivity(CONFIG, VOCABULARY, table(), Runtime(seed=CONFIG.seed))
     assert report["passed"]
     assert report["pearson_r"] == pytest.approx(1.0)
@@ -130,13 +130,13 @@ def test_exact_sums_pass(monkeypatch):
     assert [row["name"] for row in report["networks"]] == ["baseline", *(f"random_{i}" for i in range(32))]
     assert report["networks"][0]["options"] == ["attention_2", "feed_forward"] * 2
     assert report["networks"][0]["estimated_ms"] == pytest.approx(6.5)
-    for row, blocks in zip(report["networks"], exact.networks, strict=False):
+    for row, blocks in zip(report["networks"], device.networks, strict=False):
         assert row["options"] == [block.name for block in blocks]
         assert set(row["options"]) <= set(CONFIG.design_space)
 
 
-def test_a_slower_device_is_no_error_of_sums(monkeypatch):
-    Exact(monkeypatch, scale=1.3, slowdown=1.3)
+def test_a_slower_device_passes(monkeypatch):
+    FakeDevice(monkeypatch, scale=1.3, slowdown=1.3)
     report = check_additivity(CONFIG, VOCABULARY, table(), Runtime(seed=CONFIG.seed))
     assert report["passed"]
     assert report["slowdown"] == pytest.approx(1.3)
@@ -144,8 +144,8 @@ def test_a_slower_device_is_no_error_of_sums(monkeypatch):
     assert report["networks"][0]["estimated_ms"] == pytest.approx(1.3 * 6.5)
 
 
-def test_a_bias_fails_though_correlation_is_perfect(monkeypatch):
-    Exact(monkeypatch, scale=1.25)
+def test_a_bias_fails_with_perfect_correlation(monkeypatch):
+    FakeDevice(monkeypatch, scale=1.25)
     report = check_additivity(CONFIG, VOCABULARY, table(), Runtime(seed=CONFIG.seed))
     assert report["pearson_r"] == pytest.approx(1.0)
     assert report["bias"] == pytest.approx(-0.2)
@@ -153,8 +153,8 @@ def test_a_bias_fails_though_correlation_is_perfect(monkeypatch):
     assert not report["passed"]
 
 
-def test_the_config_may_loosen_the_bars(monkeypatch):
-    Exact(monkeypatch, scale=1.25)
+def test_the_config_sets_the_bars(monkeypatch):
+    FakeDevice(monkeypatch, scale=1.25)
     loose = {"min_r": 0.9, "max_mape": 0.25, "max_ape": 0.3}
     config = experiment(profile_blocks={"warmup": 1, "max_seconds": 20.0, **loose})
     report = check_additivity(config, VOCABULARY, table(), Runtime(seed=CONFIG.seed))
@@ -164,7 +164,7 @@ def test_the_config_may_loosen_the_bars(monkeypatch):
 
 
 def test_fewer_networks_when_time_is_short(monkeypatch):
-    Exact(monkeypatch)
+    FakeDevice(monkeypatch)
     config = experiment(profile_blocks={"max_seconds": 0.3})
     report = check_additivity(config, VOCABULARY, table(config), Runtime(seed=CONFIG.seed))
     assert MIN_NETWORKS < report["n"] - 1 < 32  # 0.3 s hold 4 rounds of 14 networks of 5.1 ms
@@ -173,7 +173,7 @@ def test_fewer_networks_when_time_is_short(monkeypatch):
     assert check_additivity(config, VOCABULARY, table(config), Runtime(seed=CONFIG.seed))["n"] == MIN_NETWORKS + 1
 
 
-def test_a_foreign_table_is_refused():
+def test_a_table_of_another_device_is_refused():
     other = table()
     other.identity["threads"] += 1
     with pytest.raises(UserError, match="threads"):
@@ -181,8 +181,8 @@ def test_a_foreign_table_is_refused():
 
 
 @pytest.mark.parametrize("attention", ["cached", "recompute"])
-def test_a_real_check(attention):
-    """Structure only: the machine that runs tests is busy."""
+def test_a_check_on_this_machine(attention):
+    """The figures have no bounds: the machine that runs tests is busy."""
     config = experiment(workload={"attention": attention}, profile_blocks={"rounds": 3, "networks": 9, "warmup": 1})
     report = check_additivity(config, VOCABULARY, table(config), Runtime(seed=CONFIG.seed))
     assert json.loads(json.dumps(report, allow_nan=False)) == report
@@ -193,7 +193,7 @@ def test_a_real_check(attention):
     assert -1 <= report["pearson_r"] <= 1
 
 
-def test_a_real_check_of_decoding():
+def test_a_check_of_decoding_on_this_machine():
     config = experiment(
         workload={"kinds": ["decode", "segment"], "decode": {"batch": 1, "mem_len": 16}},
         profile_blocks={"rounds": 3, "networks": 9, "warmup": 1},

@@ -1,4 +1,4 @@
-"""Architectures: the papers' notation, YAML, and closed forms of parameters and FLOPs."""
+"""Architectures: pattern notation, YAML, parameters and FLOPs."""
 
 from __future__ import annotations
 
@@ -40,13 +40,13 @@ def base(blocks: str, vocab_size: int = 204) -> Architecture:
     "text, length, attention",
     [("(sf)x12", 24, 12), ("(sfff)x6(f)x8", 32, 6), ("(sff)x5(f)x9", 24, 5), ("sifm2", 4, 1), ("(f)x3", 3, 0)],
 )
-def test_the_papers_patterns_read_and_write_back(text, length, attention):
+def test_patterns_of_the_papers_survive_a_round_trip(text, length, attention):
     blocks = from_notation(text, SYMBOLS)
     assert len(blocks) == length and sum(isinstance(block, Attention) for block in blocks) == attention
     assert to_notation(blocks, 512) == text
 
 
-def test_the_order_of_a_pattern():
+def test_the_order_of_blocks_in_a_pattern():
     assert from_notation("(s)x2(s4m1)x2i", SYMBOLS) == (
         *(FULL, FULL),
         *(SYMBOLS["s4"], SYMBOLS["m1"], SYMBOLS["s4"], SYMBOLS["m1"]),
@@ -58,7 +58,7 @@ def test_the_order_of_a_pattern():
 
 @settings(deadline=None)
 @given(st.lists(st.sampled_from(sorted(SYMBOLS.keys() - {"s"})), min_size=1, max_size=30))
-def test_every_network_reads_back(symbols):
+def test_every_network_survives_a_round_trip(symbols):
     blocks = tuple(SYMBOLS[symbol] for symbol in symbols)
     text = to_notation(blocks, 512)
     assert from_notation(text, SYMBOLS) == blocks
@@ -92,21 +92,21 @@ def test_repeats_are_folded(group, repeats):
         "S",
     ],
 )
-def test_patterns_that_cannot_be_read(text):
+def test_malformed_patterns_are_refused(text):
     with pytest.raises(ValueError, match=r"cannot read .*; write groups as \(sf\)x4") as error:
         from_notation(text, SYMBOLS)
     assert repr(text) in str(error.value)
 
 
 @pytest.mark.parametrize("text, spelling", [("s04", "s4"), ("(sm01)x2", "m1"), ("s0008", "s8")])
-def test_symbols_have_one_spelling(text, spelling):
+def test_other_spellings_of_symbols_are_refused(text, spelling):
     with pytest.raises(ValueError, match=f"write it {spelling}$"):
         from_notation(text, SYMBOLS)
 
 
 @pytest.mark.parametrize("text", ["(sf)x999999999", "f" * 1001, "(s)x500(f)x501", "(s)x" + "9" * 5000, "(s)x600" * 99])
-def test_networks_of_too_many_blocks(text):
-    """Refused before they are made: the first took all memory."""
+def test_networks_of_too_many_blocks_are_refused(text):
+    """Before they are built: the first once took all memory."""
     with pytest.raises(ValueError, match="more than 1,000 blocks") as error:
         from_notation(text, SYMBOLS)
     assert len(str(error.value)) < 200
@@ -118,11 +118,11 @@ def test_unknown_symbols_are_named(text, symbol):
         from_notation(text, SYMBOLS)
 
 
-def test_only_attention_with_all_heads_is_plain():
+def test_only_attention_with_all_heads_is_written_s():
     assert base("s4s4f").pattern == "(s4)x2f" and base("s8s4f").pattern == "ss4f"
 
 
-def test_an_empty_pattern_is_no_network():
+def test_an_empty_pattern_is_refused():
     with pytest.raises(ValueError, match="pattern is empty"):
         from_notation("", SYMBOLS)
 
@@ -180,7 +180,7 @@ def test_published_parameter_counts_of_networks():
     assert pre.params() == base("(sf)x12").params() + 2 * 512
 
 
-def test_active_parameters_count_the_experts_that_a_token_meets():
+def test_active_parameters_count_the_experts_of_a_token():
     dense, gate = FeedForward(2048).params(512), 8 * 512
     expert = dense - 2 * 512
     assert SYMBOLS["m1"].active_params(512) == dense + gate
@@ -196,7 +196,7 @@ def attention_flops(heads: int, tgt_len: int, mem_len: int, batch: int = 64, att
 
 
 def as_published(heads: int, tgt_len: int, mem_len: int) -> float:
-    """NVIDIA's layer: queries of the memory are computed too and thrown away; position keys are not counted."""
+    """FLOPs of NVIDIA's layer: it computes unused queries of the memory; position keys are not counted."""
     wasted_queries = 2 * 512 * 64 * heads * mem_len / tgt_len
     position_keys = 2 * 512 * 64 * heads * (tgt_len + mem_len) / (tgt_len * 64)
     return attention_flops(heads, tgt_len, mem_len) + wasted_queries - position_keys
@@ -249,7 +249,7 @@ def test_flops_of_networks_and_mixtures():
     assert SYMBOLS["d16"].flops(512, 1, 64, 0, "cached") == 4 * 512 * 2048 + 2 * 128 * (512 + 128)
 
 
-def test_a_backbone_builds_networks_of_its_numbers():
+def test_networks_have_the_sizes_of_the_config():
     model = experiment().model
     network = model.architecture(256, "(sf)x2")
     assert network == model.architecture(256, (Attention(2, 16), FeedForward(64)) * 2)

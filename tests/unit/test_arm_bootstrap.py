@@ -1,4 +1,4 @@
-"""The paired bootstrap against an exact interval and against simple cases."""
+"""The paired bootstrap of arms."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def labelled(predicted: np.ndarray, labels: np.ndarray) -> Scores:
     return Scores(np.zeros(len(labels)), np.ones(len(labels)), predicted, labels)
 
 
-def test_the_interval_of_a_mean_is_student_s():
+def test_the_interval_of_a_mean_is_near_student_s_t():
     random = np.random.default_rng(0)
     reference = random.normal(3, 1, 400)
     own = reference + random.normal(0.1, 0.3, 400)
@@ -30,7 +30,7 @@ def test_the_interval_of_a_mean_is_student_s():
     assert found["high"] == pytest.approx(exact.high, abs=0.1 * width)
 
 
-def test_equal_predictions_differ_by_nothing():
+def test_equal_predictions_have_an_empty_interval():
     labels = np.arange(50) % 3
     scores = labelled((labels * 2) % 3, labels)
     for metric in ("accuracy", "macro_f1"):
@@ -38,7 +38,7 @@ def test_equal_predictions_differ_by_nothing():
 
 
 def test_samples_are_paired():
-    """Both networks fail on the same hard samples: the difference of accuracies varies by one sample only."""
+    """Both networks fail on the same samples but one: the interval is narrow."""
     labels = np.zeros(200, np.int64)
     reference = (np.arange(200) % 2).astype(np.int64)
     own = reference.copy()
@@ -48,11 +48,11 @@ def test_samples_are_paired():
     assert -4 / 200 <= found["low"] <= found["high"] <= 0
 
 
-def test_other_numbers_of_samples_are_refused():
+def test_different_numbers_of_samples_are_refused():
     with pytest.raises(ValueError, match="3 and 2 samples"):
         difference("nll", text(np.ones(3)), text(np.ones(2)), seed=0)
 
 
-def test_draws_of_blocks_in_which_nothing_is_counted_are_left_out():
+def test_resamples_without_counted_tokens_are_left_out():
     own, reference = (Scores(np.array([nll, 0.0, 0.0]), np.array([4.0, 0.0, 0.0])) for nll in (2.5, 2.0))
     assert difference("nll", own, reference, seed=0) == {"value": 0.5, "low": 0.5, "high": 0.5}

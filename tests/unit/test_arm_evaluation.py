@@ -1,8 +1,7 @@
-"""Evaluation of arms on tiny networks: what rows must hold whatever the machine, and counts against slow references."""
+"""Evaluation of arms on tiny networks."""
 
 from __future__ import annotations
 
-import copy
 from types import SimpleNamespace
 
 import numpy as np
@@ -13,7 +12,7 @@ from torch import nn
 
 from planer.conversion.dynamic import dynamic_layers, make_dynamic, set_selector
 from planer.conversion.neuron_threshold import calibrate
-from planer.conversion.selectors import Selector, score_quantiles
+from planer.conversion.selectors import Selector
 from planer.errors import UserError
 from planer.evaluation.arms.evaluate import Arm, evaluate_arm, quality
 from planer.evaluation.arms.points import calibrate_norms, expert_points, threshold_points
@@ -24,14 +23,14 @@ from planer.runtime import Runtime
 from planer.tasks.make_task import TASKS
 from planer.tasks.pretrained_task import PretrainedTask
 
-transformers = pytest.importorskip("transformers", reason="the package transformers is not installed")
+pytest.importorskip("transformers", reason="the package transformers is not installed")
 
+from tests.unit.converted import EXPERT_SIZE, ROUTER_WIDTH, split  # noqa: E402
+from tests.unit.pretrained_networks import KINDS, network  # noqa: E402
 from tests.unit.tiny_pretrained import NEURONS, WIDTH, tiny  # noqa: E402
-from tests.unit.tiny_tasks import LABELS, LENGTHS, facts, tensors  # noqa: E402
+from tests.unit.tiny_tasks import LENGTHS, facts, tensors  # noqa: E402
 
-SIZE, ROUTER = 4, 8
-EXPERTS = NEURONS // SIZE
-KINDS = {"bert": "labelled_text", "gpt2": "text", "llama": "text", "vit": "labelled_images"}
+EXPERTS = NEURONS // EXPERT_SIZE
 CONFIG = SimpleNamespace(
     selectors=("dynamic_k", "top_k"),
     taus=(0.6, 0.0, 0.3),
@@ -49,25 +48,9 @@ def task_of(family: str) -> PretrainedTask:
     return TASKS[kind](facts(kind), splits, None, Runtime(seed=3))
 
 
-def network(family: str) -> nn.Module:
-    model = tiny(family)
-    if family == "bert":
-        torch.manual_seed(0)
-        model.config.num_labels = LABELS
-        model = transformers.BertForSequenceClassification(model.config).eval()
-    return model
-
-
 def converted(family: str) -> nn.Module:
     """The same network with random routers."""
-    model = copy.deepcopy(network(family))
-    for number, layer in enumerate(make_dynamic(model, SIZE, ROUTER)):
-        generator = torch.Generator().manual_seed(number)
-        with torch.no_grad():
-            for weight in layer.router.parameters():
-                weight.normal_(generator=generator)
-            layer.quantiles.copy_(score_quantiles(layer.router(torch.randn(300, WIDTH, generator=generator))))
-    return model
+    return split(network(family))
 
 
 @pytest.fixture(scope="module", params=KINDS)
@@ -81,14 +64,14 @@ def rows_of(evaluation: dict, selector: str, bound: str | None = None) -> list[d
     return [row for row in evaluation["rows"] if row["selector"] == selector and row["bound"] == bound]
 
 
-def test_the_result_is_as_the_schema_says(evaluated):
+def test_the_result_is_valid_by_the_schema(evaluated):
     _, evaluation = evaluated
     check_shape("eval.json", evaluation, "arm")
     assert [row["value"] for row in rows_of(evaluation, "dynamic_k")] == [0, 0.3, 0.6]
     assert [row["value"] for row in rows_of(evaluation, "top_k")] == [EXPERTS // 2, EXPERTS]
 
 
-def test_without_skipping_the_arm_is_the_dense_network(evaluated):
+def test_with_all_experts_the_arm_equals_the_dense_network(evaluated):
     _, evaluation = evaluated
     (full,) = rows_of(evaluation, "all")
     assert full["test"] == evaluation["reference"]["test"] and full["valid"] == evaluation["reference"]["valid"]
@@ -116,7 +99,7 @@ def test_flops_follow_the_executed_experts(evaluated):
         assert saved == pytest.approx(evaluation["flops"]["feed_forward"] - row["feed_forward_flops"])
 
 
-def test_bounds_are_for_the_values_and_shares_of_the_first_selector(evaluated):
+def test_bounds_have_the_values_and_shares_of_the_first_selector(evaluated):
     _, evaluation = evaluated
     rows = rows_of(evaluation, "dynamic_k")
     oracle = rows_of(evaluation, "dynamic_k", "oracle")
@@ -129,7 +112,7 @@ def test_bounds_are_for_the_values_and_shares_of_the_first_selector(evaluated):
         assert row["executed_share"] == pytest.approx(row["value"], abs=4 / np.sqrt(tokens))
 
 
-def test_every_call_is_timed_beside_the_dense_network(evaluated):
+def test_every_setting_and_the_dense_network_are_timed(evaluated):
     family, evaluation = evaluated
     phases = {"prefill", "decode"} if KINDS[family] == "text" else {"forward"}
     timed = {(row["batch"], row["phase"], row["selector"], row["value"]) for row in evaluation["latency"]}
@@ -157,7 +140,7 @@ def test_thresholds_run_the_wanted_shares_and_save_the_products_after_the_score(
 
 
 def test_padding_is_not_counted():
-    """Texts in one batch, against every text alone without padding."""
+    """A batch gives the counts of its texts alone."""
     model, task = converted("bert"), task_of("bert")
     set_selector(model, Selector("dynamic_k", 0.4))
     _, counter = score(model, task, "test", "")
@@ -186,7 +169,7 @@ def test_a_dense_arm_has_no_rows():
     assert {row["selector"] for row in evaluation["latency"]} == {"dense"}
 
 
-def test_a_continued_network_is_compared_with_the_fine_tuned_one():
+def test_dense_continued_is_compared_with_dense():
     dense, continued, task = network("gpt2"), network("gpt2"), task_of("gpt2")
     with torch.no_grad():
         continued.lm_head.weight.mul_(0.9)
@@ -209,16 +192,16 @@ def test_the_oracle_of_absolute_runs_the_wanted_share():
     assert np.mean(list(counter.shares().values())) == pytest.approx(0.5, abs=0.1)
 
 
-def test_rules_that_need_norms_are_left_out_where_routers_predict_none():
+def test_selectors_that_need_norms_are_left_out_where_routers_predict_none():
     model = tiny("gpt2")
-    make_dynamic(model, SIZE, ROUTER, "moefication")
+    make_dynamic(model, EXPERT_SIZE, ROUTER_WIDTH, "moefication")
     assert [point.selector for point in expert_points(model, CONFIG)] == ["all", "top_k", "top_k"]
     with pytest.raises(UserError, match="allowed: absolute, top_k"):
         expert_points(model, SimpleNamespace(selectors=("dynamic_k",)))
 
 
-def test_the_interval_of_a_speed_up_encloses_the_median_of_most_samples():
-    """95 % by ranks: of 400 samples of a known median, about 20 intervals miss it; few rounds have no interval."""
+def test_the_interval_of_a_speed_up_covers_the_median_in_most_samples():
+    """At 95 %, about 20 of 400 intervals miss the median.  Few rounds have no interval."""
     random = np.random.default_rng(0)
     found = [speed_up(pd.Series(random.lognormal(0, 0.2, 20))) for _ in range(400)]
     missed = sum(not entry["low"] <= 1 <= entry["high"] for entry in found)

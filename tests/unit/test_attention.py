@@ -1,4 +1,4 @@
-"""Relative attention against a reference that looks every distance up, in double precision."""
+"""Relative attention against a slow reference in double precision."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from planer.specs import Architecture, Attention
 
 D_MODEL = 12
 SHAPES = [(5, 0, 8), (5, 3, 8), (5, 5, 5), (7, 3, 3), (1, 0, 4), (1, 4, 4)]
-"""(T, M, mem_len): no memory, filling, full, T > M, a single query without and with memory."""
+"""(T, M, mem_len): no memory, growing, full, T > M, a single query without and with memory."""
 
 
 def network(norm="post", heads=3, blocks=1, seed=0):
@@ -73,8 +73,7 @@ def test_outputs_and_gradients_of_recomputed_attention(norm, shape):
             torch.testing.assert_close(mine, theirs, msg=lambda m, o=options, n=name: f"{n}, {o}: {m}")
 
 
-def test_the_reference_notices_a_distance_off_by_one():
-    """A control: the comparison above must be able to fail."""
+def test_a_distance_off_by_one_is_found():
     model, x = network(), torch.randn(2, 5, D_MODEL, dtype=torch.float64)
     memory = torch.randn(2, 3, D_MODEL, dtype=torch.float64)
     shifted = model.run_blocks(x, [memory[:, 1:]], mem_len=8)[0]
@@ -85,7 +84,7 @@ def test_the_reference_notices_a_distance_off_by_one():
 @pytest.mark.parametrize("norm", ["post", "pre"])
 @pytest.mark.parametrize(("mem_len", "lengths"), [(12, [5, 5, 5, 5, 5, 2]), (4, [6, 6, 6, 3]), (0, [4, 4])])
 def test_cached_attention_equals_recomputed(norm, mem_len, lengths):
-    """Over segments in a row, while the memory fills, with T above mem_len, and a short segment at the end."""
+    """Over several segments: with a growing memory, with T above mem_len, with a short last segment."""
     model = network(norm, blocks=3).float()
     generator = torch.Generator().manual_seed(0)
     memories = {"recompute": None, "cached": None}
@@ -114,23 +113,23 @@ def read(model, tokens, length, **options):
 
 
 @pytest.mark.parametrize("attention", ["recompute", "cached"])
-def test_segmentation_does_not_matter_under_same_length(attention):
+def test_with_same_length_the_segmentation_does_not_change_results(attention):
     model = network(blocks=3)
     tokens = torch.randint(11, (2, 49), generator=torch.Generator().manual_seed(3))
     whole = read(model, tokens, 48, mem_len=8, same_length=True)
     for length in (1, 5, 8, 20):
         parts = read(model, tokens, length, mem_len=8, same_length=True, attention=attention)
         torch.testing.assert_close(parts, whole)
-    assert (read(model, tokens, 5, mem_len=8) - whole).abs().max() > 1e-3, "without same_length it does matter"
+    assert (read(model, tokens, 5, mem_len=8) - whole).abs().max() > 1e-3, "without same_length the results differ"
 
 
-def test_segmentation_does_not_matter_when_the_memory_holds_the_text():
+def test_with_a_long_memory_the_segmentation_does_not_change_results():
     model = network(blocks=2)
     tokens = torch.randint(11, (2, 31), generator=torch.Generator().manual_seed(4))
     torch.testing.assert_close(read(model, tokens, 7, mem_len=40), read(model, tokens, 30, mem_len=40))
 
 
-def test_the_future_is_invisible():
+def test_later_tokens_do_not_change_earlier_outputs():
     model = network(blocks=2)
     tokens = torch.randint(11, (2, 9), generator=torch.Generator().manual_seed(5))
     changed = tokens.clone()
@@ -168,8 +167,8 @@ def test_positions_are_exact_before_they_are_rounded_to_bfloat16():
     assert (positions.float() - exact).abs().max() < 0.003
 
 
-class TestKeptPositionKeys:
-    """Cached attention keeps W_r R; nothing may make it stale."""
+class TestStoredPositionKeys:
+    """Cached attention stores W_r R, which must follow every change of the weights."""
 
     def run(self, model):
         tokens = torch.arange(10).view(2, 5)
@@ -185,7 +184,7 @@ class TestKeptPositionKeys:
         torch.testing.assert_close(after, self.run(fresh), rtol=0, atol=0)
         assert not torch.equal(after, before.to(after.dtype))
 
-    def test_are_kept(self):
+    def test_are_stored(self):
         model = network()
         self.run(model)
         kept = model.blocks[0].sublayer._position_keys[2]
@@ -198,7 +197,7 @@ class TestKeptPositionKeys:
     def test_follow_weights_written_in_place(self):
         self.check(lambda model: initialise(model, torch.Generator().manual_seed(1)))
 
-    def test_of_networks_made_in_inference_mode_are_not_kept(self):
+    def test_of_networks_made_in_inference_mode_are_not_stored(self):
         with torch.inference_mode():
             model = network()
             before = self.run(model)
@@ -226,13 +225,13 @@ class TestKeptPositionKeys:
         assert not torch.equal(self.run(model), rounded)
         torch.testing.assert_close(self.run(model), self.run(network().float()), rtol=0, atol=0)
 
-    def test_are_not_kept_where_gradients_are_recorded(self):
+    def test_are_not_stored_where_gradients_are_recorded(self):
         model = network()
         for _ in range(2):
             model(torch.arange(10).view(2, 5), mem_len=4, attention="cached").hidden.sum().backward()
         assert model.blocks[0].sublayer.positions.weight.grad is not None
 
-    def test_are_not_kept_for_training(self):
+    def test_are_not_stored_for_training(self):
         model = network()
         self.run(model)
         model.train()
@@ -246,7 +245,7 @@ def test_heads_keep_their_width_when_pruned():
         assert attention.qkv.weight.shape == (3 * heads * 4, D_MODEL)
 
 
-def test_attention_dropout_and_residual_dropout_are_used():
+def test_dropout_rates_are_those_of_the_architecture():
     architecture = dataclasses.replace(network().architecture, attention_dropout=0.5, dropout=0.25)
     attention = LanguageModel(architecture).blocks[0].sublayer
     assert (attention.attention_dropout.p, attention.dropout.p) == (0.5, 0.25)

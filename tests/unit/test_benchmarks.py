@@ -1,4 +1,4 @@
-"""The benchmarks run to their ends and say of every bar whether it was reached."""
+"""The benchmarks run on tiny sizes and say of every bar whether it was reached."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import argparse
 import json
 import math
 import re
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -30,15 +29,14 @@ from benchmarks import (
 from benchmarks.experts import Sizes
 from benchmarks.output import start
 from planer.kernels.cpp import build as kernels
-from tests.unit.toy import experiment
+from tests.unit.toy import ROOT, experiment
 
 pytestmark = pytest.mark.slow
-ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(autouse=True)
 def threads():
-    """Benchmarks change the number of threads; the tests after them have the one before."""
+    """Restores the number of threads, which benchmarks change."""
     before = torch.get_num_threads()
     yield
     torch.set_num_threads(before)
@@ -97,7 +95,7 @@ def test_cpu_benchmark(monkeypatch, tmp_path, capsys):
     assert all((float(words[-3]) <= float(words[-2])) == (words[-1] == "reached") for words in judged)
 
 
-def test_gpu_benchmark_rehearsed_on_a_cpu(monkeypatch, tmp_path, capsys):
+def test_gpu_benchmark_on_a_cpu(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(gpu, "NETWORKS", {"baseline": "(sf)x2", "searched": "s2m1im2"})
     monkeypatch.setattr(gpu, "LIMITS", {(32, 1): 1000.0, (64, 2): 0.0})
     monkeypatch.setattr("sys.argv", ["gpu.py", "--device", "cpu", "--small", "--results", str(tmp_path)])
@@ -116,7 +114,7 @@ def test_gpu_benchmark_rehearsed_on_a_cpu(monkeypatch, tmp_path, capsys):
     ]
 
 
-def test_thresholds_of_a_tiny_decoder(monkeypatch, tmp_path, capsys):
+def test_neuron_threshold_benchmark(monkeypatch, tmp_path, capsys):
     pytest.importorskip("transformers")
     from tests.unit.tiny_pretrained import save
 
@@ -135,14 +133,14 @@ def test_thresholds_of_a_tiny_decoder(monkeypatch, tmp_path, capsys):
     for row in results["rows"]:
         kept = row["executed"]
         cost = (1 + 2 * kept) / 3 if row["score"] == "gate" else (2 + kept) / 3
-        assert row["flops"] == pytest.approx(cost, abs=0.03), "comparisons cost little beside the products"
+        assert row["flops"] == pytest.approx(cost, abs=0.03), "comparisons cost little compared with the products"
     assert all(len(times) == 3 and times["dense"]["ratio"] == 1 for times in results["times"].values())
     tested = [row for row in results["rows"] if "test" in row]
     assert len(tested) == 2 and all(row["test"]["rise"] == row["rise"] for row in tested), "both splits are one text"
     assert re.search(r"of the feed-forward FLOPs, bar 16%: (reached|MISSED)", capsys.readouterr().out)
 
 
-def test_agreement_of_signals_with_what_training_led_to():
+def test_agreement_of_signals_with_final_quality():
     final = [1.5, 1.2, 1.9, 1.4, 1.7, 1.3]
     rows = [
         {
@@ -170,7 +168,7 @@ def test_a_ranking_needs_a_search(monkeypatch):
         ranking.main()
 
 
-def test_ways_of_waiting_are_compared_within_a_round(monkeypatch):
+def test_wait_policies_are_compared_within_a_round(monkeypatch):
     class Fake:
         def __init__(self, factor):
             self.factor, self.asked = factor, 0
@@ -190,7 +188,7 @@ def test_ways_of_waiting_are_compared_within_a_round(monkeypatch):
     assert {row["n"] for row in rows} == {9} and rows[0]["max_ms"] == 30.0
 
 
-def test_latency_of_a_mixture_over_a_feed_forward_layer(monkeypatch, tmp_path, capsys):
+def test_mixture_latency_benchmark(monkeypatch, tmp_path, capsys):
     arguments = ["--threads", "1", "--widths", "8", "--tokens", "16", "--rounds", "3", "--seconds", "0.01"]
     monkeypatch.setattr("sys.argv", ["mixture_latency.py", *arguments, "--results", str(tmp_path)])
     mixture_latency.main()
@@ -201,7 +199,7 @@ def test_latency_of_a_mixture_over_a_feed_forward_layer(monkeypatch, tmp_path, c
     assert "at most 1.1 feed-forward layers: " in capsys.readouterr().out
 
 
-def test_where_a_mixture_is_as_fast(capsys):
+def test_the_summary_of_mixture_latency(capsys):
     rows = [{"d_model": 8, "tokens": n, "kernel": "loop", "ratio": ratio} for n, ratio in ((64, 2.0), (256, 1.1))]
     mixture_latency.show(rows, (64, 256))
     assert "layers: d_model 8, 256 tokens, loop: 1.10\n" in capsys.readouterr().out
@@ -210,7 +208,7 @@ def test_where_a_mixture_is_as_fast(capsys):
 
 
 @pytest.mark.skipif("not has_kernels()", reason="needs a C++ compiler")
-def test_decoding(monkeypatch, tmp_path, capsys):
+def test_decode_benchmark(monkeypatch, tmp_path, capsys):
     sizes = decode.Sizes(16, 32, 48, 2, 4, 0, 2, depth=1, words=20, head_modules=2, copies=2, memory=3)
     monkeypatch.setattr(decode, "SIZES", dict.fromkeys(decode.SIZES, sizes))
     arguments = ["--rounds", "3", "--seconds", "0.01", "--results", str(tmp_path)]
@@ -239,7 +237,7 @@ def tiny_mixtures(monkeypatch, tmp_path):
     return config, folder
 
 
-def test_networks_with_and_without_mixtures_take_turns(tiny_mixtures, tmp_path):
+def test_networks_with_and_without_mixtures_are_trained_in_slices(tiny_mixtures, tmp_path):
     config, folder = tiny_mixtures
     comparison = mixtures.Comparison(config, folder, 4, 4_000, tmp_path, [*mixtures.NETWORKS])
     assert comparison.training.batch * config.distill.tgt_len >= 250 * config.model.num_experts
@@ -284,7 +282,7 @@ def test_paired_differences_and_busiest_experts():
     assert mixtures.busiest(history) == pytest.approx([0.6, 0.9])
 
 
-def test_networks_are_compared_with_the_dense_one(monkeypatch, capsys):
+def test_mixtures_refuse_networks_without_dense(monkeypatch, capsys):
     monkeypatch.setattr("sys.argv", ["mixtures.py", "--networks", "one mixture", "dense"])
     with pytest.raises(SystemExit):
         mixtures.main()
@@ -300,7 +298,7 @@ def test_networks_are_compared_with_the_dense_one(monkeypatch, capsys):
         (ranking, ["--experiment", "nope"], "planer: cannot read .*config/experiments/nope.yaml"),
     ],
 )
-def test_options_that_mean_nothing(monkeypatch, capsys, benchmark, arguments, reason):
+def test_wrong_options_are_one_line(monkeypatch, capsys, benchmark, arguments, reason):
     monkeypatch.setattr("sys.argv", ["benchmark", *arguments])
     with pytest.raises(SystemExit) as ended:
         start(benchmark.main)
@@ -313,7 +311,7 @@ def test_mixtures_need_a_text(monkeypatch, tmp_path):
         mixtures.main()
 
 
-def test_the_bare_dry_run_plans_as_many_jobs(tmp_path):
+def test_the_bare_dry_run_plans_the_given_number_of_jobs(tmp_path):
     (tmp_path / "Snakefile").write_text(dry_run.bare_snakefile(rules=5, jobs=9))
     cpu_s, wall_s, jobs = dry_run.dry_run(tmp_path, "done")
     assert cpu_s > 0 and wall_s > 0 and jobs == 9

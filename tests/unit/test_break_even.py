@@ -1,4 +1,4 @@
-"""From which share of executed experts on layers run densely: by planted times, and kept in the folder."""
+"""The share of executed experts from which layers run densely."""
 
 from __future__ import annotations
 
@@ -25,25 +25,25 @@ CPU = torch.device("cpu")
     ("slopes", "expected"),
     [((0.5, 0.5, 0.5), 1.0), ((1.2, 0.5, 0.5), 0.75), ((1.2, 2.0, 0.5), 0.5), ((0.5, 0.5, 20), 0.0)],
 )
-def test_the_share_is_the_largest_that_is_no_slower_for_any_number_of_tokens(monkeypatch, slopes, expected):
-    """slopes: time at all experts over the dense time, for each number of tokens; times rise with the share."""
+def test_the_share_is_the_largest_that_is_never_slower_than_dense(monkeypatch, slopes, expected):
+    """slopes: time with all experts over the dense time, by number of tokens; times are proportional to the share."""
     left = iter(slopes)
 
-    def planted(calls, rounds, *_):
+    def made_up_times(calls, rounds, *_):
         slope = next(left)
         for call in calls.values():
             call()
         ms = [(name, 1.0 if name == "dense" else slope * float(name)) for name in calls]
         return pd.DataFrame([(name, 0, value) for name, value in ms], columns=["name", "round", "ms"])
 
-    monkeypatch.setattr(module, "measure", planted)
+    monkeypatch.setattr(module, "measure", made_up_times)
     model = converted("gpt2")
     assert module.break_even(model, tiny("gpt2"), CPU, 0) == expected
     assert all(layer.selector == ALL for layer in dynamic_layers(model))
 
 
 @pytest.mark.skipif(not build.available(), reason="there is no C++ compiler")
-def test_a_measured_share_holds_on_its_device_and_in_its_type():
+def test_a_measured_share_counts_only_for_its_device_and_dtype():
     model, selector = converted("gpt2"), Selector("absolute", 0.6)
     here = {"share": 0.8, "device": device_name(CPU), "dtype": "float32"}
     for measured, saves in (

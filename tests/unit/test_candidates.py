@@ -1,4 +1,4 @@
-"""From proposals to a network: candidates are measured, bias lowers the budget, and proxy training chooses."""
+"""Candidates are proposed and measured, and proxy training chooses one."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ SOME = {"shallow": 2, "edited": 2, "random": 2}
 
 
 def candidates_of(proposers=SOME, target=0.5, measured=None, corrections=3, **known):
-    """What the proposers lead to; measured: from the estimated latency of a network to its measured one."""
+    """Candidates of the proposers.  measured: a function from estimated to measured latency."""
     networks = space(target, proposers=proposers, corrections=corrections, **known)
     full, asked = networks.limits[0], []
 
@@ -37,23 +37,23 @@ def candidates_of(proposers=SOME, target=0.5, measured=None, corrections=3, **kn
     return measured_candidates(networks, measurement if measured else None), asked, networks
 
 
-def test_as_many_of_each_proposer_as_wanted():
+def test_every_proposer_gives_the_wanted_number():
     found, _, networks = candidates_of()
     assert [c.source for c in found.candidates.values()] == [name for name in SOME for _ in range(2)]
     assert not found.rejected and not found.rounds and networks.limits[0].share == pytest.approx(0.5)
     assert all(networks.allows(options) for options in found.candidates)
 
 
-def test_proposers_without_a_number_are_not_asked():
+def test_proposers_with_0_give_nothing():
     found, _, _ = candidates_of({"shallow": 1, "solver": 0, "argmax": 0})
     assert len(found.candidates) == 1
 
 
 @pytest.mark.parametrize("bias", [0.6, 1.0, 1 + 0.9 * TOLERANCE])
-def test_what_is_fast_enough_is_a_candidate(bias):
+def test_a_network_that_is_fast_enough_is_a_candidate(bias):
     found, asked, networks = candidates_of(measured=lambda estimated: bias * estimated)
     assert list(found.candidates) == asked and len(asked) == 6
-    assert networks.limits[0].share == pytest.approx(0.5), "networks faster than the table says leave the budget"
+    assert networks.limits[0].share == pytest.approx(0.5), "faster networks do not change the budget"
     for entry in found.rounds:
         assert entry["budget"] == pytest.approx(0.5)
         assert entry["measured"] == pytest.approx(bias * entry["estimated"])
@@ -62,7 +62,7 @@ def test_what_is_fast_enough_is_a_candidate(bias):
 def test_a_bias_lowers_the_budget_and_networks_are_proposed_again():
     """Everything is 10 % slower than the table says: the next budget of every proposer is 0.5 / 1.1."""
     found, asked, networks = candidates_of(measured=lambda estimated: 1.1 * estimated)
-    assert networks.limits[0].share == pytest.approx(0.5), "the space keeps its target"
+    assert networks.limits[0].share == pytest.approx(0.5), "the target stays"
     assert len(found.candidates) == 6
     for options in found.candidates:
         assert found.latency(options) <= 0.5 * (1 + TOLERANCE)
@@ -70,12 +70,12 @@ def test_a_bias_lowers_the_budget_and_networks_are_proposed_again():
     assert budgets == {0.5, round(0.5 / 1.1, 6)}
     slow = [options for options in asked if options in found.rejected]
     assert slow and all(found.ratios[options] > 0.5 * (1 + TOLERANCE) for options in slow)
-    assert len(slow) <= 3, "a proposer is corrected after its first network that is too slow"
+    assert len(slow) <= 3, "the first network that is too slow corrects its proposer"
     assert len(set(asked)) == len(asked), "no network is measured twice"
 
 
 @pytest.mark.parametrize("biases", [[1.25], [1.0, 1.25, 3.0], [1.0, 1.5], [0.8, 0.9]])
-def test_the_budget_follows_the_median_bias_but_not_above_the_target(biases):
+def test_the_budget_follows_the_median_bias_up_to_the_target(biases):
     networks = space(0.5)
     found = Measured(networks.limits[0], None)
     for number, bias in enumerate(biases):
@@ -88,8 +88,8 @@ def test_the_budget_follows_the_median_bias_but_not_above_the_target(biases):
     assert same == found.corrected("random") == networks.limits[0]
 
 
-def test_corrections_are_counted():
-    """A device that is twice as slow below half of the budget as well: no budget helps."""
+def test_corrections_are_limited():
+    """Every network takes more than 0.6: no budget helps."""
     found, _, _ = candidates_of(measured=lambda estimated: 0.6 + 0.1 * estimated, corrections=2)
     assert not found.candidates
     by_source = Counter(found.rejected[tuple(entry["options"])].source for entry in found.rounds)
@@ -101,8 +101,8 @@ def test_at_most_three_attempts_per_candidate_under_the_last_budget():
     assert len(asked) == candidates.ATTEMPTS * 2
 
 
-def test_duplicates_count_once():
-    """A cut that two proposers propose is one candidate, measured once, of the first of them."""
+def test_a_network_of_two_proposers_is_one_candidate():
+    """It is measured once and has the source of the first proposer."""
     found, asked, networks = candidates_of({"shallow": 3, "edited": 50}, 0.7, lambda estimated: estimated)
     assert len(asked) == len(set(asked)) == len(found.candidates)
     again = found.add(Candidate(asked[0], "edited"), networks)
@@ -116,7 +116,7 @@ def test_the_argmax_is_a_candidate_only_within_the_limits():
     assert [c.source for c in found.rejected.values()] == ["argmax"] and len(asked) == 1, "never measured"
 
 
-def test_no_network_of_any_proposer_is_one_line():
+def test_no_candidate_at_all_is_one_line():
     with pytest.raises(
         UserError, match=r"^target 0.03: no network of the proposers shallow, random is within"
     ) as error:
@@ -124,8 +124,8 @@ def test_no_network_of_any_proposer_is_one_line():
     assert "\n" not in str(error.value)
 
 
-def proxy_of(winner=None, latency=None):
-    """Proxy losses by the number of blocks that are no skips; the network ``winner`` is best."""
+def proxy_of(winner=None):
+    """Made-up proxy training, and a list of what it trained; the network ``winner`` has the lowest loss."""
     trained = []
 
     def proxy(candidate, share):
@@ -151,7 +151,7 @@ def test_the_best_by_proxy_training_is_chosen(source):
 
 
 def test_ties_go_to_the_network_that_was_measured_faster():
-    """All have the same losses, and the table's slowest one is the fastest when measured."""
+    """All have the same losses; the slowest by the table is the fastest measured one."""
     networks = space(0.5, proposers={"shallow": 3}, rungs=(0.5,), corrections=1)
     full = networks.limits[0]
 
@@ -165,20 +165,20 @@ def test_ties_go_to_the_network_that_was_measured_faster():
     assert fastest["estimated"] == max(c["estimated"] for c in notes["candidates"])
 
 
-def test_where_nothing_is_fast_enough_the_fastest_is_used(capsys):
+def test_without_a_fast_enough_network_the_fastest_is_used(capsys):
     networks = space(0.5, proposers={"shallow": 2}, corrections=1, rungs=(0.25, 0.5))
     proxy, trained = proxy_of()
     speeds = iter([0.63, 0.58, *[0.7] * 50])
     winner, notes = choose(networks, lambda network: next(speeds), proxy)
     second = notes["closed_loop"][1]
     assert list(winner.options) == second["options"] and second["measured"] == 0.58
-    assert trained == [(winner.options, 0.25)], "a lone network runs the first rung"
+    assert trained == [(winner.options, 0.25)], "a single candidate is trained on the first rung only"
     assert notes["chosen_by"] == "shallow" and len(notes["candidates"]) == 1
     assert "no network is fast enough; the fastest is used: 0.580" in capsys.readouterr().out
 
 
-def test_the_argmax_alone_is_used_whatever_it_costs():
-    """The paper's choice."""
+def test_the_argmax_alone_is_used_at_any_latency():
+    """As in the paper."""
     alpha = torch.zeros(8, 8)
     alpha[:, 7] = 3.0
     networks = space(0.5, proposers={"argmax": 1}, corrections=0, alpha=alpha)
@@ -213,13 +213,13 @@ def test_notes_of_every_method(name):
     assert notes["scored_by"] == ("params" if expected == "largest" else None)
 
 
-def test_random_controls_have_streams_of_their_own():
+def test_random_controls_differ_by_number_and_repeat():
     patterns = {network_of(f"random_0.6_{number}")[0].pattern for number in range(1, 7)}
     assert len(patterns) > 1
     assert network_of("random_0.6_1") == network_of("random_0.6_1")
 
 
-def test_random_controls_go_through_the_closed_loop():
+def test_random_controls_are_measured_and_corrected():
     """Everything is nearly 5 % slower than the table says."""
 
     def measurement(network):
@@ -233,7 +233,7 @@ def test_random_controls_go_through_the_closed_loop():
 
 def test_par_search_has_no_target_and_is_not_measured():
     def measurement(network):
-        raise AssertionError("it has no target to measure against")
+        raise AssertionError("a variant without a target is not measured")
 
     alpha = torch.zeros(4, 3)
     alpha[:, 2] = 1.0
@@ -242,19 +242,19 @@ def test_par_search_has_no_target_and_is_not_measured():
     assert notes["scored_by"] == "alpha" and list(notes["scores"]) == [f"position_{b}" for b in range(4)]
 
 
-def test_the_attention_of_the_workload_counts():
-    """Recomputed attention costs twice as much, for the baseline too."""
+def test_latencies_are_those_of_the_workloads_attention():
+    """Recomputed attention takes twice as long, also in the baseline."""
     _, notes = network_of("shallow_0.6", experiment(workload={"attention": "recompute"}))
     assert notes["baseline_ms"] == 1 + 2 * (8 + 3) and notes["attention"] == "recompute"
 
 
-def test_a_target_below_the_stem_is_one_line():
+def test_a_target_below_embedding_and_head_is_one_line():
     with pytest.raises(UserError, match="target 0.06 cannot be met: reachable range is 0.07 to") as error:
         network_of("shallow_0.06")
     assert "\n" not in str(error.value)
 
 
-def test_limits_hold_for_what_is_chosen():
+def test_the_chosen_network_keeps_the_limits():
     config = experiment(candidates={"limits": {"params": 0.9}, "proposers": {"solver": 0, "argmax": 0}})
     network, notes = network_of("target_0.9", config)
     baseline = config.model.architecture(VOCAB_SIZE, config.patterns.baseline)

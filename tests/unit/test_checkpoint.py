@@ -1,4 +1,4 @@
-"""Checkpoints: what goes in comes out, and no accident leaves a broken one."""
+"""Checkpoints are restored exactly and survive kills and full disks."""
 
 import multiprocessing
 import time
@@ -54,7 +54,7 @@ def test_loaded_tensors_survive_the_next_save(tmp_path):
     assert loaded["a"].unique().tolist() == [1.0]
 
 
-def test_nothing_there(tmp_path):
+def test_a_missing_checkpoint_is_none(tmp_path):
     assert Checkpoint(tmp_path / "absent", "x").load() is None
     Checkpoint(tmp_path / "absent", "x").delete()
 
@@ -64,7 +64,7 @@ def test_another_identity_is_ignored_with_a_reason(tmp_path, capsys):
     assert Checkpoint(tmp_path, "lr 0.02").load() is None
     message = capsys.readouterr().err
     assert "lr 0.01" in message and "lr 0.02" in message and message.count("\n") == 1
-    assert Checkpoint(tmp_path, "lr 0.01").load() is not None  # and left alone
+    assert Checkpoint(tmp_path, "lr 0.01").load() is not None  # and stays
 
 
 def test_a_damaged_file_is_ignored_with_a_reason(tmp_path, capsys):
@@ -75,8 +75,8 @@ def test_a_damaged_file_is_ignored_with_a_reason(tmp_path, capsys):
     assert "damaged" in capsys.readouterr().err
 
 
-def test_another_job_takes_up_what_was_handed_over(tmp_path):
-    """Unless it has begun itself: then it goes on from its own."""
+def test_a_checkpoint_is_handed_over_to_another_job(tmp_path):
+    """A job that has its own checkpoint continues from that."""
     tensors, path = {"a": torch.ones(3), "b": torch.full((2,), torch.nan)}, tmp_path / "training.safetensors"
     first = Checkpoint(tmp_path / "first", "choose")
     first.save(tensors | {"tied": tensors["a"]}, {"step": 3})
@@ -89,9 +89,12 @@ def test_another_job_takes_up_what_was_handed_over(tmp_path):
     second.save({"a": torch.zeros(1)}, {"step": 5})
     second.take_up(path)
     assert second.load()[1] == {"step": 5}
+    second.delete()
+    second.take_up(path)
+    assert second.load()[1] == {"step": 3}
 
 
-def test_what_was_handed_over_is_refused_in_one_line_when_it_is_no_checkpoint(tmp_path):
+def test_a_file_that_is_no_checkpoint_is_refused_in_one_line(tmp_path):
     path, checkpoint = tmp_path / "training.safetensors", Checkpoint(tmp_path / "job", "x")
     for content, reason in ((None, "does not exist"), (b"", "no readable"), ({"a": torch.ones(1)}, "is no checkpoint")):
         if isinstance(content, dict):
@@ -103,7 +106,7 @@ def test_what_was_handed_over_is_refused_in_one_line_when_it_is_no_checkpoint(tm
         assert "\n" not in str(error.value) and checkpoint.load() is None
 
 
-def test_parts_of_a_job_have_checkpoints_of_their_own(tmp_path):
+def test_parts_of_a_job_have_separate_checkpoints(tmp_path):
     whole = Checkpoint(tmp_path, "choose")
     parts = [whole.part(f"proxy_{number}", pattern) for number, pattern in enumerate(("sf", "ff"))]
     for number, part in enumerate(parts):
@@ -117,7 +120,7 @@ def test_parts_of_a_job_have_checkpoints_of_their_own(tmp_path):
 def test_delete_removes_leftovers_too(tmp_path):
     checkpoint = Checkpoint(tmp_path, "x")
     checkpoint.save({"a": torch.ones(1)}, {})
-    (checkpoint.path.parent / ".tmp123").write_text("killed while writing")
+    (checkpoint.path.parent / ".tmp123").write_text("written by a killed process")
     (tmp_path / "mlflow.json").write_text("not the checkpoint's")
     checkpoint.delete()
     assert [path.name for path in tmp_path.iterdir()] == ["mlflow.json"]
@@ -141,26 +144,26 @@ def test_a_folder_that_cannot_be_written_is_one_line(tmp_path):
     assert "\n" not in str(error.value)
 
 
-def save_for_ever(folder, under_way) -> None:
-    """Save checkpoints whose tensors all hold the checkpoint's number, and say when the second one is written."""
+def save_forever(folder, written) -> None:
+    """Save checkpoints filled with their number, and set ``written`` after the third."""
     checkpoint = Checkpoint(folder, "x")
     for number in range(1_000_000):
         full = torch.full((50_000,), float(number))
         checkpoint.save({"first": full, "last": full.clone()}, {"number": number})
         if number == 2:
-            under_way.set()
+            written.set()
 
 
 def test_sigkill_while_saving_leaves_a_whole_checkpoint(tmp_path):
-    spawn = multiprocessing.get_context("spawn")  # a forked child would wait for ever for threads it does not have
+    spawn = multiprocessing.get_context("spawn")  # a forked child would wait for threads that it lacks
     children = []
     for delay_ms in (0, 1, 2, 3, 5, 8, 13):
-        under_way = spawn.Event()
-        child = spawn.Process(target=save_for_ever, args=(tmp_path / str(delay_ms), under_way))
+        written = spawn.Event()
+        child = spawn.Process(target=save_forever, args=(tmp_path / str(delay_ms), written), daemon=True)
         child.start()
-        children.append((delay_ms, under_way, child))
-    for delay_ms, under_way, child in children:
-        assert under_way.wait(timeout=120)
+        children.append((delay_ms, written, child))
+    for delay_ms, written, child in children:
+        assert written.wait(timeout=600)
         time.sleep(delay_ms / 1000)
         child.kill()
         child.join()

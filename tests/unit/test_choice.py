@@ -1,4 +1,4 @@
-"""Which backend is chosen: the nearest row of the device's table, or safe defaults; logged once."""
+"""The choice of a backend: the nearest row of the device's table, or defaults."""
 
 from __future__ import annotations
 
@@ -47,17 +47,17 @@ def test_the_nearest_row_in_powers_of_two(tokens, size, share, expected):
     assert choice.nearest(ROWS, "float32", "inference", tokens, size, share)["backends"] == [expected]
 
 
-def test_an_unknown_share_does_not_count():
+def test_without_a_share_the_other_sizes_decide():
     assert choice.nearest(ROWS, "float32", "inference", 900, 100, None)["backends"] == ["loop"]
 
 
-def test_no_row_of_the_kind():
+def test_no_row_of_the_dtype():
     assert choice.nearest(ROWS, "float64", "inference", 1, 1, 0.1) is None
 
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
-    """Where tables are looked for, and nothing remembered of the shipped ones."""
+    """The folder of tables, with empty caches."""
     monkeypatch.setattr(choice, "FOLDER", tmp_path)
     choice.order.cache_clear()
     choice._rows.cache_clear()
@@ -81,7 +81,7 @@ def test_unknown_devices_get_defaults(folder):
     assert order() == choice.DEFAULTS["dynamic_ffn", "cpu"]
 
 
-def test_logged_once_a_kind_of_call(folder, caplog):
+def test_the_choice_is_logged_once_for_each_kind_of_call(folder, caplog):
     with caplog.at_level(logging.INFO, logger="planer.kernels.choice"):
         for share in (0.05, 0.05, 0.1):
             order(share)
@@ -90,7 +90,7 @@ def test_logged_once_a_kind_of_call(folder, caplog):
     assert caplog.messages[0].endswith("cpp then masked_dense (no table)")
 
 
-def test_buckets_are_few_and_near():
+def test_buckets_of_shares_are_few_and_near():
     shares = torch.linspace(0.001, 1, 1000).tolist()
     assert len({choice.bucket(share) for share in shares}) < 25
     assert all(abs(choice.bucket(share) / share - 1) < 0.2 for share in shares)
@@ -100,7 +100,7 @@ def test_buckets_are_few_and_near():
 @pytest.mark.parametrize(
     "path", sorted(choice.FOLDER.glob("*/*.json")), ids=lambda path: f"{path.parent.name}/{path.stem}"
 )
-def test_shipped_tables_are_sound(path):
+def test_shipped_tables_are_valid(path):
     table, operation = json.loads(path.read_text()), path.parent.name
     assert choice.table_path(operation, table["device"]) == path
     sizes = () if operation == "neuron_threshold" else (512, 2048)

@@ -1,11 +1,10 @@
-"""Claims are read, measured and judged; every row of the README's tables has one."""
+"""Claims are read, measured and compared with their bars; every row of the README's tables has one."""
 
 from __future__ import annotations
 
 import json
 import math
 import re
-from pathlib import Path
 
 import pytest
 
@@ -14,12 +13,12 @@ from benchmarks.output import start
 from planer.errors import UserError
 from planer.files import read_json
 from tests.unit.made_up import evaluation
+from tests.unit.toy import ROOT
 
 pytestmark = pytest.mark.slow
-ROOT = Path(__file__).parents[2]
 SHIPPED = {path.stem: path for path in (ROOT / "benchmarks/claims").glob("*.yaml")}
 DESCRIPTIONS = {"run", "network", "blocks"}
-"""Columns of the README's tables that hold no figure."""
+"""Columns of the README's tables without figures."""
 
 TABLE = """
 title: Made up
@@ -44,8 +43,8 @@ for path in map(pathlib.Path, sys.argv[1:]):
 
 
 @pytest.fixture
-def place(monkeypatch, tmp_path):
-    """A folder with one table, made_up, and the program that makes its files."""
+def folder(monkeypatch, tmp_path):
+    """The working folder, with one table, made_up, and the program that writes its files."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(claims, "CLAIMS", tmp_path)
     monkeypatch.setattr(claims, "RESULTS", tmp_path / "results")
@@ -55,14 +54,14 @@ def place(monkeypatch, tmp_path):
 
 
 def main(monkeypatch, *arguments):
-    """The exit status, or the line that ended it."""
+    """The exit status, or the message of a failed run."""
     monkeypatch.setattr("sys.argv", ["claims.py", *arguments])
     with pytest.raises(SystemExit) as ended:
         start(claims.main)
     return ended.value.code
 
 
-def test_a_table_is_measured_printed_and_written(place, monkeypatch, capfd):
+def test_a_table_is_measured_printed_and_written(folder, monkeypatch, capfd):
     assert main(monkeypatch) == 0
     lines = [re.split(r"  +", line) for line in capfd.readouterr().out.splitlines()]
     # Differences from the control are 0.1 and -0.1, 0 ± 0.1.
@@ -77,7 +76,7 @@ def test_a_table_is_measured_printed_and_written(place, monkeypatch, capfd):
     assert ["new, 2 runs", "range", "1", "<= 0.5", "MISSED", "old: 1.2"] in lines
     assert ["new, 2 runs", "share", "0.5 ± 0", "<= 0.4", "MISSED", "old: 0.5 ± 0"] in lines
     assert ["old, 2 runs", "loss", "2.5 ± 0.6"] in lines
-    (path,) = (place / "results").iterdir()
+    (path,) = (folder / "results").iterdir()
     assert "-claims-made_up-" in path.name
     written = read_json(path)
     assert [row["reached"] for row in written["rows"]] == [True, False, False, None]
@@ -85,8 +84,8 @@ def test_a_table_is_measured_printed_and_written(place, monkeypatch, capfd):
     assert written["commands"][0]["command"][2:] == [f"found/{run}.json" for run in LOSSES]
 
 
-def test_a_failed_command_is_said_and_figures_that_exist_are_shown(place, monkeypatch, capfd):
-    (place / "make.py").write_text(MAKE.replace("sys.argv[1:]", "sys.argv[2:]") + "\nsys.exit(3)\n")
+def test_a_failed_command_is_named_and_other_figures_are_shown(folder, monkeypatch, capfd):
+    (folder / "make.py").write_text(MAKE.replace("sys.argv[1:]", "sys.argv[2:]") + "\nsys.exit(3)\n")
     assert main(monkeypatch, "made_up") == 1
     shown = capfd.readouterr().out
     assert re.search("^new, 2 runs  loss  +not measured +found/n0.json does not exist;", shown, re.M)
@@ -94,14 +93,14 @@ def test_a_failed_command_is_said_and_figures_that_exist_are_shown(place, monkey
     assert "FAILED with status 3: python make.py found/n0.json" in shown
 
 
-def test_a_program_that_does_not_exist_is_a_failed_command(place, monkeypatch, capfd):
-    (place / "made_up.yaml").write_text(TABLE.replace("python", "no-such-program"))
+def test_a_program_that_does_not_exist_is_a_failed_command(folder, monkeypatch, capfd):
+    (folder / "made_up.yaml").write_text(TABLE.replace("python", "no-such-program"))
     assert main(monkeypatch) == 1
     assert "cannot start no-such-program: No such file or directory\n" in capfd.readouterr().out
 
 
 def test_an_interrupted_command_has_time_to_end():
-    """subprocess.run would kill it after a quarter of a second."""
+    """subprocess.run kills it after a quarter of a second."""
 
     class Interrupted:
         waits = 0
@@ -118,11 +117,11 @@ def test_an_interrupted_command_has_time_to_end():
     assert process.waits == 2
 
 
-def test_unknown_names_and_the_list(place, monkeypatch, capsys):
+def test_unknown_names_and_the_list(folder, monkeypatch, capsys):
     assert main(monkeypatch, "nonsense") == "planer: unknown claims 'nonsense'; allowed: made_up"
     assert main(monkeypatch, "--list") == 0
     assert "<= control + 1 standard error" in capsys.readouterr().out
-    assert not (place / "found").exists(), "a list runs nothing"
+    assert not (folder / "found").exists(), "a list runs nothing"
 
 
 @pytest.mark.parametrize(
@@ -132,16 +131,16 @@ def test_unknown_names_and_the_list(place, monkeypatch, capsys):
         ("corpus: enwik8-mini", "the corpus enwik8-mini is not on this machine; set PLANER_DATA"),
     ],
 )
-def test_what_this_machine_cannot_measure_is_skipped(place, monkeypatch, capsys, need, reason):
-    monkeypatch.setenv("PLANER_DATA", str(place))
-    (place / "made_up.yaml").write_text(f"{need}\n{TABLE}")
+def test_a_table_that_needs_another_machine_is_skipped(folder, monkeypatch, capsys, need, reason):
+    monkeypatch.setenv("PLANER_DATA", str(folder))
+    (folder / "made_up.yaml").write_text(f"{need}\n{TABLE}")
     assert main(monkeypatch) == 0
     assert f"made_up: skipped: {reason}" in capsys.readouterr().out
-    assert not (place / "found").exists()
+    assert not (folder / "found").exists()
 
 
 @pytest.mark.parametrize(
-    "change, complaint",
+    "change, reason",
     [
         (("range: <= 0.5", "spread: <= 0.5"), "row new: unknown figure 'spread'; allowed: loss, range, share"),
         (("<= 0.5", "about 0.5"), "bar 'about 0.5': write <= 0.51"),
@@ -154,19 +153,19 @@ def test_what_this_machine_cannot_measure_is_skipped(place, monkeypatch, capsys,
         (("{runs: [o0, o1], figures: {loss: no bar}}", "3"), "rows.old is 3"),
     ],
 )
-def test_mistakes_in_claims_are_one_line_before_anything_runs(place, monkeypatch, change, complaint):
+def test_mistakes_in_claims_are_one_line_before_anything_runs(folder, monkeypatch, change, reason):
     assert change[0] in TABLE
-    (place / "made_up.yaml").write_text(TABLE.replace(*change))
+    (folder / "made_up.yaml").write_text(TABLE.replace(*change))
     said = main(monkeypatch)
-    assert complaint in said and said.startswith(f"planer: {place}/made_up.yaml: ") and "\n" not in said
-    assert not (place / "found").exists()
+    assert reason in said and said.startswith(f"planer: {folder}/made_up.yaml: ") and "\n" not in said
+    assert not (folder / "found").exists()
 
 
-def test_paths_lead_to_numbers():
+def test_paths_of_figures():
     content = {"a": {"b": 2}, "list": [{"k": 1, "m": "x+y", "v": 3}, {"k": 1, "m": "z", "v": 4}], "none": None}
     assert figures.number(content, "a.b") == 2
     assert figures.number(content, "list[k=1,m=x+y].v") == 3
-    for path, complaint in {
+    for path, reason in {
         "a.c": "a.c: there is no c",
         "a.b.c": "there is no c",
         "list[k=1].v": "2 items have k=1, not 1",
@@ -175,7 +174,7 @@ def test_paths_lead_to_numbers():
         "none": "none is empty, not a number",
         "a": "not a number",
     }.items():
-        with pytest.raises(UserError, match=re.escape(complaint)):
+        with pytest.raises(UserError, match=re.escape(reason)):
             figures.number(content, path)
 
 
@@ -199,7 +198,7 @@ def test_limits_of_bars():
 
 
 @pytest.mark.parametrize("name", ["demo", "enwik8-mini"])
-def test_figures_of_networks_stand_in_eval_json(name):
+def test_figures_of_networks_are_in_eval_json(name):
     content = evaluation("target_0.5", "s2fi", 1.2, 0.5, target=0.5)
     for figure in claims.read_table(name, SHIPPED).figures.values():
         assert figures.measured(figure, [content]).value >= 0
@@ -212,7 +211,7 @@ def test_figures_of_networks_stand_in_eval_json(name):
         ("ranking", {"demo": "demo-ranking-2026-11-29"}, -1, 1),  # Kendall's tau
     ],
 )
-def test_figures_of_benchmarks_stand_in_their_results(name, files, low, high):
+def test_figures_of_benchmarks_are_in_their_results(name, files, low, high):
     table = claims.read_table(name, SHIPPED)
     for row in table.rows.values():
         content = json.loads((ROOT / f"benchmarks/results/amd-epyc-{files[row.runs[0]]}.json").read_text())

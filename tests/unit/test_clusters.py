@@ -1,4 +1,4 @@
-"""Clusters of pretrained layers: balanced, repeatable, and of neurons that are active together."""
+"""Clusters of neurons of pretrained networks."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def config(features: str, size: int = 4, restarts: int = 1) -> SimpleNamespace:
 
 @pytest.mark.parametrize("features", ["weights", "activations"])
 @pytest.mark.parametrize("family", KINDS)
-def test_labels_are_balanced_and_repeatable_and_sort_the_network(family, features, tmp_path):
+def test_labels_are_balanced_and_repeatable_and_do_not_change_the_network(family, features, tmp_path):
     model, task = network(family), task_of(family, tmp_path)
     labels, metrics = cluster_sites(model, task, config(features), 5)
     names = [site.name for site in feed_forward_sites(model)]
@@ -40,7 +40,7 @@ def test_labels_are_balanced_and_repeatable_and_sort_the_network(family, feature
     np.testing.assert_allclose(task.scores(model, "test").nll, before, rtol=1e-4)
 
 
-def test_weights_of_the_gate_decide_in_gated_layers(tmp_path):
+def test_gated_layers_are_clustered_by_the_gate_weights(tmp_path):
     model, other = network("llama"), network("llama")
     with torch.no_grad():
         for site in feed_forward_sites(other):
@@ -51,7 +51,7 @@ def test_weights_of_the_gate_decide_in_gated_layers(tmp_path):
 
 
 def test_neurons_that_are_active_on_the_same_tokens_share_an_expert(tmp_path):
-    """Neurons j and j + 12 are made copies that differ in scale, so that pairs must end up together."""
+    """Neurons j and j + 12 are copies that differ in scale."""
     model = network("gpt2")
     with torch.no_grad():
         for site in feed_forward_sites(model):
@@ -65,7 +65,7 @@ def test_neurons_that_are_active_on_the_same_tokens_share_an_expert(tmp_path):
 
 
 def test_profiles_keep_the_angles_between_neurons(tmp_path, monkeypatch):
-    """The exact profiles of few tokens; and with fewer dimensions the best approximation, as a full decomposition."""
+    """With all dimensions they are exact; with fewer they are the best approximation, by singular values."""
     model, task = network("bert"), task_of("bert", tmp_path)
     parts = []
     for recorder, typical in typical_passes(model, task, "train", 30, 1):
@@ -83,7 +83,7 @@ def test_profiles_keep_the_angles_between_neurons(tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-def test_processes_give_the_same_labels(tmp_path, monkeypatch):
+def test_several_processes_give_the_same_labels(tmp_path, monkeypatch):
     model, task = network("vit"), task_of("vit", tmp_path)
     alone = cluster_sites(model, task, config("weights"), 0)[0]
     monkeypatch.setattr(clusters, "WORTH_PROCESSES", 0)
@@ -105,7 +105,7 @@ def test_padding_and_first_tokens_of_decoders_are_left_out(family, tokens, tmp_p
 
 
 @pytest.mark.parametrize("family", KINDS)
-def test_a_recorder_shows_inputs_and_activations(family, tmp_path):
+def test_a_recorder_has_inputs_and_activations(family, tmp_path):
     model, task = network(family), task_of(family, tmp_path)
     batch = next(task.batches("valid"))
     with Recorder(model).recording() as recorder:

@@ -1,4 +1,4 @@
-"""Experiments: what ships builds, and a mistake is one line with key, value and what is allowed."""
+"""Experiments: shipped ones are valid, and a mistake is one line with key, value and what is allowed."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def shipped(name: str) -> Experiment:
 
 
 @pytest.mark.parametrize("name", SHIPPED)
-def test_every_shipped_experiment_builds_patterns_of_equal_depth(name):
+def test_patterns_of_shipped_experiments_have_equal_depth(name):
     experiment = shipped(name)
     patterns = {
         name: experiment.model.architecture(267_735, pattern) for name, pattern in experiment.patterns.named.items()
@@ -95,7 +95,7 @@ def message(values: dict) -> str:
 
 
 def offending(value: object) -> str:
-    """Text that the message must have: the value, the last one of a list, or the last key of a mapping."""
+    """The value that the message must name: of a list the last one, of a mapping the last key."""
     if value is None:
         return "empty"
     return str([*value][-1] if isinstance(value, (list, dict)) and value else value)[:50]
@@ -111,12 +111,12 @@ def offending(value: object) -> str:
         ("evaluate.42", "unknown key evaluate.42; allowed: batch, tgt_len"),
     ],
 )
-def test_an_unknown_key(path, hint):
+def test_an_unknown_key_is_named(path, hint):
     assert hint in message(changed(path, 1))
 
 
 @pytest.mark.parametrize("path", ["seed", "retrain", "search.alpha_optimizer.betas", "workload.attention"])
-def test_a_missing_key(path):
+def test_a_missing_key_is_named(path):
     values = copy.deepcopy(DEFAULTS)
     section, key = section_of(values, path)
     del section[key]
@@ -152,7 +152,7 @@ def test_a_missing_key(path):
         ("sparsify.ramp", "cosine", "allowed: none, linear, linear_warmup"),
     ],
 )
-def test_a_wrong_type_or_choice(path, value, allowed):
+def test_a_wrong_type_or_choice_is_refused(path, value, allowed):
     text = message(changed(path, value))
     assert path in text and offending(value) in text and allowed in text
 
@@ -241,7 +241,7 @@ def test_a_wrong_type_or_choice(path, value, allowed):
         ("patterns.par", "", "write the blocks in order"),
     ],
 )
-def test_contradictory_values(path, value, allowed):
+def test_a_wrong_value_is_refused(path, value, allowed):
     text = message(changed(path, value))
     assert f"config: {path}" in text and offending(value) in text and allowed in text
 
@@ -250,7 +250,7 @@ def test_options_must_fit_the_model():
     assert "'moe_top2' has top_k 2; allowed: 1 to 1, the number of experts" in message(changed("model.num_experts", 1))
 
 
-def test_a_design_space_must_fit_the_model_where_its_method_is_asked_for():
+def test_a_design_space_of_a_method_must_fit_the_model_where_it_is_used():
     few = {"model": {"num_heads": 4}, "design_space": ["skip", "attention_4", "feed_forward"]}
     experiment = build(Experiment, merge(DEFAULTS, few))
     experiment.check_variant("target_0.5")
@@ -293,7 +293,7 @@ def test_a_shared_supernet_needs_a_proposer_that_asks_it():
     assert f"default_analyses: {line}" in message(merge(without, {"default_analyses": ["pareto"]}))
 
 
-def test_a_pattern_that_is_not_there():
+def test_a_missing_pattern_is_refused():
     with pytest.raises(UserError, match=r"variant pattern_x: patterns\.others has no x; it has: none"):
         build(Experiment, DEFAULTS).check_variant("pattern_x-seed1")
 
@@ -312,14 +312,14 @@ def test_experts_must_fit_the_mlps_of_replaced_projections():
     "path",
     ["max_hours", "retrain.optimizer.lr", "search.optimizer.betas", "evaluate.taus", "candidates.limits"],
 )
-def test_numbers_that_are_none(path, value):
-    """NaN is neither above nor below a bound."""
+def test_values_that_are_not_finite_are_refused(path, value):
+    """NaN passes comparisons with bounds."""
     whole = {"betas": [0.9, value], "taus": [0.1, value], "limits": {"params": value}}
     text = message(changed(path, whole.get(path.split(".")[-1], value)))
     assert f"config: {path}" in text and "it must be a finite number" in text and len(text) < 200
 
 
-def test_whole_numbers_may_be_written_with_a_point():
+def test_600_0_is_a_whole_number():
     values = merge(DEFAULTS, {"search": {"steps": 600.0, "temperature": 5}})
     search = build(Experiment, values).search
     assert (search.steps, search.temperature) == (600, 5.0)
@@ -334,7 +334,7 @@ def test_layers_merge_deeply_and_lists_are_replaced():
     assert merge() == {}
 
 
-def test_a_stage_sees_only_the_sections_it_declared():
+def test_a_stage_has_only_its_declared_sections():
     config = sections({name: DEFAULTS[name] for name in ("search", "threads", "design_space")})
     whole = build(Experiment, DEFAULTS)
     assert config.search == whole.search and config.threads == 2 and config.design_space == whole.design_space
@@ -352,8 +352,8 @@ def test_options_and_symbols_name_the_same_blocks():
         assert model.option(name) == symbols[symbol] and model.option(name).name == name
 
 
-def test_seeds_are_the_same_for_ever():
-    """Results name their seed: another derivation would be another result."""
+def test_derived_seeds_do_not_change():
+    """Results are published with their seed."""
     assert derive_seed(1111, "search", 0) == 367815968
     assert derive_seed(0) == 804681139
     seeds = {derive_seed(seed, name, k) for seed in range(5) for name in ("search", "retrain") for k in range(5)}

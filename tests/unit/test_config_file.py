@@ -27,7 +27,7 @@ def keys(node: yaml.MappingNode, cls: type, path: str = "") -> Iterator[tuple[st
 
 
 def undocumented_or_repeated(text: str) -> list[str]:
-    """Keys without a comment on their line or above it where they first stand, and keys with another one later."""
+    """Keys without a comment, on their line or above, where they occur first, and keys with a comment elsewhere."""
     lines, seen, wrong = text.splitlines(), set(), []
     for path, declaring, line in keys(yaml.compose(text), Experiment):
         name = (declaring, path.rpartition(".")[2])

@@ -1,7 +1,6 @@
-"""Damaged configuration: each of 300 mutants is one line of complaint or an experiment, in bounded memory and time.
+"""300 damaged configurations: each is refused in one line or is an experiment, in bounded memory and time.
 
-Run as a program, this file prints what becomes of the mutants: the test does so under limits that a whole machine's
-memory would exceed.
+Run as a program, this file prints the outcomes as JSON, with limits on memory and time.  The test runs it.
 """
 
 from __future__ import annotations
@@ -51,21 +50,21 @@ def drop(rng: random.Random, lines: list[bytes]) -> list[bytes]:
 
 
 def repeat(rng: random.Random, lines: list[bytes]) -> list[bytes]:
-    """Some lines stand there twice."""
+    """Some lines are repeated."""
     start = rng.randrange(len(lines))
     part = lines[start : start + rng.randint(1, 9)]
     return lines + part if rng.random() < 0.5 else lines[:start] + part + lines[start:]
 
 
 def move(rng: random.Random, lines: list[bytes]) -> list[bytes]:
-    """A line is indented otherwise, by a tab or by spaces."""
+    """A line has another indentation, of a tab or spaces."""
     at = rng.randrange(len(lines))
     line = rng.choice([b"\t" + lines[at], b"  " + lines[at], lines[at].lstrip()])
     return [*lines[:at], line, *lines[at + 1 :]]
 
 
 def rename(rng: random.Random, lines: list[bytes]) -> list[bytes]:
-    """A key has a letter too many, or a character that no key has."""
+    """A key has one more character."""
     at = rng.choice([i for i, line in enumerate(lines) if b":" in line and not line.startswith(b"#")])
     key, colon, rest = lines[at].partition(b":")
     extra = rng.choice([b"x", b".", b"\xc3\xa4", b"\x7f", b" ", b"?", b"'"])
@@ -80,7 +79,7 @@ def replace(rng: random.Random, lines: list[bytes]) -> list[bytes]:
 
 
 def insert(rng: random.Random, lines: list[bytes]) -> list[bytes]:
-    """Bytes that are no text, or text of another kind."""
+    """A line has other bytes or text before it."""
     at = rng.randrange(len(lines))
     extra = rng.choice([b"\x00", b"\xff\xfe", b"\xef\xbb\xbf", b"---\n", b"%YAML 9.9\n", b"[" * 2000, b"<<: {a: 1}\n"])
     return [*lines[:at], extra, *lines[at:]]
@@ -93,7 +92,7 @@ CHANGES: tuple[Callable[[random.Random, list[bytes]], list[bytes]], ...] = (
 
 
 def outcomes(folder: Path) -> list[dict]:
-    """What becomes of every mutant: an experiment, a complaint, or another exception."""
+    """The outcome of every mutant: an experiment, a refusal (UserError), or a crash (another exception)."""
     from planer.config import Experiment
     from planer.config.strict_yaml import read_yaml
     from planer.errors import UserError
@@ -114,14 +113,14 @@ def outcomes(folder: Path) -> list[dict]:
             for pattern in vars(experiment.patterns).values():
                 assert experiment.model.architecture(256, pattern).params() > 0
         except UserError as error:
-            result |= {"kind": "complaint", "text": str(error)}
+            result |= {"kind": "refusal", "text": str(error)}
         except BaseException as error:
             result |= {"kind": "crash", "text": f"{type(error).__name__}: {error}"[:500]}
         found.append(result)
     return found
 
 
-def test_mutants_of_the_configuration(tmp_path):
+def test_a_damaged_configuration_is_refused_or_an_experiment(tmp_path):
     command = [sys.executable, __file__]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, errors="backslashreplace")
     assert done.returncode == 0, done.stderr[-2000:]
@@ -130,11 +129,11 @@ def test_mutants_of_the_configuration(tmp_path):
     assert [result for result in found if result["kind"] == "crash"] == []
     for result in found:
         text = result["text"]
-        if result["kind"] == "complaint":
+        if result["kind"] == "refusal":
             assert text.isprintable() and len(text) < 600, result
             assert text.startswith("config: ") or "mutant.yaml" in text, result
     kinds = [result["kind"] for result in found]
-    assert kinds.count("complaint") > COUNT / 2 and kinds.count("experiment") > COUNT / 10
+    assert kinds.count("refusal") > COUNT / 2 and kinds.count("experiment") > COUNT / 10
     assert not list(tmp_path.iterdir())
 
 

@@ -1,4 +1,4 @@
-"""Limits of a choice add up to what the chosen network really is."""
+"""Limits on latency, parameters, FLOPs and memory of a chosen network."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ ALL = {"params": 0.9, "active_params": 0.8, "flops": 0.7, "memory": 0.6}
 
 
 @pytest.mark.parametrize("path", [[0, 0, 0, 0], [1, 3, 2, 4], [5, 5, 2, 2]])
-def test_costs_are_those_of_the_whole_network(path):
+def test_costs_of_blocks_add_up_to_those_of_the_network(path):
     limits = {limit.name: limit for limit in limits_of(CONFIG, BASELINE, latency_table(), 0.5, **ALL)}
     network = CONFIG.model.architecture(VOCAB_SIZE, tuple(CONFIG.model.option(CONFIG.design_space[i]) for i in path))
     work = CONFIG.workload
@@ -42,13 +42,13 @@ def test_costs_are_those_of_the_whole_network(path):
 
 
 def proposed(config, target: float, table: LatencyTable, alpha: torch.Tensor, number: int = 1):
-    """The solver's networks by the architecture weights, and what each uses."""
+    """The solver's networks by the architecture weights, and the shares of the limits that each uses."""
     space = space_of(config, parse_variant(f"target_{target}"), VOCAB_SIZE, table, 0, alpha=alpha)
     found = list(itertools.islice(PROPOSERS["solver"](space), number))
     return [(space.network(c.options), used(space.limits, c.options)) for c in found]
 
 
-def test_the_choice_keeps_every_limit():
+def test_chosen_networks_keep_every_limit():
     config = experiment(candidates=ALPHA | {"limits": ALL})
     alpha = torch.randn(4, 6, generator=torch.Generator().manual_seed(3))
     found = proposed(config, 0.8, latency_table(), alpha, 3)
@@ -60,7 +60,7 @@ def test_the_choice_keeps_every_limit():
 
 
 def table_of_two_batches() -> LatencyTable:
-    """At batch 1 a mixture of experts costs as much as at batch 4, everything else a quarter."""
+    """At batch 1 a mixture of experts takes as long as at batch 4, every other block a quarter of that."""
     table = latency_table()
     small = table.rows.assign(batch=1)
     small["median_ms"] *= small["option"].str.startswith("moe").map({True: 1.0, False: 0.25})
@@ -81,14 +81,14 @@ def test_a_network_chosen_under_two_batches_keeps_both():
         name: [table.estimate(network, "cached", batch) / table.estimate(BASELINE, "cached", batch) for batch in (4, 1)]
         for name, network in chosen.items()
     }
-    assert shares["one"][0] <= 0.9 < shares["one"][1], "without the second limit it is missed"
+    assert shares["one"][0] <= 0.9 < shares["one"][1], "with one limit, the other is exceeded"
     assert max(shares["both"]) <= 0.9
     assert shares_used == pytest.approx({"target": shares["both"][0], "latency_batch_1": shares["both"][1]})
 
 
 @pytest.mark.parametrize("kinds", [["segment", "decode"], ["decode", "segment"]])
-def test_the_target_is_the_latency_of_one_kind_of_calls_and_a_limit_that_of_the_other(kinds):
-    """Decoding takes 10 times as long, but mixtures of experts a hundredth of that."""
+def test_the_target_and_a_limit_are_latencies_of_two_kinds_of_calls(kinds):
+    """Decoding takes 10 times as long; mixtures of experts take a tenth."""
     config = experiment(workload={"kinds": kinds, "decode": {"batch": 1, "mem_len": 9}})
     rows, decoding = latency_table().rows, latency_table().rows
     decoding = decoding[decoding["attention"] == "cached"].assign(batch=1, execution="decode")
@@ -121,7 +121,7 @@ def test_a_batch_that_was_not_measured_is_refused():
         limits_of(CONFIG, BASELINE, latency_table(), 0.5, latency_batch_1=0.5)
 
 
-def test_used_is_relative_to_the_baseline():
+def test_used_shares_are_relative_to_the_baseline():
     limits = limits_of(CONFIG, BASELINE, latency_table(), 1.0, params=1.0)
     path = [CONFIG.design_space.index(block.name) for block in BASELINE.blocks]
     assert used(limits, path) == {"target": 1.0, "params": 1.0}

@@ -1,4 +1,4 @@
-"""Networks beside their controls, from made-up evaluations: which are compared, in which pairs, and what is said."""
+"""Comparisons of networks with their controls, from made-up evaluations."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from planer.report.control_tables import control_table, shallow_finding
 
 
 def network(name: str, nll: float, noise: float = 0.01) -> dict:
-    """An evaluation with noise in its segments, other noise for every name, around the mean nll."""
+    """An evaluation of mean ``nll`` with noise in its segments, seeded by the name."""
     values = evaluation(name, "s4f", nll, 0.5, parse_variant(name).target)
     segments, random = values["quality"]["segments"], np.random.default_rng(list(name.encode()))
     hard = np.array(evaluation(name, "s4f", 1.6, 0.5)["quality"]["segments"]["nll"])
@@ -57,13 +57,13 @@ def test_controls_have_the_same_target_start_and_seed(name, controls):
     assert list(compared(name, CONTROLS)) == controls
 
 
-def test_controls_of_a_seed_and_of_random_weights_are_those_of_their_kind():
+def test_seeds_and_scratch_are_compared_with_controls_of_their_kind():
     others = {"continued-seed1": 1.6, "shallow_0.5-seed1": 1.6, "shallow_0.5-scratch": 1.6}
     assert list(compared("target_0.5-seed1", others)) == ["baseline", "continued", "shallow"]
     assert list(compared("target_0.5-scratch", others)) == ["baseline", "shallow"]
 
 
-def test_without_a_baseline_the_others_are_still_compared():
+def test_without_a_baseline_the_other_controls_are_compared():
     values = network("target_0.5", 1.62)
     values["baseline"]["quality"] = None
     assert [found.control for found in compare_with_controls(values, [network("continued", 1.6)])] == ["continued"]
@@ -80,7 +80,7 @@ def test_one_control_is_compared_over_segments():
 
 
 def test_random_networks_are_compared_as_networks():
-    """The interval is that of their mean: s t(n - 1) / sqrt(n)."""
+    """The interval of the mean has the half width s t(n - 1) / sqrt(n)."""
     random = [network(f"random_0.5_{n}", nll) for n, nll in enumerate((1.64, 1.66, 1.68), 1)]
     found = compare_with_controls(network("target_0.5", 1.62), random)[1]
     assert found.pairs == "networks" and found.paired.reference == pytest.approx(1.66)
@@ -132,7 +132,7 @@ def test_the_report_names_the_networks_that_beat_the_shallow_control():
 
 
 def test_several_seeds_count_as_one_network_for_the_shallow_control():
-    """Over segments either seed looks better; over the two seeds that is not certain."""
+    """Over segments each seed is better; over two seeds the difference is not significant."""
     sentence = shallow_finding(seeds([1.55, 1.599], [1.6, 1.61]))
     assert sentence.startswith("No searched network") and "target_0.5 (2 seeds) has -1.90% nll" in sentence
     assert "seed1" not in sentence

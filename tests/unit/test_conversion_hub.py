@@ -1,4 +1,4 @@
-"""Converted networks are saved and loaded by transformers: the same bits with planer, the dense network without."""
+"""Converted networks saved and loaded by transformers, with planer and without."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ from tests.unit.converted import converted, thresholded  # noqa: E402
 from tests.unit.tiny_pretrained import FAMILIES, inputs, logits, tiny  # noqa: E402
 from tests.unit.toy import ROOT  # noqa: E402
 
-RULES = {"dynamic_k": 0.4, "absolute": 0.5, "top_k": 2}
+SELECTORS = {"dynamic_k": 0.4, "absolute": 0.5, "top_k": 2}
 
 
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory):
-    """A folder of each family, saved when asked for, that runs dynamic-k."""
+    """The folder of a family's converted network with dynamic-k; made on the first call."""
     root = tmp_path_factory.mktemp("converted")
 
     def folder(family: str):
         if not (root / family).exists():
             model = converted(family)
-            planer.pretrained.select(model, "dynamic_k", RULES["dynamic_k"], fast=False)
+            planer.pretrained.select(model, "dynamic_k", SELECTORS["dynamic_k"], fast=False)
             model.save_pretrained(root / family)
         return root / family
 
@@ -44,12 +44,12 @@ def loaded(folder, family: str) -> torch.nn.Module:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_a_reloaded_network_gives_the_same_bits_by_every_rule(family, saved):
+def test_a_reloaded_network_gives_the_same_bits_with_every_selector(family, saved):
     model, again, x = converted(family), loaded(saved(family), family), inputs(family)
     dense = logits(tiny(family), x)
-    for name, value in RULES.items():
+    for name, value in SELECTORS.items():
         planer.pretrained.select(model, name, value, fast=False)
-        if name != "dynamic_k":  # it was saved
+        if name != "dynamic_k":  # the saved one
             planer.pretrained.select(again, name, value, fast=False)
         assert torch.equal(logits(again, x), logits(model, x))
         assert not torch.equal(logits(again, x), dense)
@@ -76,7 +76,7 @@ def test_thresholds_are_saved_and_loaded(family, tmp_path):
         planer.pretrained.select(again, "product", 0.3)
 
 
-def test_a_network_that_is_not_converted_has_no_settings():
+def test_a_network_that_is_not_converted_has_no_selector():
     with pytest.raises(UserError, match="GPT2LMHeadModel is not converted; load it after import planer.pretrained"):
         planer.pretrained.select(tiny("gpt2"), "all")
 
@@ -95,7 +95,7 @@ def test_numbers_of_numpy_are_saved(tmp_path):
     assert json.loads((tmp_path / "config.json").read_text())["quantization_config"]["value"] == 0.5
 
 
-STOCK = """
+WITHOUT_PLANER = """
 import sys, torch, transformers
 from safetensors.torch import load_file, save_file
 folder, *classes = sys.argv[1:]
@@ -114,13 +114,13 @@ assert any(type(module).__name__ == "DynamicFeedForward" for module in model.mod
 """
 
 
-def test_without_planer_it_is_the_dense_network(saved, tmp_path):
-    """And with planer it is not, if planer is imported after transformers too."""
+def test_without_planer_a_converted_network_is_the_dense_one(saved, tmp_path):
+    """With planer it has dynamic layers, also when planer is imported after transformers."""
     dense = {type(tiny(family)).__name__: (family, tiny(family)) for family in ("bert", "gpt2", "vit", "llama")}
     for name, (family, _) in dense.items():
         (tmp_path / name).symlink_to(saved(family))
     save_file({name: inputs(family) for name, (family, _) in dense.items()}, tmp_path / "inputs")
-    command = [sys.executable, "-c", STOCK, tmp_path, *dense]
+    command = [sys.executable, "-c", WITHOUT_PLANER, tmp_path, *dense]
     run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
     assert "Unknown quantization type, got planer" in run.stderr, "the warning that docs/pretrained.md shows"
@@ -129,7 +129,7 @@ def test_without_planer_it_is_the_dense_network(saved, tmp_path):
         assert torch.equal(found[name], logits(model, inputs(family))), name
 
 
-def test_the_import_loads_nothing():
+def test_the_import_loads_neither_torch_nor_transformers():
     code = "import sys, planer.pretrained; assert not {'torch', 'transformers'} & sys.modules.keys()"
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
 
@@ -149,7 +149,7 @@ def test_tied_weights_stay_tied(saved):
 
 
 @pytest.mark.parametrize("family", ["gpt2", "bert"])
-def test_a_network_without_its_head_runs_converted_layers_too(family, saved):
+def test_a_network_without_its_head_has_converted_layers(family, saved):
     base = transformers.AutoModel.from_pretrained(saved(family))
     planer.pretrained.select(base, "all")
     with torch.no_grad():
@@ -159,7 +159,7 @@ def test_a_network_without_its_head_runs_converted_layers_too(family, saved):
 
 def test_generated_text_is_the_same_after_a_reload(saved):
     model, again = converted("llama"), loaded(saved("llama"), "llama")
-    planer.pretrained.select(model, "dynamic_k", RULES["dynamic_k"], fast=False)
+    planer.pretrained.select(model, "dynamic_k", SELECTORS["dynamic_k"], fast=False)
     options = {"max_new_tokens": 12, "do_sample": False, "pad_token_id": 0}
     written = again.generate(inputs("llama"), **options)
     assert torch.equal(written, model.generate(inputs("llama"), **options))
@@ -187,7 +187,7 @@ def test_a_padded_batch_gives_the_results_of_its_texts_alone(saved):
     torch.testing.assert_close(together[0], model(x[:1]).logits[0], rtol=1e-5, atol=1e-5)
 
 
-def test_a_rule_chosen_at_run_time_is_saved(saved, tmp_path):
+def test_a_selector_chosen_at_run_time_is_saved(saved, tmp_path):
     model = loaded(saved("bert"), "bert")
     planer.pretrained.select(model, "top_k", 2, fast=False)
     model.save_pretrained(tmp_path)
@@ -202,14 +202,14 @@ def test_layers_run_densely_where_experts_save_no_time(saved):
     assert torch.equal(logits(model, x), logits(tiny("gpt2"), x)), "6 of 6 experts"
 
 
-def test_it_may_be_cast_and_copied(saved):
+def test_a_converted_network_can_be_cast(saved):
     model, x = loaded(saved("gpt2"), "gpt2"), inputs("gpt2")
     single, half = logits(model, x), logits(model.to(torch.bfloat16), x)
     assert half.dtype == torch.bfloat16 and torch.equal(logits(loaded(saved("gpt2"), "gpt2").float(), x), single)
 
 
-def broken(saved, tmp_path, change) -> None:
-    """A copy of a folder with other weights or another description."""
+def write_changed(saved, tmp_path, change) -> None:
+    """Write a copy of a folder with other weights or another description."""
     model = saved("gpt2")
     weights, config = load_file(model / "model.safetensors"), json.loads((model / "config.json").read_text())
     change(weights, config["quantization_config"])
@@ -229,6 +229,6 @@ def broken(saved, tmp_path, change) -> None:
     ids=["weights", "format", "selector", "kind", "size"],
 )
 def test_a_folder_that_does_not_fit_is_refused(saved, tmp_path, change, reason):
-    broken(saved, tmp_path, change)
+    write_changed(saved, tmp_path, change)
     with pytest.raises(UserError, match=reason):
         loaded(tmp_path, "gpt2")

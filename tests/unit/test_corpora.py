@@ -1,4 +1,4 @@
-"""Finding, verifying and fetching corpora.  Nothing here reaches the network: downloads come from file:// URLs."""
+"""Finding, verifying and downloading corpora; downloads come from file:// URLs."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ TEXT = b"one two three\n" * 10
 
 @pytest.fixture
 def here(tmp_path, monkeypatch):
-    """An empty working directory, and a small corpus called toy in place of the real ones."""
+    """An empty working directory, and a small corpus called toy."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("PLANER_DATA", raising=False)
     monkeypatch.setitem(CORPORA, "toy", Corpus("toy", 9, "byte", ("toy", "toy.zip"), 100))
@@ -44,7 +44,7 @@ def write(path: Path, content: bytes) -> Path:
     return path
 
 
-def test_every_corpus_has_files_that_are_published_and_one_to_download():
+def test_every_corpus_has_checksums_and_an_address():
     assert all(file in PUBLISHED for corpus in CORPORA.values() for file in corpus.files)
     assert all(PUBLISHED[corpus.files[-1]].url for corpus in CORPORA.values() if corpus.files)
 
@@ -57,7 +57,7 @@ def test_planer_data_comes_before_the_working_directory(here, monkeypatch):
     assert find("toy").texts == (elsewhere,)
 
 
-def test_archive_member_is_read_without_extracting(here, monkeypatch):
+def test_archive_member_is_read_without_extracting(here):
     write(here / "data" / "toy.zip", (here / "server" / "toy.zip").read_bytes())
     found = find("toy")
     assert found.source == "toy.zip"
@@ -92,14 +92,14 @@ def test_download_is_verified_kept_and_used_again(here, monkeypatch, capsys):
     find("toy")
 
 
-def test_wrong_download_leaves_nothing_behind(here):
+def test_wrong_download_is_deleted(here):
     (here / "server" / "toy.zip").write_bytes(b"<html>try later</html>")
     with pytest.raises(UserError, match=r"download of file://.*toy.zip: found 22 bytes, expected \d+; .*PLANER_DATA"):
         find("toy")
     assert list((here / "data").iterdir()) == []
 
 
-def test_failed_download_says_where_it_looked_and_what_to_do(here, monkeypatch):
+def test_failed_download_names_the_searched_folders(here, monkeypatch):
     (here / "elsewhere").mkdir()
     monkeypatch.setenv("PLANER_DATA", str(here / "elsewhere"))
     (here / "server" / "toy.zip").unlink()
@@ -116,7 +116,7 @@ def test_planer_data_must_be_a_folder(here, monkeypatch):
         find("toy")
 
 
-def test_unknown_corpus():
+def test_unknown_corpus_is_refused():
     with pytest.raises(UserError, match="'enwiki8'; allowed: pysource, enwik8,"):
         find("enwiki8")
 
@@ -133,7 +133,7 @@ def test_unpacked_wikitext_needs_all_three_files(here, folder):
     ]
 
 
-def test_standard_library_leaves_out_what_not_every_installation_has(tmp_path):
+def test_standard_library_leaves_out_files_that_differ_between_installations(tmp_path):
     kept = ["abc.py", "asyncio/base_events.py", "json/__init__.py", "json/decoder.py", "zipfile.py"]
     left_out = [
         "site-packages/torch/nn.py",
@@ -152,7 +152,7 @@ def test_standard_library_leaves_out_what_not_every_installation_has(tmp_path):
     assert [path.relative_to(tmp_path).as_posix() for path in standard_library(tmp_path)] == kept
 
 
-def test_pysource_is_this_interpreters_library_and_always_the_same():
+def test_pysource_is_this_interpreters_library_and_repeatable():
     found = find("pysource")
     text = read(CORPORA["pysource"], found)
     assert len(text) == 1_000_000
@@ -175,7 +175,7 @@ def test_head_of_enwik8_is_recognised(monkeypatch):
     assert sha256(read(CORPORA["enwik8-mini"], found)) == PUBLISHED["enwik8-mini"].sha256
 
 
-def test_what_a_stage_depends_on_is_its_own_entry(here, monkeypatch):
+def test_the_entry_of_a_corpus_does_not_depend_on_others(here, monkeypatch):
     before = entry("enwik8-mini")
     assert before["vocab_size"] == 200
     assert list(before["files"]) == ["enwik8-4MB", "enwik8-mini", "enwik8", "enwik8.zip"]

@@ -1,4 +1,4 @@
-"""The estimate of training time in closed form, and the refusal of an experiment that would not finish."""
+"""The estimate of training time, and the refusal of an experiment that takes too long."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from planer.latency.cost import check_hours, rescaled, training_hours, training_
 
 MS_PER_HOUR = 3.6e6
 PROXIES = 2.0
-"""Proxy trainings in whole ones: five candidates to a quarter of their training, three of them to a half."""
+"""Cost of proxy training in whole trainings: five candidates to a quarter, three of them on to a half."""
 STUDENT = 4 * 23 * 20
-"""ms of a student's training, with the teacher's forward pass."""
+"""Milliseconds of a student's training, with the teacher's forward pass."""
 ONE_PROXY = {"candidates": {"proposers": {"edited": 0, "solver": 0, "argmax": 0, "random": 0}, "rungs": [1.0e-9]}}
-"""Next to no proxy training."""
+"""Almost no proxy training."""
 
 
 def check(config) -> None:
@@ -24,14 +24,14 @@ def check(config) -> None:
 
 
 def hours(**overlay) -> dict[str, float]:
-    """A call takes the same time whatever its batch."""
+    """Hours by stage, where a call takes the same time at every batch size."""
     config, table = experiment(**overlay), latency_table()
     rows = table.rows.assign(batch=config.workload.batch)
     return training_hours(config, VOCAB_SIZE, dataclasses.replace(table, rows=rows))
 
 
 def test_hours_in_closed_form():
-    """Training has the workload's shape here.  Recomputed: baseline 1 + 2 (8 + 3) ms, the six options 25 ms."""
+    """Training has the workload's shape; recomputed, the baseline takes 1 + 2 (8 + 3) ms and the six options 25 ms."""
     weight_step, alpha_step = 3 * (1 + 4 * 25 / 6), 2 * (1 + 4 * 25)
     expected = {
         "search": (20 * (weight_step + 0.2 * 0.9 * alpha_step + 1.18 * 23) + PROXIES * STUDENT) / MS_PER_HOUR,
@@ -45,7 +45,7 @@ def test_hours_in_closed_form():
     assert list(hours()) == list(expected)
     alone = hours(search={"distill": 0.0})["search"]
     assert alone == pytest.approx(expected["search"] - 20 * 1.18 * 23 / MS_PER_HOUR)  # the teacher runs in every step
-    assert hours(workload={"attention": "recompute"}) == hours()  # training recomputes whatever inference does
+    assert hours(workload={"attention": "recompute"}) == hours()  # training always recomputes
 
 
 def test_hours_are_proportional_to_steps_and_tokens():
@@ -58,7 +58,7 @@ def test_hours_are_proportional_to_steps_and_tokens():
 
 
 def test_attention_grows_with_its_flops():
-    """Ten times the memory: 11 instead of 2 keys per query, so many times the keys, values and scores."""
+    """With ten times the memory a query has 11 instead of 2 segments of keys."""
     longer = {"mem_len": 320}
     attention = experiment().model.option("attention_2")
     flops = [attention.flops(32, 4, 32, mem_len, "recompute") for mem_len in (32, 320)]
@@ -75,7 +75,7 @@ def test_an_estimate_within_the_limit_passes():
 @pytest.mark.parametrize(
     "dataset, small", [("enwik8", "enwik8-mini"), ("wikitext-103", "enwik8-mini"), ("enwik8-mini", "demo")]
 )
-def test_a_refusal_says_how_to_go_on(dataset, small):
+def test_a_refusal_suggests_a_limit_and_a_smaller_experiment(dataset, small):
     config = experiment(data={"dataset": dataset}, retrain={"steps": 100_000_000}, max_hours=24.0, **ONE_PROXY)
     total = training_hours(config, VOCAB_SIZE, latency_table())["total"]
     with pytest.raises(UserError) as error:
@@ -89,7 +89,7 @@ def test_a_refusal_says_how_to_go_on(dataset, small):
     check(experiment(retrain={"steps": 100_000_000}, max_hours=limit, **ONE_PROXY))
 
 
-def test_an_earlier_estimate_follows_the_tokens():
+def test_an_earlier_estimate_is_scaled_by_the_tokens():
     before = hours(**ONE_PROXY)
     report = {"hours": before, "tokens": training_tokens(experiment(**ONE_PROXY))}
     more = {"search": {"steps": 60}, "retrain": {"batch": 8}, "sparsify": {"tgt_len": 16}}
@@ -116,7 +116,7 @@ def test_a_search_includes_its_proxy_trainings():
     assert hours()["search"] - hours(**ONE_PROXY)["search"] == pytest.approx(PROXIES * hours()["distill"])
 
 
-def test_a_refusal_of_minutes_suggests_a_limit_that_helps():
+def test_a_refusal_of_minutes_suggests_one_hour():
     config = experiment(max_hours=0.001)
     with pytest.raises(UserError, match="max_hours = 0.001; .* --config max_hours=1$"):
         check(config)

@@ -1,4 +1,4 @@
-"""The C++ operators are built once, by whoever comes first; without a compiler there is one warning and no error."""
+"""The C++ operators are built once; without a compiler there is one warning and no error."""
 
 from __future__ import annotations
 
@@ -11,13 +11,14 @@ from pathlib import Path
 import pytest
 
 from planer.kernels.cpp import build
+from tests.unit.toy import ROOT
 
 pytestmark = pytest.mark.slow
 
 
 @pytest.fixture
 def compiler(tmp_path, monkeypatch):
-    """A compiler that takes its time, writes down that it was called, and fails when told to."""
+    """A fake compiler: it takes 0.3 s, records its calls, and fails where the file ``broken`` exists."""
     path = tmp_path / "c++"
     path.write_text(
         f"""#!/bin/sh
@@ -41,15 +42,14 @@ def warnings(caplog):
 
 def test_processes_at_the_same_time_build_once(compiler):
     command = [sys.executable, "-c", "from planer.kernels.cpp import build; print(build._library())"]
-    root = Path(__file__).parents[2]
-    processes = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=root) for _ in range(3)]
+    processes = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT) for _ in range(3)]
     paths = {process.communicate()[0].strip() for process in processes}
     assert [process.returncode for process in processes] == [0, 0, 0]
     assert len(paths) == 1 and Path(paths.pop()).read_text() == "built\n"
     assert (compiler / "calls").read_text() == "called\n"
 
 
-def test_a_killed_build_stands_in_nobodys_way(compiler):
+def test_the_files_of_a_killed_build_do_not_block_the_next(compiler):
     path = build._library()
     path.rename(path.with_name(f".{path.name}.1.tmp"))
     assert path.with_suffix(".lock").exists()
@@ -57,7 +57,7 @@ def test_a_killed_build_stands_in_nobodys_way(compiler):
 
 
 @pytest.mark.parametrize("change", ["SOURCES", "HEADERS", "instructions", "version"])
-def test_changes_build_anew(compiler, monkeypatch, change, tmp_path):
+def test_changed_sources_or_processor_or_torch_are_built_again(compiler, monkeypatch, change, tmp_path):
     before = build._library()
     if change in ("SOURCES", "HEADERS"):
         (tmp_path / "other").write_text("")
@@ -90,7 +90,7 @@ def test_a_file_that_is_no_library_is_one_warning(compiler, caplog):
     assert len(warnings(caplog)) == 1
 
 
-def test_no_home_is_one_warning(compiler, monkeypatch, caplog):
+def test_no_home_folder_is_one_warning(compiler, monkeypatch, caplog):
     monkeypatch.chdir(compiler)
     monkeypatch.delenv("TORCH_EXTENSIONS_DIR")
     monkeypatch.setattr("os.path.expanduser", lambda path: path)

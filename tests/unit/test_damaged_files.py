@@ -1,6 +1,6 @@
-"""Every format that the workflow reads, damaged at random: the reader refuses it in one line, or reads what was there.
+"""Randomly damaged files of every format: the reader refuses them in one line, or returns the undamaged values.
 
-PLANER_MUTATIONS sets how many mutations there are of each.
+PLANER_MUTATIONS sets the number of mutations of each format.
 """
 
 from __future__ import annotations
@@ -86,25 +86,25 @@ READERS: dict[str, tuple[Callable[[Path], Path], Callable[[Path], object]]] = {
     "corpus": (_corpus, lambda path: read_tokens(path).tobytes()),
     "manifest": (lambda folder: _corpus(folder).with_name("manifest.json"), lambda path: read_json(path, "manifest")),
 }
-"""By what is read: what writes it, and what reads it."""
+"""The writer and the reader of every kind of file."""
 
 
 @pytest.mark.parametrize("kind", READERS)
-def test_a_damaged_file_is_one_line_or_what_it_was(tmp_path, kind):
+def test_a_damaged_file_is_refused_in_one_line_or_read_as_it_was(tmp_path, kind):
     write, read = READERS[kind]
     path = write(tmp_path)
     content, expected, outcomes = path.read_bytes(), read(path), []
     for number in range(COUNT):
-        how, damaged = mutate(path, content, (kind, number))
+        mutation, damaged = mutate(path, content, (kind, number))
         path.write_bytes(damaged)
         try:
             found = read(path)
         except UserError as error:
-            assert str(error).startswith(f"{path} ") and "\n" not in str(error), how
-            assert "; put a whole copy there" in str(error), how
+            assert str(error).startswith(f"{path} ") and "\n" not in str(error), mutation
+            assert "; put a whole copy there" in str(error), mutation
             outcomes.append("refused")
         else:
-            assert how.startswith("bare") or found == expected, f"{how}, {number}: another value"
+            assert mutation.startswith("bare") or found == expected, f"{mutation}, {number}: another value"
             outcomes.append("accepted")
     assert outcomes.count("refused") > 0.7 * COUNT
 
@@ -141,8 +141,8 @@ def _without(rows: pd.DataFrame, **values: str) -> pd.DataFrame:
         (_without(_rows(), batch=4), "lacks rows for batch 4, eager"),
     ],
 )
-def test_a_table_without_plausible_costs_is_refused(tmp_path, rows, problem):
-    """Also where somebody else wrote it, without a checksum."""
+def test_a_table_of_impossible_latencies_is_refused(tmp_path, rows, problem):
+    """The table has no checksum, as if another program wrote it."""
     metadata = {"identity": json.dumps(table().identity), "notes": json.dumps(table().notes)}
     write_parquet(tmp_path / "table.parquet", rows.reset_index(drop=True), metadata)
     with pytest.raises(UserError, match=problem) as error:
@@ -175,7 +175,7 @@ def test_a_table_without_plausible_costs_is_refused(tmp_path, rows, problem):
         ({"patern": "ss"}, "unknown key 'patern'"),
     ],
 )
-def test_an_architecture_that_is_none_is_refused(tmp_path, change, problem):
+def test_an_invalid_architecture_is_refused(tmp_path, change, problem):
     content = {"pattern": NETWORK.pattern, **NETWORK.to_dict(), "selection": SELECTION} | change
     if "blocks" in change:
         del content["pattern"]
@@ -196,7 +196,7 @@ def test_weights_that_are_not_finite_are_refused(tmp_path, value):
     assert read_tensors(path, finite=False)[0].keys() == tensors.keys()
 
 
-def test_a_file_of_another_hand_needs_no_checksum(tmp_path):
+def test_a_file_without_a_checksum_is_read(tmp_path):
     path = _architecture(tmp_path)
     lines = path.read_text().splitlines()
     path.write_text("\n".join(line for line in lines if not line.startswith("checksum")))
@@ -206,7 +206,7 @@ def test_a_file_of_another_hand_needs_no_checksum(tmp_path):
         Architecture.load(path)
 
 
-def test_aliases_and_values_that_no_file_of_ours_has(tmp_path):
+def test_yaml_with_aliases_or_other_types_is_refused(tmp_path):
     path = tmp_path / "architecture.yaml"
     values = ("2026-01-01", ".nan", "!!binary aGVsbG8=", "]", "!!bool x", "!!timestamp x", '"\\UFFFFFFFF"')
     for text in ("a: &a [1, 2]\nb: *a\n", "- 1\n", *(f"a: {value}\n" for value in values)):
@@ -223,7 +223,7 @@ def test_a_safetensors_header_that_is_no_table_of_tensors_is_refused(tmp_path, h
         read_tensors(path)
 
 
-def test_weights_of_a_type_that_no_file_of_ours_has_are_refused(tmp_path):
+def test_weights_of_another_dtype_are_refused(tmp_path):
     path = tmp_path / "model.safetensors"
     save_file({"weight": torch.zeros(4, dtype=torch.float8_e4m3fn)}, path)
     with pytest.raises(UserError, match="unknown type torch.float8_e4m3fn, in weight"):
@@ -238,7 +238,7 @@ def test_weights_of_a_type_that_no_file_of_ours_has_are_refused(tmp_path):
         b"\x93NUMPY\x01\x00\x10\x00{'descr': '|u1'[ " + bytes(10),
     ],
 )
-def test_an_array_that_fits_its_checksum_but_is_none_is_refused(tmp_path, content):
+def test_a_file_that_fits_its_checksum_but_holds_no_array_is_refused(tmp_path, content):
     path = _corpus(tmp_path)
     path.write_bytes(content)
     _register(path)
@@ -247,7 +247,7 @@ def test_an_array_that_fits_its_checksum_but_is_none_is_refused(tmp_path, conten
 
 
 def _register(path: Path, **changes) -> None:
-    """Write the checksum of a split, and other changes, into the manifest beside it."""
+    """Write the checksum of a split, and other changes, to its manifest."""
     manifest = read_json(path.with_name("manifest.json"))
     sums = manifest["files_sha256"] | {path.name: file_sha256(path)}
     write_json(path.with_name("manifest.json"), manifest | {"files_sha256": sums} | changes)

@@ -1,4 +1,4 @@
-"""The decode engine gives what reading the whole text anew gives, in double precision and without any memory."""
+"""The decode engine equals a pass over the whole text in double precision."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def text(sequences: int = 2) -> torch.Tensor:
 def decoded(
     model: LanguageModel, ids: torch.Tensor, mem_len: int = 100, clamp_len: int = 0, weights: str = "float32"
 ) -> torch.Tensor:
-    """Log-probabilities after each token behind the prompt [B, TOKENS, V]."""
+    """Log-probabilities after each token that follows the prompt [B, TOKENS, V]."""
     reading = {"mem_len": mem_len, "clamp_len": clamp_len, "same_length": True, "attention": "cached"}
     states = [model(row[None, :PROMPT], **reading).state for row in ids]
     sequences = Sequences(decoder_of(model, weights), states, TOKENS, mem_len, clamp_len)
@@ -88,27 +88,27 @@ def error(model: LanguageModel, **reading: int) -> float:
 
 @pytest.mark.parametrize("norm", ["post", "pre"])
 @pytest.mark.parametrize("spec", BLOCKS.values(), ids=BLOCKS)
-def test_a_block(spec, norm):
+def test_every_block(spec, norm):
     assert spec.kind in steps.STEPS
     assert error(network(spec, norm=norm)) < TOLERANCE
 
 
 @pytest.mark.parametrize(("mem_len", "clamp_len"), [(0, 0), (5, 0), (5, 3), (PROMPT, 0), (PROMPT + 1, 2), (100, 4)])
 @pytest.mark.parametrize("kind", ["attention", "sparse attention", "convolutions"])
-def test_a_memory(kind, mem_len, clamp_len):
-    """Shorter than the prompt, as long, shorter than the text, and longer."""
+def test_memory_lengths(kind, mem_len, clamp_len):
+    """Shorter than the prompt, as long, longer, and longer than the text."""
     model = network(BLOCKS[kind], BLOCKS[kind])
     assert error(model, mem_len=mem_len, clamp_len=clamp_len) < TOLERANCE
 
 
 @pytest.mark.parametrize("head", HEADS, ids=lambda head: head.label)
 @pytest.mark.parametrize("norm", ["post", "pre"])
-def test_a_head(head, norm):
+def test_every_head(head, norm):
     assert error(network(*BLOCKS.values(), Skip(), norm=norm, head=head)) < TOLERANCE
 
 
 def rounded_(weight: torch.Tensor, weights: str, *dims: int) -> None:
-    """Round in place; the largest of int8 is over these dimensions."""
+    """Round in place; int8 has alone factor over these dimensions."""
     if weights == "int8":
         factor = weight.abs().amax(dims, keepdim=True) / 127
         weight.copy_((weight / factor).round() * factor)
@@ -118,10 +118,10 @@ def rounded_(weight: torch.Tensor, weights: str, *dims: int) -> None:
 
 @torch.no_grad()
 def rounded(model: LanguageModel, weights: str) -> tuple[LanguageModel, LanguageModel]:
-    """In double precision: the network with rounded blocks, and one with a rounded head."""
+    """Two copies in double precision: alone with rounded blocks, alone with a rounded embedding and head."""
     body, head = copy.deepcopy(model), copy.deepcopy(model)
     for spec, block in zip(model.architecture.blocks, body.blocks, strict=True):
-        mixed_up = {"feed_forward": 0, "moe": 1}.get(spec.kind, -1)  # w2: a column is a neuron
+        axis = {"feed_forward": 0, "moe": 1}.get(spec.kind, -1)  # w2: a column is a neuron
         for name, weight in block.named_parameters():
             layer, _, part = name.removeprefix("sublayer.").rpartition(".")
             if part == "shared" and layer != "positions":
@@ -129,7 +129,7 @@ def rounded(model: LanguageModel, weights: str) -> tuple[LanguageModel, Language
             elif weight.ndim == 4:
                 rounded_(weight, weights, 1, 2)
             elif part in ("w1", "w2") or (part == "weight" and layer in ("w1", "w2", "qkv", "output")):
-                rounded_(weight, weights, mixed_up if "w2" in (part, layer) else -1)
+                rounded_(weight, weights, axis if "w2" in (part, layer) else -1)
     for name, weight in [*head.embedding.named_parameters(), *head.head.named_parameters()]:
         if name == "shared":
             rounded_(weight, weights, 0)
@@ -141,7 +141,7 @@ def rounded(model: LanguageModel, weights: str) -> tuple[LanguageModel, Language
 @pytest.mark.parametrize("head", HEADS, ids=lambda head: head.label)
 @pytest.mark.parametrize("weights", ["bfloat16", "int8"])
 def test_rounded_weights(weights, head):
-    """Prompts are read with the network's own weights."""
+    """Prompts are read with unrounded weights."""
     model, ids = network(*BLOCKS.values(), norm="pre", head=head), text()
     body, rounded_head = rounded(model, weights)
     reading = {"mem_len": 100, "same_length": True, "attention": "cached"}
@@ -160,25 +160,25 @@ def test_a_row_of_zeros_stays_zero():
 @pytest.mark.parametrize(
     ("weights", "reason"), [("int4", "weights is 'int4'; allowed: float32"), ("int8", "need a CPU")]
 )
-def test_weights_that_are_refused(weights, reason):
+def test_unknown_or_unsupported_weights_are_refused(weights, reason):
     with pytest.raises(UserError, match=reason):
         list(generate(network().double(), [1], Sampling(), mem_len=5, weights=weights))
 
 
 @pytest.mark.parametrize("weights", ["float32", "bfloat16", "int8"])
-def test_one_sequence_gets_the_bits_that_it_gets_among_others(weights):
-    """Of other lengths."""
+def test_a_sequence_alone_gives_the_same_bits_as_in_a_batch(weights):
+    """The sequences have different lengths."""
     model, ids = network(*BLOCKS.values()), text(8)
     with torch.inference_mode():
         states = [model(ids[b : b + 1, b:PROMPT], mem_len=5, attention="cached").state for b in range(PROMPT - 1)]
         decoder = decoder_of(model, weights)
-        all_six, one = (Sequences(decoder, entries, TOKENS, 5, 0) for entries in (states, states[3:4]))
+        batch, alone = (Sequences(decoder, entries, TOKENS, 5, 0) for entries in (states, states[3:4]))
         for t in range(PROMPT, PROMPT + TOKENS):
-            assert torch.equal(all_six.read(ids[:6, t])[3], one.read(ids[3:4, t])[0])
+            assert torch.equal(batch.read(ids[:6, t])[3], alone.read(ids[3:4, t])[0])
 
 
-def test_threads_change_no_bits():
-    """Layers and memory are so large that three threads share them."""
+def test_the_number_of_threads_changes_no_bits():
+    """Layers and memory are large enough for three threads."""
     wide = FeedForward(2048), SparseFeedForward(2048, 4), Attention(4, 32), SparseConvAttention(4, 32, 4)
     model, threads, found = network(*wide, d_model=128), torch.get_num_threads(), []
     prompt = torch.arange(400)[None] % VOCABULARY
@@ -204,7 +204,7 @@ def test_of_equal_logits_the_first_neuron_runs():
     assert error(model) < TOLERANCE
 
 
-def test_changed_weights_are_laid_out_anew():
+def test_changed_weights_are_copied_again():
     model = network(*BLOCKS.values(), head=HEADS[-1])
     first = decoder_of(model)
     assert decoder_of(model) is first
@@ -215,7 +215,7 @@ def test_changed_weights_are_laid_out_anew():
     assert error(model) < TOLERANCE
 
 
-def test_a_changed_threshold_counts_at_once():
+def test_a_changed_threshold_is_used_at_once():
     model = network(BLOCKS["dynamic"])
     before = decoded(model, text())
     model.dynamic_blocks()[0].tau = 0.0
@@ -223,7 +223,7 @@ def test_a_changed_threshold_counts_at_once():
     assert error(model) < TOLERANCE
 
 
-def test_longer_texts_need_more_distances():
+def test_memories_of_changing_length():
     model = network(BLOCKS["attention"])
     for mem_len in (2, 50, 10):
         assert error(model, mem_len=mem_len) < TOLERANCE
@@ -235,20 +235,20 @@ def test_blocks_without_an_operator_run_in_pytorch(monkeypatch):
     assert error(network(*BLOCKS.values(), norm="pre"), mem_len=5) < TOLERANCE
 
 
-def test_copies_lay_out_their_own_weights():
+def test_copies_and_pickles_have_no_decoder():
     model = network(BLOCKS["attention"])
     decoder_of(model)
     assert copy.deepcopy(model).decoder is None and pickle.loads(pickle.dumps(model.decoder)) is None
 
 
-def test_training_forgets_the_layout():
+def test_training_deletes_the_decoder():
     model = network(BLOCKS["feed_forward"])
     decoder_of(model)
     assert model.train().decoder is None
 
 
 @pytest.mark.parametrize("change", ["double precision", "no compiler"])
-def test_pytorch_writes_the_same_text(monkeypatch, change):
+def test_pytorch_generates_the_same_text(monkeypatch, change):
     def written() -> list[int]:
         return list(generate(model, [1, 2, 3], Sampling.of(tokens=20, temperature=2.0), mem_len=6))
 

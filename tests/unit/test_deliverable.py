@@ -1,4 +1,4 @@
-"""The folder that an arm delivers: whole, loadable, described; and the plain network made from it."""
+"""The Hugging Face folder of an arm, and the plain network made from it."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ from tests.unit.tiny_pretrained import inputs, logits, save, tiny  # noqa: E402
 ARM = arm("d2dmoe", "experts", "dynamic_k", 0.015)
 
 
-def delivered(family: str, home, evaluation=None, make=converted, setting=("dynamic_k", 0.4)):
-    """The folder of a family's network, made from a saved one that lies beside it and has a licence."""
+def write_arm(family: str, home, evaluation=None, make=converted, setting=("dynamic_k", 0.4)):
+    """The folder of a converted network, made from a folder beside it with a licence."""
     save(family, home / "source")
     (home / "source/README.md").write_text("---\nlicense: mit\ntags: [old]\n---\n# The source\n")
-    (home / "source/LICENSE").write_text("As you like.")
+    (home / "source/LICENSE").write_text("The licence.")
     model = make(family)
     planer.pretrained.select(model, *setting, fast=False)
     write_folder(model, check_folder(home / "source", head_of(home / "source")), home / "hf", evaluation)
@@ -42,32 +42,32 @@ def delivered(family: str, home, evaluation=None, make=converted, setting=("dyna
 
 
 @pytest.mark.parametrize("family", ["bert", "gpt2", "vit", "llama"])
-def test_a_delivered_folder_is_whole(family, tmp_path, monkeypatch):
-    """Nothing is fetched: sockets are closed."""
+def test_the_folder_of_an_arm_is_complete(family, tmp_path, monkeypatch):
+    """Sockets do not work, so that nothing can be downloaded."""
     monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
     for name in ("connect", "bind"):
         monkeypatch.setattr(socket.socket, name, None)
-    folder = delivered(family, tmp_path)
+    folder = write_arm(family, tmp_path)
     checked = check_folder(folder, head_of(folder), converted=True)
     model = converted(family)
     planer.pretrained.select(model, "dynamic_k", 0.4, fast=False)
     assert torch.equal(logits(load_model(checked), inputs(family)), logits(model, inputs(family)))
     assert (load_image_processor if family == "vit" else load_tokenizer)(checked)
-    assert (folder / "LICENSE").read_text() == "As you like."
+    assert (folder / "LICENSE").read_text() == "The licence."
     assert not [file for file in folder.iterdir() if file.is_dir() or file.name.startswith(".")]
 
 
-def test_the_lines_of_the_card_run(tmp_path):
-    run_card(delivered("gpt2", tmp_path))
+def test_the_code_of_the_model_card_runs(tmp_path):
+    run_card(write_arm("gpt2", tmp_path))
 
 
 @pytest.mark.parametrize("family", ["vit", "llama"])
-def test_the_plain_network_has_nothing_of_planer(family, tmp_path, capsys):
-    folder, plain = delivered(family, tmp_path), tmp_path / "plain"
+def test_the_plain_network_is_the_original_one(family, tmp_path, capsys):
+    folder, plain = write_arm(family, tmp_path), tmp_path / "plain"
     main(["export", str(folder), str(plain), "--plain"])
     assert capsys.readouterr().out == f"wrote {plain}\n"
     assert "quantization_config" not in json.loads((plain / "config.json").read_text())
-    own, source = (load_file(place / "model.safetensors") for place in (plain, tmp_path / "source"))
+    own, source = (load_file(path / "model.safetensors") for path in (plain, tmp_path / "source"))
     assert own.keys() == source.keys() and all(torch.equal(own[name], source[name]) for name in own)
     model = load_model(check_folder(plain, head_of(plain)))
     assert torch.equal(logits(model, inputs(family)), logits(tiny(family), inputs(family)))
@@ -85,7 +85,7 @@ def test_a_full_disk_leaves_nothing_of_a_plain_network(tmp_path):
 
 
 def test_relu_is_in_the_configuration(tmp_path):
-    """So that transformers computes what was trained, with planer and without."""
+    """transformers then computes the same with planer and without."""
     save("gpt2", tmp_path / "source")
     model = tiny("gpt2")
     adapter_for(model).use_relu(model)
@@ -101,8 +101,8 @@ def test_relu_is_in_the_configuration(tmp_path):
         )
 
 
-def test_a_network_in_several_files_becomes_plain_file_by_file(tmp_path):
-    folder, plain = delivered("llama", tmp_path), tmp_path / "plain"
+def test_a_network_in_several_files_becomes_plain(tmp_path):
+    folder, plain = write_arm("llama", tmp_path), tmp_path / "plain"
     model = load_model(check_folder(folder, "causal_lm", converted=True))
     (folder / "model.safetensors").unlink()
     model.save_pretrained(folder, max_shard_size="8KB")
@@ -111,8 +111,8 @@ def test_a_network_in_several_files_becomes_plain_file_by_file(tmp_path):
     assert torch.equal(logits(model, inputs("llama")), logits(tiny("llama"), inputs("llama")))
 
 
-def test_the_card_says_what_was_measured_and_how_to_load(tmp_path, capsys):
-    folder = delivered("bert", tmp_path, ARM)
+def test_the_model_card_has_the_measurements_and_how_to_load(tmp_path, capsys):
+    folder = write_arm("bert", tmp_path, ARM)
     card = (folder / "README.md").read_text()
     front = (
         "library_name: transformers\npipeline_tag: fill-mask\ntags: [planer, conditional-computation]\nlicense: mit\n"
@@ -142,7 +142,7 @@ def test_info_writes_nothing_before_a_damaged_evaluation(tmp_path, capsys):
     ("ends", "interval"),
     [((None, None), "too few rounds for an interval"), ((0.9, 1.204), "95% interval 0.90 to 1.20")],
 )
-def test_a_speed_up_comes_with_its_interval(ends, interval):
+def test_a_speed_up_has_an_interval(ends, interval):
     entry = next(entry for entry in ARM["latency"] if ARM["chosen"].items() <= entry.items())
     entry = entry | {"speed_up": 1.1, "low": ends[0], "high": ends[1]}
     speed = dict(figures(ARM | {"latency": [entry]}))["speed"]
@@ -151,7 +151,7 @@ def test_a_speed_up_comes_with_its_interval(ends, interval):
 
 def test_thresholds_are_described(tmp_path, capsys):
     evaluation = arm("threshold", "threshold", "product", 0.3)
-    folder = delivered("gpt2", tmp_path, evaluation, thresholded, ("product", 0.25))
+    folder = write_arm("gpt2", tmp_path, evaluation, thresholded, ("product", 0.25))
     main(["info", str(folder)])
     out = capsys.readouterr().out
     assert "layers:     thresholds on neurons by product, for shares 0.25, 0.5\nruns:       product 0.25\n" in out
@@ -159,7 +159,7 @@ def test_thresholds_are_described(tmp_path, capsys):
     assert card.count("\n| product 0.") == 4 and "| all, nothing is left out | " in card
 
 
-def test_the_dense_arm_is_an_ordinary_folder(tmp_path, capsys):
+def test_the_folder_of_the_dense_arm_does_not_need_planer(tmp_path, capsys):
     save("vit", tmp_path / "source")
     write_folder(
         tiny("vit"), check_folder(tmp_path / "source", "image_classification"), tmp_path / "hf", arm("dense", "dense")
@@ -172,7 +172,7 @@ def test_the_dense_arm_is_an_ordinary_folder(tmp_path, capsys):
 
 
 def test_an_experiment_does_not_start_from_a_converted_network(tmp_path):
-    folder = delivered("bert", tmp_path)
+    folder = write_arm("bert", tmp_path)
     with pytest.raises(planer.errors.UserError, match="is converted already; write the plain one: python -m planer"):
         check_folder(folder, "masked_lm")
 
@@ -180,7 +180,7 @@ def test_an_experiment_does_not_start_from_a_converted_network(tmp_path):
 def test_the_same_network_gives_the_same_bytes(tmp_path):
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
-    one, two = (delivered("gpt2", tmp_path / name, ARM) for name in ("a", "b"))
+    one, two = (write_arm("gpt2", tmp_path / name, ARM) for name in ("a", "b"))
     names = {file.name for file in one.iterdir()}
     assert names >= {"config.json", "model.safetensors", "README.md", "eval.json", "tokenizer.json"}
     assert all((one / name).read_bytes() == (two / name).read_bytes() for name in names)

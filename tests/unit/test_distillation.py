@@ -1,4 +1,4 @@
-"""Distillation: its loss against a closed form, what it leaves alone, and that a killed run ends with the same bits."""
+"""Distillation: its loss, its gradients, and resuming."""
 
 from __future__ import annotations
 
@@ -36,25 +36,25 @@ def network(architecture: Architecture, seed: int = 0) -> LanguageModel:
 
 
 def run(folder, rows=None, weight=0.5, temperature=2.0):
-    """A student without a parent's weights, which starts as it would without a teacher."""
+    """Train a student from random weights, with a teacher."""
     on_row = (lambda row: None) if rows is None else rows.append
-    return Taught(weight, temperature).train(ARCHITECTURE, Record(Checkpoint(folder, "test"), on_row))
+    return TaughtRecipe(weight, temperature).train(ARCHITECTURE, Record(Checkpoint(folder, "test"), on_row))
 
 
-class Taught(Recipe):
-    """Training from random weights with a teacher beside the text."""
+class TaughtRecipe(Recipe):
+    """Training from random weights with a teacher."""
 
     def __init__(self, weight: float = 0.5, temperature: float = 2.0, config=CONFIG):
         super().__init__(config, TEXTS, Runtime(seed=1))
         self.teacher = network(TEACHER)
-        self.told = {"weight": weight, "temperature": temperature}
+        self.options = {"weight": weight, "temperature": temperature}
 
     def terms(self):
-        return [Distillation(LiveTeacher(self.teacher, self.config.mem_len), **self.told), *super().terms()]
+        return [Distillation(LiveTeacher(self.teacher, self.config.mem_len), **self.options), *super().terms()]
 
 
-def still(seed: int = 0) -> LanguageModel:
-    """A student without dropout."""
+def without_dropout(seed: int = 0) -> LanguageModel:
+    """A student of the architecture without dropout."""
     return network(dataclasses.replace(ARCHITECTURE, dropout=0.0, moe_dropout=0.0, init_std=0.3), seed)
 
 
@@ -71,18 +71,18 @@ def distillation(
 
 
 @pytest.mark.parametrize(("weight", "temperature"), [(0.5, 1.0), (0.3, 2.5), (1.0, 0.5)])
-def test_loss_is_the_closed_form_with_a_memory_for_both(weight, temperature):
-    student, teacher = still(), network(TEACHER).eval()
+def test_the_loss_equals_its_closed_form_over_several_segments(weight, temperature):
+    student, teacher = without_dropout(), network(TEACHER).eval()
     objective = distillation(student, teacher, weight, temperature)
-    own = taught = None
+    own_memory = taught_memory = None
     for step in range(3):
         loss, metrics = objective(step)
         inputs, targets = objective.task.batches.batch_at(step)
-        output = student(inputs, own, mem_len=CONFIG.mem_len, wants=("balance",))
-        hidden, own = output.hidden, output.state
+        output = student(inputs, own_memory, mem_len=CONFIG.mem_len, wants=("balance",))
+        hidden, own_memory = output.hidden, output.state
         balance = [aux["balance"] for aux in output.aux if aux]
-        output = teacher(inputs, taught, mem_len=CONFIG.mem_len)
-        wanted, taught = output.hidden, output.state
+        output = teacher(inputs, taught_memory, mem_len=CONFIG.mem_len)
+        wanted, taught_memory = output.hidden, output.state
         z = hidden.double() @ student.embedding.weight.double().T + student.head.bias.double()
         t = wanted.double() @ teacher.embedding.weight.double().T + teacher.head.bias.double()
         p, q = (t / temperature).softmax(-1), (z / temperature).softmax(-1)
@@ -92,13 +92,13 @@ def test_loss_is_the_closed_form_with_a_memory_for_both(weight, temperature):
         assert loss.item() == pytest.approx(expected.item(), rel=1e-4)
         assert metrics["nll"].item() == pytest.approx(nll.item(), rel=1e-5)
         assert metrics["divergence"].item() == pytest.approx(divergence.item(), rel=1e-3)
-    assert own[0].shape[1] == taught[0].shape[1] == CONFIG.mem_len
+    assert own_memory[0].shape[1] == taught_memory[0].shape[1] == CONFIG.mem_len
 
 
-def test_a_network_that_is_its_parent_has_nothing_to_learn():
-    """But for the teacher's logits, which are rounded to half precision: up to 2^-11 of a logit, 0.005 of 10."""
-    parent = still()
-    student = still(seed=1)
+def test_a_copy_of_its_teacher_has_no_loss_and_no_gradient():
+    """Up to the rounding of the teacher's logits to half precision: 2^-11 of a logit, 0.005 of 10."""
+    parent = without_dropout()
+    student = without_dropout(seed=1)
     start_from_parent(student, Parent(parent, TEXT, CONFIG))
     objective = distillation(student, parent, 1.0, 2.0, balance=0.0)
     for step in range(3):
@@ -106,7 +106,7 @@ def test_a_network_that_is_its_parent_has_nothing_to_learn():
         loss.backward()
         assert loss.item() == pytest.approx(0, abs=1e-6) and metrics["nll"] > 1
     assert max(p.grad.abs().max() for p in student.parameters() if p.grad is not None) < 2e-3
-    other = distillation(still(seed=1), parent, 1.0, 2.0)
+    other = distillation(without_dropout(seed=1), parent, 1.0, 2.0)
     assert other(0)[0] > 0.1
 
 
@@ -114,7 +114,7 @@ def test_chunks_of_logits_change_neither_loss_nor_gradients(monkeypatch):
     results = []
     for at_once in (2**26, 5 * 11):
         monkeypatch.setattr(head, "LOGITS_AT_ONCE", at_once)
-        objective = distillation(still(), network(TEACHER), 0.5, 2.0)
+        objective = distillation(without_dropout(), network(TEACHER), 0.5, 2.0)
         loss, _ = objective(0)
         loss.backward()
         results.append((loss.detach(), *(p.grad for p in objective.model.parameters() if p.grad is not None)))
@@ -125,7 +125,7 @@ def test_chunks_of_logits_change_neither_loss_nor_gradients(monkeypatch):
 def test_bfloat16_products_give_nearly_the_same_loss_in_single_precision():
     losses = []
     for dtype in (torch.float32, torch.bfloat16):
-        objective = distillation(still(), network(TEACHER), 0.5, 2.0, runtime=Runtime(dtype=dtype))
+        objective = distillation(without_dropout(), network(TEACHER), 0.5, 2.0, runtime=Runtime(dtype=dtype))
         loss, metrics = objective(0)
         loss.backward()
         assert loss.dtype == metrics["divergence"].dtype == torch.float32
@@ -140,16 +140,16 @@ def result(tmp_path_factory):
     return run(tmp_path_factory.mktemp("distill"))
 
 
-def test_without_weight_it_is_plain_training_to_the_last_bit(result, tmp_path):
+def test_weight_0_gives_the_bits_of_training_without_a_teacher(result, tmp_path):
     plain = Recipe(CONFIG, TEXTS, Runtime(seed=1)).train(ARCHITECTURE, Record(Checkpoint(tmp_path / "p", "test")))
-    unheard = run(tmp_path / "unheard", weight=0.0)
-    assert weights(unheard[0]) == weights(plain[0])
-    pd.testing.assert_frame_equal(unheard[1][plain[1].columns], plain[1], check_exact=True)
+    unused = run(tmp_path / "zero", weight=0.0)
+    assert weights(unused[0]) == weights(plain[0])
+    pd.testing.assert_frame_equal(unused[1][plain[1].columns], plain[1], check_exact=True)
     assert weights(result[0]) != weights(plain[0])
 
 
-def test_the_teacher_is_left_alone(tmp_path):
-    recipe = Taught(config=dataclasses.replace(CONFIG, steps=5))
+def test_the_teacher_does_not_change(tmp_path):
+    recipe = TaughtRecipe(config=dataclasses.replace(CONFIG, steps=5))
     before = weights(recipe.teacher)
     model, history, _ = recipe.train(ARCHITECTURE, Record(Checkpoint(tmp_path, "test")))
     assert weights(recipe.teacher) == before and not recipe.teacher.training
@@ -158,7 +158,7 @@ def test_the_teacher_is_left_alone(tmp_path):
     assert set(model.state_dict()) == set(LanguageModel(ARCHITECTURE).state_dict())
 
 
-def test_sigkill_in_the_middle_costs_nothing_but_time(result, tmp_path, capsys):
+def test_a_killed_run_resumes_with_the_same_bits(result, tmp_path, capsys):
     kill_at(20, run, tmp_path)
     tensors, values = Checkpoint(tmp_path, "test").load()
     assert values["step"] == 18 and "loss.term.0.teacher.2" in tensors

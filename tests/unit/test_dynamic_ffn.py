@@ -1,4 +1,4 @@
-"""Dynamically executed experts: every backend against the definition, one token and expert at a time, in float64."""
+"""dynamic_ffn: every backend on a CPU against the reference in double precision."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def arguments(tokens, neurons, width=37, dtype=torch.float32, activation="relu")
 
 
 def masks(tokens, experts):
-    """Masks of three kinds; of the first, one expert is chosen by nobody and one token chooses none."""
+    """Three masks; in the first, one expert has no tokens and one token no experts."""
     generator = torch.Generator().manual_seed(tokens * experts)
     some = torch.rand(tokens, experts, generator=generator) < 0.4
     some[:, 0] = False
@@ -48,7 +48,7 @@ def error(values, mask, backend, activation="relu"):
 
 @pytest.mark.parametrize("backend", ["auto", *BACKENDS])
 @pytest.mark.parametrize("kind", ["some", "all", "none"])
-def test_outputs(backend, kind):
+def test_outputs_equal_the_reference(backend, kind):
     for tokens, size, experts in ((13, 3, 4), (1, 4, 3), (31, 1, 8), (4, 6, 1), (9, 128, 2)):
         found = error(arguments(tokens, size * experts), masks(tokens, experts)[kind], backend)
         assert found < TOLERANCE, (tokens, size, experts)
@@ -56,7 +56,7 @@ def test_outputs(backend, kind):
 
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("activation", ALL)
-def test_any_size_of_expert(backend, activation):
+def test_expert_sizes(backend, activation):
     for size in (1, 2, 5, 6, 16, 100, 128, 300):
         values = arguments(21, 3 * size, activation=activation)
         bound = factors(activation) * TOLERANCE  # a gated activation multiplies two rounded sums
@@ -71,15 +71,15 @@ def test_wide_rows(backend, activation):
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_any_width(backend):
-    """Around the widths of vectors of all kinds."""
+def test_widths(backend):
+    """Around the widths of vector registers."""
     for width in (1, 7, 8, 15, 16, 24, 31, 32, 48, 100, 128):
         assert error(arguments(11, 20, width), masks(11, 4)["some"], backend) < TOLERANCE, width
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_many_tokens(backend):
-    """More than are taken at once."""
+    """More than one block of them."""
     assert error(arguments(1100, 24, 8), masks(1100, 6)["some"], backend) < TOLERANCE
 
 
@@ -95,14 +95,14 @@ def test_double_precision(backend):
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_all_experts_are_the_dense_layer(backend):
+def test_all_experts_together_equal_the_dense_layer(backend):
     x, w1, b1, w2, b2 = arguments(7, 12)
     dense = torch.relu(x @ w1.T + b1) @ w2 + b2
     assert normalised_error(dynamic_ffn(x, w1, b1, w2, b2, masks(7, 4)["all"], backend), dense) < TOLERANCE
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_names_of_experts_do_not_matter(backend):
+def test_reordered_experts_give_equal_outputs(backend):
     x, w1, b1, w2, b2 = arguments(30, 12)
     mask, names = masks(30, 4)["some"], torch.tensor([2, 0, 3, 1])
     moved = (v.unflatten(0, (4, 3))[names].flatten(0, 1) for v in (w1, b1, w2))
@@ -124,7 +124,7 @@ def test_permuting_tokens_permutes_outputs(backend):
 @pytest.mark.parametrize("backend", [CPP])
 @pytest.mark.parametrize("activation", ALL)
 @pytest.mark.parametrize("threads", [1, 2])
-def test_a_token_gets_the_same_bits_whatever_the_others_are(backend, threads, activation):
+def test_a_token_gives_the_same_bits_in_every_batch(backend, threads, activation):
     x, *weights = arguments(83, 30, 40, activation=activation)
     mask = masks(83, 5)["some"]
     whole = dynamic_ffn(x, *weights, mask, backend, activation)
@@ -139,10 +139,10 @@ def test_a_token_gets_the_same_bits_whatever_the_others_are(backend, threads, ac
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_repeats_bit_by_bit_with_garbage_in_fresh_memory(backend):
+def test_two_runs_give_the_same_bits_with_nan_in_new_memory(backend):
     values, mask = arguments(65, 24), masks(65, 4)["some"]
     first = dynamic_ffn(*values, mask, backend)
-    torch.use_deterministic_algorithms(True)  # fills fresh memory with NaN
+    torch.use_deterministic_algorithms(True)  # fills new memory with NaN
     try:
         assert torch.empty(3).isnan().all()
         second = dynamic_ffn(*values, mask, backend)
@@ -152,7 +152,7 @@ def test_repeats_bit_by_bit_with_garbage_in_fresh_memory(backend):
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_nan_is_not_lost(backend):
+def test_a_token_of_nan_gives_nan(backend):
     x, *weights = arguments(9, 12)
     x[4, 0] = float("nan")
     mask = masks(9, 4)["all"]
@@ -162,9 +162,9 @@ def test_nan_is_not_lost(backend):
 
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_neurons_that_a_token_does_not_execute_have_no_say(backend, value):
+def test_neurons_that_are_not_executed_do_not_change_outputs(backend, value):
     x, w1, b1, w2, b2 = arguments(9, 12)
-    mask = masks(9, 4)["some"]  # nobody executes the first expert
+    mask = masks(9, 4)["some"]  # no token executes the first expert
     expected = dynamic_ffn(x, w1, b1, w2, b2, mask, backend)
     b1[0] = value
     assert torch.equal(dynamic_ffn(x, w1, b1, w2, b2, mask, backend), expected)
@@ -203,7 +203,7 @@ def test_triton_is_left_out_where_rows_are_too_wide_for_it():
 
 
 @pytest.mark.parametrize("backend", ["auto", *BACKENDS])
-def test_arguments_are_left_alone(backend):
+def test_arguments_do_not_change(backend):
     values = arguments(1, 12)
     copies = [value.clone() for value in values]
     dynamic_ffn(*values, masks(1, 3)["all"], backend)
@@ -211,8 +211,7 @@ def test_arguments_are_left_alone(backend):
 
 
 @pytest.mark.parametrize("fault", ["token", "expert"])
-def test_the_checks_notice_what_is_dropped(fault, monkeypatch):
-    """A token or an expert that a backend leaves out exceeds the tolerance by far."""
+def test_a_dropped_token_or_expert_is_found(fault, monkeypatch):
 
     def faulty(*values):
         *values, mask, activation = values
@@ -235,7 +234,7 @@ def test_under_autocast(backend):
 
 
 @pytest.mark.parametrize("backend", ["auto", *BACKENDS])
-def test_operator_is_registered_as_pytorch_wants(backend):
+def test_the_operator_is_well_formed(backend):
     values = *arguments(9, 12), masks(9, 4)["some"], backend, "relu"
     torch.library.opcheck(torch.ops.planer.dynamic_ffn.default, values)
 
@@ -257,7 +256,7 @@ def test_flops_are_those_of_chosen_neurons(backend):
     assert counter.get_total_flops() == 4 * 37 * 3 * mask.sum().item()
 
 
-def test_a_loop_over_experts_computes_no_more_than_that():
+def test_the_loop_computes_only_chosen_neurons():
     values, mask = arguments(9, 12), masks(9, 4)["some"]
     with FlopCounterMode(display=False) as counter:
         dynamic.loop(*values, mask, "relu")
@@ -294,7 +293,7 @@ def test_gradients_are_those_of_the_reference_or_an_error():
         dynamic_ffn(*values, mask).sum().backward()
 
 
-def test_what_cannot_run_is_refused():
+def test_unsupported_backends_are_refused():
     values, mask = arguments(9, 12, dtype=torch.float64), masks(9, 4)["some"]
     with pytest.raises(ValueError, match="backend cpp needs a CPU and float32"):
         dynamic_ffn(*values, mask, "cpp")

@@ -1,4 +1,4 @@
-"""The dynamic-k sweep: counts against the routing itself, FLOPs against torch's counter, monotony."""
+"""The dynamic-k sweep, and the choice of its threshold."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def test_thresholds_rise_and_start_at_zero():
 
 
 @pytest.mark.parametrize("tau", [0.05, 0.4])
-def test_experts_are_those_that_the_routing_chose(model, text, tau):
+def test_counts_of_experts_equal_those_of_the_routing(model, text, tau):
     chosen = [[] for _ in LAYERS]
     for block, found in zip(model.dynamic_blocks(), chosen, strict=True):
         block.register_forward_pre_hook(
@@ -63,7 +63,7 @@ def test_experts_are_those_that_the_routing_chose(model, text, tau):
     assert all(1 <= count < layer.num_experts for count, layer in zip(experts, LAYERS, strict=True))
 
 
-def test_flops_are_what_executing_only_the_chosen_experts_takes(model):
+def test_flops_equal_those_of_the_executed_experts(model):
     set_threshold(model, 0.3)
     x, executed = torch.randn(37, 32, generator=torch.Generator().manual_seed(1)), []
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
@@ -73,7 +73,7 @@ def test_flops_are_what_executing_only_the_chosen_experts_takes(model):
     assert converted_flops(LAYERS, experts, 32) * 37 == pytest.approx(counter.get_total_flops())
 
 
-def test_sweep(model, text):
+def test_rows_of_a_sweep(model, text):
     rows = list(sweep(model, text, TAUS, 1e6, *PROTOCOL))
     assert [row["tau"] for row in rows] == thresholds(TAUS)
     dense = dense_flops(LAYERS, 32)
@@ -111,14 +111,14 @@ def swept(*nlls: float) -> list[dict]:
     ("nlls", "tau"),
     [
         ((2.0, 2.01, 2.019, 2.3), 0.2),  # tau 0 is as good as the dense network
-        ((1.9, 1.91, 1.95, 2.0), 0.1),  # tau 0 is better, so the others are compared with it
+        ((1.9, 1.91, 1.95, 2.0), 0.1),  # tau 0 is better and becomes the reference
         ((2.1, 2.11, 2.12, 2.3), 0.0),  # sparsification alone lost 5 %
         ((2.0, 2.3, 2.01, 2.4), 0.2),  # nll need not rise with tau
         ((2.0, 2.021), 0.0),
         ((1.0,), 0.0),
     ],
 )
-def test_the_chosen_threshold_is_the_cheapest_within_the_tolerance_of_the_better_reference(nlls, tau):
+def test_the_cheapest_threshold_within_the_tolerance_is_chosen(nlls, tau):
     assert choose_threshold(swept(*nlls), 2.0, 0.01) == tau
 
 
@@ -140,7 +140,7 @@ def quality_at(model: LanguageModel, text: np.ndarray, tau: float) -> float:
     return score(model, text, tau, *PROTOCOL)[0]["nll"]
 
 
-def test_a_score_leaves_the_network_at_its_threshold(model, text):
+def test_scoring_does_not_change_the_threshold(model, text):
     set_threshold(model, 0.3)
     score(model, text, 0.7, *PROTOCOL)
     assert {block.tau for block in model.dynamic_blocks()} == {0.3}

@@ -1,4 +1,4 @@
-"""Split layers of pretrained networks: the same function with all experts, and only the selected ones otherwise."""
+"""Layers of pretrained networks split into experts."""
 
 from __future__ import annotations
 
@@ -13,17 +13,18 @@ from torch import nn
 from planer.conversion.clusters import apply_labels
 from planer.conversion.counter import Counter, counting
 from planer.conversion.dynamic import DynamicFeedForward, dynamic_layers, make_dynamic, set_selector
-from planer.conversion.selectors import ALL, Selector, score_quantiles
+from planer.conversion.selectors import ALL, Selector
 from planer.conversion.sites import feed_forward_sites
 from planer.errors import UserError
 from planer.kernels.cpp import build
 
 pytest.importorskip("transformers", reason="the package transformers is not installed")
 
+from tests.unit import converted  # noqa: E402
 from tests.unit.tiny_pretrained import LAYERS, NEURONS, WIDTH, inputs, logits, tiny  # noqa: E402
 
 FAMILIES = ("bert", "gpt2", "vit", "llama")
-SIZE = 4
+SIZE = converted.EXPERT_SIZE
 EXPERTS = NEURONS // SIZE
 
 
@@ -32,12 +33,7 @@ def split(family: str, relu: bool = False) -> nn.Module:
     model = tiny(family)
     if relu:
         feed_forward_sites(model)[0].adapter.use_relu(model)
-    for layer in make_dynamic(model, SIZE, 8):
-        with torch.no_grad():
-            for weight in layer.router.parameters():
-                weight.normal_(generator=torch.Generator().manual_seed(len(layer.name)))
-        layer.quantiles.copy_(score_quantiles(layer.router(torch.randn(300, WIDTH))))
-    return model
+    return converted.split(model)
 
 
 def labels_of(model: nn.Module) -> pd.DataFrame:
@@ -50,7 +46,7 @@ def labels_of(model: nn.Module) -> pd.DataFrame:
 
 
 def definition(layer: DynamicFeedForward, x: torch.Tensor) -> torch.Tensor:
-    """The layer as a sum over the selected experts, each a layer of its own neurons, in double precision."""
+    """The sum of the outputs of the selected experts, in double precision."""
     site = layer._site
     weights = type(site.weights())(**{k: v if v is None else v.double() for k, v in vars(site.weights()).items()})
     y = torch.zeros(len(x), WIDTH, dtype=torch.float64)
@@ -62,12 +58,12 @@ def definition(layer: DynamicFeedForward, x: torch.Tensor) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_a_network_that_runs_all_experts_keeps_its_bits(family):
+def test_all_experts_give_the_bits_of_the_dense_network(family):
     assert torch.equal(logits(split(family), inputs(family)), logits(tiny(family), inputs(family)))
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_sorted_neurons_change_nothing_but_rounding(family):
+def test_sorted_neurons_give_equal_logits(family):
     model = tiny(family)
     labels = labels_of(model)
     before = feed_forward_sites(model)[1].weights().neurons(torch.arange(NEURONS))
@@ -93,7 +89,7 @@ def test_a_layer_is_the_sum_of_its_selected_experts(family, relu):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_in_half_precision_too(family):
+def test_half_precision(family):
     model = split(family).to(torch.bfloat16)
     layer = dynamic_layers(model)[0]
     layer.select(Selector("dynamic_k", 0.0))
@@ -113,7 +109,7 @@ def test_a_threshold_that_all_experts_reach_equals_the_dense_network(family):
     assert (logits(model, inputs(family)) - logits(tiny(family), inputs(family))).abs().max() > 1e-2
 
 
-def test_weights_keep_their_names_and_routers_are_added():
+def test_weights_keep_their_names():
     model, before = split("llama"), tiny("llama").state_dict()
     state = model.state_dict()
     added = {name.partition("replacement.")[2] for name in state if name not in before}
@@ -122,7 +118,7 @@ def test_weights_keep_their_names_and_routers_are_added():
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_a_copy_computes_the_same_with_its_own_weights(family):
+def test_a_copy_has_its_own_weights(family):
     model = split(family)
     set_selector(model, Selector("dynamic_k", 0.3))
     twin = copy.deepcopy(model)
@@ -136,7 +132,7 @@ def test_a_copy_computes_the_same_with_its_own_weights(family):
     assert all(site.weights().by_neuron for site in feed_forward_sites(twin))
 
 
-def test_the_layer_reads_the_weights_where_they_are():
+def test_gated_weights_are_stored_in_one_tensor():
     layer = dynamic_layers(split("llama"))[0]
     layer.select(Selector("dynamic_k", 0.4))
     weights = layer._site.weights()
@@ -145,7 +141,7 @@ def test_the_layer_reads_the_weights_where_they_are():
 
 
 @pytest.mark.parametrize("family", ["gpt2", "llama"])
-def test_decoding_equals_a_pass_over_the_whole_text(family):
+def test_decoding_equals_a_pass_over_the_text(family):
     model, ids = split(family), inputs(family)
     set_selector(model, Selector("dynamic_k", 0.4))
     whole, cache, steps = logits(model, ids), None, []
@@ -178,7 +174,7 @@ def test_the_counter_counts_real_tokens_only():
     assert all(layer.counter is None for layer in dynamic_layers(model))
 
 
-def test_the_counter_sees_all_experts_of_a_dense_pass():
+def test_the_counter_counts_all_experts_of_a_dense_pass():
     model = split("gpt2")
     with counting(model) as counter:
         logits(model, inputs("gpt2"))
@@ -205,7 +201,7 @@ def test_the_oracle_selects_by_the_norms_of_the_outputs():
     assert torch.equal(layer.mask(x).nonzero()[:, 1].view(5, 2), norms.topk(2).indices.sort().values)
 
 
-def test_random_selection_has_the_wanted_share_and_starts_anew():
+def test_random_selection_has_the_wanted_share_and_repeats():
     layer = dynamic_layers(split("vit"))[0]
     x = torch.zeros(2000, WIDTH)
     layer.select(Selector("absolute", 0.25, "random"))
@@ -270,7 +266,7 @@ def test_fast_layers_run_densely_where_selecting_saves_no_time():
 
 
 def test_fast_layers_run_densely_in_half_precision():
-    """No backend was measured to be faster there."""
+    """No backend is faster than dense there."""
     model = split("gpt2").to(torch.bfloat16)
     before = logits(model, inputs("gpt2"))
     set_selector(model, Selector("top_k", 1), fast=True)

@@ -1,4 +1,4 @@
-"""What jobs inherit: a home folder and a user's name where there are none, the library's path, how threads wait."""
+"""The environment of jobs: home folder, user name, path of the library, and waiting of threads."""
 
 from __future__ import annotations
 
@@ -11,20 +11,26 @@ import pytest
 from planer.workflow.environment import SPINS, prepare_environment, provide_home
 
 
+def unset(monkeypatch, name: str) -> None:
+    """Unset a variable; the end of the test restores it, also where it was not set and planer sets it."""
+    monkeypatch.setenv(name, "")
+    monkeypatch.delenv(name)
+
+
 @pytest.fixture
-def nobody(monkeypatch):
-    """A user that the machine does not know."""
+def unknown_user(monkeypatch):
+    """A user id without an entry on the machine."""
 
     def unknown(number):
         raise KeyError(f"getpwuid(): uid not found: {number}")
 
     monkeypatch.setattr(pwd, "getpwuid", unknown)
     for name in ("LOGNAME", "USER", "LNAME", "USERNAME"):
-        monkeypatch.delenv(name, raising=False)
+        unset(monkeypatch, name)
     monkeypatch.setenv("HOME", "/")
 
 
-def test_a_home_that_can_be_written_stays(tmp_path, monkeypatch):
+def test_a_writable_home_folder_stays(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     provide_home(tmp_path / "other")
     assert os.environ["HOME"] == str(tmp_path)
@@ -32,7 +38,7 @@ def test_a_home_that_can_be_written_stays(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("home", ["/no/such/folder", "relative"])
-def test_a_home_that_cannot_be_written_is_replaced(tmp_path, monkeypatch, home):
+def test_a_missing_or_relative_home_folder_is_replaced(tmp_path, monkeypatch, home):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", home)
     provide_home("scratch/home")
@@ -40,45 +46,46 @@ def test_a_home_that_cannot_be_written_is_replaced(tmp_path, monkeypatch, home):
     assert (tmp_path / "scratch/home").is_dir()
 
 
-def test_a_home_for_reading_only_is_replaced(tmp_path, monkeypatch):
+def test_a_read_only_home_folder_is_replaced(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
-    monkeypatch.setattr(os, "access", lambda path, mode: path != str(tmp_path) or not mode & os.W_OK)  # root writes all
+    monkeypatch.setattr(
+        os, "access", lambda path, mode: path != str(tmp_path) or not mode & os.W_OK
+    )  # root may write everywhere
     provide_home(tmp_path / "home")
     assert os.environ["HOME"] == str(tmp_path / "home")
 
 
-def test_no_home_and_no_name(tmp_path, monkeypatch, nobody):
+def test_no_home_folder_and_no_user_name(tmp_path, monkeypatch, unknown_user):
     monkeypatch.delenv("HOME")
     provide_home(tmp_path / "home")
     assert os.path.expanduser("~") == str(tmp_path / "home")
     assert getpass.getuser() == str(os.getuid())
 
 
-def test_a_name_that_is_known_stays(tmp_path, monkeypatch, nobody):
+def test_a_user_name_stays(tmp_path, monkeypatch, unknown_user):
     monkeypatch.setenv("USER", "someone")
     provide_home(tmp_path / "home")
     assert getpass.getuser() == "someone"
 
 
 def prepared(tmp_path, monkeypatch, **given):
-    """The environment that jobs get where these variables are given."""
+    """The environment of jobs where only these variables are set."""
     for name in ("PYTHONPATH", "OMP_WAIT_POLICY", "GOMP_SPINCOUNT"):
-        monkeypatch.setenv(name, "")  # so that the test's end takes back what is set below
-        monkeypatch.delenv(name)
+        unset(monkeypatch, name)
     for name, value in given.items():
         monkeypatch.setenv(name, value)
     prepare_environment(tmp_path, tmp_path / "home")
     return os.environ
 
 
-def test_jobs_import_the_checkout_and_their_threads_wait_briefly(tmp_path, monkeypatch):
+def test_jobs_import_the_checkout_and_threads_spin_briefly(tmp_path, monkeypatch):
     found = prepared(tmp_path, monkeypatch, PYTHONPATH="/elsewhere")
     assert found["PYTHONPATH"].split(os.pathsep) == [str(tmp_path), "/elsewhere"]
     assert found["GOMP_SPINCOUNT"] == SPINS
 
 
 @pytest.mark.parametrize(("name", "value"), [("OMP_WAIT_POLICY", "ACTIVE"), ("GOMP_SPINCOUNT", "7")])
-def test_a_users_choice_of_waiting_stays(tmp_path, monkeypatch, name, value):
+def test_a_wait_policy_of_the_user_stays(tmp_path, monkeypatch, name, value):
     found = prepared(tmp_path, monkeypatch, **{name: value})
     assert found[name] == value
     assert found.get("GOMP_SPINCOUNT", value) == value

@@ -1,4 +1,4 @@
-"""Evaluation of untrained networks: the whole eval.json, and that its parts fit together."""
+"""Evaluation of untrained networks: the parts of eval.json."""
 
 from __future__ import annotations
 
@@ -83,12 +83,12 @@ def tokens() -> Texts:
 
 
 def table(vocab_size: int = VOCAB_SIZE) -> LatencyTable:
-    """Made-up latencies, as if measured here."""
+    """Made-up latencies with the identity of this machine."""
     return latency_table_of_this_machine(CONFIG, vocab_size)
 
 
 def evaluated(folder, text, variant: str, architecture: Architecture, **overlay) -> dict:
-    """Evaluate an untrained network whose stages changed nothing but to split its dense layers."""
+    """Evaluate an untrained network; of the stages only the split of its dense layers is real."""
     dense = random_model(architecture, Runtime(seed=0))
     converted, _, metrics = split(dense, ClusterConfig(expert_size=8, restarts=1, max_iterations=5), seed=0)
     converted = with_routers(converted, 8)
@@ -149,13 +149,13 @@ def test_latency_against_baseline_and_table(searched):
     for mode, row in rows.items():
         assert 0 < row["p10_ms"] <= row["median_ms"] <= row["p90_ms"] and row["n"] == 3
         assert row["speed_up"] == row["baseline_median_ms"] / row["median_ms"]
-        dearer = 2 if mode == "recompute" else 1
+        factor = 2 if mode == "recompute" else 1
         assert (
             row["table_ms"]
-            == MS["embedding_and_head"] + dearer * MS["attention_1"] + MS["feed_forward"] + MS["moe_top2"]
+            == MS["embedding_and_head"] + factor * MS["attention_1"] + MS["feed_forward"] + MS["moe_top2"]
         )
         assert row["baseline_table_ms"] == MS["embedding_and_head"] + 2 * (
-            dearer * MS["attention_2"] + MS["feed_forward"]
+            factor * MS["attention_2"] + MS["feed_forward"]
         )
         reference = {(other["attention"], other["execution"]): other for other in searched["baseline"]["latency"]}
         baseline = reference[mode, "eager"]
@@ -166,7 +166,7 @@ def test_latency_against_baseline_and_table(searched):
     assert searched["target"]["measured"] == pytest.approx(1 / headline["speed_up"])
 
 
-def test_decoding_is_measured_beside_segments(searched):
+def test_decoding_and_segments_are_measured(searched):
     (row,) = (row for row in searched["latency"] if row["execution"] == "decode")
     assert (row["batch"], row["tgt_len"], row["mem_len"], row["attention"]) == (2, 1, 40, "cached")
     assert not row["headline"]
@@ -176,7 +176,7 @@ def test_decoding_is_measured_beside_segments(searched):
     assert segment["tokens_per_second"] == pytest.approx(1000 * 4 * 32 / segment["median_ms"])
 
 
-def test_target_shows_its_slack_and_every_measured_round(searched):
+def test_target_has_its_slack_and_every_measured_round(searched):
     target = searched["target"]
     assert target["slack"] == pytest.approx((0.6 - target["estimated"]) / 0.6)
     assert [tuple(entry.values()) for entry in target["rounds"]] == [(0.6, 0.58, 0.64), (0.54, 0.53, 0.6)]
@@ -203,7 +203,7 @@ def test_search_is_compared_with_one_training_of_the_baseline(searched):
     [({}, None), ({"search": 10}, None), ({"teacher": 3, "retrain": 40}, None), ({"choice": 2.5}, 2.5)]
     + [({"search": 10, "choice": 2.5, "teacher": 3, "retrain": 40}, 15.5)],
 )
-def test_all_stages_of_a_search_count_where_there_was_a_choice(seconds, total):
+def test_the_cost_of_a_search_is_the_sum_of_its_stages(seconds, total):
     found = _search_cost(seconds, 5)
     assert (found and (found["seconds"], found["ratio"])) == (total and (total, total / 5))
 
@@ -253,7 +253,7 @@ def test_segments_are_those_of_the_test_split_by_the_final_protocol(searched, ba
     assert searched["baseline"]["quality"]["segments"] == baseline["quality"]["segments"]
 
 
-def test_summary_is_beside_the_baseline_in_one_measurement(searched, baseline):
+def test_summary_is_relative_to_the_baseline_of_the_same_measurement(searched, baseline):
     summary, conversion = searched["summary"], searched["conversion"]
     reference = baseline["quality"]["final"]["test"]["nll"]
     assert summary["dense"] == {
@@ -266,10 +266,10 @@ def test_summary_is_beside_the_baseline_in_one_measurement(searched, baseline):
         "speed_up": conversion["baseline_latency"]["median_ms"] / row["latency"]["median_ms"],
         "nll_ratio": row["test"]["nll"] / reference,
     }
-    assert summary["dense"]["speed_up"] != searched["latency"][0]["speed_up"], "they are measured apart"
+    assert summary["dense"]["speed_up"] != searched["latency"][0]["speed_up"], "they are two measurements"
 
 
-def test_summary_of_the_baseline_is_beside_itself(baseline):
+def test_summary_of_the_baseline_is_relative_to_itself(baseline):
     assert baseline["summary"]["dense"] == {"speed_up": 1, "nll_ratio": 1}
     assert baseline["conversion"]["baseline_latency"] == baseline["conversion"]["dense_latency"]
 
@@ -308,7 +308,7 @@ def test_provenance(searched):
     assert config_hash(experiment(seed=3)) != config_hash(CONFIG)
 
 
-def test_nothing_to_convert(tmp_path, tokens):
+def test_a_network_without_dense_layers(tmp_path, tokens):
     architecture = CONFIG.model.architecture(VOCAB_SIZE, "s1iii")
     found = evaluated(tmp_path, tokens, "lts_0.3", architecture, selection=SELECTION | {"scored_by": "params"})
     assert found["conversion"]["converted_layers"] == 0 and found["conversion"]["chosen"] is None

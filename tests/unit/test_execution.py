@@ -1,4 +1,4 @@
-"""Execution modes: the same numbers, code that is shared, and one line where a mode does not work."""
+"""Execution modes: eager, compiled and graph."""
 
 from __future__ import annotations
 
@@ -42,22 +42,22 @@ def model():
 
 @pytest.fixture
 def codes():
-    """Graphs compiled so far, counted from zero."""
+    """A counter of compiled graphs, from zero."""
     torch._dynamo.reset()
     counters.clear()
     return counters["stats"]
 
 
 @pytest.mark.parametrize("attention", ["cached", "recompute"])
-def test_compiled_networks_compute_the_same(model, attention):
+def test_compiled_networks_equal_eager_ones(model, attention):
     compiled = nll(model, "compiled", attention)
     for tau in (0.0, 0.5, 0.0):
         model.dynamic_blocks()[0].tau = tau
         torch.testing.assert_close(compiled(), nll(model, "eager", attention)(), rtol=1e-4, atol=1e-5)
 
 
-def test_blocks_of_one_kind_share_their_code(codes):
-    """However many there are and in whatever order; nothing is compiled in a later call."""
+def test_blocks_of_one_kind_are_compiled_once(codes):
+    """In any number and order, also in later calls."""
     pool = Pool(
         CONFIG.model.architecture(VOCABULARY, ()), {DENSE: 4, MIXTURE: 2, SELF: 2}, workload("compiled"),
         Runtime(), ["cached"],
@@ -70,11 +70,11 @@ def test_blocks_of_one_kind_share_their_code(codes):
     for call in calls:
         call()
     assert codes["unique_graphs"] == first
-    assert not counters["graph_break"], "every block is one piece of code"
+    assert not counters["graph_break"], "every block is one graph"
 
 
-def test_compiled_blocks_are_their_originals(model):
-    """Skips and converted layers stay as they are; what is compiled reads the weights of the model."""
+def test_compiled_blocks_have_the_weights_of_the_model(model):
+    """Skips and converted layers are not compiled."""
     for block, spec in zip(model.blocks, BLOCKS, strict=True):
         assert executable(block, "eager") is executable(block, "graph") is block
         made = executable(block, "compiled")
@@ -94,8 +94,8 @@ def test_no_compiler_is_one_line(model, codes):
     assert "\n" not in str(line.value)
 
 
-def test_more_kinds_than_may_be_compiled_are_an_error(codes, monkeypatch):
-    """PyTorch would run them eagerly, which would be timed as compiled."""
+def test_too_many_kinds_of_compiled_blocks_are_an_error(codes, monkeypatch):
+    """PyTorch would run them eagerly, and their times would count as compiled."""
     monkeypatch.setattr(execution_module, "CODES", 1)
     pool = Pool(
         CONFIG.model.architecture(VOCABULARY, ()), {DENSE: 1, FeedForward(32): 1}, workload("compiled"),
@@ -114,8 +114,8 @@ def test_graphs_need_cuda(model):
             make()
 
 
-def test_both_attention_modes_keep_their_positions(model, monkeypatch):
-    """Timed in turn on one model, as an evaluation does, neither undoes what the other prepared."""
+def test_alternating_attention_modes_compute_positions_once(model, monkeypatch):
+    """An evaluation times them alternately on one model."""
     import planer.models.transformer
 
     calls = [nll(model, "eager", attention) for attention in ("cached", "recompute")]
@@ -131,8 +131,8 @@ def test_both_attention_modes_keep_their_positions(model, monkeypatch):
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("attention", ["cached", "recompute"])
-def test_graphs_compute_the_same(attention):
-    """Also after others were captured, and at every threshold."""
+def test_graphs_equal_eager_networks(attention):
+    """Also after the capture of another network, and at every threshold."""
     device = torch.device("cuda", 0)
     blocks = tuple(block for block in BLOCKS if block is not MIXTURE)
     networks = [
@@ -147,7 +147,7 @@ def test_graphs_compute_the_same(attention):
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_networks_that_wait_for_the_gpu_cannot_be_captured():
+def test_networks_that_synchronise_cannot_be_captured():
     device = torch.device("cuda", 0)
     with pytest.raises(UserError, match="graph failed: .*; the network waits for the GPU"):
         prepared(lambda: torch.ones(1, device=device) * torch.ones(1, device=device).item(), "graph", device)

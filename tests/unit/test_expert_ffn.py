@@ -1,4 +1,4 @@
-"""Expert feed-forward layers: every backend against the definition, one token at a time, in double precision."""
+"""expert_ffn: every backend on a CPU against the reference in double precision."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def available():
 
 
 def results(function, values, logits, k, dtype, **options):
-    """Output and the gradients of the inputs that there are and of the logits."""
+    """Output and gradients of the given inputs and of the logits."""
     leaves = [None if v is None else v.detach().to(dtype).requires_grad_() for v in (*values, logits)]
     *values, logits = leaves
     pairs, _ = top_k(logits, k)
@@ -41,7 +41,7 @@ def results(function, values, logits, k, dtype, **options):
 
 
 def worst(values, logits, k, backend, dtype=torch.float32, **options):
-    """The largest error of output and gradients against the definition."""
+    """The largest error of output and gradients against the reference."""
     ours = results(expert_ffn, values, logits, k, dtype, backend=backend, **options)
     expected = results(expert_ffn_reference, values, logits, k, torch.float64, **options)
     return max(itertools.starmap(normalised_error, zip(ours, expected, strict=True)))
@@ -51,7 +51,7 @@ def worst(values, logits, k, backend, dtype=torch.float32, **options):
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("k", [1, 2, 4])
-def test_outputs_and_all_gradients(backend, k, bias, activation):
+def test_outputs_and_gradients_equal_the_reference(backend, k, bias, activation):
     values = inputs(37, 4, bias=bias, activation=activation)
     assert worst(values, draw(37, 4), k, backend, activation=activation) < TOLERANCE
 
@@ -70,14 +70,14 @@ def test_triton_is_left_out_where_an_expert_is_too_large_for_it():
     assert "at most 2,147,483,647" not in str(unsupported(*kind, 8_192, 131_072, "silu"))
 
 
-def test_aligned_rows_before_the_activation_are_not_enough_for_grouped_products():
+def test_grouped_products_need_aligned_rows_after_the_activation():
     kind = "grouped_mm", torch.device("cpu"), torch.float32
     assert "16 bytes" in unsupported(*kind, 8, 6, "swiglu") and unsupported(*kind, 8, 8, "swiglu") is None
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("tokens", [1, 2, 300])
-def test_any_number_of_tokens(backend, tokens):
+def test_numbers_of_tokens(backend, tokens):
     assert worst(inputs(tokens, 4), draw(tokens, 4), 2, backend) < TOLERANCE
 
 
@@ -92,7 +92,7 @@ def test_odd_sizes_in_both_precisions(backend, width, neurons, activation):
 
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("k", [1, 2])
-def test_experts_that_receive_nothing(backend, k):
+def test_experts_without_tokens(backend, k):
     logits = torch.full((9, 4), -5.0, dtype=torch.float64)
     logits[:, 2], logits[:, 3] = 5.0, 4.0
     values = inputs(9, 4)
@@ -107,8 +107,8 @@ def test_experts_that_receive_nothing(backend, k):
 @pytest.mark.parametrize("threads", [1, 2, 5])
 @pytest.mark.parametrize("routing", ["even", "skewed", "one"])
 @pytest.mark.parametrize("k", [1, 2])
-def test_however_threads_share_the_work(backend, threads, routing, k):
-    """Whole experts for each thread, pieces of experts, or products that all threads share."""
+def test_threads_and_routings(backend, threads, routing, k):
+    """A thread gets whole experts or parts of them, or all threads share one product."""
     logits = draw(600, 4)
     if routing != "even":
         chosen = slice(600 if routing == "one" else 450)
@@ -142,7 +142,7 @@ def test_tokens_with_different_numbers_of_experts(backend, gated):
     ):
         pairs = Pairs(token, expert, gate, 4, 3)
         y = function(*(v.to(dtype) for v in values), pairs, **options)
-        assert not y[1].any(), "a token without experts adds nothing"
+        assert not y[1].any(), "a token without experts has the output 0"
         both.append((y, *torch.autograd.grad(y.square().sum(), wanted)))
     for ours, expected in zip(*both, strict=True):
         assert normalised_error(ours, expected) < TOLERANCE
@@ -150,12 +150,11 @@ def test_tokens_with_different_numbers_of_experts(backend, gated):
 
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("activation", ACTIVATIONS)
-def test_dropout_multiplies_hidden_neurons(backend, activation, monkeypatch):
-    """Against the dense expression with the same multipliers."""
+def test_dropout_equals_a_dense_layer_with_the_same_mask(backend, activation, monkeypatch):
     x, w1, b1, w2, b2 = (v.requires_grad_() for v in inputs(30, 1, activation=activation))
-    keep = (draw(30, NEURONS) > 0) / 0.5
-    expected = (FORMULAS[activation](x @ w1[0].T + b1[0]) * keep) @ w2[0].T + b2[0]
-    monkeypatch.setattr("planer.kernels.expert_ffn.function.F.dropout", lambda ones, p: keep.to(ones.dtype) * ones)
+    mask = (draw(30, NEURONS) > 0) / 0.5
+    expected = (FORMULAS[activation](x @ w1[0].T + b1[0]) * mask) @ w2[0].T + b2[0]
+    monkeypatch.setattr("planer.kernels.expert_ffn.function.F.dropout", lambda ones, p: mask.to(ones.dtype) * ones)
     pairs = Pairs(torch.arange(30), torch.zeros(30, dtype=torch.int64), torch.ones(30), 30, 1, 1)
     leaves = [v.float().detach().requires_grad_() for v in (x, w1, b1, w2, b2)]
     y = expert_ffn(*leaves, pairs, 0.5, True, activation, backend)
@@ -187,7 +186,7 @@ def test_permuting_tokens_permutes_outputs(backend):
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_names_of_experts_do_not_matter(backend):
+def test_reordered_experts_give_equal_outputs(backend):
     x, *w = (v.float() for v in inputs(61, 4))
     logits, names = draw(61, 4), torch.tensor([2, 0, 3, 1])
     y = expert_ffn(x, *w, top_k(logits, 2)[0], backend=backend)
@@ -196,7 +195,7 @@ def test_names_of_experts_do_not_matter(backend):
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_equal_experts_are_the_dense_layer(backend):
+def test_equal_experts_equal_a_dense_layer(backend):
     x, *w = (v.float() for v in inputs(50, 1))
     same = [v.expand(4, *v.shape[1:]) for v in w]
     dense = torch.relu(x @ w[0][0].T + w[1][0]) @ w[2][0].T + w[3][0]
@@ -208,7 +207,7 @@ def test_equal_experts_are_the_dense_layer(backend):
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_all_experts_with_equal_gates_are_their_mean(backend):
+def test_all_experts_with_equal_gates_give_their_mean(backend):
     x, w1, b1, w2, b2 = (v.float() for v in inputs(33, 4))
     pairs, _ = top_k(torch.zeros(33, 4), 4)
     hidden = torch.relu(torch.einsum("nd,eid->eni", x, w1) + b1[:, None])
@@ -218,13 +217,13 @@ def test_all_experts_with_equal_gates_are_their_mean(backend):
 
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("k", [1, 2])
-def test_repeats_bit_by_bit_with_garbage_in_fresh_memory(backend, k):
-    """Fresh tensors are full of NaN: whatever is not written shows, and experts without tokens must be."""
+def test_two_runs_give_the_same_bits_with_nan_in_new_memory(backend, k):
+    """One expert has no tokens: its gradients must be written."""
     logits = draw(65, 5)
     logits[:, 3] = -9
     arguments = inputs(65, 5), logits, k, torch.float32
     first = results(expert_ffn, *arguments, backend=backend)
-    torch.use_deterministic_algorithms(True)  # fills fresh memory
+    torch.use_deterministic_algorithms(True)  # fills new memory with NaN
     try:
         assert torch.utils.deterministic.fill_uninitialized_memory and torch.empty(3).isnan().all()
         second = results(expert_ffn, *arguments, backend=backend)
@@ -234,8 +233,7 @@ def test_repeats_bit_by_bit_with_garbage_in_fresh_memory(backend, k):
 
 
 @pytest.mark.parametrize("fault", ["row", "expert"])
-def test_the_checks_notice_what_is_dropped(fault):
-    """A row or an expert that a backend leaves out exceeds the tolerance by far."""
+def test_a_dropped_row_or_expert_is_found(fault):
     multiply = experts.Loop.times_transposed
 
     def faulty(self, a, w, bias):
@@ -268,7 +266,7 @@ def test_gradients_only_where_required(backend, wanted):
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("activation", sorted(set(ACTIVATIONS) - {"relu"}))
 def test_autocast_in_bfloat16(backend, activation):
-    """No backend is further from the exact result than PyTorch's own products of the same precision."""
+    """The error is at most 1.5 times that of PyTorch's products in bfloat16."""
     values, logits = inputs(64, 4, 32, 64, activation=activation), draw(64, 4)
     exact = results(expert_ffn_reference, values, logits, 2, torch.float64, activation=activation)
 
@@ -284,7 +282,7 @@ def test_autocast_in_bfloat16(backend, activation):
 @pytest.mark.parametrize("backend", ["loop", BACKENDS[2]])
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 def test_values_far_from_zero(backend, activation):
-    """One neuron of weight 1, so that the output is the activation: near zero, far from it, and no number."""
+    """One neuron of weight 1 gives the activation itself: near zero, far from it, and of NaN."""
     z = torch.cat((torch.linspace(-120, 120, 999), torch.linspace(-6, 6, 1001), torch.tensor([float("nan")])))[:, None]
     z = z.double().requires_grad_()
     one = torch.ones(1, factors(activation), 1), None, torch.ones(1, 1, 1), None
@@ -307,7 +305,7 @@ def operator_arguments(backend, k=2, save=True):
 
 
 @pytest.mark.parametrize("backend", ["auto", *BACKENDS])
-def test_operators_are_registered_as_pytorch_wants(backend):
+def test_the_operators_are_well_formed(backend):
     arguments = operator_arguments(backend)
     torch.library.opcheck(torch.ops.planer.expert_ffn.default, arguments)
     y, hidden = torch.ops.planer.expert_ffn(*arguments)
@@ -343,7 +341,7 @@ def test_flops_of_forward_and_backward(backend, k):
 
 
 def test_flops_of_grouped_products():
-    """The same as those of the plain products."""
+    """They equal those of plain products."""
     rows, weights, ends = torch.randn(24, 8), torch.randn(3, 8, 16), torch.tensor([4, 10, 24], dtype=torch.int32)
     with FlopCounterMode(display=False) as counter:
         out = experts.grouped_mm(rows, weights, offs=ends)
@@ -379,7 +377,7 @@ def test_tensors_that_do_not_fit_are_refused(backend, name, shape, message):
         expert_ffn(**values, pairs=pairs, backend=backend)
 
 
-def test_what_cannot_run_is_refused():
+def test_unsupported_backends_and_activations_are_refused():
     values, pairs = inputs(4, 2, 3, 5), top_k(draw(4, 2), 1)[0]
     with pytest.raises(ValueError, match="backend grouped_mm needs float32.*16 bytes"):
         expert_ffn(*(v.float() for v in values), pairs, backend="grouped_mm")

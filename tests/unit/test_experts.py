@@ -1,4 +1,4 @@
-"""Splitting layers into experts: balanced, reproducible clusters, and a split that changes no prediction."""
+"""Splitting the feed-forward layers of our networks into experts."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ def tiny(*blocks, norm: str = "post") -> LanguageModel:
     model = LanguageModel(Architecture(11, 8, blocks, norm=norm, init_std=0.3))
     initialise(model, torch.Generator().manual_seed(0))
     with torch.no_grad():
-        for block in model.feed_forward_blocks():  # biases start at zero, where a lost one would go unnoticed
+        for block in model.feed_forward_blocks():  # with biases of zero, a lost one would change nothing
             block.w1.bias.normal_(generator=torch.Generator().manual_seed(1))
             block.w2.bias.normal_(generator=torch.Generator().manual_seed(2))
     return model.eval()
 
 
-def planted(groups: int, size: int, width: int = 12) -> tuple[torch.Tensor, np.ndarray]:
-    """Rows in random order and of very different lengths that point in few directions, and each row's direction."""
+def rows_of_directions(groups: int, size: int, width: int = 12) -> tuple[torch.Tensor, np.ndarray]:
+    """Rows of different lengths in a few directions, in random order, and the number of each row's direction."""
     generator = torch.Generator().manual_seed(0)
     truth = torch.randperm(groups * size, generator=generator) % groups
     directions = torch.randn(groups, width, generator=generator)
@@ -38,7 +38,7 @@ def planted(groups: int, size: int, width: int = 12) -> tuple[torch.Tensor, np.n
     return rows * torch.logspace(-2, 2, groups * size)[:, None], truth.numpy()
 
 
-def logits(model: LanguageModel, tau: float = 0.0) -> tuple[torch.Tensor, list[int]]:
+def outputs_of(model: LanguageModel, tau: float = 0.0) -> tuple[torch.Tensor, list[int]]:
     """Hidden states of two consecutive segments, and the number of experts that each split layer executed."""
     for block in model.dynamic_blocks():
         block.tau = tau
@@ -51,8 +51,8 @@ def logits(model: LanguageModel, tau: float = 0.0) -> tuple[torch.Tensor, list[i
 
 
 @given(st.integers(1, 6), st.integers(1, 6), st.integers(0, 2**31 - 1))
-@settings(max_examples=25, deadline=None)
-def test_clusters_have_exactly_the_size_asked_for(groups, size, seed):
+@settings(max_examples=25)
+def test_clusters_have_exactly_the_given_size(groups, size, seed):
     w1 = torch.randn(groups * size, 3, generator=torch.Generator().manual_seed(seed))
     labels = cluster_neurons(w1, size, seed, restarts=1, max_iterations=5)
     assert np.bincount(labels, minlength=groups).tolist() == [size] * groups
@@ -60,7 +60,7 @@ def test_clusters_have_exactly_the_size_asked_for(groups, size, seed):
 
 @pytest.mark.parametrize(("groups", "size"), [(2, 16), (8, 4), (16, 2)])
 def test_neurons_of_one_direction_form_one_expert(groups, size):
-    w1, truth = planted(groups, size)
+    w1, truth = rows_of_directions(groups, size)
     labels = cluster_neurons(w1, size, seed=0, restarts=5, max_iterations=50)
     assert all(len(np.unique(truth[labels == c])) == 1 for c in range(groups))
     assert scatter(w1, labels) < 0.05
@@ -76,7 +76,7 @@ def test_clusters_ignore_the_length_of_rows_and_follow_the_seed():
     assert not np.array_equal(labels[0], labels[3])
 
 
-def test_more_restarts_are_never_less_compact():
+def test_more_restarts_give_more_compact_clusters():
     w1 = torch.randn(64, 6, generator=torch.Generator().manual_seed(0))
     loose = [scatter(w1, cluster_neurons(w1, 4, 0, restarts, 20)) for restarts in (1, 8)]
     assert loose[1] <= loose[0] + 1e-3  # k-means ranks by costs rounded to a thousandth
@@ -84,7 +84,7 @@ def test_more_restarts_are_never_less_compact():
 
 @pytest.mark.parametrize("size", [1, 4, 16])
 @pytest.mark.parametrize("dead", [6, 16])
-def test_dead_neurons_find_a_place(size, dead):
+def test_neurons_of_zero_are_clustered(size, dead):
     w1 = torch.randn(16, 5, generator=torch.Generator().manual_seed(0))
     w1[:dead] = 0
     labels = cluster_neurons(w1, size, 0, 2, 10)
@@ -101,7 +101,7 @@ def test_size_must_divide_the_neurons():
 
 @pytest.mark.parametrize("norm", ["post", "pre"])
 @pytest.mark.parametrize("size", [1, 4, 16])
-def test_split_network_computes_the_same(norm, size):
+def test_split_network_gives_equal_outputs(norm, size):
     model = tiny(*BLOCKS, norm=norm)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     converted, labels, metrics = split(model, ClusterConfig(size, 2, 20), seed=0)
@@ -110,10 +110,10 @@ def test_split_network_computes_the_same(norm, size):
     assert [block for i, block in enumerate(converted.architecture.blocks) if i not in (1, 4)] == [
         block for i, block in enumerate(BLOCKS) if i not in (1, 4)
     ]
-    expected = logits(model)[0]
-    torch.testing.assert_close(logits(converted)[0], expected, rtol=1e-5, atol=1e-5)
+    expected = outputs_of(model)[0]
+    torch.testing.assert_close(outputs_of(converted)[0], expected, rtol=1e-5, atol=1e-5)
     with pytest.raises(ValueError, match="tau is 0.9, but the layer has no router"):
-        logits(converted, tau=0.9)
+        outputs_of(converted, tau=0.9)
     assert all(torch.equal(model.state_dict()[name], tensor) for name, tensor in before.items())
     assert metrics["converted_layers"] == 2
     assert not converted.training
@@ -145,14 +145,14 @@ def test_labels_are_a_table_of_all_layers_and_reproducible():
     assert not runs[0].equals(runs[2])
 
 
-def test_higher_thresholds_execute_fewer_experts_whatever_the_routers_scale():
+def test_higher_thresholds_execute_fewer_experts_at_every_scale_of_routers():
     converted = with_routers(split(tiny(*BLOCKS), CONFIG, 0)[0], 6)
     with torch.no_grad():
         for block in converted.dynamic_blocks():
             block.router.v1.normal_(generator=torch.Generator().manual_seed(6))
             block.router.v2.normal_(generator=torch.Generator().manual_seed(7))
     taus = [0.0, 0.01, 0.1, 0.3, 0.6, 0.9, 1.0]
-    outputs, executed = zip(*(logits(converted, tau) for tau in taus), strict=True)
+    outputs, executed = zip(*(outputs_of(converted, tau) for tau in taus), strict=True)
     for layer, experts in ((0, 8), (1, 4)):
         counts = [row[layer] for row in executed]
         assert counts == sorted(counts, reverse=True)
@@ -162,7 +162,7 @@ def test_higher_thresholds_execute_fewer_experts_whatever_the_routers_scale():
         for block in converted.dynamic_blocks():
             block.router.v2.mul_(32.0)
     for tau, output, count in zip(taus, outputs, executed, strict=True):
-        scaled, scaled_count = logits(converted, tau)
+        scaled, scaled_count = outputs_of(converted, tau)
         assert scaled_count == count
         assert torch.equal(scaled, output)
 
@@ -170,10 +170,10 @@ def test_higher_thresholds_execute_fewer_experts_whatever_the_routers_scale():
 def test_split_network_survives_saving(tmp_path):
     converted, _, _ = split(tiny(*BLOCKS), CONFIG, 0)
     save(converted, tmp_path)
-    assert torch.equal(logits(load(tmp_path))[0], logits(converted)[0])
+    assert torch.equal(outputs_of(load(tmp_path))[0], outputs_of(converted)[0])
 
 
-def test_network_without_feed_forward_layers_passes_through():
+def test_network_without_feed_forward_layers_is_returned():
     model = tiny(Attention(2, 4), MoE(8, 2, 1))
     same, labels, metrics = split(model, CONFIG, 0)
     assert same is model

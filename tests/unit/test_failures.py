@@ -1,4 +1,4 @@
-"""Failed jobs on the screen, from the records that Snakemake logs."""
+"""The messages of failed jobs, made from Snakemake's log records."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ LINE = "planer: demo/par retrain: train has 3 tokens"
 
 @pytest.fixture
 def seen(monkeypatch, tmp_path):
-    """A filter; what it registers to run at the end of the process."""
+    """A filter of log records, with its functions for the end of the process in ``endings``."""
     monkeypatch.chdir(tmp_path)
     endings = []
     monkeypatch.setattr(failures.atexit, "register", endings.append)
@@ -43,10 +43,10 @@ def last_lines(seen, capsys) -> list[str]:
     return capsys.readouterr().err.splitlines()
 
 
-def test_a_mistake_is_the_last_line_and_its_report_is_short(seen, tmp_path, capsys):
+def test_a_mistake_of_the_user_is_the_last_line(seen, tmp_path, capsys):
     assert not seen.filter(record(f"RuleException:\n... returned non-zero exit status {STATUS}.", event="error"))
     made = job_error(seen, tmp_path, 3, f"step 1\n{LINE}\n")
-    assert made.event is None, "Snakemake prints the message alone"
+    assert made.event is None, "Snakemake prints only the message"
     assert made.getMessage() == "Job 3 (retrain) has ended by a mistake: 3.log"
     assert last_lines(seen, capsys) == [LINE]
 
@@ -58,7 +58,7 @@ def test_several_mistakes_have_one_line_each(seen, tmp_path, capsys):
     assert last_lines(seen, capsys) == [LINE, other]
 
 
-def test_another_failure_is_reported_by_snakemake_and_its_log_named_at_the_end(seen, tmp_path, capsys):
+def test_another_failure_is_reported_by_snakemake_with_its_log_at_the_end(seen, tmp_path, capsys):
     assert seen.filter(record("RuleException:\n... returned non-zero exit status 1.", event="error"))
     made = job_error(seen, tmp_path, 5, f"{LINE}\nTraceback (most recent call last):\nKeyError: 3\n")
     assert made.event == "job_error"
@@ -75,13 +75,13 @@ def test_a_failure_without_a_log(seen, capsys):
     assert last_lines(seen, capsys) == ["planer: search failed before its log began; see above"]
 
 
-def test_a_later_attempt_that_succeeds_takes_the_line_back(seen, tmp_path, capsys):
+def test_a_successful_later_attempt_removes_the_line(seen, tmp_path, capsys):
     job_error(seen, tmp_path, 5, "out of memory")
     seen.filter(record("Finished", event="job_finished", job_id=5))
     assert last_lines(seen, capsys) == []
 
 
-def test_a_mistake_that_a_rule_or_an_input_function_finds(seen, capsys):
+def test_a_mistake_found_by_a_rule_or_an_input_function_is_one_line(seen, capsys):
     text = 'UserError in file "rules/common.smk", line 9:\nodd.py is no Python module\n  File "odd.py"'
     assert not seen.filter(record(text, event="error"))
     text = "InputFunctionException in rule compare:\nError:\n  UserError: config: unknown key sede\nWildcards:\n"

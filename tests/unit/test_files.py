@@ -1,4 +1,4 @@
-"""Files appear whole or not at all, and a full or read-only disk is one line."""
+"""Files are written whole or not at all; a full or read-only disk is one line."""
 
 from __future__ import annotations
 
@@ -16,15 +16,14 @@ import pytest
 import torch
 from safetensors import safe_open
 from small_disk import small_disk
+from toy import ROOT
 
 from planer.errors import UserError
 from planer.files import check_writable, read_json, replacing, write_json, write_parquet, write_text
 from planer.tensors import read_tensors, write_tensors
 
-ROOT = Path(__file__).parents[2]
 
-
-def test_a_file_takes_its_place_when_the_block_succeeds(tmp_path):
+def test_a_file_appears_when_the_block_succeeds(tmp_path):
     path = tmp_path / "new" / "folder" / "file.txt"
     with replacing(path) as temporary:
         temporary.write_text("half")
@@ -44,8 +43,7 @@ def test_a_failure_leaves_the_old_file_and_nothing_else(tmp_path, exception):
     assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]
 
 
-def test_the_file_changes_at_once(tmp_path):
-    """A reader that has it open goes on reading the old one."""
+def test_an_open_reader_keeps_the_old_file(tmp_path):
     path = tmp_path / "file.txt"
     write_text(path, "old")
     with open(path) as reader:
@@ -89,7 +87,7 @@ def test_a_write_that_fails_half_way_is_one_line(tmp_path, write):
 
 @pytest.fixture
 def read_only_folder():
-    """A folder that may be entered and listed only, also where tests run as root."""
+    """A read-only folder; where tests run as root, another user in the test."""
     user = os.geteuid()
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "read-only"
@@ -114,22 +112,22 @@ def test_a_folder_that_cannot_be_written_is_one_line(read_only_folder):
     assert (read_only_folder / "file.txt").read_text() == "old"
 
 
-def test_a_trial_leaves_nothing(tmp_path):
+def test_check_writable_leaves_no_file(tmp_path):
     check_writable(tmp_path / "new" / "folder")
     assert list((tmp_path / "new" / "folder").iterdir()) == []
 
 
-def test_a_trial_in_a_folder_that_cannot_be_written_is_one_line(read_only_folder):
+def test_check_writable_in_a_read_only_folder_is_one_line(read_only_folder):
     with pytest.raises(UserError, match=f"cannot write in {read_only_folder}: Permission denied") as error:
         check_writable(read_only_folder)
     assert "\n" not in str(error.value)
 
 
-def test_a_file_where_the_folder_should_be_is_one_line(tmp_path):
-    (tmp_path / "file").write_text("in the way")
+def test_a_file_in_place_of_the_folder_is_one_line(tmp_path):
+    (tmp_path / "file").write_text("old")
     with pytest.raises(UserError, match="cannot write"):
         write_text(tmp_path / "file" / "inner.txt", "new")
-    assert (tmp_path / "file").read_text() == "in the way"
+    assert (tmp_path / "file").read_text() == "old"
 
 
 def test_json_round_trip(tmp_path):
@@ -141,7 +139,7 @@ def test_json_round_trip(tmp_path):
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_json_without_numbers_that_json_lacks(tmp_path, value):
+def test_json_refuses_nan_and_infinity(tmp_path, value):
     with pytest.raises(ValueError):
         write_json(tmp_path / "v.json", {"loss": value})
     assert not (tmp_path / "v.json").exists()
@@ -158,7 +156,7 @@ def test_parquet_round_trip_with_metadata(tmp_path):
 
 
 def test_equal_tensors_are_equal_bytes(tmp_path):
-    """In any process, with any number of keys in the metadata."""
+    """In every process, with any hash seed."""
     code = (
         "import sys, torch; from planer.tensors import write_tensors;"
         "tensors = {f'blocks.{i}.weight': torch.full((i, 2), i, dtype=torch.float16) for i in range(9)};"

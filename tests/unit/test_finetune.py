@@ -1,4 +1,4 @@
-"""Fine-tuning of pretrained networks: it learns, resumes bit for bit, and refuses what would take too long."""
+"""Fine-tuning of pretrained networks."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def run(folder, config=CONFIG, until=None):
     return model, task, *finetune(model, task, config, Runtime(seed=3), record)
 
 
-def test_it_learns_its_training_samples(tmp_path):
+def test_training_samples_are_learned(tmp_path):
     model, task, history, metrics = run(tmp_path)
     assert task.evaluate(model, "train")["accuracy"] == 1.0 and not model.training
     assert history["loss"].iloc[-1] < 0.5 * history["loss"].iloc[0]
@@ -58,7 +58,7 @@ def test_a_resumed_training_ends_with_the_same_bits(tmp_path):
         assert torch.equal(weight, resumed.state_dict()[name]), name
 
 
-def test_accumulated_steps_are_those_of_whole_batches(tmp_path, monkeypatch):
+def test_accumulated_steps_equal_those_of_whole_batches(tmp_path, monkeypatch):
     monkeypatch.setitem(SHARED, "hidden_dropout_prob", 0.0)
     monkeypatch.setitem(SHARED, "attention_probs_dropout_prob", 0.0)
     few = dataclasses.replace(CONFIG, steps=4, log_steps=2)
@@ -72,12 +72,12 @@ def test_accumulated_steps_are_those_of_whole_batches(tmp_path, monkeypatch):
         torch.testing.assert_close(parts.state_dict()[name], weight, rtol=1e-3, atol=1e-3)
 
 
-def test_parts_that_do_not_divide_a_batch():
+def test_accumulate_must_divide_the_batch():
     with pytest.raises(UserError, match="accumulate is 3; it must divide batch, which is 4"):
         dataclasses.replace(CONFIG, accumulate=3)
 
 
-def test_no_steps_leave_the_network_as_it_is(tmp_path):
+def test_zero_steps_do_not_change_the_network(tmp_path):
     model, task, history, metrics = run(tmp_path, dataclasses.replace(CONFIG, steps=0))
     assert len(history) == 0 and metrics["steps"] == 0
     assert metrics["valid_nll"] == task.evaluate(network(), "valid")["nll"]
@@ -85,7 +85,7 @@ def test_no_steps_leave_the_network_as_it_is(tmp_path):
         assert torch.equal(weight, model.state_dict()[name]), name
 
 
-def test_decay_leaves_biases_and_norms_alone():
+def test_decay_does_not_change_biases_and_norms():
     model = network()
     before = {name: weight.detach().clone() for name, weight in model.named_parameters()}
     optimizer = make_optimizer(model.parameters(), dataclasses.replace(ADAMW, weight_decay=0.5), decay_vectors=False)

@@ -1,4 +1,4 @@
-"""The library is built in floors: a module imports from its own floor and those below, never from above."""
+"""The packages of planer are ordered in floors: a module imports only from its own floor and lower ones."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ FLOORS = (
     "workflow",
     "serving",
 )
-"""From the ground up."""
+"""From the lowest to the highest."""
 GROUND = ("errors", "files", "git", "initial", "measure", "paired", "parsing", "progress", "runtime", "seed", "tensors")
-"""Modules below all floors, which import one another only.  The command line is above all."""
+"""Modules below all floors, which import only each other.  The command line is above all floors."""
 
 
 def imported(path: Path) -> set[str]:
-    """Second parts of the names of planer's modules that a file imports, wherever in the file."""
+    """The modules and packages directly below planer that a file imports, anywhere in the file."""
     names = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.ImportFrom) and node.module == "planer":
@@ -62,13 +62,13 @@ def test_a_floor_imports_only_downwards(height):
 
 
 @pytest.mark.parametrize("name", GROUND)
-def test_the_ground_imports_no_floor(name):
+def test_ground_modules_import_no_floor(name):
     (path,) = modules(name)
     assert imported(path) <= set(GROUND)
 
 
-def test_what_rules_import_needs_no_torch():
-    """A dry run would take seconds longer."""
+def test_rules_import_no_torch():
+    """With torch, a dry run takes seconds longer."""
     floors = [path for name in ("specs", "config", "workflow") for path in modules(name) if "__" not in path.stem]
     names = [".".join(path.relative_to(PLANER.parent).with_suffix("").parts) for path in floors]
     rules = "\n".join(path.read_text() for path in (PLANER.parent / "rules").glob("*.smk"))
@@ -77,13 +77,13 @@ def test_what_rules_import_needs_no_torch():
     subprocess.run([sys.executable, "-c", code], cwd=PLANER.parent, check=True)
 
 
-def test_every_module_has_its_floor():
+def test_every_module_has_a_floor():
     names = {path.stem for path in PLANER.iterdir() if path.suffix == ".py" or (path / "__init__.py").exists()}
     assert names - {"__init__", "__main__"} == {*FLOORS, *GROUND}
 
 
-def test_only_specifications_and_modules_of_blocks_know_the_kinds_of_blocks():
-    """Everybody else asks the specification: no isinstance."""
+def test_only_specifications_and_modules_of_blocks_check_their_types():
+    """All other code asks the specification, without isinstance."""
     folders = [PLANER / "specs", PLANER / "blocks"]
     trees = [ast.parse(path.read_text()) for folder in folders for path in folder.glob("*.py")]
     kinds = {node.name for tree in trees for node in tree.body if isinstance(node, ast.ClassDef)} - {"Architecture"}
@@ -95,7 +95,7 @@ def test_only_specifications_and_modules_of_blocks_know_the_kinds_of_blocks():
 
 
 def test_only_pretrained_networks_and_two_hubs_import_transformers():
-    """The GPU environment does without."""
+    """The GPU environment has no transformers."""
     for path in PLANER.rglob("*.py"):
         nodes = list(ast.walk(ast.parse(path.read_text())))
         names = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}

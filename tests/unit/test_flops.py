@@ -1,4 +1,4 @@
-"""FLOPs: the counter and the closed forms agree, and a disagreement does not pass."""
+"""FLOPs: the counter and the closed forms agree, and a difference is an error."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def network(*blocks) -> LanguageModel:
 @pytest.mark.parametrize("attention", ["cached", "recompute"])
 @pytest.mark.parametrize("batch, tgt_len, mem_len", [(2, 8, 24), (3, 7, 16), (1, 16, 0), (1, 4, 3)])
 def test_counter_equals_closed_form(attention, batch, tgt_len, mem_len):
-    """Exactly: routing, positions, keys and values of the memory included."""
+    """Exactly, with routing, positions, and keys and values of the memory."""
     counted, formula = checked_flops(network(*EVERYTHING), WorkloadConfig(batch, tgt_len, mem_len, attention, "eager"))
     assert counted == formula
 
@@ -36,7 +36,7 @@ def test_every_block_is_counted():
     assert count_flops(network(FeedForward(128)), workload) - head == 2 * 2 * 64 * 128
 
 
-def test_wrong_formula_is_noticed():
+def test_wrong_closed_form_is_an_error():
     model = network(*EVERYTHING)
     model.architecture = dataclasses.replace(model.architecture, blocks=(*EVERYTHING, FeedForward(128)))
     with pytest.raises(AssertionError, match="the counter sees"):

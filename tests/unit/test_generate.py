@@ -1,4 +1,4 @@
-"""Generation with a memory of keys and values gives what a loop without any memory gives, token for token."""
+"""Generation."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ PROMPT = [3, 1, 4, 1, 5, 9, 2, 6]
 
 
 def network(blocks=BLOCKS, norm="post") -> LanguageModel:
-    """Random weights whose greedy text is not one token again and again: small embeddings, large blocks."""
+    """Small embeddings and large blocks: with other random weights greedy text repeats one token."""
     model = LanguageModel(Architecture(23, 16, blocks, norm=norm, init_std=2.0))
     initialise(model, torch.Generator().manual_seed(1))
     with torch.no_grad():
@@ -29,7 +29,7 @@ def written(model, prompt=PROMPT, mem_len=64, clamp_len=0, **options) -> list[in
 
 @torch.no_grad()
 def without_memory(model, prompt, tokens, mem_len, clamp_len, sampling) -> list[int]:
-    """Reads the whole text anew for each token, under the mask of the evaluation."""
+    """Generate by reading the whole text for each token, with the attention mask of the evaluation."""
     generator, ids = torch.Generator().manual_seed(sampling.seed), list(prompt)
     for _ in range(tokens):
         hidden = model(torch.tensor([ids]), mem_len=mem_len, clamp_len=clamp_len, same_length=True).hidden
@@ -41,8 +41,8 @@ def without_memory(model, prompt, tokens, mem_len, clamp_len, sampling) -> list[
 @pytest.mark.parametrize("clamp_len", [0, 4])
 @pytest.mark.parametrize("mem_len", [0, 3, 12, 100], ids="mem_len {}".format)
 @pytest.mark.parametrize("norm", ["post", "pre"])
-def test_a_memory_changes_nothing(norm, mem_len, clamp_len, options):
-    """Shorter than the prompt, shorter than the text, and longer."""
+def test_the_text_equals_that_without_a_memory(norm, mem_len, clamp_len, options):
+    """Memories shorter than the prompt, shorter than the text, and longer."""
     model, sampling = network(norm=norm), Sampling.of(**options)
     expected = without_memory(model, PROMPT, 24, mem_len, clamp_len, sampling)
     assert written(model, PROMPT, mem_len, clamp_len, tokens=24, **options) == expected
@@ -50,7 +50,7 @@ def test_a_memory_changes_nothing(norm, mem_len, clamp_len, options):
 
 @pytest.mark.parametrize("norm", ["post", "pre"])
 def test_texts_depend_on_the_memory(norm):
-    """Otherwise the test before this one would say little."""
+    """The test above relies on it."""
     model = network(norm=norm)
     assert len({tuple(written(model, mem_len=mem_len, tokens=24)) for mem_len in (0, 3, 12, 100)}) == 4
 
@@ -61,8 +61,7 @@ def test_a_long_prompt_is_read_in_segments():
     assert written(model, prompt, 20, tokens=3) == without_memory(model, prompt, 3, 20, 0, Sampling())
 
 
-def test_a_threshold_is_kept():
-    """A network that runs some of its experts writes another text."""
+def test_a_threshold_changes_the_text():
     model = network()
     before = written(model, tokens=40)
     model.dynamic_blocks()[0].tau = 0.9
@@ -116,7 +115,7 @@ def test_small_temperatures_take_the_most_probable_token(temperature):
         ({"seeds": 1}, "unknown key seeds; did you mean seed?"),
     ],
 )
-def test_numbers_out_of_range(options, reason):
+def test_options_out_of_range_are_refused(options, reason):
     with pytest.raises(UserError) as error:
         Sampling.of(**options)
     assert str(error.value).startswith(reason)
@@ -133,7 +132,7 @@ def test_numbers_out_of_range(options, reason):
         (None, "the prompt empty is no list of token ids"),
     ],
 )
-def test_prompts_without_a_meaning(prompt, reason):
+def test_wrong_prompts_are_refused(prompt, reason):
     with pytest.raises(UserError, match=reason):
         written(network(), prompt)
 
@@ -142,6 +141,6 @@ def test_ids_may_be_tensors():
     assert written(network(), torch.tensor([1, 2]), tokens=3) == written(network(), [1, 2], tokens=3)
 
 
-def test_a_network_in_training_writes_nothing():
+def test_a_network_in_training_mode_is_refused():
     with pytest.raises(ValueError, match="call eval"):
         written(network().train())

@@ -1,4 +1,4 @@
-"""Results name the commit of the code that made them, and of no other."""
+"""The commit that results name is that of planer's code."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def git(folder, *arguments):
 
 @pytest.fixture
 def copy(tmp_path, monkeypatch):
-    """An unpacked copy of the code in the folder of another repository, with a commit of its own."""
+    """A copy of the code without git inside another repository, which has a commit."""
     git(tmp_path, "init", "-q")
     git(tmp_path, "commit", "-q", "--allow-empty", "-m", "other")
     (tmp_path / "copy/planer").mkdir(parents=True)
@@ -25,7 +25,7 @@ def copy(tmp_path, monkeypatch):
     return tmp_path / "copy"
 
 
-def test_the_commit_of_a_repository_around_a_copy_is_not_the_codes(copy):
+def test_the_commit_of_an_outer_repository_is_not_used(copy):
     assert module.git_commit() == "unknown"
     git(copy, "init", "-q")
     assert module.git_commit() == "unknown"

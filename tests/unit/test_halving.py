@@ -1,4 +1,4 @@
-"""Successive halving with planted losses: the best survives, half goes on, and ties go to the faster network."""
+"""Successive halving with made-up losses."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ pytestmark = pytest.mark.slow
 
 
 def run(final, rungs=(0.2, 0.4), latency=None, noise=0.0):
-    """A halving of networks whose loss falls to the planted one, and what was trained."""
+    """Halve networks with these final losses; the result, and what was trained."""
     trained = []
 
     def train(number: int, share: float) -> Losses:
@@ -23,15 +23,15 @@ def run(final, rungs=(0.2, 0.4), latency=None, noise=0.0):
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_the_best_of_planted_losses_survives(seed):
+def test_the_lowest_loss_wins(seed):
     final = np.random.default_rng(seed).permutation(np.linspace(2, 3, 9)).tolist()
     found, _ = run(final, rungs=(0.1, 0.2, 0.4))
     assert found.winner == final.index(2.0) and found.share == 0.4
 
 
 @pytest.mark.parametrize(("count", "second", "third"), [(2, 1, 1), (3, 2, 1), (7, 4, 2), (8, 4, 2)])
-def test_the_better_half_goes_on(count, second, third):
-    """Rounded up; a lone network goes no further."""
+def test_the_better_half_reaches_the_next_rung(count, second, third):
+    """Half is rounded up; a single network stops."""
     final = [2 + 0.1 * number for number in range(count)]
     found, trained = run(final, rungs=(0.1, 0.2, 0.4))
     assert [number for number, share in trained if share == 0.1] == list(range(count))
@@ -43,7 +43,7 @@ def test_the_better_half_goes_on(count, second, third):
     assert found.winner == 0 and found.share == last[0]
 
 
-def test_a_network_that_catches_up_wins_when_it_is_still_there():
+def test_a_network_that_improves_wins_if_it_reaches_the_last_rung():
     def train(number: int, share: float) -> Losses:
         return losses({0.2: [2.5, 2.6, 2.9, 3.0], 0.4: [2.4, 2.1, 2.0, 2.0]}[share][number])
 
@@ -67,8 +67,8 @@ def test_a_tie_is_one_standard_error():
         assert halve(2, [0.2], lambda n, share, pair=(best, other): pair[n], [0.5, 0.4]).winner == winner
 
 
-def test_text_that_is_hard_for_all_does_not_make_a_tie():
-    """The segments differ by a hundred times as much as the networks, by the same for both."""
+def test_segments_of_different_difficulty_make_no_tie():
+    """Segments differ a hundred times as much as the networks, equally for both."""
     found, _ = run([2.0, 2.003], latency=[0.5, 0.4], noise=1e-4)
     assert found.winner == 0
 
@@ -78,12 +78,12 @@ def test_a_tie_with_the_same_latency_goes_to_the_lower_loss():
     assert found.winner == 1
 
 
-def test_a_lone_candidate_runs_the_first_rung_only():
+def test_a_single_candidate_is_trained_on_the_first_rung_only():
     found, trained = run([2.0], rungs=(0.1, 0.2, 0.4))
     assert trained == [(0, 0.1)] and (found.winner, found.share) == (0, 0.1)
 
 
-def test_the_mean_counts_tokens():
+def test_the_mean_is_weighted_by_tokens():
     assert Losses([1.0, 2.0], [300, 100]).mean == pytest.approx(1.25)
     paired = Losses([1.0, 2.0, 3.0], [1, 1, 1]).against(Losses([1.1, 2.1, 3.1], [1, 1, 1]))
     assert paired.difference == pytest.approx(-0.1) and paired.word == "better"

@@ -1,18 +1,17 @@
-"""Heads: probabilities, parity with a slow reference, counts, files, and one head a file."""
+"""Heads: probabilities, parameters, FLOPs, files, and training."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
-import os
 from collections import Counter
 from itertools import pairwise
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+from real_data import real
 from toy import experiment
 
 import planer.heads
@@ -55,12 +54,12 @@ def hidden_and_words(count: int = 50) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def slow_nll(model: LanguageModel, h: torch.Tensor, word: int) -> float:
-    """One token, from the formulas, in double precision."""
+    """The loss of one token by the formulas, in double precision."""
     spec, own = model.head.spec, {name: tensor.double() for name, tensor in model.state_dict().items()}
     bounds = list(pairwise((0, *spec.cutoffs, WORDS)))
 
     def row(index: int, cluster: int) -> torch.Tensor:
-        """What the logit of a word is the product of h with."""
+        """The output vector of a word: its logit is the product with h, plus bias."""
         if spec.div_val == 1:
             return own["embedding.weight"][index]
         projection = own[f"embedding.projection_{cluster}"] if cluster else own["head.projection"]
@@ -82,12 +81,14 @@ def slow_nll(model: LanguageModel, h: torch.Tensor, word: int) -> float:
 
 @pytest.mark.parametrize("spec", HEADS, ids=lambda spec: spec.label)
 class TestEveryHead:
-    def test_probabilities_sum_to_one_and_are_those_of_the_loss(self, spec):
+    def test_probabilities_sum_to_one_and_agree_with_the_loss(self, spec):
         model, (hidden, words) = network(spec), hidden_and_words()
         log_probs = model.log_probs(hidden)
         torch.testing.assert_close(log_probs.exp().sum(-1), torch.ones(2, 50))
         torch.testing.assert_close(model.logits(hidden).log_softmax(-1), log_probs)
         torch.testing.assert_close(model.nll(hidden, words), -log_probs.gather(-1, words[..., None])[..., 0])
+        with torch.inference_mode():
+            torch.testing.assert_close(model.log_probs(hidden), log_probs)
 
     def test_chunks_change_neither_values_nor_gradients(self, spec, monkeypatch):
         model, (hidden, words) = network(spec), hidden_and_words()
@@ -100,11 +101,13 @@ class TestEveryHead:
             fixed = [*model.head.parameters(), *model.embedding.parameters()]
             results.append([nll, hidden.grad, *(p.grad for p in fixed if p.grad is not None)])
             hidden.grad = None
+            with torch.inference_mode():
+                torch.testing.assert_close(model.nll(hidden, words), nll)
         for whole, chunked in zip(*results, strict=True):
             torch.testing.assert_close(chunked, whole)
 
-    def test_every_weight_gets_a_gradient_whatever_the_words(self, spec):
-        """LAMB skips weights without one, and would forget their moments in steps without rare words."""
+    def test_every_weight_gets_a_gradient_for_any_words(self, spec):
+        """LAMB skips weights without a gradient, and with them the decay of their moments."""
         model = network(spec)
         tokens = torch.zeros(2, 5, dtype=torch.int64)
         hidden = model(tokens, mem_len=0).hidden
@@ -121,7 +124,7 @@ class TestEveryHead:
         counted, formula = checked_flops(network(spec).eval(), workload)
         assert counted == pytest.approx(formula, rel=1e-9)
 
-    def test_a_file_gives_the_same_network(self, spec, tmp_path):
+    def test_a_saved_network_is_loaded_with_the_same_bits(self, spec, tmp_path):
         model, (_, words) = network(spec).eval(), hidden_and_words()
         save(model, tmp_path)
         copied = load(tmp_path)
@@ -140,13 +143,13 @@ class TestEveryHead:
         hidden = model(words, mem_len=0).hidden
         assert hidden.dtype == torch.bfloat16 and model.nll(hidden, words).dtype == torch.float32
 
-    def test_the_configuration_names_it(self, spec):
+    def test_the_configuration_survives_a_round_trip(self, spec):
         assert HeadSpec.from_values(spec.to_dict(), "model.head") == spec
         assert experiment(model={"head": spec.to_dict()}).model.architecture(WORDS, "sf").head == spec
 
 
 @pytest.mark.parametrize("spec", HEADS[1:3], ids=lambda spec: spec.label)
-def test_the_adaptive_softmax_is_that_of_a_slow_reference(spec):
+def test_the_adaptive_softmax_equals_a_slow_reference(spec):
     model, (hidden, words) = network(spec), hidden_and_words()
     nll = model.nll(hidden, words)
     rows = zip(hidden.flatten(0, 1).double(), words.flatten().tolist(), strict=True)
@@ -154,8 +157,8 @@ def test_the_adaptive_softmax_is_that_of_a_slow_reference(spec):
 
 
 @pytest.mark.parametrize("count", [1, 20])
-def test_the_sparse_softmax_is_that_of_a_slow_reference(count):
-    """Few rows and many, more than the 15 words of a module."""
+def test_the_sparse_softmax_equals_a_slow_reference(count):
+    """With fewer and with more rows than the 15 words of a module."""
     model, hidden = network(SparseSoftmax(4)), hidden_and_words(count)[0][:1]
     scales, shared, bias = model.head.scales, model.head.shared, model.head.bias
     for h, logits in zip(hidden[0], model.logits(hidden)[0], strict=True):
@@ -163,7 +166,7 @@ def test_the_sparse_softmax_is_that_of_a_slow_reference(count):
         torch.testing.assert_close(logits, torch.stack(expected))
 
 
-def test_the_sparse_softmax_has_few_weights_and_starts_as_in_trax():
+def test_parameters_and_initialisation_of_the_sparse_softmax():
     assert SparseSoftmax(4).params(32_000, 1024) == 32_000 * 1024 + 4 * 1024 + 1024 * 8_000 + 32_000
     with pytest.raises(UserError, match="model.head.modules: 7 must divide the number of symbols, 60"):
         experiment(model={"head": {"kind": "sparse_softmax", "modules": 7}}).model.architecture(WORDS, "sf")
@@ -184,7 +187,7 @@ def test_the_adaptive_embedding_projects_each_table():
         torch.testing.assert_close(vector, expected)
 
 
-def test_projections_start_with_their_own_spread():
+def test_initialisation_of_the_adaptive_softmax():
     model = LanguageModel(Architecture(WORDS, 64, (FeedForward(8),), init_std=0.1, head=AdaptiveSoftmax(CUTOFFS, 2)))
     initialise(model, torch.Generator().manual_seed(0))
     assert model.embedding.projection(0).std().item() == pytest.approx(0.01, rel=0.1)
@@ -193,7 +196,7 @@ def test_projections_start_with_their_own_spread():
     assert not model.head.bias.any() and not model.head.cluster_bias.any()
 
 
-def test_transformer_xl_on_wikitext_103():
+def test_parameters_and_flops_of_transformer_xl_on_wikitext_103():
     """191,950,298 parameters with u and v shared over the 16 layers; here each layer has its own 2 * 8 * 64."""
     blocks = (Attention(8, 64), FeedForward(2048)) * 16
     base = Architecture(267_735, 512, blocks, head=AdaptiveSoftmax(WT103, 1))
@@ -203,25 +206,25 @@ def test_transformer_xl_on_wikitext_103():
     assert base.head.flops(267_735, 512) == pytest.approx(20.5e6 + 6e6, rel=0.05)
 
 
-def test_the_shares_of_wikitext_103():
-    """As many rare words as in its text: 5 to 6 % beyond the shortlist."""
+def test_cluster_shares_of_wikitext_103():
+    """5 to 6 % of the text is beyond the shortlist."""
     clusters = AdaptiveSoftmax(WT103, 1).clusters(267_735)
     assert [cluster.size for cluster in clusters] == [19_997, 20_000, 160_000, 67_738]
     assert sum(cluster.share for cluster in clusters) == pytest.approx(1)
     assert [cluster.share for cluster in clusters] == pytest.approx([0.945, 0.024, 0.028, 0.003], abs=0.002)
 
 
-def test_the_large_network_has_narrow_tables():
+def test_tables_of_the_large_network():
     spec = AdaptiveSoftmax(WT103, 4)
     tables = spec.tables(267_735, 1024)
     assert tables == ((19_997, 1024), (20_000, 256), (160_000, 64), (67_738, 16))
     words = sum(math.prod(table) for table in tables)
-    projections = 1024 * (1024 + 1024 + 256 + 64 + 16)  # the shortlist's twice: of the embedding and of the head
+    projections = 1024 * (1024 + 1024 + 256 + 64 + 16)  # the first is that of the head
     assert spec.params(267_735, 1024) == words + projections + 267_735 + 3 * 1024 + 3
 
 
 def test_random_tokens_have_the_shares_of_a_text():
-    """Rare words cost more, and even chances would make most words rare."""
+    """Rare words take longer, and with uniform sampling most words would be rare."""
     architecture = network(HEADS[1]).architecture
     tokens = random_tokens(architecture, WorkloadConfig(50, 99, 0, "cached", "eager"), seed=0)
     found = torch.bucketize(tokens, torch.tensor(CUTOFFS), right=True).flatten().bincount() / tokens.numel()
@@ -253,7 +256,7 @@ def test_a_wrong_head_is_one_line(values, message):
     assert message in str(error.value) and "\n" not in str(error.value)
 
 
-def test_a_head_of_another_kind_leaves_no_options_behind():
+def test_a_head_of_another_kind_drops_earlier_options():
     adaptive = {"kind": "adaptive_softmax", "cutoffs": [20], "div_val": 1}
     layers = [{"head": adaptive}, {"head": {"cutoffs": [30]}}, {"head": {"kind": "softmax"}}]
     assert merge(*layers[:2]) == {"head": adaptive | {"cutoffs": [30]}}
@@ -320,10 +323,7 @@ def test_one_file_adds_a_head(tmp_path, monkeypatch):
 @pytest.fixture(scope="module")
 def text() -> tuple[np.ndarray, np.ndarray, int]:
     """Training text, validation text, and the number of words; rare words are <unk>."""
-    folder = Path(os.environ.get("PLANER_DATA", "none"))
-    files = [folder / f"wikitext-103-{split}.tokens" for split in ("test", "valid")]
-    if not all(file.exists() for file in files):
-        pytest.skip("needs PLANER_DATA with wikitext-103-valid.tokens and wikitext-103-test.tokens")
+    files = [real(f"wikitext-103-{split}.tokens") for split in ("test", "valid")]
     splits = [[w for line in file.open() for w in (*line.split(), "<eos>")][:60_000] for file in files]
     counts = Counter(splits[0])
     words = {word: number for number, (word, count) in enumerate(counts.most_common()) if count > 2}
@@ -340,7 +340,7 @@ def config():
 
 @pytest.fixture(scope="module")
 def baseline(text, config, tmp_path_factory):
-    """Trained network, its history, and its metrics."""
+    """A trained network, its history, and its metrics."""
     train, valid, words = text
     recipe = Recipe(config.retrain, Texts(words, train, valid), Runtime(seed=1))
     record = Record(Checkpoint(tmp_path_factory.mktemp("baseline"), "baseline"))
@@ -354,7 +354,7 @@ def test_a_network_of_words_learns_the_frequencies_of_words(text, baseline):
     assert metrics["valid_nll"] < 1.02 * -np.log(frequencies[valid]).mean()
 
 
-def test_the_loss_over_a_text_is_that_of_the_log_probabilities(text, baseline, config):
+def test_the_loss_of_a_text_equals_its_log_probabilities(text, baseline, config):
     model, _, metrics = baseline
     (_, valid, _), protocol = text, Protocol(16, config.retrain.tgt_len, config.retrain.mem_len)
     nll, tokens = mean_nll(model, valid, protocol, Runtime())
@@ -367,7 +367,7 @@ def test_the_loss_over_a_text_is_that_of_the_log_probabilities(text, baseline, c
 
 
 def test_a_student_learns_from_an_adaptive_softmax(text, baseline, config, tmp_path):
-    """From a live teacher and from its logits on disk the same."""
+    """Equally from a live teacher and from its logits on disk."""
     (train, valid, words), stage = text, config.distill
     smaller = config.model.architecture(words, "sff")
     histories = []

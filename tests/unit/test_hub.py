@@ -1,4 +1,4 @@
-"""Exported networks in transformers: the same logits and the same text."""
+"""Exported networks in transformers."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ READING = {"mem_len": 512, "same_length": True, "attention": "cached"}
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """An exported network of every kind of block, pre-norm, so that the final norm is there."""
+    """An exported network of every kind of block, pre-norm, which has a final norm."""
     home = tmp_path_factory.mktemp("hub")
     model = LanguageModel(Architecture(256, 16, BLOCKS, norm="pre", init_std=0.5))
     initialise(model, torch.Generator().manual_seed(0))
@@ -42,7 +42,7 @@ def prompt(folder):
     return transformers.AutoTokenizer.from_pretrained(folder)("the caf\u00e9", return_tensors="pt").input_ids
 
 
-def test_logits_are_the_same_bits(folder, loaded, prompt):
+def test_logits_have_the_same_bits(folder, loaded, prompt):
     network = planer.load(folder)
     with torch.no_grad():
         expected = network.logits(network(prompt, **READING).hidden)
@@ -55,11 +55,11 @@ def test_logits_are_the_same_bits(folder, loaded, prompt):
 def test_text_is_the_same(folder, loaded, prompt):
     written = loaded.generate(prompt, max_new_tokens=20, do_sample=False)[0].tolist()
     assert written == planer.load(folder).generate(prompt[0].tolist(), tokens=20)
-    unread = loaded.generate(prompt, max_new_tokens=20, do_sample=False, use_cache=False)[0].tolist()
-    assert written == unread
+    uncached = loaded.generate(prompt, max_new_tokens=20, do_sample=False, use_cache=False)[0].tolist()
+    assert written == uncached
 
 
-def test_a_network_that_transformers_saved_is_the_same(loaded, prompt, tmp_path):
+def test_a_network_saved_by_transformers_is_the_same(loaded, prompt, tmp_path):
     loaded.save_pretrained(tmp_path)
     assert not [path for path in tmp_path.iterdir() if path.suffix in (".bin", ".pt", ".pkl")]
     again = transformers.AutoModelForCausalLM.from_pretrained(tmp_path)

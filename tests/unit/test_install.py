@@ -1,4 +1,4 @@
-"""What make refuses before it installs anything, and what ``pip install .`` installs."""
+"""Refusals of make before it installs anything, and the files that ``pip install .`` installs."""
 
 from __future__ import annotations
 
@@ -8,17 +8,16 @@ import subprocess
 import sys
 import tomllib
 import zipfile
-from pathlib import Path
 
 import pytest
 from packaging.specifiers import SpecifierSet
+from toy import ROOT
 
 pytestmark = pytest.mark.slow
-ROOT = Path(__file__).parents[2]
 
 
 def make(*arguments, makefile=ROOT / "Makefile", **environment):
-    """One run of make, in the Makefile's folder, as if no other make had started the tests."""
+    """Run make in the Makefile's folder, without the variables of an outer make."""
     inherited = {name: value for name, value in os.environ.items() if not name.startswith(("MAKE", "MFLAGS"))}
     return subprocess.run(
         ["make", "--no-print-directory", *arguments],
@@ -32,7 +31,7 @@ def make(*arguments, makefile=ROOT / "Makefile", **environment):
 
 @pytest.fixture
 def python(tmp_path):
-    """A Python of any version, that makes no environment but says that it was asked to."""
+    """A fake Python of any version: for -m it prints 'installing' and fails."""
 
     def version(*numbers):
         path = tmp_path / "python"
@@ -78,7 +77,7 @@ def test_make_refuses_a_path_with_a_space_in_one_line(tmp_path, target):
     assert os.listdir(folder) == ["Makefile"]
 
 
-def test_make_gives_a_home_to_those_who_have_none(tmp_path):
+def test_make_provides_a_home_folder_where_there_is_none(tmp_path):
     rule = "include Makefile\nhome:\n\t@echo $$HOME\n"
     shutil.copy(ROOT / "Makefile", tmp_path)
     (tmp_path / "own").write_text(rule)
@@ -90,7 +89,7 @@ def test_make_gives_a_home_to_those_who_have_none(tmp_path):
     assert homes[""] == homes["/no/such/folder"] == str(tmp_path / "scratch/home")
 
 
-def test_the_wheel_holds_every_file_of_the_library_and_works_elsewhere(tmp_path):
+def test_the_wheel_has_every_file_of_the_library_and_works(tmp_path):
     pytest.importorskip("setuptools")
     source, elsewhere = tmp_path / "source", tmp_path / "elsewhere"
     shutil.copytree(ROOT / "planer", source / "planer", ignore=shutil.ignore_patterns("__pycache__"))

@@ -1,4 +1,4 @@
-"""Labelled examples: every format gives the same, and a mistake names file, column and row."""
+"""Labelled examples in every format; a mistake names file, column and row."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def test_pairs_and_other_names_of_columns(name, tmp_path):
     path = WRITERS[name](tmp_path / name, columns)
     examples = read_labelled(path, Columns("premise", "hypothesis", "gold"))
     assert examples.inputs == list(zip(SIMPLE, SIMPLE[::-1], strict=True))
-    assert examples.label_names == ("2", "9", "10"), "numbers in their order"
+    assert examples.label_names == ("2", "9", "10"), "numbers in numeric order"
     assert examples.labels.tolist() == [2, 1, 1, 0]
 
 
@@ -97,7 +97,7 @@ def test_ids_follow_the_labels_that_are_given(name, tmp_path):
 
 
 @pytest.mark.parametrize(("name", "write"), [("set.parquet", write_parquet), ("set", write_saved)])
-def test_hugging_face_sets_name_their_ids(name, write, tmp_path):
+def test_labels_of_hugging_face_sets_have_their_names(name, write, tmp_path):
     columns = {"text": SIMPLE, "label": pyarrow.array([0, 2, 0, 1])}
     examples = read_labelled(write(tmp_path / name, columns, INFO))
     assert examples.label_names == ("good", "fair", "bad", "never") and examples.labels.tolist() == [0, 2, 0, 1]
@@ -115,7 +115,7 @@ def test_an_id_without_a_name_is_refused(label, tmp_path):
 
 
 @pytest.mark.parametrize("name", WRITERS)
-def test_a_missing_column_is_refused_with_those_that_there_are(name, tmp_path):
+def test_a_missing_column_is_refused_with_the_existing_ones(name, tmp_path):
     path = WRITERS[name](tmp_path / name, {"text": SIMPLE, "stars": STARS})
     with pytest.raises(UserError, match=r"set.*there is no column 'label'; columns: text, stars"):
         read_labelled(path)
@@ -132,7 +132,7 @@ def test_an_empty_text_is_refused_with_column_and_row(name, tmp_path):
 @pytest.mark.parametrize(
     ("labels", "found"), [([1, 0, -1, 1], "-1, which marks a missing label"), ([1.0, 0.0, 0.5, 1.0], "1.0")]
 )
-def test_a_label_that_is_none_is_refused(labels, found, tmp_path):
+def test_an_invalid_label_is_refused(labels, found, tmp_path):
     path = write_parquet(tmp_path / "set.parquet", {"text": SIMPLE, "label": labels})
     with pytest.raises(UserError, match=rf"row \d: column 'label' is {found}; write text or a whole number from 0"):
         read_labelled(path)
@@ -161,7 +161,7 @@ FAULTS = {
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-def test_a_fault_of_a_file_is_one_line(fault, tmp_path):
+def test_an_invalid_file_is_one_line(fault, tmp_path):
     name, content, message = FAULTS[fault]
     if content is not None:
         (tmp_path / name).write_bytes(content)
@@ -180,7 +180,7 @@ def test_a_damaged_saved_set_is_one_line(damage, tmp_path):
 
 
 def test_a_table_with_wrong_offsets_is_refused_before_it_is_read(tmp_path):
-    """Reading it would end the process."""
+    """Reading it would crash the process."""
     offsets = np.array([0, 10**6, 2], np.int32).tobytes()
     texts = pyarrow.Array.from_buffers(
         pyarrow.string(), 2, [None, pyarrow.py_buffer(offsets), pyarrow.py_buffer(b"ab")]
@@ -200,7 +200,7 @@ def write_image(path: Path, pixels: np.ndarray) -> None:
     Image.fromarray(pixels.squeeze()).save(path)
 
 
-def test_a_folder_of_images_has_one_label_a_folder(tmp_path):
+def test_a_folder_of_images_has_one_label_per_folder(tmp_path):
     names = ["cat/b.png", "bird/z.PNG", "cat/a.bmp"]
     for name, pixels in zip(names, pictures(), strict=True):
         write_image(tmp_path / name, pixels)
@@ -251,7 +251,7 @@ def write_idx(path: Path, values: np.ndarray) -> None:
 
 
 @pytest.mark.parametrize("ending", ["", ".gz"])
-def test_idx_files_as_mnist_has_them(ending, tmp_path):
+def test_idx_files_of_mnist(ending, tmp_path):
     images, labels = np.random.default_rng(0).integers(0, 256, (12, 5, 4)), np.array([*range(10), 3, 1])
     write_idx(tmp_path / f"t10k-images-idx3-ubyte{ending}", images)
     write_idx(tmp_path / f"t10k-labels-idx1-ubyte{ending}", labels)
@@ -291,7 +291,7 @@ def test_a_folder_of_several_splits_is_refused(tmp_path):
         read_labelled(tmp_path)
 
 
-def test_random_splits_share_out_all_examples_alike_for_a_seed(tmp_path):
+def test_random_splits_have_every_example_once_and_repeat(tmp_path):
     labels = [str(i % 2) for i in range(40)]
     write_csv(tmp_path / "set.csv", {"text": [f"text {i}" for i in range(40)], "label": labels})
     examples = read_labelled(tmp_path / "set.csv")

@@ -1,4 +1,4 @@
-"""LAMB against its closed form, one tensor and one number at a time, in float64."""
+"""LAMB against its closed form in double precision."""
 
 import math
 
@@ -21,7 +21,7 @@ def reference_step(weight, grad, state, lr, weight_decay, eps):
 
 
 @pytest.mark.parametrize(("weight_decay", "eps"), [(0.0, EPS), (0.1, EPS), (0.0, 1e-2)])
-def test_many_steps_match_the_closed_form(weight_decay, eps):
+def test_twenty_steps_equal_the_closed_form(weight_decay, eps):
     torch.manual_seed(0)
     start = [
         torch.randn(7, 5, dtype=torch.float64),  # norm below the clamp
@@ -51,12 +51,12 @@ def test_large_weights_move_by_ten_times_the_learning_rate():
 
 
 def test_zero_weights_and_zero_gradients_have_trust_one():
-    bias, still = torch.nn.Parameter(torch.zeros(512)), torch.nn.Parameter(torch.ones(3))
-    bias.grad, still.grad = torch.ones(512), torch.zeros(3)
-    Lamb([bias, still], lr=0.01).step()
+    bias, constant = torch.nn.Parameter(torch.zeros(512)), torch.nn.Parameter(torch.ones(3))
+    bias.grad, constant.grad = torch.ones(512), torch.zeros(3)
+    Lamb([bias, constant], lr=0.01).step()
     # m = 0.1, sqrt(s) = 0.0316, so the first step is 3.16 lr per element.
     torch.testing.assert_close(bias.detach(), torch.full((512,), -0.01 * 0.1 / (math.sqrt(0.001) + EPS)))
-    assert torch.equal(still.detach(), torch.ones(3))
+    assert torch.equal(constant.detach(), torch.ones(3))
 
 
 def test_stacked_rows_train_like_separate_parameters():
@@ -74,10 +74,10 @@ def test_stacked_rows_train_like_separate_parameters():
         for optimizer in optimizers:
             optimizer.step()
     assert torch.equal(stacked, torch.stack([param.detach() for param in separate]))
-    assert not torch.allclose(stacked, joint)  # the control: one norm for all rows is something else
+    assert not torch.allclose(stacked, joint)  # one norm for all rows gives another result
 
 
-def test_parameters_without_gradient_are_left_alone():
+def test_parameters_without_gradient_do_not_change():
     used, unused = torch.nn.Parameter(torch.ones(3)), torch.nn.Parameter(torch.ones(3))
     used.grad = torch.ones(3)
     optimizer = Lamb([used, unused], lr=0.1, weight_decay=0.5)
@@ -85,7 +85,7 @@ def test_parameters_without_gradient_are_left_alone():
     assert torch.equal(unused.detach(), torch.ones(3)) and unused not in optimizer.state
     assert not torch.equal(used.detach(), torch.ones(3))
     used.grad = None
-    optimizer.step()  # nothing to do at all
+    optimizer.step()  # no parameter has a gradient
 
 
 def test_groups_have_their_own_settings():

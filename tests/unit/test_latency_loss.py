@@ -1,4 +1,4 @@
-"""The latency loss: on above the target only, smooth, or by a multiplier that learns what the target costs."""
+"""The latency loss: switch, hinge and dual."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def loss_of(kind: str, weight: float = 3.0) -> LatencyLoss:
 
 
 def mixture(share: float) -> torch.Tensor:
-    """Of 5 equal positions, together with embedding and head so much of the budget."""
+    """Five equal positions that take, with embedding and head, this share of the budget."""
     level = (10.0 * share - 1.0) / 5
     return torch.tensor([[1 - level / 4, 0.0, level / 4]]).repeat(5, 1).requires_grad_()
 
@@ -40,7 +40,7 @@ def test_beta_is_the_slope_of_the_loss(kind, share):
     torch.testing.assert_close(slope, (beta * latency.option_ms / 10.0).expand(5, 3))
 
 
-def test_the_hinge_fades_in_around_the_target():
+def test_the_hinge_is_smooth_around_the_target():
     betas = [loss_of("hinge")(mixture(share))[2].item() for share in (0.5, 0.95, 1.0, 1.05, 1.5)]
     assert betas == sorted(betas)
     assert betas[0] == pytest.approx(0.0, abs=1e-3) and betas[2] == pytest.approx(1.5) and betas[4] > 2.999
@@ -48,8 +48,8 @@ def test_the_hinge_fades_in_around_the_target():
     assert far == pytest.approx(3.0 * 0.5, abs=3 * HINGE_WIDTH * 1e-3)  # the plain hinge
 
 
-def test_dual_ascent_finds_the_price_of_the_target():
-    """minimise (x - 2)^2 with x <= 1 for x the expected latency over the budget: the multiplier ends at 2."""
+def test_dual_ascent_converges_to_the_multiplier_of_the_constraint():
+    """Minimise (x - 2)^2 with x <= 1, x the expected latency over the budget: the multiplier is 2."""
     latency = LatencyLoss([0.0, 20.0], 0.0, 20.0, 0.5, "dual", 0.1, CPU)
     probability = torch.tensor([[0.9, 0.1]], requires_grad=True)
     for _ in range(2000):

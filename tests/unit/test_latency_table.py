@@ -1,4 +1,4 @@
-"""The latency table: what it holds, whose it is, and how its costs are derived from timed stacks."""
+"""The latency table: contents, identity, and costs from timed stacks."""
 
 from __future__ import annotations
 
@@ -34,8 +34,6 @@ MS = {
     "moe_top2": 1.7,
 }
 MODES = {"cached": 1.0, "recompute": 1.5}
-
-
 ROUTED = {None: 1.0, "balanced": 1.0, "skewed": 1.25, "one": 2.0}
 
 
@@ -44,7 +42,7 @@ def true_ms(option: str, attention: str, routing: str | None = None) -> float:
 
 
 def fake_measure(fixed_ms=0.4, noise=0.0, negative=(), negative_calls=0, log=None):
-    """A device on which latencies add up; ``negative`` options cost less than nothing in their first few calls."""
+    """A fake device on which latencies add up; ``negative`` options have negative costs in the first calls."""
     generator = np.random.default_rng(0)
     calls = {"blocks": 0}
 
@@ -70,7 +68,7 @@ def fake_measure(fixed_ms=0.4, noise=0.0, negative=(), negative_calls=0, log=Non
 
 
 def table() -> LatencyTable:
-    """Batches 4 (the workload's) and 8, which takes three times as long; compiled at a tenth of the time."""
+    """Batch 4, the workload's, and 8, which takes three times as long; compiled takes a tenth of the time."""
     sides = identity(Runtime(), CONFIG.workload, CONFIG.model, VOCABULARY)
     shared = {key: sides[key] for key in ("device", "dtype", "tgt_len", "mem_len")}
     frame = pd.DataFrame(
@@ -92,7 +90,7 @@ def table() -> LatencyTable:
     return LatencyTable(frame, sides, {"copies": 4, "stacks_ms": {mode: MS for mode in MODES}})
 
 
-def test_saved_and_loaded(tmp_path):
+def test_a_table_survives_a_round_trip(tmp_path):
     path = tmp_path / "table.parquet"
     table().save(path)
     loaded = LatencyTable.load(path)
@@ -102,7 +100,7 @@ def test_saved_and_loaded(tmp_path):
     loaded.check(table().identity)
 
 
-def test_identity_says_where_and_what():
+def test_the_identity_of_a_table():
     sides = table().identity
     assert sides["driver"] == "none"
     assert sides["torch"] == torch.__version__
@@ -150,14 +148,14 @@ def test_unreadable_files_are_refused(tmp_path):
         LatencyTable.load(tmp_path / "narrow.parquet")
 
 
-def test_lookup_names_what_there_is():
+def test_lookup_of_an_unknown_option_names_the_known_ones():
     assert table().lookup("attention_2", "cached") == 2.3
     assert table().lookup("attention_2", "recompute") == pytest.approx(3.45)
     with pytest.raises(UserError, match="no 'attention_7' with cached attention; it has: embedding_and_head, skip, "):
         table().lookup("attention_7", "cached")
 
 
-def test_lookup_is_of_the_workload_and_of_balanced_routing():
+def test_lookup_defaults_to_the_workload_and_balanced_routing():
     assert table().lookup("moe_top1", "cached") == table().lookup("moe_top1", "cached", 4) == MS["moe_top1"]
     assert table().lookup("moe_top1", "cached", 8) == 3 * MS["moe_top1"]
     compiled = dataclasses.replace(table(), identity=table().identity | {"execution": "compiled"})
@@ -166,7 +164,7 @@ def test_lookup_is_of_the_workload_and_of_balanced_routing():
         table().lookup("moe_top1", "cached", 7)
 
 
-def test_headline_rows_are_what_lookup_reads():
+def test_headline_rows_agree_with_lookup():
     rows = table().headline_rows
     assert not rows.duplicated(["option", "attention"]).any()
     assert len(rows) == 2 * (2 + len(MS))
@@ -205,7 +203,7 @@ def test_networks_of_other_shapes_are_not_estimated(change, named):
         table().estimate(architecture, "cached")
 
 
-def test_what_is_measured_covers_design_spaces_and_patterns():
+def test_measured_options_cover_design_spaces_and_patterns():
     methods = {"isoparam": ["skip", "feed_forward_x4"], "par_search": ["skip", "attention_2"]}
     config = experiment(
         design_space=["skip", "attention_1", "moe_top2"], search_methods=methods, patterns={"baseline": "(sf)x2i"}
@@ -215,7 +213,7 @@ def test_what_is_measured_covers_design_spaces_and_patterns():
 
 
 def test_costs_are_marginal(monkeypatch):
-    """Fixed cost and drift between rounds cancel in the difference within a round."""
+    """Fixed costs and drift between rounds cancel in differences within a round."""
     monkeypatch.setattr(profile_module, "measure", fake_measure())
     result = profile_blocks(CONFIG, VOCABULARY, Runtime(seed=CONFIG.seed))
     for attention in MODES:
@@ -224,7 +222,7 @@ def test_costs_are_marginal(monkeypatch):
             assert result.lookup(option, attention) == pytest.approx(true_ms(option, attention))
     assert result.notes["control_drift"] == pytest.approx(0.0)
     assert result.notes["spread"] == pytest.approx(0.0)
-    middle = 0.4 + 2.0  # of two copies, in the third of five rounds
+    middle = 0.4 + 2.0  # two copies, third of five rounds
     assert result.notes["stacks_ms"]["recompute"]["attention_2"] == pytest.approx(middle + 2 * 1.5 * 2.3)
     assert result.notes["stacks_ms"]["recompute"]["moe_top1"] == pytest.approx(middle + 2 * 0.9)
     assert (result.notes["copies"], result.notes["rounds"]) == (2, 5)
@@ -243,7 +241,7 @@ def test_mixtures_have_rows_for_other_routings(monkeypatch):
 
 
 def test_more_batches_and_executions(monkeypatch):
-    """All combinations, the workload's own first; each is timed by itself, with its own blocks and memories."""
+    """All combinations are measured, the workload's first, each with its own blocks and memories."""
     made, log = [], []
 
     class Recorded(profile_module.Pool):
@@ -268,7 +266,7 @@ def test_more_batches_and_executions(monkeypatch):
 
 @pytest.mark.parametrize("kinds", [["segment", "decode"], ["decode", "segment"]])
 def test_segments_and_decoding_in_one_table(kinds, monkeypatch, tmp_path):
-    """The first kind is the one that is looked up; decoding has cached attention and balanced routing alone."""
+    """Lookup is of the first kind; decoding has only cached attention and balanced routing."""
     monkeypatch.setattr(profile_module, "measure", fake_measure())
     config = experiment(workload={"kinds": kinds, "decode": {"batch": 2, "mem_len": 9}})
     result = profile_blocks(config, VOCABULARY, Runtime(seed=CONFIG.seed))
@@ -279,7 +277,7 @@ def test_segments_and_decoding_in_one_table(kinds, monkeypatch, tmp_path):
     assert set(zip(*(decoding[key] for key in ("batch", "tgt_len", "mem_len")), strict=True)) == {(2, 1, 9)}
     assert set(decoding["attention"]) == {"cached"} and set(decoding["routing"]) == {"balanced"}
     alone = profile_blocks(CONFIG, VOCABULARY, Runtime(seed=CONFIG.seed)).rows
-    assert len(result.rows) - len(decoding) == len(alone), "segments are measured as ever"
+    assert len(result.rows) - len(decoding) == len(alone), "segments have the same rows as alone"
     assert set(decoding["option"]) == set(alone["option"])
     assert set(result.headline_rows["execution"]) == {"decode" if kinds[0] == "decode" else "eager"}
     for execution, batch in (("decode", 2), ("eager", 4)):
@@ -303,7 +301,7 @@ def test_graphs_need_cuda(overlay, monkeypatch):
         profile_blocks(experiment(**overlay), VOCABULARY, Runtime(seed=CONFIG.seed))
 
 
-def test_negative_costs_are_measured_again_and_only_they(monkeypatch):
+def test_only_negative_costs_are_measured_again(monkeypatch):
     log: list = []
     monkeypatch.setattr(profile_module, "measure", fake_measure(negative=["moe_top1"], negative_calls=2, log=log))
     result = profile_blocks(CONFIG, VOCABULARY, Runtime(seed=CONFIG.seed))
@@ -321,7 +319,7 @@ def test_a_cost_may_turn_positive_at_the_last_measurement(monkeypatch):
     assert result.notes["stacks_ms"]["cached"]["attention_1"] > 0
 
 
-def test_costs_that_stay_negative_are_refused_not_clamped(monkeypatch):
+def test_costs_that_stay_negative_are_refused(monkeypatch):
     monkeypatch.setattr(profile_module, "measure", fake_measure(negative=["moe_top1"], negative_calls=99))
     with pytest.raises(UserError, match=r"moe_top1 with cached attention costs -0\.009 ms .* device is too busy"):
         profile_blocks(CONFIG, VOCABULARY, Runtime(seed=CONFIG.seed))
@@ -341,9 +339,10 @@ def test_fewer_copies_where_memory_is_short(monkeypatch):
     assert profile_blocks(CONFIG, VOCABULARY, Runtime(seed=CONFIG.seed)).notes["copies"] == 1
 
 
-def test_a_real_profile():
-    """Structure only: the machine that runs tests is busy."""
-    result = profile_blocks(CONFIG, VOCABULARY, Runtime(seed=CONFIG.seed))
+def test_a_profile_of_this_machine():
+    """Times have no bounds: the machine that runs tests is busy.  8 copies make costs larger than its noise."""
+    config = experiment(profile_blocks={"warmup": 1, "max_seconds": 20.0, "copies": 8})
+    result = profile_blocks(config, VOCABULARY, Runtime(seed=CONFIG.seed))
     rows = result.rows.set_index(["option", "attention", "routing"]).sort_index()
     assert set(rows.index) == {
         (option, attention, routing)

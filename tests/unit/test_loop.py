@@ -1,4 +1,4 @@
-"""The training loop on tiny tasks: optimizer step groups, history, and every way to stop and go on."""
+"""The training loop on tiny tasks: optimizer step groups, history, stops and resuming."""
 
 import dataclasses
 import math
@@ -28,14 +28,14 @@ LAMB = OptimizerConfig("lamb", 0.05, 0.01, 3, (0.9, 0.999), 1e-6, 0.01, 0.25)
 ADAM = OptimizerConfig("adamw", 0.02, 0.001, 0, (0.9, 0.999), 1e-8, 0.0, 0.0)
 
 
-class Stop(Exception):
+class Crash(Exception):
     """A crash in the middle of a run."""
 
 
-class TwoPlayers(Task):
-    """Weights on two steps of three and alpha on the third, with dropout, a memory and its own generator."""
+class TwoGroups(Task):
+    """Two of three steps train the weights, the third alpha; with dropout, a memory and a generator."""
 
-    name = "players"
+    name = "groups"
 
     def __init__(self, crash_at: int | None = None):
         torch.manual_seed(3)
@@ -56,7 +56,7 @@ class TwoPlayers(Task):
 
     def batch(self, step):
         if step == self.crash_at:
-            raise Stop
+            raise Crash
         return step, torch.randn(6, 4, generator=self.generator)
 
     def loss(self, model, batch, state, wants=(), scores=()):
@@ -77,8 +77,8 @@ class TwoPlayers(Task):
         self.epochs = values["epochs"]
 
 
-class Growing(Term):
-    """Weighs the alphas, more and more."""
+class GrowingPenalty(Term):
+    """A penalty of alpha with a growing weight."""
 
     group = "alpha"
 
@@ -97,11 +97,13 @@ class Growing(Term):
         self.weight = tensors["weight"]
 
 
-def run(task, folder, rows=None, checkpoint_steps=4, identity="players", until=None, log_steps=6):
+def run(task, folder, rows=None, checkpoint_steps=4, identity="groups", until=None, log_steps=6):
     rows = [] if rows is None else rows
     config = SimpleNamespace(log_steps=log_steps, checkpoint_steps=checkpoint_steps)
     record = Record(Checkpoint(folder, identity), rows.append, until)
-    history, task.speed = fit(task.model, task, [Growing(task.model)], task.optimizers, Runtime(), config, record)
+    history, task.speed = fit(
+        task.model, task, [GrowingPenalty(task.model)], task.optimizers, Runtime(), config, record
+    )
     return history
 
 
@@ -111,17 +113,17 @@ def weights(task) -> dict[str, list]:
 
 @pytest.fixture(scope="module")
 def uninterrupted(tmp_path_factory):
-    task = TwoPlayers()
+    task = TwoGroups()
     history = run(task, tmp_path_factory.mktemp("uninterrupted"))
     return task, history
 
 
 @pytest.mark.parametrize("crash_at", [1, 4, 5, 11, 12, 17, 23])
 def test_a_resumed_run_ends_with_the_same_bits(uninterrupted, tmp_path, crash_at):
-    with pytest.raises(Stop):
-        run(TwoPlayers(crash_at), tmp_path)
-    torch.rand(7)  # whatever happened in between
-    resumed = TwoPlayers()
+    with pytest.raises(Crash):
+        run(TwoGroups(crash_at), tmp_path)
+    torch.rand(7)  # the global generator differs
+    resumed = TwoGroups()
     history = run(resumed, tmp_path)
     assert weights(resumed) == weights(uninterrupted[0])
     pd.testing.assert_frame_equal(history, uninterrupted[1], check_exact=True)
@@ -131,25 +133,25 @@ def test_a_resumed_run_ends_with_the_same_bits(uninterrupted, tmp_path, crash_at
 
 
 @pytest.mark.parametrize("stops", [[1], [4, 11], [6, 7, 12], [24], [99]])
-def test_stops_on_the_way_change_nothing(uninterrupted, tmp_path, stops):
-    """Each leaves its step in the checkpoint, whatever the steps between checkpoints."""
+def test_planned_stops_give_the_same_bits(uninterrupted, tmp_path, stops):
+    """Every stop saves a checkpoint at its step."""
     for stop in stops:
-        stopped = TwoPlayers()
+        stopped = TwoGroups()
         run(stopped, tmp_path, until=stop, checkpoint_steps=10)
-        assert stopped.speed["steps"] == Checkpoint(tmp_path, "players").load()[1]["step"] == min(stop, 24)
+        assert stopped.speed["steps"] == Checkpoint(tmp_path, "groups").load()[1]["step"] == min(stop, 24)
         torch.rand(5)
-    again = TwoPlayers(crash_at=0)
-    run(again, tmp_path, until=stops[0])  # it is beyond that step already
+    again = TwoGroups(crash_at=0)
+    run(again, tmp_path, until=stops[0])  # the checkpoint is beyond that step
     assert again.speed["steps"] == min(stops[-1], 24)
-    resumed = TwoPlayers()
+    resumed = TwoGroups()
     history = run(resumed, tmp_path)
     assert weights(resumed) == weights(uninterrupted[0])
     pd.testing.assert_frame_equal(history, uninterrupted[1], check_exact=True)
 
 
-def test_a_finished_run_only_reports_again(uninterrupted, tmp_path):
-    first = run(TwoPlayers(), tmp_path)
-    again = TwoPlayers(crash_at=0)
+def test_a_finished_run_gives_its_results_again(uninterrupted, tmp_path):
+    first = run(TwoGroups(), tmp_path)
+    again = TwoGroups(crash_at=0)
     rows: list[dict] = []
     pd.testing.assert_frame_equal(run(again, tmp_path, rows), first, check_exact=True)
     assert rows == [] and weights(again) == weights(uninterrupted[0])
@@ -157,16 +159,16 @@ def test_a_finished_run_only_reports_again(uninterrupted, tmp_path):
 
 
 def test_another_identity_starts_over(uninterrupted, tmp_path, capsys):
-    with pytest.raises(Stop):
-        run(TwoPlayers(20), tmp_path, identity="other")
-    task = TwoPlayers()
+    with pytest.raises(Crash):
+        run(TwoGroups(20), tmp_path, identity="other")
+    task = TwoGroups()
     run(task, tmp_path)
     assert "other" in capsys.readouterr().err
     assert weights(task) == weights(uninterrupted[0])
 
 
-class Recorder(TwoPlayers):
-    """Notes the learning rate and weights of every step."""
+class Recording(TwoGroups):
+    """Records the learning rate and the changed weights of every step."""
 
     def __init__(self):
         super().__init__()
@@ -185,8 +187,8 @@ class Recorder(TwoPlayers):
         return super().end_of_step(model, step, metrics)
 
 
-def test_each_step_moves_only_its_optimiser_at_its_own_rate(tmp_path):
-    task = Recorder()
+def test_each_step_trains_only_its_group_at_its_rate(tmp_path):
+    task = Recording()
     run(task, tmp_path)
     assert task.rates["weights"] == [learning_rate(n, LAMB, 16) for n in range(1, 17)]
     assert task.rates["alpha"] == [learning_rate(n, ADAM, 8) for n in range(1, 9)]
@@ -194,8 +196,8 @@ def test_each_step_moves_only_its_optimiser_at_its_own_rate(tmp_path):
     assert task.moved == expected
 
 
-def test_gradients_are_clipped_over_the_own_parameters_only(tmp_path):
-    class Norms(TwoPlayers):
+def test_gradients_are_clipped_over_the_parameters_of_a_group(tmp_path):
+    class Norms(TwoGroups):
         norms: dict[str, float] = {}
 
         def loss(self, *given):
@@ -228,9 +230,9 @@ def test_the_history_holds_means_and_validation_rows(uninterrupted):
     assert history.loc[history["valid"].notna(), "step"].tolist() == [5, 10, 15, 20]
 
 
-def test_rows_come_live_and_validation_joins_a_logged_row(tmp_path):
+def test_rows_are_reported_at_once_and_validation_is_in_a_logged_row(tmp_path):
     rows: list[dict] = []
-    task = TwoPlayers()
+    task = TwoGroups()
     history = run(task, tmp_path, rows, checkpoint_steps=100, log_steps=5)
     assert [row["step"] for row in rows] == history["step"].tolist() == [5, 10, 15, 20, 24]
     assert all("loss" in row for row in rows)
@@ -239,8 +241,8 @@ def test_rows_come_live_and_validation_joins_a_logged_row(tmp_path):
     assert not {"seconds", "tokens_per_second"} & set(history.columns)
 
 
-class Terminated(TwoPlayers):
-    """Gets SIGTERM in the middle of a step."""
+class Terminated(TwoGroups):
+    """Sends SIGTERM in the middle of a step."""
 
     def batch(self, step):
         if step == 9:
@@ -254,15 +256,15 @@ def test_sigterm_saves_after_the_running_step(uninterrupted, tmp_path):
         run(Terminated(), tmp_path, checkpoint_steps=1000)
     assert exit.value.code == 143
     assert signal.getsignal(signal.SIGTERM) is before
-    assert Checkpoint(tmp_path, "players").load()[1]["step"] == 10
-    resumed = TwoPlayers()
+    assert Checkpoint(tmp_path, "groups").load()[1]["step"] == 10
+    resumed = TwoGroups()
     history = run(resumed, tmp_path)
     assert weights(resumed) == weights(uninterrupted[0])
     pd.testing.assert_frame_equal(history, uninterrupted[1], check_exact=True)
 
 
-class Diverging(TwoPlayers):
-    """loss or gradient stops being finite at step 14 (13 counted from 0)."""
+class Diverging(TwoGroups):
+    """The loss is multiplied by ``factor`` in one step, by default the 14th."""
 
     def __init__(self, factor: float, after_step: int = 13):
         super().__init__()
@@ -274,18 +276,18 @@ class Diverging(TwoPlayers):
 
 
 @pytest.mark.parametrize("factor", [math.nan, math.inf])
-def test_a_loss_that_is_no_number_stops_and_keeps_the_checkpoint(tmp_path, factor):
-    message = r"players: loss is (nan|inf) at step 14 \(learning rate 0.0\d+\): lower"
+def test_a_loss_that_is_not_finite_stops_and_keeps_the_checkpoint(tmp_path, factor):
+    message = r"groups: loss is (nan|inf) at step 14 \(learning rate 0.0\d+\): lower"
     with pytest.raises(UserError, match=message) as error:
         run(Diverging(factor), tmp_path)
     assert "\n" not in str(error.value) and str(Checkpoint(tmp_path, "").path) in str(error.value)
-    tensors, values = Checkpoint(tmp_path, "players").load()
+    tensors, values = Checkpoint(tmp_path, "groups").load()
     assert values["step"] == 12
     assert all(tensor.isfinite().all() for name, tensor in tensors.items() if name.startswith("model."))
 
 
-def test_a_late_look_at_losses_finds_the_first_bad_one(tmp_path):
-    """As on a GPU, where losses are read once per row of history."""
+def test_a_late_check_of_losses_names_the_first_bad_step(tmp_path):
+    """On a GPU losses are read once per row of history."""
     task = Diverging(math.nan, after_step=1)
     late = loop._Run(StepLoss(task.model, task, [], Runtime()), task.optimizers, Checkpoint(tmp_path, "x"))
     for _ in range(4):
@@ -294,8 +296,8 @@ def test_a_late_look_at_losses_finds_the_first_bad_one(tmp_path):
         late.check_losses()
 
 
-def test_weights_that_are_no_numbers_are_never_saved(tmp_path):
-    class InfiniteGradient(TwoPlayers):
+def test_weights_that_are_not_finite_are_not_saved(tmp_path):
+    class InfiniteGradient(TwoGroups):
         def end_of_step(self, model, step, metrics):
             if step == 15:
                 self.model.alpha.data[1] = math.nan  # as an infinite gradient of a finite loss does
@@ -303,28 +305,28 @@ def test_weights_that_are_no_numbers_are_never_saved(tmp_path):
 
     with pytest.raises(UserError, match="alpha is not finite after step 16"):
         run(InfiniteGradient(), tmp_path)
-    assert Checkpoint(tmp_path, "players").load()[1]["step"] == 12
+    assert Checkpoint(tmp_path, "groups").load()[1]["step"] == 12
 
 
-def test_without_a_checkpoint_the_message_promises_none(tmp_path):
+def test_without_a_checkpoint_the_message_names_none(tmp_path):
     with pytest.raises(UserError) as error:
         run(Diverging(math.nan, after_step=2), tmp_path)
     assert "step 3" in str(error.value) and "checkpoint" not in str(error.value)
 
 
 def test_a_failed_checkpoint_ends_the_run_in_one_line(tmp_path):
-    (tmp_path / "checkpoint").write_text("in the way")
+    (tmp_path / "checkpoint").write_text("a file")
     with pytest.raises(UserError, match="cannot write"):
-        run(TwoPlayers(), tmp_path)
+        run(TwoGroups(), tmp_path)
 
 
 def test_speed_adds_up_over_resumes(tmp_path, monkeypatch):
     clock = iter(range(0, 100_000, 10))
     monkeypatch.setattr(loop.time, "monotonic", lambda: next(clock))
-    with pytest.raises(Stop):
-        run(TwoPlayers(crash_at=20), tmp_path)
-    _, values = Checkpoint(tmp_path, "players").load()
-    task = TwoPlayers()
+    with pytest.raises(Crash):
+        run(TwoGroups(crash_at=20), tmp_path)
+    _, values = Checkpoint(tmp_path, "groups").load()
+    task = TwoGroups()
     run(task, tmp_path)
     assert values["seconds"] > 0 and task.speed["seconds"] > values["seconds"]
     assert task.speed["tokens"] == 6 * 24

@@ -1,4 +1,4 @@
-"""Prediction of hidden tokens, beside what transformers hides and computes itself."""
+"""Prediction of masked tokens, compared with transformers."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def task(folder, seed: int = 7, accumulate: int = 1) -> MaskedTokens:
     return make_task(folder, TRAINING, Runtime(seed=seed), "finetune", accumulate=accumulate)
 
 
-def test_what_is_hidden_is_what_transformers_hides(tmp_path):
+def test_the_same_tokens_are_masked_as_in_transformers(tmp_path):
     save_tokenizer(tmp_path)
     tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path)
     special = tuple(tokenizer.all_special_ids)
@@ -44,7 +44,7 @@ def test_what_is_hidden_is_what_transformers_hides(tmp_path):
     assert not torch.isin(blocks[labels != IGNORED], torch.tensor(special)).any()
 
 
-def test_loss_and_scores_are_those_of_transformers(tmp_path):
+def test_loss_and_scores_equal_those_of_transformers(tmp_path):
     own, model = task(tmp_path), tiny("bert")
     for batch in (own.batch(0), own.batch(1)):
         theirs = model(input_ids=batch["input_ids"], labels=batch["labels"]).loss
@@ -57,7 +57,7 @@ def test_loss_and_scores_are_those_of_transformers(tmp_path):
     assert scores.counts.tolist() == (batch["labels"] != IGNORED).sum(1).tolist()
 
 
-def test_training_hides_other_tokens_in_every_step_and_measurements_always_the_same(tmp_path):
+def test_masks_differ_between_steps_of_training_and_not_between_evaluations(tmp_path):
     first, again = task(tmp_path / "a"), task(tmp_path / "b", seed=8)
     epoch = first._epochs.per_epoch
     assert not torch.equal(first.batch(0)["labels"], first.batch(epoch)["labels"])
@@ -78,7 +78,7 @@ def test_blocks_are_the_text_between_special_symbols(tmp_path):
     assert whole.max() < VOCAB
 
 
-def test_parts_of_a_batch_count_by_their_hidden_tokens(tmp_path):
+def test_parts_of_a_batch_are_weighted_by_masked_tokens(tmp_path):
     found, model = [], tiny("bert")
     for accumulate in (1, 3):
         model.zero_grad()
@@ -89,7 +89,7 @@ def test_parts_of_a_batch_count_by_their_hidden_tokens(tmp_path):
     torch.testing.assert_close(found[1], found[0], rtol=1e-3, atol=1e-5)
 
 
-def test_a_block_in_which_nothing_is_hidden_has_no_loss(tmp_path):
+def test_a_block_without_masked_tokens_has_no_loss(tmp_path):
     own, model = task(tmp_path), tiny("bert")
     batch = own.batch(0)
     batch["labels"][:] = IGNORED
@@ -98,7 +98,7 @@ def test_a_block_in_which_nothing_is_hidden_has_no_loss(tmp_path):
 
 
 @pytest.mark.parametrize("hidden", [0, 2])
-def test_parts_in_which_nothing_is_hidden_change_no_weight(hidden, tmp_path):
+def test_parts_without_masked_tokens_do_not_change_gradients(hidden, tmp_path):
     """Of three parts, the first has ``hidden`` tokens to predict, the others none."""
     found, model = [], tiny("bert")
     for accumulate in (1, 3):
@@ -114,7 +114,7 @@ def test_parts_in_which_nothing_is_hidden_change_no_weight(hidden, tmp_path):
     torch.testing.assert_close(found[1], found[0], rtol=1e-3, atol=1e-5)
 
 
-def test_a_split_in_which_nothing_is_hidden_is_refused(tmp_path):
+def test_a_split_without_masked_tokens_is_refused(tmp_path):
     splits = {split: tensors("masked_tokens", split) for split in ("train", "valid", "test")}
     write_task(tmp_path, facts("masked_tokens"), splits, {})
     check_task(tmp_path, {"finetune": 3})

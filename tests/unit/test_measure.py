@@ -1,4 +1,4 @@
-"""Interleaved timing, and the networks that are timed: what is called, how often, and with what in memory."""
+"""Interleaved timing, and the networks that are timed."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ VOCABULARY = 50
 SELF, HALF, DENSE, MIXTURE = Attention(2, 16), Attention(1, 16), FeedForward(64), MoE(64, 4, 1)
 
 
-class Counted:
-    """Callables that count their calls and note the order of all."""
+class Recorded:
+    """Callables that record the order of all calls."""
 
     def __init__(self, names: str):
         self.calls: list[str] = []
@@ -35,8 +35,8 @@ class Counted:
 
 
 def run(names="abcd", rounds=5, warmup=2, seed=1, max_seconds=60.0):
-    counted = Counted(names)
-    return measure(counted.callables, rounds, warmup, seed, max_seconds, CPU), counted.calls
+    recorded = Recorded(names)
+    return measure(recorded.callables, rounds, warmup, seed, max_seconds, CPU), recorded.calls
 
 
 def test_every_round_calls_everything_once():
@@ -48,32 +48,32 @@ def test_every_round_calls_everything_once():
     assert (samples["ms"] >= 0).all()
 
 
-def test_order_changes_from_round_to_round_and_with_the_seed_alone():
+def test_the_order_differs_between_rounds_and_depends_on_the_seed():
     first, again, other = (run("abcdefgh", seed=seed)[1][16:] for seed in (1, 1, 2))
     rounds = [tuple(first[start : start + 8]) for start in range(0, 40, 8)]
     assert len(set(rounds)) == 5
     assert first == again != other
 
 
-def test_rounds_are_shared_out_among_what_is_built_anew():
-    built: list[Counted] = []
+def test_rounds_are_divided_among_rebuilt_networks():
+    built: list[Recorded] = []
 
     def build(number: int) -> dict:
         assert number == len(built)
-        built.append(Counted("abc"))
+        built.append(Recorded("abc"))
         return built[-1].callables
 
     samples = measure_placed(build, 10, 1, 0, 60.0, CPU)
-    assert [len(counted.calls) for counted in built] == [3 * (1 + 4)] * 3, (
+    assert [len(recorded.calls) for recorded in built] == [3 * (1 + 4)] * 3, (
         "a warm-up and four of ten rounds, rounded up"
     )
     assert by_round(samples).shape == (12, 3) and not by_round(samples).isna().any(axis=None)
-    rows = zip(samples["name"], (call for counted in built for call in counted.calls[3:]), strict=True)
+    rows = zip(samples["name"], (call for recorded in built for call in recorded.calls[3:]), strict=True)
     assert all(name == call for name, call in rows)
 
 
 @pytest.mark.parametrize(("rounds", "expected"), [(50, MIN_ROUNDS), (2, 2)])
-def test_time_up_stops_after_whole_rounds(rounds, expected):
+def test_the_time_limit_stops_after_whole_rounds(rounds, expected):
     samples, calls = run(rounds=rounds, warmup=4, max_seconds=0.0)
     assert len(calls) == 4 + 4 * expected, "one warm-up round, then the fewest timed ones"
     assert by_round(samples).shape == (expected, 4)
@@ -88,7 +88,7 @@ def test_times_belong_to_their_callable(monkeypatch):
     assert (samples["fast"] == 0.5).all()
 
 
-def test_garbage_is_not_collected_meanwhile():
+def test_garbage_collection_is_off_while_timing():
     enabled = []
     measure({"a": lambda: enabled.append(gc.isenabled())}, 1, 0, 0, 9.0, CPU)
     assert enabled == [False]
@@ -97,14 +97,14 @@ def test_garbage_is_not_collected_meanwhile():
     assert gc.isenabled()
 
 
-def test_summary():
+def test_quantiles_of_a_summary():
     assert summary(range(11)) == {"median_ms": 5.0, "p10_ms": 1.0, "p90_ms": 9.0, "n": 11}
 
 
 @pytest.mark.parametrize("attention", ["cached", "recompute"])
 @pytest.mark.parametrize("before", [10, 32, 80])
 def test_a_timed_call_scores_the_end_of_its_text(attention, before):
-    """The text before the last segment is the memory, up to mem_len positions of it."""
+    """The memory is the text before the last segment, at most mem_len positions."""
     workload = dataclasses.replace(CONFIG.workload, batch=2, tgt_len=16, mem_len=32)
     model = random_model(CONFIG.model.architecture(VOCABULARY, (SELF, DENSE, MIXTURE, HALF)), Runtime(seed=3))
     text = torch.randint(VOCABULARY, (2, before + 17), generator=torch.Generator().manual_seed(5))
@@ -133,7 +133,7 @@ def test_memory_is_full(attention, mem_len):
 
 @pytest.mark.parametrize("execution", ["decode", "eager"])
 def test_a_long_memory_is_filled_in_linear_time(execution):
-    """Of a text as long as the memory only the end is read: every token is compared with all before it."""
+    """Only the end of a long text is read, because every token attends to all before it."""
     workload = Workload(batch=1, tgt_len=512, mem_len=20_000, attention="cached", execution=execution)
     model, lengths = random_model(CONFIG.model.architecture(VOCABULARY, (SELF,)), Runtime(seed=0)), []
     model.register_forward_pre_hook(lambda model, given: lengths.append(given[0].shape[1]))
@@ -158,8 +158,7 @@ def pool(copies, attentions=("cached", "recompute"), norm="post"):
 
 
 @pytest.mark.parametrize("norm", ["post", "pre"])
-def test_networks_of_a_pool_are_language_models_of_its_blocks(norm):
-    """The same blocks in a model of their own give the same loss, under both attention modes."""
+def test_networks_of_a_pool_equal_language_models_of_the_same_blocks(norm):
     counts = {SELF: 2, Skip(): 1, DENSE: 2, MIXTURE: 1}
     shared = pool(counts, norm=norm)
     order = (DENSE, SELF, Skip(), MIXTURE, SELF, DENSE)
@@ -169,18 +168,20 @@ def test_networks_of_a_pool_are_language_models_of_its_blocks(norm):
     )
     tokens = networks_module.random_tokens(architecture, CONFIG.workload, 7)
     memory = filled_memory(whole, tokens[:, :-1], CONFIG.workload, "recompute")
-    places = [3, 0, 2, 5, 1, 4]
+    positions = [3, 0, 2, 5, 1, 4]
     model = random_model(dataclasses.replace(architecture, blocks=order), Runtime(seed=7))
     model.load_state_dict(
         {name: value for name, value in whole.state_dict().items() if not name.startswith("blocks.")}
         | {
             f"blocks.{new}.{name}": value
-            for new, old in enumerate(places)
+            for new, old in enumerate(positions)
             for name, value in whole.blocks[old].state_dict().items()
         }
     )
     with torch.inference_mode():
-        hidden = model(tokens[:, :-1], [memory[place] for place in places], mem_len=CONFIG.workload.mem_len).hidden
+        hidden = model(
+            tokens[:, :-1], [memory[position] for position in positions], mem_len=CONFIG.workload.mem_len
+        ).hidden
         expected = model.nll(hidden, tokens[:, 1:])
     for attention in ("cached", "recompute"):
         torch.testing.assert_close(shared.network(order, attention)(), expected, rtol=1e-4, atol=1e-4)
@@ -203,8 +204,7 @@ def decoded(model, tokens, count: int) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("engine", [True, False])
-def test_decoding_reads_token_after_token(engine, monkeypatch):
-    """As the whole text in one call does."""
+def test_decoding_token_by_token_equals_a_pass_over_the_text(engine, monkeypatch):
     if not engine:
         without_engine(monkeypatch)
     model = random_model(CONFIG.model.architecture(VOCABULARY, (SELF, DENSE, MIXTURE, HALF)), Runtime(seed=0))
@@ -239,7 +239,7 @@ def test_decoding_networks_of_a_pool(engine, monkeypatch):
 
 
 def test_positions_are_prepared_once_for_all_networks(monkeypatch):
-    """Neither a change of network nor one without attention in between makes the next call compute them anew."""
+    """Calls of other networks, with and without attention, do not delete them."""
     shared = pool({SELF: 2, HALF: 1, DENSE: 1})
     orders = [(SELF,), (DENSE,), (SELF, SELF, HALF), (), (HALF, DENSE)]
     calls = [shared.network(order, attention) for order in orders for attention in ("cached", "recompute")]
@@ -252,7 +252,7 @@ def test_positions_are_prepared_once_for_all_networks(monkeypatch):
     assert not made
 
 
-def test_a_small_pool_uses_blocks_again():
+def test_a_small_pool_repeats_its_blocks():
     shared = pool({DENSE: 2}, ["cached"])
     assert torch.equal(shared.network((DENSE,) * 4, "cached")(), shared.network((DENSE,) * 4, "cached")())
     assert not torch.equal(shared.network((DENSE,) * 2, "cached")(), shared.network((DENSE,), "cached")())

@@ -1,4 +1,4 @@
-"""What the searches of other variants change in the configuration."""
+"""Changes of the configuration by variant."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def changes(variant: str, scratch: bool = False) -> dict[str, object]:
     return {key: value for key, value in vars(found).items() if value != getattr(CONFIG.search, key)}
 
 
-def test_a_search_is_the_configured_one_unless_the_variant_says_otherwise():
+def test_changes_of_the_search_by_variant():
     assert changes("target_0.5") == {}
     assert changes("isoparam_0.5") == {}
     assert changes("target_0.5", scratch=True) == PAPER
@@ -52,24 +52,24 @@ def test_other_methods_have_their_own_design_space(variant):
         ("par_search-scratch", {"argmax": 1}),
     ],
 )
-def test_controls_and_papers_have_one_proposer(variant, proposers):
+def test_controls_and_methods_of_papers_have_one_proposer(variant, proposers):
     found = candidates_config(CANDIDATES, parse_variant(variant))
-    papers = {"scores": "alpha", "corrections": 0} if "argmax" in proposers else {}
-    assert found == dataclasses.replace(CANDIDATES, proposers=proposers, **papers)
+    paper = {"scores": "alpha", "corrections": 0} if "argmax" in proposers else {}
+    assert found == dataclasses.replace(CANDIDATES, proposers=proposers, **paper)
 
 
 @pytest.mark.parametrize("variant", ["target_0.5", "isoparam_0.75", "shared_0.6", "target_0.5-seed2", "keep_0.01"])
-def test_all_others_have_the_candidates_that_are_configured(variant):
+def test_other_variants_have_the_configured_candidates(variant):
     assert candidates_config(CANDIDATES, parse_variant(variant)) is CANDIDATES
     assert config_of(CONFIG, parse_variant(variant)).candidates is CONFIG.candidates
 
 
-def test_a_shallow_control_exists_where_no_shallow_candidate_is_wanted():
+def test_a_shallow_control_has_a_proposer_where_none_is_configured():
     none = dataclasses.replace(CANDIDATES, proposers={"shallow": 0, "solver": 1})
     assert candidates_config(none, parse_variant("shallow_0.5")).proposers == {"shallow": 1}
 
 
-def test_what_needs_a_supernet():
+def test_variants_that_need_a_supernet():
     needed = ("target_0.5", "isoparam_0.5", "shared_0.6", "target_0.5-scratch", "par_search")
     unneeded = ("shallow_0.5", "random_0.5_1", "lts_0.5", "keep_0.01")
     assert all(needs_supernet(CANDIDATES, parse_variant(name)) for name in needed)
@@ -79,7 +79,7 @@ def test_what_needs_a_supernet():
     assert needs_supernet(without, parse_variant("target_0.5-scratch"))
 
 
-def test_only_pars_search_stops_early():
+def test_only_par_search_stops_early():
     names = ("par_search", "par_search-scratch", "target_0.5")
     assert [stop_share(parse_variant(name)) for name in names] == [PAR_STOP, PAR_STOP, 0]
 
@@ -88,5 +88,5 @@ def test_only_pars_search_stops_early():
     ("settings", "needed"),
     [({}, True), ({"start": "scratch"}, True), ({"distill": 0.0}, True), ({"start": "scratch", "distill": 0.0}, False)],
 )
-def test_a_search_needs_the_baseline_to_start_from_it_or_to_learn_from_it(settings, needed):
+def test_a_search_needs_the_baseline_for_its_start_or_for_distillation(settings, needed):
     assert experiment(search=settings).search.needs_parent == needed

@@ -1,4 +1,4 @@
-"""Metrics by name, against scikit-learn and against sums written out."""
+"""Metrics."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def batches(labels: int, seed: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
 
 @pytest.mark.parametrize("labels", [2, 5, 40])
 def test_classification_agrees_with_scikit_learn(labels):
-    """With 40 labels for 48 samples some are never right, never predicted or not there."""
+    """With 40 labels and 48 samples some labels are never right, never predicted or absent."""
     parts = batches(labels, labels)
     logits, truth = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
     got = measure(["nll", "accuracy", "macro_f1"], join([classified(*part) for part in parts]))
@@ -34,14 +34,14 @@ def test_classification_agrees_with_scikit_learn(labels):
     assert got["macro_f1"] == pytest.approx(sklearn.f1_score(truth, predicted, average="macro", zero_division=0))
 
 
-def test_a_text_is_measured_by_token():
+def test_metrics_of_a_text_are_means_over_tokens():
     scores = Scores(nll=np.array([1.0, 3.0]), counts=np.array([30, 10]))
     assert measure(["ppl", "nll", "bpc"], scores) == pytest.approx(
         {"ppl": math.exp(1.5), "nll": 1.5, "bpc": 1.5 / math.log(2)}
     )
 
 
-def test_all_right_and_all_wrong():
+def test_perfect_and_wrong_predictions():
     truth = torch.tensor([0, 1, 2, 1])
     right = classified(10.0 * torch.nn.functional.one_hot(truth).float(), truth)
     wrong = classified(10.0 * torch.nn.functional.one_hot((truth + 1) % 3).float(), truth)
@@ -52,13 +52,13 @@ def test_all_right_and_all_wrong():
         assert better == (METRICS[name].better == "lower"), name
 
 
-def test_half_precision_logits_are_scored_in_single():
+def test_half_precision_logits_are_scored_in_single_precision():
     logits, truth = batches(5, 0)[0]
     low = classified(logits.bfloat16(), truth).nll
     assert np.allclose(low, classified(logits.bfloat16().float(), truth).nll, atol=1e-7)
 
 
-def test_wrong_use_is_refused():
+def test_unknown_metrics_and_empty_scores_are_refused():
     text = Scores(np.array([1.0]), np.array([1]))
     with pytest.raises(UserError, match="metric 'f2' is unknown; allowed: nll, bpc, ppl, accuracy, macro_f1"):
         measure(["nll", "f2"], text)

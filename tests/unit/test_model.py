@@ -1,4 +1,4 @@
-"""The language model: counts, memory, head, initialisation, files."""
+"""The language model: parameters, FLOPs, memory, training, initialisation and files."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from planer.errors import UserError
 from planer.models import LanguageModel, initialise, load, save
-from planer.models import head as module
 from planer.specs import Architecture, Attention, DynamicMoE, FeedForward, MoE, Skip
 
 KINDS = (Attention(4, 4), Attention(1, 4), FeedForward(24), MoE(12, 4, 1), MoE(12, 4, 2), DynamicMoE(24, 6, 5), Skip())
@@ -49,7 +48,7 @@ class TestCounts:
             assert count(LanguageModel(architecture)) == 41_055_436 + 11 * 1024
 
     @pytest.mark.parametrize("attention", ["recompute", "cached"])
-    def test_flops_are_those_of_the_closed_forms(self, attention):
+    def test_flops_equal_the_closed_forms(self, attention):
         batch, length, mem_len = 3, 8, 12
         specs = tuple(spec for spec in KINDS if not isinstance(spec, DynamicMoE))
         model = build(dataclasses.replace(SMALL, blocks=specs)).eval()
@@ -79,7 +78,7 @@ class TestMemory:
             else:
                 assert entry is None
 
-    def test_of_length_zero(self):
+    def test_length_zero(self):
         model = build().eval()
         memory = model(words(2, 5), mem_len=0).state
         assert memory[0].shape == (2, 0, 16)
@@ -100,44 +99,15 @@ def test_embeddings_are_scaled_by_the_root_of_their_width():
     torch.testing.assert_close(model.embed(words(2, 5)), 4.0 * model.embedding.weight[words(2, 5)])
 
 
-class TestHead:
-    def test_nll_is_a_log_softmax_over_the_tied_embedding(self):
-        model = build().eval()
-        torch.nn.init.normal_(model.head.bias)
-        hidden, targets = torch.randn(2, 5, 16), words(2, 5)
-        logits = hidden.double() @ model.embedding.weight.double().T + model.head.bias.double()
-        expected = -logits.log_softmax(-1).gather(-1, targets[..., None])[..., 0]
-        nll = model.nll(hidden, targets)
-        assert nll.dtype == torch.float32
-        torch.testing.assert_close(nll, expected.float())
-
-    def test_log_probabilities_are_those_that_nll_scores_with(self):
-        model, targets = build().eval(), words(2, 5)
-        with torch.inference_mode():
-            hidden = model(words(2, 5, seed=1), mem_len=4).hidden
-            log_probs = model.log_probs(hidden)
-            torch.testing.assert_close(log_probs.exp().sum(-1), torch.ones(2, 5))
-            torch.testing.assert_close(-log_probs.gather(-1, targets[..., None])[..., 0], model.nll(hidden, targets))
-
-    def test_chunks_change_neither_values_nor_gradients(self, monkeypatch):
-        model, targets = build(), words(2, 5)
-        hidden = torch.randn(2, 5, 16)
-        results = []
-        for at_once in (2**26, 3 * 13):
-            monkeypatch.setattr(module, "LOGITS_AT_ONCE", at_once)
-            hidden = hidden.detach().requires_grad_()
-            nll = model.nll(hidden, targets)
-            results.append((nll, *torch.autograd.grad(nll.sum(), (hidden, model.embedding.weight, model.head.bias))))
-            with torch.inference_mode():
-                torch.testing.assert_close(model.nll(hidden, targets), nll)
-        for whole, chunked in zip(*results, strict=True):
-            torch.testing.assert_close(chunked, whole)
-
-    def test_of_a_bfloat16_model_is_single_precision(self):
-        model = build().bfloat16().eval()
-        hidden = model(words(2, 5), mem_len=4).hidden
-        assert hidden.dtype == torch.bfloat16
-        assert model.nll(hidden, words(2, 5)).dtype == torch.float32
+def test_nll_is_a_log_softmax_over_the_tied_embedding():
+    model = build().eval()
+    torch.nn.init.normal_(model.head.bias)
+    hidden, targets = torch.randn(2, 5, 16), words(2, 5)
+    logits = hidden.double() @ model.embedding.weight.double().T + model.head.bias.double()
+    expected = -logits.log_softmax(-1).gather(-1, targets[..., None])[..., 0]
+    nll = model.nll(hidden, targets)
+    assert nll.dtype == torch.float32
+    torch.testing.assert_close(nll, expected.float())
 
 
 class TestTraining:
@@ -151,7 +121,7 @@ class TestTraining:
         missing = [name for name, p in model.named_parameters() if p.grad is None or not p.grad.any()]
         assert missing == ["blocks.5.sublayer.router.v1", "blocks.5.sublayer.router.v2"]
 
-    def test_blocks_hand_on_what_is_wanted_and_they_have(self):
+    def test_blocks_return_the_wanted_values_that_they_have(self):
         model = build().train()
         wants = ("balance", "load", "activations", "inputs", "executed")
         found = [set(aux) for aux in model(words(4, 12), mem_len=6, wants=wants).aux]
@@ -175,7 +145,7 @@ class TestTraining:
         assert (y != output).any()
 
     def test_a_small_network_learns_to_use_its_memory(self):
-        """In 1 2 1 3 1 4 1 2 ... read 2 tokens at a time, only the segment before tells which number follows a 1."""
+        """In 1 2 1 3 1 4 1 2 ..., read 2 tokens at a time, the number after a 1 depends on the segment before."""
         text = torch.stack([torch.tensor([1, 2, 1, 3, 1, 4]).roll(phase).repeat(21) for phase in range(6)])
         architecture = Architecture(13, 16, (Attention(2, 8), FeedForward(32)) * 2, dropout=0.0, init_std=0.2)
         final = {}
@@ -191,11 +161,11 @@ class TestTraining:
                 optimizer.step()
             final[mem_len] = loss.max().item()
         assert final[4] < 0.1
-        assert final[0] > 1.0, "without memory, three numbers can follow a 1: ln 3 = 1.10"
+        assert final[0] > 1.0, "without memory three numbers are equally likely: ln 3 = 1.10"
 
 
 class TestInitialisation:
-    def test_distribution(self):
+    def test_mean_and_deviation_of_weights(self):
         model = build(Architecture(300, 64, (Attention(4, 16), MoE(64, 4, 1), DynamicMoE(64, 8, 32)), init_std=0.02))
         attention, moe, split = (block.sublayer for block in model.blocks)
         initial = (model.embedding.weight, attention.qkv.weight, attention.u, moe.gate, moe.experts.w1, split.w2)
@@ -207,7 +177,7 @@ class TestInitialisation:
         assert norm.mean().item() == pytest.approx(1, abs=0.01) and 0.01 < norm.std().item() < 0.03
         assert split.router.v1.abs().max().item() == pytest.approx(1 / math.sqrt(64), rel=0.05)
 
-    def test_depends_on_the_generator_alone(self):
+    def test_depends_only_on_the_generator(self):
         torch.manual_seed(0)
         first = build(seed=3).state_dict()
         torch.manual_seed(1)
@@ -236,12 +206,12 @@ class TestFiles:
         assert sum(tensor.numel() for tensor in stored.values()) == SMALL.params()
 
     @pytest.mark.parametrize("name", ["architecture.yaml", "model.safetensors"])
-    def test_a_missing_file(self, tmp_path, name):
+    def test_a_missing_file_is_refused(self, tmp_path, name):
         save(build(), tmp_path)
         (tmp_path / name).unlink()
         self.refused(tmp_path, f"{name} does not exist")
 
-    def test_weights_of_another_architecture(self, tmp_path):
+    def test_weights_of_another_architecture_are_refused(self, tmp_path):
         save(build(), tmp_path)
         dataclasses.replace(SMALL, vocab_size=14).save(tmp_path / "architecture.yaml")
         self.refused(tmp_path, r"embedding.weight is float32 \(13, 16\), expected float32 \(14, 16\)")
@@ -249,12 +219,12 @@ class TestFiles:
         self.refused(tmp_path, "expected absent")
 
     @pytest.mark.parametrize("text", ["blocks: [{kind: conv}]", "blocks: [{kind: moe}]"])
-    def test_a_damaged_architecture(self, tmp_path, text):
+    def test_a_damaged_architecture_is_refused(self, tmp_path, text):
         save(build(), tmp_path)
         (tmp_path / "architecture.yaml").write_text(text)
         self.refused(tmp_path, "describes no architecture")
 
-    def test_damaged_weights(self, tmp_path):
+    def test_damaged_weights_are_refused(self, tmp_path):
         save(build(), tmp_path)
         path = tmp_path / "model.safetensors"
         path.write_bytes(path.read_bytes()[:100])
@@ -280,6 +250,6 @@ def test_lists_of_sublayers_are_in_order():
     assert [model.blocks[5].sublayer] == model.dynamic_blocks()
 
 
-def test_skip_is_the_bare_identity():
+def test_skip_returns_its_input():
     x = torch.randn(2, 3, 16)
     assert build().blocks[-1](x, None)[0] is x

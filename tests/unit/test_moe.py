@@ -1,4 +1,4 @@
-"""Mixture-of-experts and dynamically executed blocks."""
+"""Blocks of mixtures of experts and of dynamically executed experts."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def tokens(n, seed=0):
 
 
 def by_hand(moe, x, renormalise):
-    """Every token on its own."""
+    """Outputs of a mixture, token by token."""
     e, out = moe.experts, []
     for row in x:
         probabilities = (moe.gate @ row).softmax(0)
@@ -40,7 +40,7 @@ def by_hand(moe, x, renormalise):
 
 class TestMoE:
     @pytest.mark.parametrize("top_k", [1, 2])
-    def test_equals_one_token_at_a_time(self, top_k):
+    def test_equals_a_loop_over_tokens(self, top_k):
         moe = sublayer(MoE(6, 5, top_k))
         torch.nn.init.normal_(moe.experts.b1)
         torch.nn.init.normal_(moe.experts.b2)
@@ -52,7 +52,7 @@ class TestMoE:
         for ours, expected in zip(*results, strict=True):
             torch.testing.assert_close(ours, expected)
 
-    def test_with_experts_that_receive_nothing(self):
+    def test_experts_without_tokens(self):
         moe = sublayer(MoE(6, 5, 1))
         with torch.no_grad():
             moe.gate.zero_()
@@ -61,14 +61,14 @@ class TestMoE:
         torch.testing.assert_close(y, by_hand(moe, x, renormalise=False))
         assert aux["load"].tolist() == [7, 0, 0, 0, 0]
 
-    def test_identical_experts_are_a_dense_layer(self):
+    def test_equal_experts_equal_a_dense_layer(self):
         moe, dense = sublayer(MoE(6, 4, 2)), sublayer(FeedForward(6))
         with torch.no_grad():
             for stacked, shared in zip(moe.experts.parameters(), dense.parameters(), strict=True):
                 stacked.copy_(shared)
         torch.testing.assert_close(moe(tokens(9))[0], dense(tokens(9))[0])
 
-    def test_balance_is_1_when_even_and_counts_experts_when_not(self):
+    def test_balance_is_1_if_even_and_the_number_of_experts_if_one_has_all_tokens(self):
         even = torch.full((10, 4), 0.25)
         one = torch.zeros(10, 4)
         one[:, 2] = 1
@@ -89,9 +89,9 @@ class TestMoE:
         assert moe.gate.grad.abs().sum() > 0
         y, aux = moe.eval()(x, ("balance",))
         assert y.shape == x.shape and aux == {}
-        assert moe.train()(x)[1] == {}, "nothing that is not asked for"
+        assert moe.train()(x)[1] == {}, "only wanted values are returned"
 
-    def test_no_tokens_have_no_imbalance(self):
+    def test_no_tokens_have_balance_0(self):
         moe = sublayer(MoE(6, 4, 2)).train()
         y, aux = moe(tokens(0), ("balance", "load"))
         (y.sum() + aux["balance"]).backward()
@@ -112,7 +112,7 @@ class TestMoE:
             optimizer.step()
         assert aux["load"].max().item() < before * 0.7
 
-    def test_uses_its_own_dropout_on_hidden_neurons_and_on_the_output(self):
+    def test_moe_dropout_acts_on_hidden_neurons_and_on_the_output(self):
         architecture = Architecture(11, D, (MoE(6, 4, 1),), dropout=0.0, moe_dropout=1.0)
         moe = LanguageModel(architecture).blocks[0].sublayer.train()
         torch.nn.init.normal_(moe.experts.w2)
@@ -121,7 +121,9 @@ class TestMoE:
         before_output = []
         moe.dropout.register_forward_pre_hook(lambda _, arguments: before_output.append(arguments[0]))
         assert not moe(tokens(5).float())[0].any()
-        torch.testing.assert_close(before_output[0], torch.full((5, D), 0.25), msg="gate times b2: no neuron survives")
+        torch.testing.assert_close(
+            before_output[0], torch.full((5, D), 0.25), msg="gate times b2: all neurons are dropped"
+        )
 
     def test_shared_experts_are_counted_once_and_trained_by_both(self):
         first = MoE(6, 4, 1).build(ARCHITECTURE)
@@ -133,7 +135,7 @@ class TestMoE:
         shared = sum(p.numel() for p in first.sublayer.experts.parameters())
         assert sum(p.numel() for p in model.blocks.parameters()) == own - shared
 
-    def test_stacked_weights_say_so(self):
+    def test_stacked_weights_are_marked(self):
         moe = sublayer(MoE(6, 4, 1))
         assert all(p.stacked for p in moe.experts.parameters())
         assert not hasattr(moe.gate, "stacked")
@@ -143,7 +145,7 @@ class TestDynamicMoE:
     SPEC = DynamicMoE(d_inner=24, expert_size=4, router_width=5)
 
     def layers(self):
-        """A dense layer and the same one, split."""
+        """A dense layer, and the same layer split into experts."""
         dense, split = sublayer(FeedForward(24)), sublayer(self.SPEC, seed=1)
         with torch.no_grad():
             torch.nn.init.normal_(dense.w1.bias)
@@ -154,7 +156,7 @@ class TestDynamicMoE:
             split.b2.copy_(dense.w2.bias)
         return dense, split
 
-    def test_tau_0_is_the_dense_layer_without_router(self, monkeypatch):
+    def test_tau_0_equals_the_dense_layer_and_runs_no_router(self, monkeypatch):
         dense, split = self.layers()
         monkeypatch.setattr(split, "router_scores", lambda x: pytest.fail("the router ran"))
         x = tokens(20).view(4, 5, D)
@@ -162,13 +164,13 @@ class TestDynamicMoE:
         torch.testing.assert_close(y, dense(x)[0])
         assert aux["executed"].item() == 20 * 6 and aux["inputs"] is x
 
-    def test_all_experts_through_the_router_are_the_dense_layer(self):
+    def test_a_tiny_threshold_equals_the_dense_layer(self):
         dense, split = self.layers()
         split.tau = 1e-12
         torch.testing.assert_close(split(tokens(20))[0], dense(tokens(20))[0])
 
     @pytest.mark.parametrize("tau", [0.3, 1.0])
-    def test_threshold_runs_the_chosen_experts_only(self, tau):
+    def test_a_threshold_runs_only_the_chosen_experts(self, tau):
         _, split = self.layers()
         x = tokens(20)
         split.tau = tau
@@ -184,7 +186,7 @@ class TestDynamicMoE:
         with pytest.raises(ValueError, match=f"expert_size is {size}; it must divide the number of neurons, 24"):
             DynamicMoE(d_inner=24, expert_size=size, router_width=5).build(ARCHITECTURE)
 
-    def test_a_router_that_gives_no_numbers_runs_all_experts(self):
+    def test_a_router_of_nan_runs_all_experts(self):
         dense, split = self.layers()
         split.tau = 0.5
         torch.nn.init.constant_(split.router.v2, float("nan"))
@@ -198,7 +200,7 @@ class TestDynamicMoE:
         with pytest.raises(ValueError, match="tau is 0.5: a threshold is for inference"):
             split.train()(tokens(3))
 
-    def test_training_updates_experts_but_not_the_router(self):
+    def test_experts_have_gradients_and_the_router_none(self):
         _, split = self.layers()
         split.train()(tokens(3))[0].sum().backward()
         assert split.w1.grad is not None and split.router.v1.grad is None

@@ -19,6 +19,7 @@ from planer.kernels.cpp import build
 from planer.models import LanguageModel, initialise, save
 from planer.models.network import MEM_LEN
 from planer.specs import Architecture, Attention, FeedForward
+from tests.command_line import refused_line
 
 ARCHITECTURE = Architecture(256, 16, (Attention(2, 8), FeedForward(32), Attention(1, 8)), init_std=0.3)
 MANIFEST = {"dataset": "my-text", "tokens": dict.fromkeys(("train", "valid", "test"), 9), "vocab_size": 256}
@@ -38,7 +39,7 @@ EVALUATION = {
     "dynamic_k": [{"tau": 0.1, "test": {"bpc": 2.375}}],
     "provenance": {"device": "Toy Device 3000"},
 }
-"""The part of an eval.json that is read here."""
+"""The parts of an eval.json that are used."""
 
 
 def random_network(folder, architecture=ARCHITECTURE) -> None:
@@ -63,7 +64,7 @@ def results(tmp_path, monkeypatch):
 
 @pytest.fixture
 def evaluated(results, monkeypatch):
-    """The same, evaluated; without the many figures that a schema asks for."""
+    """The same with an eval.json, without the other values that its schema requires."""
     monkeypatch.setattr("planer.files.check_shape", lambda *_: None)
     write_json(results / "mine/target_0.5/eval.json", EVALUATION)
     return results
@@ -72,21 +73,12 @@ def evaluated(results, monkeypatch):
 FOLDER = "results/mine/target_0.5/retrain"
 
 
-def complaint(capsys, *arguments: str) -> str:
-    """The one line of a refused command."""
-    with pytest.raises(SystemExit) as end:
-        main(list(arguments))
-    line = end.value.code if isinstance(end.value.code, str) else capsys.readouterr().err.strip()
-    assert line.startswith("planer: ") and "\n" not in line
-    return line
-
-
 def test_importing_planer_loads_no_torch():
     code = "import sys, planer, planer.__main__ as m; m.parser(); assert not {'torch', 'numpy'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], env=os.environ | {"PYTHONPATH": str(ROOT)}, check=True)
 
 
-def test_text_for_text_and_ids_for_ids(results):
+def test_a_text_gives_a_text_and_ids_give_ids(results):
     network = planer.load(FOLDER)
     text = network.generate("the ", tokens=12, temperature=1.0, seed=3)
     ids = network.generate(list(b"the "), tokens=12, temperature=1.0, seed=3)
@@ -95,7 +87,7 @@ def test_text_for_text_and_ids_for_ids(results):
 
 
 @pytest.mark.parametrize("options", [{}, {"weights": "bfloat16"}])
-def test_prompts_of_a_list_get_what_each_gets_alone(results, options):
+def test_a_list_of_prompts_gives_the_texts_of_each_prompt(results, options):
     if options and not build.available():
         pytest.skip("needs a C++ compiler")
     network, prompts = planer.load(FOLDER), ["the ", "a", [1, 2, 3]]
@@ -103,31 +95,31 @@ def test_prompts_of_a_list_get_what_each_gets_alone(results, options):
     assert network.generate(prompts, **options) == [network.generate(prompt, **options) for prompt in prompts]
 
 
-def test_a_network_reads_as_it_was_evaluated(evaluated):
+def test_memory_and_clamp_length_are_those_of_the_evaluation(evaluated):
     network = planer.load(FOLDER)
     assert (network.surroundings.mem_len, network.surroundings.clamp_len) == (7, 5)
 
 
-def test_a_text_of_the_same_size_is_not_guessed(results, capsys):
-    """Two prepared texts fit; those of other sizes do not, and equal ones count once."""
+def test_an_ambiguous_vocabulary_must_be_named(results, capsys):
+    """Vocabularies of other sizes do not fit, and equal ones count once."""
     prepared(results / "data/letters", list(b"abc"))
     prepared(results / "data/same", list(range(256)))
     assert planer.load(FOLDER).surroundings.vocabulary.kind == "bytes"
     prepared(results / "data/words", ["<eos>", "<unk>", *map(str, range(254))])
-    line = complaint(capsys, "generate", FOLDER, "1 2")
+    line = refused_line(capsys, "generate", FOLDER, "1 2")
     assert "may have been trained on several texts; name the vocab.json of one: " in line
     main(["generate", FOLDER, "1 2", "--vocab", "results/data/words/vocab.json", "--tokens", "3", "--device", "cpu"])
     assert len(capsys.readouterr().out.split()) == 5
 
 
-def test_data_without_a_vocabulary_are_passed_over(results):
-    """Such as those of a pretrained experiment's task, whose manifest is another one."""
+def test_data_without_a_vocabulary_are_ignored(results):
+    """Such as a task of a pretrained experiment, which has another manifest."""
     (results / "data/news-task").mkdir(parents=True)
     (results / "data/news-task/manifest.json").write_text("{}")
     assert planer.load(FOLDER).surroundings.vocabulary.kind == "bytes"
 
 
-def test_without_a_vocabulary_there_are_ids(tmp_path):
+def test_without_a_vocabulary_only_ids_work(tmp_path):
     random_network(tmp_path / "net")
     network = planer.load(tmp_path / "net")
     assert len(network.generate([1, 2], tokens=3)) == 5
@@ -135,13 +127,13 @@ def test_without_a_vocabulary_there_are_ids(tmp_path):
         network.generate("the ")
 
 
-def test_generate_writes_what_python_writes(results, capsys):
+def test_generate_prints_the_text_of_the_python_call(results, capsys):
     main(["generate", FOLDER, "the ", "--tokens=9", "--temperature=0.9", "--top-k=40", "--seed=4", "--device=cpu"])
     expected = planer.load(FOLDER).generate("the ", tokens=9, temperature=0.9, top_k=40, seed=4)
     assert capsys.readouterr().out == f"{expected}\n"
 
 
-def test_info(evaluated, capsys):
+def test_info_of_an_evaluated_network(evaluated, capsys):
     main(["info", FOLDER])
     out = capsys.readouterr().out
     lines = [
@@ -163,7 +155,7 @@ def test_info_of_a_network_that_was_not_evaluated(results, capsys):
     assert "memory:     512 tokens (no eval.json says otherwise)" in out and "speed" not in out
 
 
-def test_an_exported_network_is_the_same_and_stands_alone(evaluated, tmp_path, capsys, monkeypatch):
+def test_an_exported_network_can_be_moved_and_writes_the_same_text(evaluated, tmp_path, capsys, monkeypatch):
     text = planer.load(FOLDER).generate("the ", tokens=9)
     main(["export", FOLDER, "out/hf"])
     assert capsys.readouterr().out == "wrote out/hf; its README.md says how to load it\n"
@@ -198,25 +190,27 @@ def test_an_exported_network_is_the_same_and_stands_alone(evaluated, tmp_path, c
     ],
 )
 def test_a_mistake_is_one_line(results, capsys, arguments, reason):
-    assert reason in complaint(capsys, *arguments)
+    assert reason in refused_line(capsys, *arguments)
 
 
-def test_a_vocabulary_of_another_size(results, capsys):
+def test_a_vocabulary_of_another_size_is_refused(results, capsys):
     prepared(results / "data/letters", list(b"abc"))
-    line = complaint(capsys, "generate", FOLDER, "abc", "--vocab", "results/data/letters/vocab.json")
+    line = refused_line(capsys, "generate", FOLDER, "abc", "--vocab", "results/data/letters/vocab.json")
     assert "letters/vocab.json has 3 symbols, the network in " in line and "has 256; name the vocab.json" in line
 
 
-def test_a_full_disk_leaves_nothing_of_an_export(results, capsys):
+def test_an_export_to_a_full_disk_leaves_no_files(results, capsys):
     (results / "empty").mkdir()
     for out in ("out", "results/empty"):
         with small_disk(10_000):
-            assert f"cannot write {out}/model.safetensors: File too large" in complaint(capsys, "export", FOLDER, out)
+            assert f"cannot write {out}/model.safetensors: File too large" in refused_line(
+                capsys, "export", FOLDER, out
+            )
     assert not os.path.exists("out") and not any((results / "empty").iterdir())
 
 
-def test_output_that_cannot_be_written(results):
-    """To a full disk, and in an encoding that lacks the characters."""
+def test_a_failed_or_lossy_standard_output(results):
+    """A full disk is one line; an encoding without the characters gets question marks."""
     command = [sys.executable, "-m", "planer", "generate", FOLDER, "é", "--tokens=2", "--device=cpu"]
     environment = os.environ | {"PYTHONPATH": str(ROOT), "PYTHONIOENCODING": "ascii"}
     with open("/dev/full", "w") as full:
@@ -226,10 +220,10 @@ def test_output_that_cannot_be_written(results):
     assert not written.returncode and written.stdout.startswith("?") and not written.stderr
 
 
-def test_a_failed_export_leaves_nothing(tmp_path, capsys, monkeypatch):
+def test_a_failed_export_leaves_no_files(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     random_network(tmp_path / "net")
-    assert "no vocab.json belongs to 'net'; name that of its text with --vocab" in complaint(
+    assert "no vocab.json belongs to 'net'; name that of its text with --vocab" in refused_line(
         capsys, "export", "net", "out"
     )
     assert not os.path.exists("out")

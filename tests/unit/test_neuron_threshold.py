@@ -1,4 +1,4 @@
-"""Thresholds on neurons of pretrained networks: what layers compute, and how thresholds are calibrated."""
+"""Thresholds on neurons of pretrained networks, and their calibration."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def thresholded(family: str, score: str, theta: float = 0.5, relu: bool = False)
 
 
 class Definition(nn.Module):
-    """The layer neuron by neuron in double precision."""
+    """The layer as a loop over neurons in double precision."""
 
     def __init__(self, site, theta: float, score: str):
         super().__init__()
@@ -66,7 +66,7 @@ class Definition(nn.Module):
 
 @pytest.mark.parametrize("score", SCORES)
 @pytest.mark.parametrize("family", KINDS)
-def test_layers_compute_the_neurons_over_the_threshold(family, score):
+def test_layers_equal_a_loop_over_the_neurons_above_the_threshold(family, score):
     model, expected = thresholded(family, score), tiny(family)
     for site in feed_forward_sites(expected):
         site.replace(Definition(site, 0.5, score))
@@ -78,7 +78,7 @@ def test_layers_compute_the_neurons_over_the_threshold(family, score):
 
 @pytest.mark.parametrize("score", SCORES)
 @pytest.mark.parametrize("family", KINDS)
-def test_a_threshold_of_zero_is_the_dense_network(family, score):
+def test_a_threshold_of_zero_equals_the_dense_network(family, score):
     model = thresholded(family, score, 0.0)
     with counting(model) as counter:
         torch.testing.assert_close(logits(model, inputs(family)), logits(tiny(family), inputs(family)))
@@ -101,7 +101,7 @@ def test_decoding_token_by_token_equals_a_pass_over_the_text(family, score):
     torch.testing.assert_close(torch.cat(steps, dim=1), whole, rtol=1e-4, atol=1e-5)
 
 
-def test_padding_changes_nothing_and_is_not_counted(tmp_path):
+def test_padding_does_not_change_outputs_and_is_not_counted(tmp_path):
     model, task = network("bert"), task_of("bert", tmp_path)
     apply_thresholds(model, dict.fromkeys(names(model), 0.5), "product")
     (together,) = task.batches("valid", task.size("valid"))
@@ -117,7 +117,7 @@ def test_padding_changes_nothing_and_is_not_counted(tmp_path):
     assert found[0][1] == found[1][1]
 
 
-def test_a_network_keeps_its_weights_names_and_copies():
+def test_weights_keep_their_names_and_copies_are_independent():
     model = thresholded("llama", "product")
     before = tiny("llama").state_dict()
     assert list(model.state_dict()) == list(before)
@@ -129,7 +129,7 @@ def test_a_network_keeps_its_weights_names_and_copies():
     assert (logits(model, inputs("llama")) - expected).abs().max() > 1e-2
 
 
-def test_mistakes_are_named():
+def test_wrong_thresholds_are_refused():
     model = tiny("gpt2")
     first, second = names(model)
     with pytest.raises(UserError, match=f"{second} has no theta"):
@@ -152,7 +152,7 @@ def test_training_without_thresholds_has_gradients():
     assert all(site.weights().w1.grad.abs().max() > 0 for site in feed_forward_sites(model))
 
 
-def test_a_curve_is_the_quantiles_of_the_scores():
+def test_a_curve_has_the_quantiles_of_the_scores():
     generator = torch.Generator().manual_seed(0)
     scores, curve = torch.randn(200, NEURONS, generator=generator).abs(), Curve()
     for part in scores.split(50):
@@ -179,7 +179,7 @@ def config(score: str = "product", allocation: str = "uniform", shares=(0.3, 0.7
 
 
 def shares_of(model: nn.Module, task, thetas: dict, score: str) -> dict[str, float]:
-    """Shares of neurons that typical training tokens run."""
+    """Shares of neurons that run for typical training tokens, by layer."""
     apply_thresholds(model, thetas, score)
     with counting(model) as counter, torch.no_grad():
         for batch in task.batches("train"):
@@ -191,7 +191,7 @@ def shares_of(model: nn.Module, task, thetas: dict, score: str) -> dict[str, flo
 @pytest.mark.parametrize("score", SCORES)
 @pytest.mark.parametrize("family", KINDS)
 def test_the_calibrated_first_layer_runs_the_wanted_share(family, score, tmp_path):
-    """Layers after the first see changed inputs, so that their shares differ a little."""
+    """The inputs of later layers change, so their shares differ a little."""
     model, task = network(family), task_of(family, tmp_path)
     expected = task.scores(model, "test").nll
     found = calibrate(model, task, config(score), 3)
@@ -206,18 +206,18 @@ def test_the_calibrated_first_layer_runs_the_wanted_share(family, score, tmp_pat
     assert Thresholds.from_json(json.loads(json.dumps(found.to_json()))) == found
 
 
-def test_the_first_token_of_a_text_does_not_move_thresholds(tmp_path):
-    """A learned position makes the activations of the first token giant, as attention sinks are."""
-    model, giant, task = network("gpt2"), network("gpt2"), task_of("gpt2", tmp_path)
+def test_the_first_token_of_a_text_does_not_change_thresholds(tmp_path):
+    """A learned position makes the activations of the first token large, as in attention sinks."""
+    model, outlier, task = network("gpt2"), network("gpt2"), task_of("gpt2", tmp_path)
     with torch.no_grad():
-        for one in (model, giant):
+        for one in (model, outlier):
             for block in one.transformer.h:
-                block.attn.c_proj.weight.zero_()  # tokens do not see each other
-        giant.transformer.wpe.weight[0] *= torch.linspace(-1e4, 1e4, WIDTH)
-    assert calibrate(giant, task, config(), 3).thetas == calibrate(model, task, config(), 3).thetas
+                block.attn.c_proj.weight.zero_()  # no token depends on another
+        outlier.transformer.wpe.weight[0] *= torch.linspace(-1e4, 1e4, WIDTH)
+    assert calibrate(outlier, task, config(), 3).thetas == calibrate(model, task, config(), 3).thetas
 
 
-def test_losses_are_divergences_of_networks_with_one_threshold(tmp_path, monkeypatch):
+def test_losses_of_layers_are_divergences_of_networks_with_one_threshold(tmp_path, monkeypatch):
     monkeypatch.setattr(module, "LOSS_TOKENS", 1)
     for family in ("llama", "bert"):
         task, settings = task_of(family, tmp_path / family), config()
@@ -244,8 +244,8 @@ def quadratic(scale: float) -> Curve:
     return curve
 
 
-def test_greedy_shares_lose_no_more_than_any_others():
-    """Against all combinations of three layers on a grid.  The scale of scores does not count, the losses do."""
+def test_greedy_shares_have_the_lowest_loss():
+    """Of all combinations of three layers on a grid.  The scale of scores has no effect."""
     curves = {"a": quadratic(1), "b": quadratic(5), "c": quadratic(1)}
     losses = {"a": 1.0, "b": 20.0, "c": 0.1}
     for share in (0.25, 0.5, 0.75):
@@ -262,8 +262,8 @@ def test_greedy_shares_lose_no_more_than_any_others():
         assert sum(table[name][round(32 * own)] for name, own in found.items()) == pytest.approx(best, rel=1e-6)
 
 
-def test_greedy_calibration_gives_a_useless_layer_the_fewest_neurons(tmp_path):
-    """The second layer's output is scaled down a thousand times, so that its neurons hardly matter."""
+def test_greedy_calibration_gives_a_weak_layer_few_neurons(tmp_path):
+    """The output of the second layer is divided by a thousand."""
     model, task = network("llama"), task_of("llama", tmp_path)
     first, second = names(model)
     with torch.no_grad():
@@ -273,6 +273,6 @@ def test_greedy_calibration_gives_a_useless_layer_the_fewest_neurons(tmp_path):
     assert executed[second] < 0.2 < 0.8 < executed[first]
 
 
-def test_layers_are_of_the_network():
+def test_every_feed_forward_layer_is_replaced():
     model = thresholded("vit", "gate")
     assert sum(isinstance(layer, ThresholdFeedForward) for layer in model.modules()) == LAYERS

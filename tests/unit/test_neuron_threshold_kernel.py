@@ -1,4 +1,4 @@
-"""Layers that compute only neurons over a threshold: every backend against the definition in float64."""
+"""neuron_threshold: every backend against the reference in double precision."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ def available():
 
 
 def arguments(tokens, neurons, width=37, activation="swiglu", share=0.5, score="product"):
-    """x, w1, b1, w2, b2 in single precision, and limits that this share of all values exceeds.
+    """x, w1, b1, w2, b2 in single precision, and the limits that this share of all values exceeds.
 
-    Limits differ from neuron to neuron.  No value is so near to its limit that rounding decides.
+    Limits differ between neurons.  No value is within rounding of its limit.
     """
     generator = torch.Generator().manual_seed(tokens + neurons)
     rows = factors(activation) * neurons
@@ -49,7 +49,7 @@ def arguments(tokens, neurons, width=37, activation="swiglu", share=0.5, score="
 @pytest.mark.parametrize("backend", ["auto", *BACKENDS])
 @pytest.mark.parametrize("activation", ALL)
 @pytest.mark.parametrize("score", SCORES)
-def test_outputs_and_counts(backend, activation, score):
+def test_outputs_and_counts_equal_the_reference(backend, activation, score):
     for tokens, share in itertools.product((2, 7, 13, 31), (0.2, 0.7)):
         values, limits = arguments(tokens, 70, activation=activation, share=share, score=score)
         y, executed = neuron_threshold(*values, limits, score, backend, activation)
@@ -60,8 +60,7 @@ def test_outputs_and_counts(backend, activation, score):
         assert 0 < executed.sum() < 70 * tokens
 
 
-def test_the_definition_by_hand():
-    """Neuron by neuron in plain Python, without the library's activations."""
+def test_the_reference_equals_plain_python():
     (x, w1, b1, w2, b2), limits = arguments(5, 6, 4)
     expected, counts = b2.repeat(5, 1), [0] * 5
     for t, j in itertools.product(range(5), range(6)):
@@ -78,7 +77,7 @@ def test_the_definition_by_hand():
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("neurons", [1, 5, 64, 65, 130])
 @pytest.mark.parametrize("score", SCORES)
-def test_any_size(backend, neurons, score):
+def test_numbers_of_neurons_and_widths(backend, neurons, score):
     for width in (1, 7, 8, 15, 16, 17, 31, 33, 100, 576):
         values, limits = arguments(11, neurons, width, score=score)
         y, _ = neuron_threshold(*values, limits, score, backend, "swiglu")
@@ -89,7 +88,7 @@ def test_any_size(backend, neurons, score):
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("activation", ALL)
 @pytest.mark.parametrize("score", SCORES)
-def test_a_limit_of_zero_is_the_dense_layer(backend, activation, score):
+def test_a_limit_of_zero_equals_the_dense_layer(backend, activation, score):
     (x, w1, b1, w2, b2), limits = arguments(9, 40, activation=activation)
     dense = FORMULAS[activation](F.linear(x, w1, b1)) @ w2 + b2
     y, executed = neuron_threshold(x, w1, b1, w2, b2, 0 * limits, score, backend, activation)
@@ -99,7 +98,7 @@ def test_a_limit_of_zero_is_the_dense_layer(backend, activation, score):
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_nothing_over_an_infinite_limit(backend):
+def test_an_infinite_limit_runs_no_neuron(backend):
     (x, w1, b1, w2, b2), limits = arguments(9, 40)
     y, executed = neuron_threshold(x, w1, b1, w2, b2, limits + torch.inf, "gate", backend, "swiglu")
     assert torch.equal(y, b2.expand(9, -1)) and not executed.any()
@@ -118,7 +117,7 @@ def test_without_biases_and_without_tokens(backend):
 @pytest.mark.parametrize("backend", [CPP])
 @pytest.mark.parametrize("threads", [1, 2])
 @pytest.mark.parametrize("score", SCORES)
-def test_a_token_gets_the_same_bits_whatever_the_others_are(backend, threads, score):
+def test_a_token_gives_the_same_bits_in_every_batch(backend, threads, score):
     (x, *weights), limits = arguments(83, 150, 40, score=score)
     whole, counts = neuron_threshold(x, *weights, limits, score, backend, "swiglu")
     before = torch.get_num_threads()
@@ -133,7 +132,7 @@ def test_a_token_gets_the_same_bits_whatever_the_others_are(backend, threads, sc
 
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("score", SCORES)
-def test_a_token_that_is_no_number_stays_so_and_spoils_no_other(backend, score):
+def test_a_token_of_nan_gives_nan_and_changes_no_other(backend, score):
     (x, *weights), limits = arguments(9, 40)
     expected, _ = neuron_threshold(x, *weights, limits, score, backend, "swiglu")
     x[4, 0] = float("nan")
@@ -147,14 +146,14 @@ def test_a_token_that_is_no_number_stays_so_and_spoils_no_other(backend, score):
 @pytest.mark.parametrize(("activation", "score", "dense", "sparse"), [
     ("swiglu", "gate", 1, 2), ("swiglu", "product", 2, 1), ("gelu", "gate", 1, 1), ("gelu", "product", 1, 1),
 ])  # fmt: skip
-def test_flops_are_those_of_what_runs(backend, activation, score, dense, sparse):
+def test_flops_are_those_of_executed_neurons(backend, activation, score, dense, sparse):
     values, limits = arguments(9, 12, activation=activation, score=score)
     with FlopCounterMode(display=False) as counter:
         _, executed = neuron_threshold(*values, limits, score, backend, activation)
     assert counter.get_total_flops() == 2 * 37 * (9 * 12 * dense + sparse * executed.sum().item())
 
 
-def test_compiled_is_the_same():
+def test_torch_compile_gives_the_same_bits():
     values, limits = arguments(9, 12)
     torch._dynamo.reset()
     with torch.no_grad():
@@ -192,7 +191,7 @@ def test_gradients_are_those_of_the_reference_or_an_error():
         ({"x": torch.ones(9, 36)}, r"x is \[9, 36\]; allowed: \[9, 37\]"),
     ],
 )
-def test_what_does_not_fit_is_refused(changes, message):
+def test_wrong_arguments_are_refused(changes, message):
     values, limits = arguments(9, 12)
     given = dict(zip(("x", "w1", "b1", "w2", "b2"), values, strict=True)) | {"limits": limits, "activation": "swiglu"}
     with pytest.raises(ValueError, match=message):

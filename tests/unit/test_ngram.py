@@ -15,7 +15,7 @@ from planer.data.prepare import prepare
 
 
 def sample(length, vocab_size, seed=0):
-    """Tokens with bigram structure: the next one is near the last one, or anything."""
+    """Tokens with bigram structure: the next is the last plus 1, or random."""
     generator = np.random.default_rng(seed)
     steps = np.where(generator.random(length) < 0.7, 1, generator.integers(0, vocab_size, length))
     return (np.cumsum(steps) % vocab_size).astype(np.uint16)
@@ -58,12 +58,12 @@ def test_smoothing_is_chosen_on_valid():
     model = Bigram(train, 30)
     best = PRIORS[model.nll(valid, PRIORS).argmin()]
     assert bigram_nll(train, test, 30, valid) == model.nll(test, [best])[0]
-    # Shuffled text has no bigrams to trust: a valid text like it asks for the unigram model.
+    # With shuffled validation text the unigram model is best.
     shuffled = np.random.default_rng(0).permutation(valid)
     assert bigram_nll(train, test, 30, shuffled) > bigram_nll(train, test, 30, valid)
 
 
-def test_limits():
+def test_nll_of_periodic_random_and_mixed_text():
     cycle = np.arange(4_000) % 50
     assert bigram_nll(cycle, cycle, 50) < 0.01
     noise = np.random.default_rng(0).integers(0, 50, 60_000)
@@ -82,11 +82,11 @@ def bits_per_byte(name, folder):
     return bigram_nll(train, test, manifest["vocab_size"], valid) / math.log(2)
 
 
-def test_pysource(tmp_path):
-    # 3.28 on CPython 3.11.7; the text differs a little from version to version.
+def test_bits_per_byte_of_pysource(tmp_path):
+    # 3.28 on CPython 3.11.7; the text differs between versions.
     assert 2.9 < bits_per_byte("pysource", tmp_path) < 4.1
 
 
-def test_enwik8_mini(tmp_path, monkeypatch):
+def test_bits_per_byte_of_enwik8_mini(tmp_path, monkeypatch):
     monkeypatch.setenv("PLANER_DATA", str(real("enwik8-4MB").parent))
     assert bits_per_byte("enwik8-mini", tmp_path) == pytest.approx(3.9553, abs=1e-3)

@@ -1,4 +1,4 @@
-"""Blocks of the user's own, in a folder that PLANER_BLOCKS names."""
+"""A user's own blocks, in the folder PLANER_BLOCKS."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from planer.specs import Architecture, kinds
 from planer.specs.plugins import plugin_folders
 from planer.workflow.source import Sources
 from tests.own_block import MODULE, SPECIFICATION, write_block
-from tests.workflow.conftest import ROOT
+from tests.unit.toy import ROOT
 
 BACKBONE = ModelConfig(
     d_model=8,
@@ -35,7 +35,7 @@ BACKBONE = ModelConfig(
 
 @pytest.fixture
 def own(tmp_path, monkeypatch):
-    """An empty folder for the user's blocks, as if the process had started with it."""
+    """An empty folder for own blocks, as if PLANER_BLOCKS was set before the process started."""
     folder = tmp_path / "own"
     monkeypatch.setenv("PLANER_BLOCKS", str(folder))
     for package in (planer.specs, planer.blocks):
@@ -48,7 +48,7 @@ def own(tmp_path, monkeypatch):
         sys.modules.pop(f"planer.{name}", None)
 
 
-def test_options_patterns_and_networks_know_the_block(own):
+def test_an_own_block_in_options_patterns_and_networks(own):
     write_block(own)
     spec = BACKBONE.option("gate")
     order = ["skip", "attention", "feed_forward", "gate", "moe", "dynamic_moe"]
@@ -65,7 +65,7 @@ def test_options_patterns_and_networks_know_the_block(own):
         BACKBONE.option("gates")
 
 
-def test_stages_that_build_blocks_depend_on_the_files(own):
+def test_stages_that_build_blocks_depend_on_its_files(own):
     write_block(own)
     reached = Sources(ROOT).reached(ROOT / "workflow/scripts/retrain.py")
     assert {own / "specs/gate.py", own / "blocks/gate.py"} <= reached
@@ -73,7 +73,7 @@ def test_stages_that_build_blocks_depend_on_the_files(own):
 
 
 @pytest.mark.parametrize("text", [b"def (", b"# caf\xe9", b"x = 1\0"])
-def test_files_that_are_no_python_are_named(own, text):
+def test_a_file_that_is_no_python_is_named(own, text):
     write_block(own)
     (own / "blocks/gate.py").write_bytes(text)
     with pytest.raises(UserError, match="blocks/gate.py is no Python module: .+"):
@@ -104,6 +104,6 @@ def test_a_specification_without_a_module_is_named(own):
         kinds()
 
 
-def test_a_folder_that_is_not_there_is_named(own):
+def test_a_missing_folder_is_named(own):
     with pytest.raises(UserError, match="PLANER_BLOCKS: there is no folder .*own/specs"):
         kinds()

@@ -1,4 +1,4 @@
-"""MLPs in the place of our own networks' attention projections: distilled, saved, and split into experts."""
+"""MLPs in place of the attention projections of our networks."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def network(norm: str = "post") -> LanguageModel:
 
 
 def mlps(norm: str = "post") -> LanguageModel:
-    """MLPs of random weights, also of an attention that is not as wide as the network; other biases than zero."""
+    """MLPs of random weights and biases, also of an attention that is not as wide as the network."""
     blocks = tuple(MlpAttention(heads, 8, hidden_width(WIDTH, 8 * heads, 1.0)) for heads in (2, 1))
     model = LanguageModel(Architecture(11, WIDTH, (blocks[0], FeedForward(32), blocks[1]), norm=norm, init_std=0.3))
     initialise(model.eval(), torch.Generator().manual_seed(0))
@@ -53,7 +53,7 @@ def mlps(norm: str = "post") -> LanguageModel:
 
 @torch.no_grad()
 def logits(model: LanguageModel, attention: str = "recompute") -> torch.Tensor:
-    """Of three segments one after another."""
+    """Logits of three consecutive segments."""
     tokens, state, found = torch.from_numpy(TEXTS.valid[:48]).view(2, 24), None, []
     for segment in tokens.split(8, dim=1):
         output = model(segment, state, mem_len=8, attention=attention)
@@ -62,14 +62,14 @@ def logits(model: LanguageModel, attention: str = "recompute") -> torch.Tensor:
     return torch.cat(found, dim=1)
 
 
-def test_the_specification_counts_what_the_block_has():
+def test_parameters_and_flops_of_the_specification():
     model = mlps()
     first, _, pruned = model.architecture.blocks
     assert (first.neurons, pruned.neurons) == (WIDTH // 2, 5)
     assert model.architecture.params() == sum(weight.numel() for weight in model.parameters())
     dense = Attention(2, 8)
     for reading in ((WIDTH, 2, 8, 8, "cached"), (WIDTH, 2, 8, 4, "recompute")):
-        assert first.flops(*reading) == dense.flops(*reading), "d / 2 neurons cost as much"
+        assert first.flops(*reading) == dense.flops(*reading), "d / 2 neurons have the same FLOPs"
         assert dataclasses.replace(first, neurons=4).flops(*reading) < dense.flops(*reading)
 
 
@@ -88,7 +88,7 @@ def test_flops_agree_with_the_counter():
 
 
 @pytest.mark.parametrize("norm", ["post", "pre"])
-def test_cached_keys_give_the_same_as_recomputed_ones(norm):
+def test_cached_attention_equals_recomputed(norm):
     model = mlps(norm)
     torch.testing.assert_close(logits(model, "cached"), logits(model), rtol=1e-5, atol=1e-5)
 
@@ -101,7 +101,7 @@ def test_a_saved_network_is_the_same(tmp_path):
     assert torch.equal(logits(again), logits(model))
 
 
-def test_distillation_fits_the_projections_and_changes_nothing_else(tmp_path):
+def test_distillation_trains_only_the_projections(tmp_path):
     errors, model = [], network()
     before = {name: value.clone() for name, value in model.state_dict().items()}
     for steps in (1, 40):
@@ -117,7 +117,7 @@ def test_distillation_fits_the_projections_and_changes_nothing_else(tmp_path):
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
-def test_projections_are_split_into_experts_as_feed_forward_layers_are():
+def test_projections_are_split_into_experts():
     model = mlps()
     sites = feed_forward_sites(model)
     names = [f"blocks.0.sublayer.{name}" for name in ("query", "key", "value", "output")]

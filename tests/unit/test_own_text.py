@@ -1,4 +1,4 @@
-"""A text of one's own: files, splits, tokens, and one line for every mistake."""
+"""A user's own text: files, splits and tokens; a mistake is one line."""
 
 from __future__ import annotations
 
@@ -66,14 +66,14 @@ def prepared(tokenizer: str, text: str = "my.txt") -> tuple[list[np.ndarray], ob
         return splits, json.load(file), read_json("out/manifest.json", "manifest")
 
 
-def complaint(text="my.txt", tokenizer="bytes") -> str:
+def refusal(text="my.txt", tokenizer="bytes") -> str:
     with pytest.raises(UserError) as error:
         survey(text, tokenizer)
     assert "\n" not in str(error.value)
     return str(error.value)
 
 
-def test_bytes_are_their_own_ids(here):
+def test_ids_of_bytes_are_their_values(here):
     (here / "my.bin").write_bytes(os.urandom(5000))
     splits, vocabulary, manifest = prepared("bytes", "my.bin")
     assert b"".join(bytes(ids) for ids in splits) == (here / "my.bin").read_bytes()
@@ -94,12 +94,12 @@ def test_rare_words_are_unknown(here):
     assert found.vocab_size == manifest["vocab_size"] == len(vocabulary)
 
 
-def test_words_go_by_frequency_and_then_by_first_appearance():
+def test_words_are_sorted_by_frequency_and_first_appearance():
     text = "b a <unk> <eos> a c\n" * 3 + "c d d\n"
     assert word_vocabulary(text) == ["<eos>", "<unk>", "a", "c", "b"]
 
 
-def test_subwords_come_back(here, subwords):
+def test_subwords_survive_a_round_trip(here, subwords):
     splits, vocabulary, manifest = prepared("tok")
     assert "".join(subwords.decode(ids.tolist()) for ids in splits) == TEXT
     assert splits[0].dtype == np.uint16 and manifest["vocab_size"] == subwords.get_vocab_size() > 256
@@ -107,7 +107,7 @@ def test_subwords_come_back(here, subwords):
     assert source(tokenizer="tok") == source(tokenizer="tok/tokenizer.json") | {"tokenizer": "tok"}
 
 
-def test_a_long_text_reaches_the_tokenizer_in_whole_lines(here, subwords):
+def test_a_long_text_is_tokenized_in_whole_lines(here, subwords):
     long = TEXT * (2 * CHUNK // len(TEXT) + 1)
     (here / "long.txt").write_text(long)
     splits, _, _ = prepared("tok", "long.txt")
@@ -115,7 +115,7 @@ def test_a_long_text_reaches_the_tokenizer_in_whole_lines(here, subwords):
 
 
 @pytest.mark.parametrize("text", ["a b\n" * 500, "ab" * 1000, "\u00e9\u4e16" * 300, "one two"])
-def test_words_and_characters_are_never_cut(text):
+def test_words_and_characters_are_not_split(text):
     content = text.encode()
     parts = three_parts(content, between_words=True)
     assert b"".join(parts) == content
@@ -124,7 +124,7 @@ def test_words_and_characters_are_never_cut(text):
         assert [word for part in parts for word in part.split()] == content.split()
 
 
-def test_a_glob_joins_files_in_order(here):
+def test_files_of_a_glob_are_joined_in_order(here):
     (here / "sub").mkdir()
     for name in ("b", "a", "sub/c"):
         (here / f"{name}.md").write_text(name * 100)
@@ -133,7 +133,7 @@ def test_a_glob_joins_files_in_order(here):
     assert survey("*.md", "bytes").size == 201
 
 
-def test_what_is_known_of_a_text_follows_its_content(here):
+def test_a_survey_depends_on_the_content_only(here):
     first = source()
     os.utime("my.txt", (1, 1))
     assert source() == first
@@ -143,7 +143,7 @@ def test_what_is_known_of_a_text_follows_its_content(here):
     assert source("other.txt")["sha256"] != first["sha256"]
 
 
-def test_another_tokenizer_is_another_text(here, subwords):
+def test_a_changed_tokenizer_changes_the_survey(here, subwords):
     first = source(tokenizer="tok")
     subwords.add_tokens(["catdog"])
     subwords.save("tok/tokenizer.json")
@@ -175,24 +175,24 @@ def test_a_text_is_read_again_only_after_a_change(here, monkeypatch):
         (b"caf\xe9 au lait", "tok", "data.text: 'bad.txt' is not UTF-8: byte 3 is 0xe9"),
     ],
 )
-def test_a_text_that_cannot_be_used(here, content, tokenizer, reason):
+def test_an_unusable_text_is_refused(here, content, tokenizer, reason):
     (here / "bad.txt").write_bytes(content)
     (here / "tok").mkdir()
     (here / "tok/tokenizer.json").write_text("{}")
-    assert complaint("bad.txt", tokenizer).startswith(reason)
+    assert refusal("bad.txt", tokenizer).startswith(reason)
 
 
-def test_text_that_is_not_utf8_is_fine_as_bytes(here):
+def test_text_that_is_not_utf8_works_as_bytes(here):
     (here / "bad.txt").write_bytes(b"caf\xe9 au lait")
     assert survey("bad.txt", "bytes").size == 12
 
 
-def test_files_that_are_not_there(here):
-    assert "no file matches 'no*.txt'" in complaint("no*.txt")
+def test_missing_and_special_files_are_refused(here):
+    assert "no file matches 'no*.txt'" in refusal("no*.txt")
     (here / "folder").mkdir()
     os.mkfifo("pipe.txt")
-    assert complaint("p*.txt") == "data.text: pipe.txt is a device or a pipe; name files with text"
-    assert complaint("folder") == "data.text: 'folder' is a folder; name its files, such as 'folder/*.txt'"
+    assert refusal("p*.txt") == "data.text: pipe.txt is a device or a pipe; name files with text"
+    assert refusal("folder") == "data.text: 'folder' is a folder; name its files, such as 'folder/*.txt'"
 
 
 @pytest.mark.parametrize(
@@ -204,31 +204,31 @@ def test_files_that_are_not_there(here):
         ('{"model": {"type": "BPE", "vocab": {}, "merges": []}}', "has fewer than two symbols; train it on text first"),
     ],
 )
-def test_a_tokenizer_that_cannot_be_read(here, document, reason):
+def test_an_unreadable_tokenizer_is_refused(here, document, reason):
     pytest.importorskip("tokenizers", reason="the package tokenizers is not installed")
     (here / "t.json").write_bytes(document if isinstance(document, bytes) else document.encode())
-    line = complaint(tokenizer="t.json")
+    line = refusal(tokenizer="t.json")
     assert "data.tokenizer: " in line and reason in line and "t.json" in line
 
 
-def test_a_tokenizer_that_is_not_there(here):
+def test_a_missing_tokenizer_is_refused(here):
     (here / "empty").mkdir()
     for name in ("letters", "empty", "no/tokenizer.json", "x" * 5000):
         with pytest.raises(UserError, match=f"data.tokenizer: '{name[:50]}.* is no file, nor a folder with"):
             tokenizer_file(name)
 
 
-def test_a_tokenizer_without_a_token_for_unknown_words(here):
+def test_a_tokenizer_without_an_unknown_token_is_refused(here):
     tokenizers = pytest.importorskip("tokenizers", reason="the package tokenizers is not installed")
     tokenizers.Tokenizer(tokenizers.models.WordLevel({"the": 0, "a": 1}, unk_token="<unk>")).save("t.json")
     with pytest.raises(UserError, match="data.tokenizer: t.json cannot read the text .*give it a token for the unknow"):
         prepared("t.json")
 
 
-def test_without_the_package_tokenizers(here, monkeypatch):
+def test_a_missing_package_tokenizers_is_named(here, monkeypatch):
     (here / "t.json").write_text("{}")
     monkeypatch.setitem(sys.modules, "tokenizers", None)
-    assert complaint(tokenizer="t.json").endswith(
+    assert refusal(tokenizer="t.json").endswith(
         "t.json needs the package tokenizers; install it, or use bytes or words"
     )
 
@@ -237,7 +237,7 @@ def experiment(**data) -> Experiment:
     return build(Experiment, merge(*map(one_source, (DEFAULTS, TINY, {"data": data} if data else {}))))
 
 
-def test_the_last_source_that_is_named_counts():
+def test_the_last_named_source_is_used():
     assert experiment().data == DataConfig("pysource", "", "bytes")
     assert experiment(text="my.txt", tokenizer="words").data == DataConfig("", "my.txt", "words")
     layers = [{"data": {"text": "my.txt", "tokenizer": "words"}}, {"data": {"dataset": "text8"}}]
@@ -255,7 +255,7 @@ def test_the_last_source_that_is_named_counts():
         ({"txt": "my.txt"}, "unknown key data.txt; did you mean data.text?"),
     ],
 )
-def test_a_source_that_is_not_clear(data, reason):
+def test_an_ambiguous_source_is_refused(data, reason):
     with pytest.raises(UserError) as error:
         experiment(**data)
     assert reason in str(error.value)
@@ -264,7 +264,7 @@ def test_a_source_that_is_not_clear(data, reason):
 @pytest.mark.parametrize(
     ("size", "split"), [(100, "valid"), (40_000, "test")], ids=["almost nothing", "too little to time"]
 )
-def test_a_text_that_is_too_short(here, size, split):
+def test_a_short_text_is_refused(here, size, split):
     (here / "my.txt").write_bytes(b"xy" * (size // 2))
     config = experiment(text="my.txt")
     work = dataclasses.replace(config.workload, batch=64)
@@ -272,14 +272,14 @@ def test_a_text_that_is_too_short(here, size, split):
         check_lengths(dataclasses.replace(config, workload=work), corpus_of(config.data))
 
 
-def test_shipped_experiments_have_text_enough():
+def test_shipped_experiments_have_enough_text():
     files = {file.stem: file for file in sorted((ROOT / "config/experiments").glob("*.yaml"))}
     for name in files.keys() - pretrained_names(files):
         config = build(Experiment, merge(*map(one_source, (DEFAULTS, *read_experiment(name, files)))))
         check_lengths(config, corpus_of(config.data))
 
 
-def test_an_experiment_begins_with_the_values_of_its_base(tmp_path):
+def test_an_experiment_extends_the_values_of_its_base(tmp_path):
     files = {name: tmp_path / f"{name}.yaml" for name in ("mine", "small", "loop", "lost", "odd")}
     files["small"].write_text("model: {d_model: 32}\n")
     files["mine"].write_text("base: small\ndata: {text: my.txt}\n")
@@ -296,7 +296,7 @@ def test_an_experiment_begins_with_the_values_of_its_base(tmp_path):
             read_experiment(name, files)
 
 
-def test_looking_at_a_text_needs_neither_torch_nor_numpy(here):
+def test_a_survey_imports_neither_torch_nor_numpy(here):
     code = "import sys; from planer.config.text import survey; survey('my.txt', 'words')"
     code += "; assert not {'torch', 'numpy'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], env=os.environ | {"PYTHONPATH": str(ROOT)}, check=True)

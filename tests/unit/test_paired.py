@@ -1,4 +1,4 @@
-"""Paired comparisons of losses: exact cases, what must not matter, and coverage by simulation."""
+"""Paired comparisons of losses: exact cases, invariances and coverage."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def losses() -> tuple[np.ndarray, np.ndarray]:
     return text + random.normal(0.01, 0.004, len(TOKENS)), text
 
 
-def test_equal_networks_differ_by_exactly_nothing(losses):
+def test_equal_networks_have_difference_0(losses):
     found = compare_pairs(losses[0], losses[0].copy(), TOKENS)
     assert (found.difference, found.standard_error, found.low, found.high) == (0, 0, 0, 0)
     assert found.word == "not told apart" and found.share_interval == (0, 0)
@@ -44,7 +44,7 @@ def test_with_equal_weights_it_is_the_paired_t_test(losses):
     assert (weighted.low, weighted.high) == pytest.approx((found.low, found.high))
 
 
-def test_what_makes_a_segment_hard_for_both_does_not_matter(losses):
+def test_the_difficulty_of_segments_does_not_change_the_interval(losses):
     own, other = losses
     hard = np.random.default_rng(1).normal(0, 5, len(TOKENS))
     found, shifted = compare_pairs(own, other, TOKENS), compare_pairs(own + hard, other + hard, TOKENS)
@@ -52,7 +52,7 @@ def test_what_makes_a_segment_hard_for_both_does_not_matter(losses):
         assert getattr(shifted, name) == pytest.approx(getattr(found, name), abs=1e-12)
 
 
-def test_a_constant_moves_the_interval_and_the_sides_exchange(losses):
+def test_a_constant_shifts_the_interval_and_exchanged_networks_mirror_it(losses):
     own, other = losses
     found, moved = compare_pairs(own, other, TOKENS), compare_pairs(own - 0.5, other, TOKENS)
     assert (moved.low, moved.high) == pytest.approx((found.low - 0.5, found.high - 0.5))
@@ -68,13 +68,13 @@ def test_one_pair_tells_nothing_apart():
 
 
 @pytest.mark.parametrize(("own", "other", "weights"), [([], [], None), ([1.0, 2.0], [1.0], None), ([1.0], [1.0], [])])
-def test_what_is_no_pair_is_refused(own, other, weights):
+def test_unpaired_losses_are_refused(own, other, weights):
     with pytest.raises(ValueError, match="no pairs"):
         compare_pairs(own, other, weights)
 
 
 @pytest.mark.parametrize("segments", [4, 64])
-def test_intervals_hold_the_true_difference_95_percent_of_the_time(segments):
+def test_95_percent_of_intervals_contain_the_true_difference(segments):
     """Segments of unequal length whose losses have the variance of means over their tokens."""
     random = np.random.default_rng(segments)
     true, repeats = 0.01, 2000

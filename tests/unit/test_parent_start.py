@@ -1,4 +1,4 @@
-"""A start from a trained network: exact where a block stays as it is, and the right weights where it does not."""
+"""Initial weights from a trained parent."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def architecture(*blocks, norm: str = "post") -> Architecture:
 
 
 def random(network: Architecture, seed: int = 0) -> LanguageModel:
-    """Not trained, but every weight differs from every other, biases too."""
+    """A network of random weights and biases."""
     model = LanguageModel(network)
     generator = torch.Generator().manual_seed(seed)
     for parameter in model.parameters():
@@ -44,7 +44,7 @@ def started(parent: Parent, *blocks, **options) -> LanguageModel:
 
 
 def logits(model: LanguageModel) -> torch.Tensor:
-    """Of the third of three segments."""
+    """Logits of the third of three segments."""
     memory = None
     with torch.no_grad():
         for segment in np.split(TEXT[:72].astype(np.int64), 3):
@@ -53,8 +53,8 @@ def logits(model: LanguageModel) -> torch.Tensor:
         return model.logits(hidden)
 
 
-def same_sublayers(model: LanguageModel, other: LanguageModel, pairs: dict[int, int]) -> None:
-    """Blocks of the first model have the sublayers of the second one's blocks."""
+def assert_same_sublayers(model: LanguageModel, other: LanguageModel, pairs: dict[int, int]) -> None:
+    """Assert that blocks of one model have the weights of blocks of the other.  pairs: block: block of the other."""
     for block, source in pairs.items():
         states = (one.blocks[i].sublayer.state_dict() for one, i in ((model, block), (other, source)))
         own, wanted = states
@@ -63,14 +63,14 @@ def same_sublayers(model: LanguageModel, other: LanguageModel, pairs: dict[int, 
 
 @pytest.mark.parametrize("norm", ["post", "pre"])
 @pytest.mark.parametrize("blocks", [BLOCKS, (MoE(24, 3, 1), FeedForward(24), MoE(24, 3, 2), Skip())])
-def test_a_network_that_is_the_parent_predicts_the_same_to_the_last_bit(norm, blocks):
+def test_a_network_of_the_same_blocks_gives_the_same_bits(norm, blocks):
     parent = parent_of(*blocks, norm=norm)
-    untouched = random(architecture(*blocks, norm=norm), seed=9)
-    assert not torch.equal(logits(untouched), logits(parent.model))
+    unchanged = random(architecture(*blocks, norm=norm), seed=9)
+    assert not torch.equal(logits(unchanged), logits(parent.model))
     assert torch.equal(logits(started(parent, *blocks)), logits(parent.model))
 
 
-def test_the_parent_itself_is_left_alone():
+def test_the_parent_does_not_change():
     model = random(architecture(*BLOCKS))
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     parent = Parent(model, TEXT, CONFIG)
@@ -80,17 +80,17 @@ def test_the_parent_itself_is_left_alone():
 
 
 def output(model: LanguageModel, position: int) -> torch.Tensor:
-    """Of a block, for the second segment of every stream; position -1: the embedding."""
-    batches, places = StreamBatches(TEXT, CONFIG.batch, CONFIG.tgt_len), slice(position + 1)
+    """Output of a block for the second segment of every stream; position -1: of the embedding."""
+    batches, blocks = StreamBatches(TEXT, CONFIG.batch, CONFIG.tgt_len), slice(position + 1)
     before, now = (model.embed(batches.batch_at(step)[0]) for step in (0, 1))
     with torch.no_grad():
-        state = model.run_blocks(before, None, places, mem_len=CONFIG.mem_len)[1]
-        return model.run_blocks(now, state, places, mem_len=CONFIG.mem_len)[0]
+        state = model.run_blocks(before, None, blocks, mem_len=CONFIG.mem_len)[1]
+        return model.run_blocks(now, state, blocks, mem_len=CONFIG.mem_len)[0]
 
 
 @pytest.mark.parametrize("norm", ["post", "pre"])
-def test_head_errors_are_those_of_the_block_without_the_head(norm):
-    """Slowly: the network runs once per head, from its first block, with the head's output off in a copy."""
+def test_importances_of_heads_are_errors_without_the_head(norm):
+    """Compared with running a copy of the network for each head, with the head's output set to zero."""
     parent = parent_of(*BLOCKS, norm=norm)
     found = {position: errors for position, errors in enumerate(parent.importances) if errors is not None}
     assert found.keys() == {0, 2, 4}
@@ -105,7 +105,7 @@ def test_head_errors_are_those_of_the_block_without_the_head(norm):
 
 
 @pytest.mark.parametrize("count", [1, 2, 3])
-def test_the_heads_whose_removal_hurts_most_are_taken_with_all_their_weights(count):
+def test_the_most_important_heads_are_copied_with_all_their_weights(count):
     parent = parent_of(*BLOCKS)
     source, errors = parent.model.blocks[2].sublayer, parent.importances[2].tolist()
     heads = sorted(sorted(range(4), key=lambda head: -errors[head])[:count])
@@ -119,7 +119,7 @@ def test_the_heads_whose_removal_hurts_most_are_taken_with_all_their_weights(cou
     assert torch.equal(layer.u, source.u[heads]) and torch.equal(layer.v, source.v[heads])
 
 
-def test_by_importance_heads_fall_in_importance():
+def test_by_importance_heads_are_sorted():
     parent = parent_of(*BLOCKS)
     block = random(architecture(Attention(4, 8)), seed=9).blocks[0]
     start_block(block, Attention(4, 8), 2, parent, by_importance=True)
@@ -129,14 +129,14 @@ def test_by_importance_heads_fall_in_importance():
 
 
 @pytest.mark.parametrize("norm", ["post", "pre"])
-def test_wider_layers_compute_the_same(norm):
+def test_wider_layers_give_equal_logits(norm):
     parent = parent_of(*BLOCKS, norm=norm)
     wider = started(parent, Attention(7, 8), FeedForward(60), Attention(8, 8), FeedForward(24), Attention(3, 8))
     torch.testing.assert_close(logits(wider), logits(parent.model), rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("norm", ["post", "pre"])
-def test_a_mixture_of_two_computes_what_the_copied_layer_did(norm):
+def test_a_top_2_mixture_equals_the_copied_layer(norm):
     """The probabilities of the chosen experts sum to one."""
     parent = parent_of(*BLOCKS, norm=norm)
     model = started(parent, BLOCKS[0], MoE(24, 3, 2), BLOCKS[2], MoE(48, 4, 2), BLOCKS[4])
@@ -147,7 +147,7 @@ def test_a_mixture_of_two_computes_what_the_copied_layer_did(norm):
 
 @pytest.mark.parametrize("norm", ["post", "pre"])
 @pytest.mark.parametrize("position", [1, 3])
-def test_the_probability_that_weights_a_single_expert_is_one_in_the_mean(norm, position):
+def test_experts_of_a_top_1_mixture_are_scaled_by_the_mean_probability(norm, position):
     parent = parent_of(*BLOCKS, norm=norm)
     blocks = (*BLOCKS[:position], MoE(24, 3, 1), *BLOCKS[position + 1 :])
     block, source = started(parent, *blocks).blocks[position], parent.model.blocks[position].sublayer
@@ -163,15 +163,15 @@ def test_the_probability_that_weights_a_single_expert_is_one_in_the_mean(norm, p
     assert probability.std() > 0.01
 
 
-def test_weights_come_from_the_nearest_block_and_of_two_from_the_earlier_one():
+def test_weights_come_from_the_nearest_block_the_earlier_of_two():
     parent = parent_of(Attention(2, 8), FeedForward(24), Skip(), FeedForward(24), Attention(2, 8))
     model = started(parent, *[FeedForward(24)] * 5)
-    same_sublayers(model, parent.model, {0: 1, 1: 1, 2: 1, 3: 3, 4: 3})
-    same_sublayers(started(parent, *[Attention(2, 8)] * 5), parent.model, {0: 0, 1: 0, 2: 0, 3: 4, 4: 4})
+    assert_same_sublayers(model, parent.model, {0: 1, 1: 1, 2: 1, 3: 3, 4: 3})
+    assert_same_sublayers(started(parent, *[Attention(2, 8)] * 5), parent.model, {0: 0, 1: 0, 2: 0, 3: 4, 4: 4})
 
 
-def test_norms_and_what_surrounds_the_blocks_are_the_parents():
-    """The LayerNorm of a place belongs to the place: that of the nearest block where the parent has none there."""
+def test_norms_embedding_and_head_are_the_parents():
+    """A LayerNorm comes from the same position, or from the nearest block where the parent has none there."""
     parent = parent_of(Attention(2, 8), FeedForward(24), Skip(), FeedForward(24), Attention(2, 8))
     model = started(parent, FeedForward(24), MoE(24, 3, 1), Attention(1, 8), Skip(), FeedForward(48))
     for block, source in {0: 0, 1: 1, 2: 1, 4: 4}.items():
@@ -190,12 +190,12 @@ def test_norms_and_what_surrounds_the_blocks_are_the_parents():
 def test_a_kind_that_the_parent_lacks_stays_random(kind):
     """Heads of another width are another kind."""
     parent = parent_of(Attention(2, 8), Attention(2, 8))
-    model, untouched = started(parent, Attention(2, 8), kind), random(architecture(Attention(2, 8), kind), seed=9)
-    same_sublayers(model, untouched, {1: 1})
+    model, unchanged = started(parent, Attention(2, 8), kind), random(architecture(Attention(2, 8), kind), seed=9)
+    assert_same_sublayers(model, unchanged, {1: 1})
     assert torch.equal(model.blocks[1].norm.weight, parent.model.blocks[1].norm.weight)
 
 
-def test_noise_on_experts_follows_the_generator_alone():
+def test_noise_on_experts_depends_only_on_the_generator():
     parent, blocks = parent_of(*BLOCKS), (*BLOCKS[:3], MoE(24, 3, 2), BLOCKS[4])
 
     def experts(noise: float, seed: int) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""One supernet for many targets, compared with separate searches."""
+"""One supernet for many targets compared with separate searches."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ CONFIG = ParetoConfig(targets=(0.9, 0.5, 0.6, 0.7), compared=(0.5, 0.7, 0.9))
 
 
 def network(pattern: str, estimated: float, *losses: tuple[str, float | None]) -> dict:
-    """An architecture.yaml chosen from solutions (pattern, loss)."""
+    """An architecture.yaml of a network chosen from solutions (pattern, loss)."""
     solutions = [
         {"pattern": Architecture(256, 128, from_notation(path, OPTIONS)).pattern, "supernet_nll": nll}
         for path, nll in losses
@@ -87,17 +87,17 @@ def test_the_section_names_the_better_search_and_the_costs(report):
         assert all(len(row["cells"]) == len(table["columns"]) for row in table["rows"])
 
 
-def test_the_front_leaves_out_what_is_slower_and_worse(report):
+def test_slower_and_worse_networks_are_not_on_the_front(report):
     assert [row["on_front"] for row in report["targets"]] == [True, False, True, True]
 
 
-def test_the_loss_is_that_of_the_network_that_was_kept():
-    """Short trainings may decide for another than the first solution."""
+def test_the_loss_is_that_of_the_chosen_network():
+    """Proxy training may choose another than the first solution."""
     assert supernet_nll(network("s4ff", 0.7, ("ffi", 1.6), ("s4ff", 1.7), ("s4ii", 1.9))) == 1.7
     assert supernet_nll(network("s4ff", 0.7, ("s4ff", None))) is None
 
 
-def test_the_shared_search_costs_its_share(report):
+def test_the_cost_of_the_shared_search_is_divided(report):
     half, seventy, loosest = report["compared"]
     assert half["shared"]["search_seconds"] == 20 and half["separate"]["search_seconds"] == 60
     assert half["winner"] == "separate" and seventy["winner"] == "shared"
@@ -139,11 +139,7 @@ def test_networks_chosen_by_architecture_weights_have_no_loss(networks, evaluati
     assert len(pareto_figure(found).axes) == 1
 
 
-def trained_for_a_while(candidate, share):
-    return losses(float(sum(candidate.options)))
-
-
-def test_a_shared_supernet_is_read_like_an_own_one():
+def test_a_shared_supernet_gives_the_same_network_as_a_separate_one():
     config, table = experiment(candidates={"scores": "alpha"}), latency_table()
     alpha = torch.randn(4, 6, generator=torch.Generator().manual_seed(3))
     found = []
@@ -175,7 +171,7 @@ def test_names_of_both_searches():
         ([0.5, 0.7, 1.1], [0.5, 0.7, 1.1], "1.1; it must be from 0.001 to 1"),
     ],
 )
-def test_settings_that_make_no_sense(targets, compared, words):
+def test_wrong_settings_are_refused(targets, compared, words):
     with pytest.raises(UserError, match=words) as error:
         experiment(pareto={"targets": targets, "compared": compared})
     assert "pareto" in str(error.value) and "\n" not in str(error.value)

@@ -1,4 +1,4 @@
-"""The plan of phase 1: which weights every step trains, on which text, at what temperature."""
+"""The plan of phase 1: weights, text and temperature of every step."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def task_of(**changes) -> SearchTask:
         (30, 7, 0.2, 0.1),
     ],
 )
-def test_the_plan(steps, epoch_steps, alpha_share, frozen_share):
+def test_the_order_of_weight_and_architecture_steps(steps, epoch_steps, alpha_share, frozen_share):
     shares = {"alpha_share": alpha_share, "frozen_share": frozen_share}
     task = task_of(steps=steps, epoch_steps=epoch_steps, **shares)
     length = epoch_steps or 44
@@ -47,7 +47,7 @@ def test_the_plan(steps, epoch_steps, alpha_share, frozen_share):
     assert first_alpha >= frozen_share * steps
 
 
-def test_stretches_for_alpha_start_at_random_places():
+def test_architecture_steps_start_at_random_segments():
     starts = []
     for seed in (1, 2):
         plan = task_of(steps=400, epoch_steps=5, seed=seed).plan
@@ -61,7 +61,7 @@ def test_stretches_for_alpha_start_at_random_places():
     "steps, epoch_steps, anneal, last", [(120_000, 2716, 0.7, 4.5e-6), (40_000, 2101, 0.6, 8.5e-4)]
 )
 def test_the_papers_temperatures(steps, epoch_steps, anneal, last):
-    """enwik8 and WikiText-103: 5 at first, and these at the end, were there no floor."""
+    """Of enwik8 and WikiText-103: from 5 to these values without a floor."""
     task = task_of(steps=steps, epoch_steps=epoch_steps, anneal=anneal, temperature_floor=1e-9)
     assert task.temperature(task.epochs - 1) == pytest.approx(last, rel=0.02)
     assert task.optimizers()["alpha"].steps == pytest.approx(0.2 * 0.9 * steps, rel=0.02)

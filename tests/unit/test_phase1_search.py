@@ -1,4 +1,4 @@
-"""Whole searches of phase 1: the trajectory, what is refused, and that a killed search ends with the same bits."""
+"""Whole searches of phase 1: the trajectory, refusals and resuming."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def result(tmp_path_factory):
     return *run(tmp_path_factory.mktemp("search"), rows), rows
 
 
-def test_the_trajectory(result):
+def test_values_of_the_trajectory(result):
     _, trajectory, metrics, rows = result
     expected = [
         "epoch",
@@ -69,7 +69,7 @@ def test_the_trajectory(result):
     assert metrics["tokens"] == 2 * sum(lengths)
 
 
-def test_the_results_can_be_written(result, tmp_path):
+def test_the_results_are_written(result, tmp_path):
     supernet, trajectory, metrics, _ = result
     write_json(tmp_path / "metrics.json", metrics)
     write_parquet(tmp_path / "trajectory.parquet", trajectory)
@@ -81,13 +81,13 @@ def test_the_results_can_be_written(result, tmp_path):
 
 
 def test_a_search_from_scratch_has_the_papers_supernet(tmp_path):
-    """Weights of its own for every option, no teacher, no parent."""
+    """Every option has separate weights; there is no teacher and no parent."""
     supernet, trajectory, metrics = run(tmp_path, config=SHORT, scratch=True)
     assert supernet.blocks[0].owners == list(range(6)) and "kl_weights" not in trajectory
     assert metrics["supernet_params"] == sum(p.numel() for p in supernet.parameters())
 
 
-def test_a_search_that_needs_a_parent_asks_for_it(tmp_path):
+def test_a_search_without_its_parent_is_refused(tmp_path):
     for changes in ({"start": "scratch"}, {"distill": 0.0}):
         config = experiment(search=SMALL | changes)
         with pytest.raises(ValueError, match="pass it as parent"):
@@ -96,7 +96,7 @@ def test_a_search_that_needs_a_parent_asks_for_it(tmp_path):
 
 
 def test_a_supernet_starts_from_the_parent_or_from_random_weights(tmp_path):
-    """Without a step between, the first options of the file are the parent's."""
+    """With almost no learning rate, weights stay those of the start."""
     rate = {"optimizer": {"lr": 1e-12, "lr_min": 1e-12}}
     w2 = baseline().blocks[1].sublayer.w2.weight
     for start in ("parent", "scratch"):
@@ -105,7 +105,7 @@ def test_a_supernet_starts_from_the_parent_or_from_random_weights(tmp_path):
         assert torch.allclose(found, w2, atol=1e-6) == (start == "parent")
 
 
-def test_the_same_seed_is_the_same_search(result, tmp_path):
+def test_the_same_seed_gives_the_same_bits(result, tmp_path):
     supernet, trajectory, _ = run(tmp_path / "same")
     assert weights(supernet) == weights(result[0])
     same(trajectory, result[1])
@@ -115,7 +115,7 @@ def test_the_same_seed_is_the_same_search(result, tmp_path):
 
 
 def test_expert_tokens_are_counted(result):
-    """Top-1 and top-2 share experts: every token of a weight step at a mixture counts once or twice."""
+    """Every token of a weight step counts once for top-1 and twice for top-2."""
     trajectory = result[1]
     tokens = [2 * (5 if segment % 44 == 43 else 8) for segment in range(50)]
     for epoch, row in enumerate(trajectory.itertuples()):
@@ -127,7 +127,7 @@ def test_expert_tokens_are_counted(result):
             assert counts.sum(1).tolist() == (16 * (updates[:, top1] + 2 * updates[:, top2])).tolist()
 
 
-def test_flips_count_positions_whose_argmax_moved(result):
+def test_flips_count_positions_whose_argmax_changed(result):
     before = np.zeros(4)
     for row in result[1].itertuples():
         argmax = np.argmax(row.alpha, axis=-1)
@@ -147,7 +147,7 @@ def test_a_table_of_another_device_is_refused_before_training(tmp_path):
         search(CONFIG, parse_variant("target_0.5"), latency_table(), TEXTS, Runtime(seed=7), record, baseline())
 
 
-def test_bfloat16_leaves_weights_alpha_and_memory_in_float32(tmp_path):
+def test_with_bfloat16_weights_alpha_and_memory_are_float32(tmp_path):
     config = dataclasses.replace(SHORT, dtype="bfloat16")
     supernet, trajectory, _ = run(tmp_path, config=config)
     assert {parameter.dtype for parameter in supernet.parameters()} == {torch.float32}
@@ -158,7 +158,7 @@ def test_bfloat16_leaves_weights_alpha_and_memory_in_float32(tmp_path):
 
 
 class Crash(list):
-    """History rows that raise once the row of a step is in."""
+    """A list of history rows that raises when the row of ``step`` is appended."""
 
     def __init__(self, step: int):
         self.step = step
@@ -168,16 +168,16 @@ class Crash(list):
             raise KeyboardInterrupt
 
 
-def test_an_interrupted_search_ends_with_the_same_bits(result, tmp_path):
+def test_an_interrupted_search_resumes_with_the_same_bits(result, tmp_path):
     with pytest.raises(KeyboardInterrupt):
         run(tmp_path, Crash(15))
     check_resume(result, tmp_path, 14)
 
 
-def test_sigkill_in_the_middle_costs_nothing_but_time(result, tmp_path):
+def test_a_killed_search_resumes_with_the_same_bits(result, tmp_path):
     kill_at(25, run, tmp_path)
     assert [group for group, _, _ in Parts().task.plan[19:23]] == ["weights", "alpha", "alpha", "weights"]
-    check_resume(result, tmp_path, 21)  # between the two
+    check_resume(result, tmp_path, 21)  # between the two architecture steps
 
 
 def test_the_multiplier_of_dual_ascent_survives_a_crash(tmp_path):

@@ -1,4 +1,4 @@
-"""The routing plan: every pair once, grouped by expert, and findable from its token."""
+"""The routing plan: pairs of tokens and experts in the order of experts."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ EXPERTS = 5
 
 @st.composite
 def pair_lists(draw):
-    """Tokens with any number of experts each, none included; or with the same number, and told so."""
+    """Pairs of tokens with k experts each, or with any number of experts, also none."""
     if draw(st.booleans()):
         k = draw(st.integers(1, EXPERTS))
         logits = torch.randn(draw(st.integers(0, 20)), EXPERTS, generator=torch.Generator().manual_seed(k))
@@ -25,8 +25,8 @@ def pair_lists(draw):
 
 
 @given(pair_lists())
-@settings(max_examples=100, deadline=None)
-def test_every_pair_once_and_back(pairs):
+@settings(max_examples=100)
+def test_the_order_has_every_pair_once_and_an_inverse(pairs):
     p = plan(pairs)
     everything = list(range(len(pairs.token)))
     assert sorted(p.order.tolist()) == everything
@@ -35,8 +35,8 @@ def test_every_pair_once_and_back(pairs):
 
 
 @given(pair_lists())
-@settings(max_examples=100, deadline=None)
-def test_grouped_by_expert_stably(pairs):
+@settings(max_examples=100)
+def test_pairs_are_stably_sorted_by_expert(pairs):
     p = plan(pairs)
     assert p.order.tolist() == sorted(range(len(pairs.expert)), key=pairs.expert.tolist().__getitem__)
     assert p.offsets[0] == 0
@@ -46,8 +46,8 @@ def test_grouped_by_expert_stably(pairs):
 
 
 @given(pair_lists())
-@settings(max_examples=100, deadline=None)
-def test_tokens_find_their_pairs(pairs):
+@settings(max_examples=100)
+def test_token_offsets_find_the_pairs_of_a_token(pairs):
     p = plan(pairs)
     assert len(p.token_offsets) == pairs.num_tokens + 1
     for t in range(pairs.num_tokens):

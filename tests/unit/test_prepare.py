@@ -1,4 +1,4 @@
-"""Text to token ids."""
+"""Corpora become token ids."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def decode(ids, vocabulary) -> bytes:
     return bytes(np.array(vocabulary, np.uint8)[ids])
 
 
-def test_byte_ids_go_by_frequency_then_first_appearance():
+def test_byte_ids_are_sorted_by_frequency_and_first_appearance():
     text = b"cabbage\n" + b"ab" * 5
     assert byte_vocabulary(text, drop_newlines=False) == [ord(c) for c in "abcge\n"]
     assert byte_vocabulary(text, drop_newlines=True) == [ord(c) for c in "abcge"]
@@ -38,7 +38,7 @@ def test_byte_ids_go_by_frequency_then_first_appearance():
 
 @pytest.mark.parametrize("drop_newlines", [False, True])
 @pytest.mark.parametrize("size", [100, 119, 4000])
-def test_bytes_come_back_split_by_raw_position(size, drop_newlines):
+def test_bytes_survive_a_round_trip_and_are_split_by_position(size, drop_newlines):
     text = bytes(np.random.default_rng(0).integers(0, 40, size, np.uint8))
     vocabulary = byte_vocabulary(text, drop_newlines)
     part = size // 20
@@ -59,17 +59,17 @@ def test_text8_splits_have_no_spaces_at_their_ends():
     vocabulary = byte_vocabulary(text, drop_newlines=False)
     splits = [decode(ids, vocabulary) for ids in encode_bytes(text, vocabulary, CORPORA["text8"])]
     assert splits == [part.strip() for part in parts]
-    untouched = [decode(ids, vocabulary) for ids in encode_bytes(text, vocabulary, CORPORA["enwik8-mini"])]
-    assert untouched == parts
+    unchanged = [decode(ids, vocabulary) for ids in encode_bytes(text, vocabulary, CORPORA["enwik8-mini"])]
+    assert unchanged == parts
 
 
-def test_a_byte_outside_the_vocabulary_is_named_with_its_place():
+def test_a_byte_outside_the_vocabulary_is_named_with_its_position():
     text = b"a" * 90 + b"ab#aa" + b"a#aaa"
     with pytest.raises(UserError, match=r"text8: byte 35 \('#'\) at offset 2 of valid is not in the vocabulary"):
         list(encode_bytes(text, [ord("a"), ord("b")], CORPORA["text8"]))
 
 
-def test_pysource(tmp_path):
+def test_files_of_pysource(tmp_path):
     returned = prepare("pysource", tmp_path)
     splits, vocabulary, manifest = load(tmp_path)
     assert returned == manifest
@@ -86,7 +86,7 @@ def test_pysource(tmp_path):
     )
 
 
-def test_enwik8_mini(tmp_path, monkeypatch):
+def test_files_of_enwik8_mini(tmp_path, monkeypatch):
     source = real("enwik8-4MB")
     monkeypatch.setenv("PLANER_DATA", str(source.parent))
     manifest = prepare("enwik8-mini", tmp_path)
@@ -112,7 +112,7 @@ def test_interrupted_preparation_leaves_no_manifest(tmp_path, monkeypatch):
     assert not list(tmp_path.glob(".*"))
 
 
-def test_words_on_a_small_text(tmp_path):
+def test_words_of_a_small_text(tmp_path):
     text = tmp_path / "wiki.train.tokens"
     text.write_text(" \n = Title = \n \n The the <unk> the , \u00e9t\u00e9 \n", encoding="utf-8")
     vocabulary = word_vocabulary(text)
@@ -126,7 +126,7 @@ def test_words_on_a_small_text(tmp_path):
         encode_words(other, vocabulary)
 
 
-def test_text_that_is_no_wikitext(tmp_path):
+def test_other_text_than_wikitext_is_refused(tmp_path):
     text = tmp_path / "wiki.train.tokens"
     text.write_text("no unknown words here\n")
     with pytest.raises(UserError, match="wiki.train.tokens: no <unk>"):
@@ -143,7 +143,7 @@ def words_of(path) -> list[str]:
 
 @pytest.fixture
 def wikitext(tmp_path, monkeypatch):
-    """WikiText-103 as it is unpacked, with the valid and the test file in the place of train; counts to match."""
+    """An unpacked WikiText-103 whose train file is the valid and the test file, with matching counts."""
     for split in ("valid", "test"):
         shutil.copy(real(f"wikitext-103-{split}.tokens"), tmp_path / f"wiki.{split}.tokens")
     train = b"".join((tmp_path / f"wiki.{split}.tokens").read_bytes() for split in ("valid", "test"))
@@ -156,7 +156,7 @@ def wikitext(tmp_path, monkeypatch):
     return tmp_path
 
 
-def test_wikitext(wikitext):
+def test_files_of_wikitext(wikitext):
     manifest = prepare("wikitext-103", wikitext / "out")
     splits, vocabulary, _ = load(wikitext / "out")
     assert manifest["tokens"] == {"train": 463_215, "valid": 217_646, "test": 245_569}
@@ -170,7 +170,7 @@ def test_wikitext(wikitext):
     assert manifest["sha256"] == hashlib.sha256(raw).hexdigest() and manifest["bytes"] == len(raw)
 
 
-def test_wikitext_from_an_archive_is_the_same(wikitext, tmp_path_factory, monkeypatch):
+def test_wikitext_from_an_archive_gives_the_same_files(wikitext, tmp_path_factory, monkeypatch):
     unpacked = prepare("wikitext-103", wikitext / "out")
     folder = tmp_path_factory.mktemp("archive")
     archive = folder / "wikitext-103-v1.zip"
@@ -178,8 +178,8 @@ def test_wikitext_from_an_archive_is_the_same(wikitext, tmp_path_factory, monkey
         for split in SPLITS:
             file.write(wikitext / f"wiki.{split}.tokens", f"wikitext-103/wiki.{split}.tokens")
     content = archive.read_bytes()
-    real_one = PUBLISHED[archive.name]
-    published = dataclasses.replace(real_one, size=len(content), sha256=hashlib.sha256(content).hexdigest())
+    original = PUBLISHED[archive.name]
+    published = dataclasses.replace(original, size=len(content), sha256=hashlib.sha256(content).hexdigest())
     monkeypatch.setitem(PUBLISHED, archive.name, published)
     monkeypatch.setenv("PLANER_DATA", str(folder))
     assert prepare("wikitext-103", folder / "out") == unpacked | {"source": archive.name}
@@ -188,7 +188,7 @@ def test_wikitext_from_an_archive_is_the_same(wikitext, tmp_path_factory, monkey
         assert np.array_equal(ours, theirs)
 
 
-def test_wikitext_of_the_wrong_length(wikitext):
+def test_wikitext_of_the_wrong_length_is_refused(wikitext):
     with (wikitext / "wiki.test.tokens").open("a") as file:
         file.write("more\n")
     with pytest.raises(UserError, match="test of wiki.* has 245,571 tokens, expected 245,569"):
@@ -196,7 +196,7 @@ def test_wikitext_of_the_wrong_length(wikitext):
     assert not (wikitext / "out" / "manifest.json").exists()
 
 
-def test_vocabulary_size_is_checked(wikitext, monkeypatch):
+def test_a_wrong_vocabulary_size_is_refused(wikitext, monkeypatch):
     small = CORPORA["wikitext-103"]
     monkeypatch.setitem(CORPORA, "wikitext-103", dataclasses.replace(small, vocab_size=267_735))
     with pytest.raises(UserError, match=rf"found {small.vocab_size:,} symbols in wiki.*, expected 267,735"):

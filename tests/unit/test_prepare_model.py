@@ -1,4 +1,4 @@
-"""The network of an experiment: described once, unchanged afterwards, or made from a configuration."""
+"""The pretrained network of an experiment, from a folder or from a configuration."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def random_network(keys: dict, tokenizer: str = "") -> PretrainedConfig:
     return PretrainedConfig("", NetworkKeys(keys), tokenizer, "sdpa")
 
 
-def test_a_users_folder_stays_where_it_is(tmp_path):
+def test_a_users_folder_is_not_copied(tmp_path):
     save("gpt2", tmp_path / "net")
     manifest = tmp_path / "out/manifest.json"
     config = PretrainedConfig(str(tmp_path / "net"), NetworkKeys(), "", "eager")
@@ -48,7 +48,7 @@ def test_a_changed_folder_is_refused(tmp_path):
         prepared_folder(manifest)
 
 
-def test_random_weights_follow_the_seed(tmp_path):
+def test_random_weights_depend_on_the_seed(tmp_path):
     save("gpt2", tmp_path / "net")
     weights = []
     for seed in (1, 1, 2):
@@ -66,7 +66,7 @@ def test_a_vision_network_gets_an_image_processor_of_its_size(tmp_path):
     assert model(torch.zeros(1, 1, 8, 8)).logits.shape == (1, 3)
 
 
-def test_a_stage_reads_what_the_one_before_saved(tmp_path):
+def test_a_stage_reads_the_network_of_the_stage_before(tmp_path):
     prepare_model(random_network(VIT), "image_classification", tmp_path / "manifest.json", seed=1)
     model = load_network(tmp_path / "manifest.json", labels=("a", "b", "c"))
     (tmp_path / "stage").mkdir()
@@ -104,7 +104,7 @@ def flip(path: Path) -> None:
         ("config.json", Path.unlink, "does not exist"),
     ],
 )
-def test_a_damaged_file_of_a_stage_is_made_anew(name, damage, problem, tmp_path):
+def test_a_damaged_file_of_a_stage_is_refused_with_its_remedy(name, damage, problem, tmp_path):
     manifest, stage = tmp_path / "manifest.json", tmp_path / "results/mine/dense/finetune"
     prepare_model(random_network(VIT), "image_classification", manifest, seed=1)
     stage.mkdir(parents=True)
@@ -125,7 +125,7 @@ def test_a_damaged_file_of_a_stage_is_made_anew(name, damage, problem, tmp_path)
         (GPT2 | {"vocab_size": 50_000}, "a tokenizer of .* symbols, the network one of 50,000"),
     ],
 )
-def test_mistakes_in_a_configuration(tmp_path, keys, message):
+def test_a_wrong_configuration_is_refused(tmp_path, keys, message):
     save("gpt2", tmp_path / "net")
     with pytest.raises(UserError, match=message) as refused:
         prepare_model(random_network(keys, str(tmp_path / "net")), "causal_lm", tmp_path / "out/manifest.json", seed=0)

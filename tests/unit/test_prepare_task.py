@@ -1,4 +1,4 @@
-"""From users' files to tensors, beside what the tokenizer and the image processor of transformers make of them."""
+"""Users' files become tensors, compared with the tokenizer and image processor of transformers."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def write_table(path: Path, texts=TEXTS, columns: str = "text,label") -> str:
     return str(path)
 
 
-def test_a_text_is_tokenised_and_split_in_its_order(folders, tmp_path):
+def test_a_text_is_tokenized_and_split_in_order(folders, tmp_path):
     text = "\n".join(TEXTS * 4)
     (tmp_path / "my.txt").write_text(text)
     prepare_task(config("text", train=str(tmp_path / "my.txt")), folders["gpt2"], tmp_path / "out", 0)
@@ -66,7 +66,7 @@ def test_a_text_of_one_line_is_split_between_words(folders, tmp_path):
         assert len(splits[name]["tokens"]) == pytest.approx(share * total, rel=0.1)
 
 
-def test_masked_tokens_know_the_symbols_of_the_tokenizer(folders, tmp_path):
+def test_special_symbols_of_masked_tokens_are_those_of_the_tokenizer(folders, tmp_path):
     (tmp_path / "my.txt").write_text("\n".join(TEXTS * 4))
     given = config("masked_tokens", train=str(tmp_path / "my.txt"))
     prepare_task(given, folders["bert"], tmp_path / "out", 0)
@@ -84,7 +84,7 @@ def test_masked_tokens_know_the_symbols_of_the_tokenizer(folders, tmp_path):
         prepare_task(given, check_folder(tmp_path / "net", "masked_lm"), tmp_path / "other", 0)
 
 
-def test_labelled_texts_are_those_of_the_tokenizer_cut_off(folders, tmp_path):
+def test_labelled_texts_equal_the_truncated_ids_of_the_tokenizer(folders, tmp_path):
     table = write_table(tmp_path / "all.csv")
     task = config("labelled_text", train=table, valid=table, test=table)
     prepare_task(task, folders["bert"], tmp_path / "out", 0)
@@ -103,8 +103,8 @@ def test_splits_without_a_file_are_taken_from_train(folders, tmp_path):
     assert [len(splits[name]["labels"]) for name in ("train", "valid", "test")] == [12, 4, 4]
 
 
-def test_images_are_those_of_the_image_processor(folders, tmp_path):
-    """Of another size than the network reads; the mean and the division are left to the batches."""
+def test_images_equal_those_of_the_image_processor(folders, tmp_path):
+    """The images have another size than the network; batches normalise them."""
     generator = np.random.default_rng(0)
     for label in ("cat", "dog"):
         (tmp_path / "train" / label).mkdir(parents=True)
@@ -134,7 +134,7 @@ def test_images_are_those_of_the_image_processor(folders, tmp_path):
         ("text", "gpt2", {"train": "short.txt"}, "the split .* tokens, a block 8; give more text"),
     ],
 )
-def test_mistakes(folders, tmp_path, monkeypatch, kind, family, changes, message):
+def test_a_wrong_task_is_refused(folders, tmp_path, monkeypatch, kind, family, changes, message):
     monkeypatch.chdir(tmp_path)
     Path("my.txt").write_text("\n".join(TEXTS))
     Path("short.txt").write_text("fox\n" * 8)
@@ -146,7 +146,7 @@ def test_mistakes(folders, tmp_path, monkeypatch, kind, family, changes, message
 
 
 def test_labels_of_a_trained_head_are_kept(tmp_path):
-    """Their order is the folder's, not the alphabet's, and others are refused."""
+    """In the order of the folder, which is not alphabetical; other labels are refused."""
     model = transformers.BertForSequenceClassification(
         transformers.BertConfig(
             vocab_size=96,

@@ -1,4 +1,4 @@
-"""Experiments on pretrained networks: what ships builds, and a mistake is one line."""
+"""Experiments on pretrained networks: shipped ones are valid, and a mistake is one line."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def values(**changes) -> dict:
 
 
 @pytest.mark.parametrize("name", pretrained_names(FILES))
-def test_every_arm_of_a_shipped_experiment_builds(name):
+def test_every_arm_of_a_shipped_experiment_is_valid(name):
     content = merge(DEFAULTS, *read_experiment(name, FILES))
     assert build(PretrainedExperiment, content)
     for arm in content["arms"]:
@@ -75,30 +75,30 @@ def test_every_arm_of_a_shipped_experiment_builds(name):
         ({"finetune": {"tgt_len": 5}}, "unknown key finetune.tgt_len"),
     ],
 )
-def test_mistakes(changes, message):
+def test_a_wrong_experiment_is_refused(changes, message):
     with pytest.raises(UserError, match=message) as refused:
         build(PretrainedExperiment, values(**changes))
     assert "\n" not in str(refused.value)
 
 
-def test_a_block_of_masked_tokens_holds_more_than_its_special_ones():
+def test_a_block_of_masked_tokens_needs_at_least_3_tokens():
     task = {"kind": "masked_tokens", "train": "my.txt", "block_size": 2}
     with pytest.raises(UserError, match="block_size is 2; .* at least 3"):
         build(PretrainedExperiment, merge(DEFAULTS, GIVEN | {"task": task}))
 
 
-def test_a_task_without_a_kind():
+def test_a_task_without_a_kind_is_refused():
     with pytest.raises(UserError, match="task.kind is missing"):
         build(PretrainedExperiment, merge(DEFAULTS, {"pretrained": {"folder": "net"}, "task": {"train": "my.txt"}}))
 
 
-def test_random_weights_are_no_start_of_sparsification():
+def test_sparsification_of_random_weights_is_refused():
     changes = {"pretrained": {"folder": "", "config": {"model_type": "gpt2"}}, "sparsify": {"start": "folder"}}
     with pytest.raises(UserError, match="random weights; write dense"):
         build(PretrainedExperiment, values(**changes))
 
 
-def test_an_arm_changes_its_sections_only():
+def test_an_arm_changes_only_its_sections():
     small = {"small": {"method": "experts", "cluster_experts": {"expert_size": 4}}}
     content = values(arms=small)
     changed = arm_values(content, "small-seed3")
@@ -113,7 +113,7 @@ def test_a_wrong_override_names_key_and_arm():
 
 
 @pytest.mark.parametrize("variant", ["baseline", "dense-seed", "dense-seed0", "dense-seed1-seed1", "dense-seed1000000"])
-def test_unknown_variants(variant):
+def test_unknown_variants_are_refused(variant):
     with pytest.raises(
         UserError, match="allowed: dense_continued, dense; add -seed<k> to repeat one, k from 1 to 999999"
     ):
@@ -127,7 +127,7 @@ def test_the_dense_variant_has_the_same_seed():
 EXPERTS, THRESHOLD = {"method": "experts"}, {"method": "threshold"}
 
 
-def test_arms_are_compared_with_the_dense_network_that_was_trained_as_long():
+def test_arms_are_compared_with_a_dense_network_of_equal_training():
     content = values(
         arms={
             "d2dmoe": EXPERTS,
@@ -144,7 +144,7 @@ def test_arms_are_compared_with_the_dense_network_that_was_trained_as_long():
     assert reported_arms(values(arms={"plain": THRESHOLD})) == ["dense", "plain"]
 
 
-def test_the_control_trains_as_sparsification_does_without_its_penalty():
+def test_dense_continued_trains_as_sparsification_without_penalty():
     content = values(sparsify={"steps": 7, "batch": 5, "start": "folder"})
     assert arm_values(content, "dense_continued")["sparsify"] == content["sparsify"] | {"on": "none", "weight": 0.0}
 
@@ -175,7 +175,7 @@ def test_arms_with_equal_settings_share_their_stages():
     assert owner(content, "sparsify", "small-seed1") == "d2dmoe-seed1"
 
 
-def test_distilled_projections_are_shared_and_never_those_of_a_dense_arm():
+def test_distilled_projections_are_shared_and_dense_arms_have_none():
     replacing = {"projections": {"replace": ["query", "output"]}}
     arms = {"plain": EXPERTS, "mlps": EXPERTS | replacing, "fast": THRESHOLD | replacing}
     arms["small"] = EXPERTS | replacing | {"sparsify": {"weight": 1e-5}}
@@ -188,7 +188,7 @@ def test_distilled_projections_are_shared_and_never_those_of_a_dense_arm():
     assert not any(replaces_projections(everywhere, arm) for arm in ("dense", "dense_continued"))
 
 
-def test_files_of_a_shared_stage_are_named_where_they_are():
+def test_files_of_a_shared_stage_have_one_owner():
     content = values(arms={"d2dmoe": EXPERTS, "small": EXPERTS | {"cluster_experts": {"expert_size": 4}}})
     with pytest.raises(UserError, match="small-seed1 has the same sparsify as d2dmoe-seed1, .* name those of d2dmoe-s"):
         check_stage(content, "small-seed1", "sparsify")
@@ -196,7 +196,7 @@ def test_files_of_a_shared_stage_are_named_where_they_are():
         check_stage(content, variant, stage)
 
 
-def test_batches_of_the_stages_that_train():
+def test_batches_of_training_stages():
     arms = {"small": EXPERTS, "large": EXPERTS | {"sparsify": {"batch": 64}}}
     arms["mlps"] = THRESHOLD | {"projections": {"replace": ["key"], "batch": 48}}
     content = values(arms=arms, finetune={"batch": 16}, train_routers={"batch": 8})
@@ -206,7 +206,7 @@ def test_batches_of_the_stages_that_train():
     assert training_batches(untrained) == {}
 
 
-def test_only_files_of_stages_that_a_variant_runs_are_named():
+def test_a_stage_that_a_variant_lacks_is_refused():
     arms = {"d2dmoe": EXPERTS, "plain": THRESHOLD, "relu": THRESHOLD | {"sparsify": {}}}
     content = values(arms=arms)
     for variant, stage, stages in (
@@ -234,7 +234,7 @@ def test_assets_are_below_their_variable(monkeypatch):
     assert str(resolve("mine/net")) == "mine/net"
 
 
-def test_experiments_with_a_pretrained_network_are_told_from_the_others(tmp_path):
+def test_experiments_with_a_pretrained_network_are_recognised(tmp_path):
     contents = {
         "own": "model: {d_model: 8}\n",
         "net": "seed: 1\npretrained: {folder: x}\n",

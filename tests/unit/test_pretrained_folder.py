@@ -1,4 +1,4 @@
-"""Saved Hugging Face folders: the same network is loaded, without any network connection, and damage is one line."""
+"""Hugging Face folders are loaded without a network connection, and damaged ones are refused in one line."""
 
 from __future__ import annotations
 
@@ -21,13 +21,14 @@ from planer.pretrained.load import load_image_processor, load_model, load_tokeni
 transformers = pytest.importorskip("transformers", reason="the package transformers is not installed")
 
 from tests.unit.tiny_pretrained import FAMILIES, NEURONS, VOCAB, WIDTH, inputs, logits, save, tiny  # noqa: E402
+from tests.unit.toy import ROOT  # noqa: E402
 
 HEAD = {"bert": "masked_lm", "vit": "image_classification"}
 
 
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory):
-    """A folder of each family, saved when asked for."""
+    """The folder of a family; made on the first call."""
     root = tmp_path_factory.mktemp("saved")
 
     def folder(family: str) -> Path:
@@ -48,7 +49,7 @@ def copied(saved, tmp_path):
 
 @pytest.fixture
 def no_network(monkeypatch):
-    """Sockets that cannot be opened, and no switch that says so; the test fails when one was tried."""
+    """Sockets do not work, without HF_HUB_OFFLINE; the test fails if one is used."""
     tried = []
 
     def refuse(*arguments, **options):
@@ -63,7 +64,7 @@ def no_network(monkeypatch):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_a_saved_network_is_loaded_without_network(family, saved, no_network):
+def test_a_saved_network_is_loaded_without_a_connection(family, saved, no_network):
     folder = check_folder(saved(family), HEAD.get(family, "causal_lm"))
     assert folder.adapter.sizes(folder.config) == (WIDTH, NEURONS)
     model = load_model(folder)
@@ -92,7 +93,7 @@ def test_a_classification_gets_a_new_head_and_keeps_all_other_weights(family, sa
         assert torch.equal(got, tiny(family).base_model(inputs(family)).last_hidden_state)
 
 
-def test_a_head_of_other_labels_is_made_anew(saved):
+def test_a_head_of_other_labels_is_replaced(saved):
     folder = check_folder(saved("vit"), "image_classification")
     model = load_model(folder, labels=("a", "b", "c", "d", "e"))
     assert model.classifier.weight.shape[0] == 5
@@ -149,7 +150,7 @@ DAMAGE = {
 
 
 @pytest.mark.parametrize("name", ["x" * 5000, "a\0b"])
-def test_names_that_no_folder_can_have(name):
+def test_impossible_names_of_folders_are_refused(name):
     with pytest.raises(UserError, match="is no folder; name one that save_pretrained wrote") as error:
         check_folder(name, "causal_lm")
     assert len(str(error.value)) < 400
@@ -230,7 +231,7 @@ def test_a_value_that_transformers_refuses_is_one_line(copied):
     assert "\n" not in str(refused.value)
 
 
-def test_a_network_below_a_new_head_is_never_random(copied):
+def test_missing_weights_below_a_new_head_are_refused(copied):
     folder = copied("bert")
     rewrite(folder, lambda w: w.pop("bert.encoder.layer.0.output.dense.weight"))
     with pytest.raises(UserError, match="lacks the weights bert.encoder.layer.0.output.dense.weight"):
@@ -244,7 +245,7 @@ def test_a_tokenizer_of_another_network_is_refused(copied):
         load_tokenizer(check_folder(folder, "masked_lm"))
 
 
-def test_a_tokenizer_that_knows_nothing_is_refused(copied):
+def test_a_tokenizer_without_known_words_is_refused(copied):
     folder = copied("bert")
     document = json.loads((folder / "tokenizer.json").read_text())
     document["model"] |= {"vocab": {"[UNK]": 0, "[PAD]": 1}, "merges": []}
@@ -262,10 +263,10 @@ def test_a_damaged_tokenizer_is_refused_in_one_line(copied):
     assert "\n" not in str(refused.value)
 
 
-def test_a_folder_is_checked_without_torch_and_transformers(saved):
+def test_check_folder_imports_neither_torch_nor_transformers(saved):
     program = (
         "import sys; from planer.pretrained.folder import check_folder; "
         f"check_folder({str(saved('gpt2'))!r}, 'causal_lm'); print({{'torch', 'transformers'}} & set(sys.modules))"
     )
-    run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    run = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
     assert run.stdout == "set()\n"

@@ -1,4 +1,4 @@
-"""Decoders in transformers' classes write text through planer: as transformers' own generate does, token for token."""
+"""Converted decoders of transformers generate text with planer."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ PROMPT = "the quick brown fox"
 
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory):
-    """A converted folder of a family, saved when asked for, that runs dynamic-k."""
+    """The folder of a family's converted network with dynamic-k; made on the first call."""
     root = tmp_path_factory.mktemp("networks")
 
     def folder(family: str) -> str:
@@ -43,22 +43,22 @@ def by_transformers(folder: str, tokens: int) -> list[int]:
 
 
 @pytest.mark.parametrize("family", ["gpt2", "llama"])
-def test_text_is_that_of_transformers(family, saved):
+def test_the_text_equals_that_of_transformers(family, saved):
     network = planer.load(saved(family))
     ids = network.encode(PROMPT)
     written = network.generate(ids, tokens=9)[len(ids) :]
     assert written == by_transformers(saved(family), 9)
-    assert family == "gpt2" or len(set(written)) > 2, "one token again and again would show little"
+    assert family == "gpt2" or len(set(written)) > 2, "the text is not one repeated token"
     assert network.generate(PROMPT, tokens=9) == PROMPT + network.surroundings.vocabulary.decode(written)
 
 
-def test_samples_follow_the_seed(saved):
+def test_samples_depend_on_the_seed(saved):
     network = planer.load(saved("llama"))
     one, same, other = (network.generate(PROMPT, tokens=9, temperature=2, seed=seed) for seed in (1, 1, 2))
     assert one == same != other
 
 
-def test_it_ends_with_the_text(saved):
+def test_the_text_ends_at_the_eos_token(saved):
     network = planer.load(saved("llama"))
     ids = network.encode(PROMPT)
     written = list(network.stream(ids, tokens=9))
@@ -72,7 +72,7 @@ def test_a_text_longer_than_the_positions_is_refused(saved):
         network.generate(PROMPT, tokens=32)
 
 
-def test_commands(saved, capsys):
+def test_the_commands_generate_and_info(saved, capsys):
     main(["generate", saved("llama"), PROMPT, "--tokens", "5", "--device", "cpu"])
     assert capsys.readouterr().out == planer.load(saved("llama")).generate(PROMPT, tokens=5) + "\n"
     main(["info", saved("llama")])
@@ -97,13 +97,13 @@ def test_a_mistake_is_one_line(saved, family, command, reason):
     assert reason in str(end.value.code) and "pretrained.folder" not in end.value.code
 
 
-def test_a_refused_prompt_is_not_written(saved, capsys):
+def test_a_refused_prompt_is_not_printed(saved, capsys):
     with pytest.raises(SystemExit, match="exceed the network's 32 positions"):
         main(["generate", saved("gpt2"), PROMPT, "--tokens", "32", "--device", "cpu"])
     assert capsys.readouterr().out == ""
 
 
-def test_a_network_that_was_not_converted(saved, tmp_path, capsys):
+def test_a_network_that_is_not_converted(saved, tmp_path, capsys):
     tiny("llama").save_pretrained(tmp_path)
     save_tokenizer(tmp_path)
     main(["info", str(tmp_path)])
@@ -128,7 +128,7 @@ def test_a_prompt_is_text_or_ids(saved, prompt):
         planer.load(saved("gpt2")).generate(prompt, tokens=1)
 
 
-def test_ids_of_numpy_become_plain_ones(saved):
+def test_ids_of_numpy_become_integers(saved):
     network = planer.load(saved("gpt2"))
     written = network.generate(np.array([7, 8]), tokens=2)
     assert written == network.generate([7, 8], tokens=2) and all(type(token) is int for token in written)

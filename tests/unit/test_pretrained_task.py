@@ -1,4 +1,4 @@
-"""Tasks of pretrained networks, beside what transformers and PyTorch compute themselves."""
+"""Tasks of pretrained networks, compared with transformers and PyTorch."""
 
 from __future__ import annotations
 
@@ -15,25 +15,19 @@ from planer.tasks.make_task import check_task, make_task
 
 transformers = pytest.importorskip("transformers", reason="the package transformers is not installed")
 
-from tests.unit.tiny_pretrained import SHARED, tiny  # noqa: E402
-from tests.unit.tiny_tasks import LABELS, LENGTHS, facts, save_task, tensors  # noqa: E402
+from tests.unit import pretrained_networks  # noqa: E402
+from tests.unit.tiny_pretrained import tiny  # noqa: E402
+from tests.unit.tiny_tasks import LENGTHS, facts, save_task, tensors  # noqa: E402
 
 ADAMW = OptimizerConfig("adamw", 1e-3, 0.0, 0, (0.9, 0.999), 1e-8, 0.0, 1.0)
-KINDS = ("text", "labelled_text", "labelled_images")
+FAMILIES = {"text": "gpt2", "labelled_text": "bert", "labelled_images": "vit"}
 
 
 def network(kind: str):
-    if kind == "text":
-        return tiny("gpt2")
-    if kind == "labelled_images":
-        return tiny("vit")
-    torch.manual_seed(0)
-    return transformers.BertForSequenceClassification(
-        transformers.BertConfig(**SHARED, num_attention_heads=2, num_labels=LABELS)
-    ).eval()
+    return pretrained_networks.network(FAMILIES[kind])
 
 
-@pytest.fixture(params=KINDS)
+@pytest.fixture(params=FAMILIES)
 def task(request, tmp_path):
     training = LoopConfig(batch=2, steps=3, optimizer=ADAMW, log_steps=1, checkpoint_steps=3)
     return make_task(save_task(request.param, tmp_path), training, Runtime(seed=7))
@@ -44,7 +38,7 @@ def test_every_sample_of_a_split_is_in_one_batch(task):
     assert len(rows) == task.size("valid")
 
 
-def test_scores_do_not_depend_on_the_batch_and_keep_the_order_of_the_split(task):
+def test_scores_are_in_the_order_of_the_split_at_every_batch_size(task):
     model = network(task.facts.kind)
     together = task.scores(model, "valid")
     task.eval_batch = 1
@@ -54,8 +48,8 @@ def test_scores_do_not_depend_on_the_batch_and_keep_the_order_of_the_split(task)
         assert together.labels.tolist() == tensors(task.facts.kind, "valid")["labels"].tolist()
 
 
-def test_loss_is_that_of_transformers(task):
-    """Its own loss for language models shifts labels inside, so that it sees one token more."""
+def test_the_loss_equals_that_of_transformers(task):
+    """Language models of transformers shift the labels themselves and get one more token."""
     model, batch = network(task.facts.kind), task.batch(0)
     ours = task.loss(model, batch, None).loss
     if task.facts.kind == "text":
@@ -66,7 +60,7 @@ def test_loss_is_that_of_transformers(task):
     torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
 
 
-def test_evaluation_has_the_headline_first_and_leaves_the_mode(task):
+def test_evaluation_has_the_headline_first_and_keeps_the_mode(task):
     model = network(task.facts.kind).train()
     measures = task.evaluate(model, "test")
     assert next(iter(measures)) == ("nll" if task.facts.kind == "text" else "accuracy")
@@ -79,7 +73,7 @@ def test_real_tokens_are_those_of_the_texts(tmp_path):
     assert counts == sorted(LENGTHS["train"])
 
 
-def test_padding_is_a_multiple_of_eight_and_changes_no_logits(tmp_path):
+def test_padding_is_to_a_multiple_of_eight_and_changes_no_logits(tmp_path):
     task, model = make_task(save_task("labelled_text", tmp_path), None, Runtime()), network("labelled_text")
     data = tensors("labelled_text", "train")
     (batch,) = task.batches("train", 8)
@@ -133,7 +127,7 @@ def test_chunks_of_logits_change_neither_loss_nor_gradients(tmp_path, monkeypatc
     torch.testing.assert_close(gradients(), whole, rtol=1e-4, atol=1e-5)
 
 
-def test_an_epoch_has_every_sample_once_and_another_order_each_time():
+def test_an_epoch_has_every_sample_once_in_a_new_order():
     batches = EpochBatches(12, 3, seed=5, lengths=np.arange(12))
     epochs = [np.concatenate([batches.at(4 * epoch + i) for i in range(4)]) for epoch in range(3)]
     assert all(sorted(epoch) == list(range(12)) for epoch in epochs)
@@ -141,19 +135,19 @@ def test_an_epoch_has_every_sample_once_and_another_order_each_time():
     assert np.array_equal(EpochBatches(12, 3, seed=5, lengths=np.arange(12)).at(9), batches.at(9))
 
 
-def test_samples_of_a_batch_are_about_as_long_as_one_another():
+def test_samples_of_a_batch_have_similar_lengths():
     lengths = np.random.default_rng(0).permutation(64)
     batches = EpochBatches(64, 4, seed=5, lengths=lengths)
     assert all(np.ptp(lengths[batches.at(step)]) == 3 for step in range(16))
 
 
-def test_too_few_samples_for_a_batch(tmp_path):
+def test_too_few_samples_for_a_batch_are_refused(tmp_path):
     training = LoopConfig(batch=9, steps=1, optimizer=ADAMW, log_steps=1, checkpoint_steps=1)
     with pytest.raises(UserError, match="the training split has 8 samples, a batch 9; lower batch"):
         make_task(save_task("labelled_text", tmp_path), training, Runtime())
 
 
-def test_batches_of_all_stages_fit_the_samples(tmp_path):
+def test_a_batch_larger_than_the_training_split_is_refused(tmp_path):
     folder = save_task("labelled_text", tmp_path)
     check_task(folder, {"finetune": 8, "train_routers": 8})
     with pytest.raises(UserError, match="^train_routers.batch is 9, the training split has 8 samples; lower it$"):

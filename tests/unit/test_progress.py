@@ -1,4 +1,4 @@
-"""Progress lines in a log, on a clock that the test turns."""
+"""Progress lines in a log and on a console, with a fake clock."""
 
 import io
 import os
@@ -12,7 +12,7 @@ from planer.progress import Progress, duration, progress, show_on, tell
 
 @pytest.fixture
 def clock(monkeypatch):
-    """A clock that stands still until advanced; stderr is no terminal."""
+    """A clock that only the test advances; stderr is no terminal."""
     now = [1000.0]
     monkeypatch.setattr(module.time, "monotonic", lambda: now[0])
     monkeypatch.setattr(sys.stderr, "isatty", lambda: False)
@@ -69,7 +69,7 @@ def test_durations(seconds, text):
 
 @pytest.fixture
 def console(clock, monkeypatch):
-    """A stream for the user beside the log; the process has done other work before."""
+    """The user's stream besides the log."""
     stream = io.StringIO()
     monkeypatch.setattr(module, "_console", None)
     show_on(stream, "demo/target_0.5 retrain")
@@ -88,7 +88,7 @@ def test_the_console_gets_a_line_every_thirty_seconds(clock, console, capsys):
     assert len(capsys.readouterr().err.splitlines()) > 2, "the log has more lines"
 
 
-def test_what_a_stage_is_busy_with_stands_behind_it(clock, console):
+def test_the_current_work_is_named_after_the_stage(clock, console):
     for _ in progress(range(3), "measuring, 1 of 2"):
         clock[0] += 31.0
     assert console.getvalue().startswith(
@@ -96,12 +96,12 @@ def test_what_a_stage_is_busy_with_stands_behind_it(clock, console):
     )
 
 
-def test_the_end_is_told_at_once(clock, console):
+def test_the_end_is_printed_at_once(clock, console):
     tell("done in 3 s")
     assert console.getvalue() == "demo/target_0.5 retrain: done in 3 s\n"
 
 
-def test_a_closed_console_ends_no_work(clock, console):
+def test_a_closed_console_does_not_end_the_work(clock, console):
     console.close()
     show_on(open(os.open(os.devnull, os.O_RDONLY), "w"), "demo retrain")  # noqa: SIM115
     for _ in progress(range(2), "retrain"):

@@ -1,4 +1,4 @@
-"""Networks with MLPs in the place of projections: saved, loaded, refused without planer, counted and described."""
+"""Folders of networks with MLPs in place of attention projections."""
 
 from __future__ import annotations
 
@@ -45,13 +45,13 @@ CONFIG = SimpleNamespace(
 
 
 def converted(family: str) -> torch.nn.Module:
-    """All layers split into experts of 4 neurons, with random routers; all experts run."""
+    """The network with all layers split into experts and random routers; all experts run."""
     return split(replaced(family, activation="relu"))
 
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):
-    """Of each family: the deliverable of a network that runs dynamic-k."""
+    """The folder of each family's network with dynamic-k."""
     home = tmp_path_factory.mktemp("projections")
     for family in FAMILIES:
         save(family, home / family / "source")
@@ -85,18 +85,18 @@ def test_a_network_without_its_head_has_the_same_projections(family, folders):
     assert torch.equal(*hidden)
 
 
-def test_the_lines_of_the_card_run(folders):
+def test_the_code_of_the_model_card_runs(folders):
     run_card(folders / "bert/hf")
 
 
-def test_transformers_alone_refuses_the_folder(folders):
+def test_transformers_without_planer_refuses_the_folder(folders):
     code = f"import transformers; transformers.AutoConfig.from_pretrained({str(folders / 'vit/hf')!r})"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert run.returncode != 0 and "model type `planer-vit` but Transformers does not recognize" in run.stderr
 
 
-def test_a_folder_that_a_stage_has_saved_is_loaded(tmp_path):
-    """Without conversion, as between distillation and sparsification; the network says what its projections are."""
+def test_a_folder_of_a_stage_is_loaded(tmp_path):
+    """Before conversion, as between distillation and sparsification; config.json describes the projections."""
     model = replaced("vit")
     model.save_pretrained(tmp_path)
     again = load_model(check_folder(tmp_path, "image_classification", converted=True, with_processor=False))
@@ -109,7 +109,7 @@ def test_a_folder_that_a_stage_has_saved_is_loaded(tmp_path):
     }
 
 
-def test_no_experiment_starts_from_it_and_nothing_plain_is_made_of_it(folders, tmp_path):
+def test_experiments_and_plain_export_refuse_the_folder(folders, tmp_path):
     with pytest.raises(UserError, match="has MLPs in the place of attention projections; name the folder that it was"):
         check_folder(folders / "vit/hf", "image_classification")
     with pytest.raises(SystemExit, match="has MLPs in the place of attention projections, which its family has not"):
@@ -117,7 +117,7 @@ def test_no_experiment_starts_from_it_and_nothing_plain_is_made_of_it(folders, t
     assert not (tmp_path / "plain").exists()
 
 
-def test_the_card_and_the_description_say_it(folders, capsys):
+def test_the_model_card_and_info_describe_the_projections(folders, capsys):
     card = (folders / "bert/hf/README.md").read_text()
     assert "whose feed-forward layers and attention projections compute for each token only a part" in card
     assert "does not\nknow the type `planer-bert`" in card and "loads the dense network" not in card
@@ -128,7 +128,7 @@ def test_the_card_and_the_description_say_it(folders, capsys):
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_closed_forms_of_flops_agree_with_the_counter(family):
-    """Other widths than d / 2, so that the cost is another than that of the projections."""
+    """The MLPs are narrower than d / 2, so that they cost less than the projections."""
     model, x = replaced(family, width_factor=0.5, replace=("query", "output")), inputs(family)
     model.config._attn_implementation = "eager"  # the counter does not see fused attention on a CPU
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
@@ -141,16 +141,16 @@ def test_closed_forms_of_flops_agree_with_the_counter(family):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_evaluation_counts_what_projections_execute(family, tmp_path):
+def test_evaluation_counts_executed_experts_of_projections(family, tmp_path):
     model, task = converted(family), task_of(family, tmp_path)
     model.config.quantization_config = None
     points = expert_points(model, CONFIG)
-    assert [point.selector for point in points] == ["all", "dynamic_k", "dynamic_k"], "one k fits not all layers"
+    assert [point.selector for point in points] == ["all", "dynamic_k", "dynamic_k"], "no k fits all layers"
     evaluation = evaluate_arm(Arm("toy", "d2dmoe", "experts", model, points), network(family), task, CONFIG)
     check_shape("eval.json", evaluation, "arm")
     full, everything, part = evaluation["rows"]
     flops = evaluation["flops"]
-    assert full["feed_forward_ratio"] == full["network_ratio"] == 1, "MLPs of d / 2 neurons cost as much"
+    assert full["feed_forward_ratio"] == full["network_ratio"] == 1, "MLPs of d / 2 neurons have the same FLOPs"
     assert full["feed_forward_flops"] == flops["feed_forward"] + flops["projections"]
     experts = {layer.name: layer.num_experts for layer in dynamic_layers(model)}
     assert len(experts) == 5 * LAYERS and len(set(experts.values())) == 2

@@ -1,4 +1,4 @@
-"""Attention projections as MLPs: their size, what they learn, and the conversion of what they become."""
+"""MLPs in place of the attention projections of pretrained networks."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def config(steps: int = 4, **changed) -> SiteProjectionConfig:
 
 
 def replaced(family: str, **changed):
-    """A network with untrained MLPs of 8 hidden neurons in the place of its projections."""
+    """A network with untrained MLPs of 8 hidden neurons in place of its projections."""
     model = network(family)
     replace_projections(model, *make_layers(model, config(**changed), torch.Generator().manual_seed(0)))
     return model.eval()
@@ -53,7 +53,7 @@ def test_a_layer_of_width_768_gets_384_hidden_neurons():
     assert hidden_width(768, 768, 1.0) == 384
     weights = 2 * 384 * 768 + 384 + 768
     assert weights == pytest.approx(768 * 768 + 768, rel=1e-3)
-    assert hidden_width(16, 16, 0.01) == 1, "never none"
+    assert hidden_width(16, 16, 0.01) == 1, "at least 1"
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -70,14 +70,14 @@ def test_every_attention_has_four_projections(family):
 @pytest.mark.parametrize(
     ("family", "reason"), [("gpt2", "GPT-2's quality suffers most"), ("llama", "key and value projections are too sm")]
 )
-def test_families_that_lose_by_it_are_refused(family, reason, tmp_path):
+def test_families_that_lose_quality_are_refused(family, reason, tmp_path):
     task = task_of(family, tmp_path, config())
     with pytest.raises(UserError, match=reason):
         distil_projections(network(family), task, config(), Runtime(), Record(Checkpoint(tmp_path / "c", "")))
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_distillation_fits_the_projections_and_changes_nothing_else(family, tmp_path):
+def test_distillation_trains_only_the_projections(family, tmp_path):
     errors = []
     for steps in (1, 60):
         settings = config(steps, weight=0.0, dropout=0.0)
@@ -95,7 +95,7 @@ def test_distillation_fits_the_projections_and_changes_nothing_else(family, tmp_
     assert metrics["error"] == pytest.approx(sum(v for k, v in metrics.items() if k.startswith("error_")) / 4 / LAYERS)
 
 
-def test_a_killed_run_ends_with_the_same_layers(tmp_path):
+def test_an_interrupted_run_resumes_with_the_same_bits(tmp_path):
     results = []
     for name, stops in (("whole", (None,)), ("parts", (3, None))):
         for stop in stops:
@@ -107,7 +107,7 @@ def test_a_killed_run_ends_with_the_same_layers(tmp_path):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_replaced_projections_are_converted_as_other_layers(family, tmp_path):
+def test_replaced_projections_are_converted(family, tmp_path):
     model, task = replaced(family), task_of(family, tmp_path)
     prepare_activation(model, "relu")
     activations = {type(attrgetter(site.adapter.activation)(site.layer)) for site in feed_forward_sites(model)}
@@ -126,7 +126,7 @@ def test_replaced_projections_are_converted_as_other_layers(family, tmp_path):
     assert len(counter.names) == len(dynamic_layers(twin)) and set(counter.per_token().values()) == {1.0}
 
 
-def test_projections_and_layers_are_penalised_as_two_groups(tmp_path):
+def test_the_penalty_is_the_sum_over_layers_and_projections(tmp_path):
     settings = sparsity_config(ramp="none")
     model, task = replaced("vit"), task_of("vit", tmp_path, settings)
     prepare_activation(model, "relu")

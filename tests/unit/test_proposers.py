@@ -1,4 +1,4 @@
-"""Proposers: every network keeps the limits, none comes twice, and the most promising one comes first."""
+"""Proposers of networks: limits, order and repetition."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from planer.search.proposers import PROPOSERS, cuts
 from planer.search.proposers.random import WINDOW, random_network
 
 SIZES = Limit("params", [0, 1, 2, 4, 8, 8, 64, 64], 0, 150, 64, "parameters")
-"""As large as two mixtures of experts and a few others."""
+"""A limit that two mixtures of experts and a few other blocks reach."""
 WORTH = np.random.default_rng(0).normal(size=(8, 8))
-"""Of every option at every position: the planted truth."""
+"""The made-up fall of the loss by every option at every position."""
 
 
-def planted(path) -> float:
+def made_up_loss(path) -> float:
     return -WORTH[range(8), list(path)].sum()
 
 
@@ -38,8 +38,8 @@ def alpha(seed: int = 0) -> torch.Tensor:
 
 @pytest.mark.parametrize("target", [0.3, 0.5, 0.95])
 @pytest.mark.parametrize("name", sorted({*PROPOSERS} - {"argmax"}))
-def test_networks_keep_all_limits_and_come_once(name, target):
-    networks = space(target, alpha=torch.zeros(8, 8), start_loss=planted, supernet_loss=planted, more=[SIZES])
+def test_networks_keep_all_limits_and_do_not_repeat(name, target):
+    networks = space(target, alpha=torch.zeros(8, 8), start_loss=made_up_loss, supernet_loss=made_up_loss, more=[SIZES])
     found = proposed(name, networks, 2 if name == "solver" else 6)
     assert found and len(set(found)) == len(found)
     for options in found:
@@ -49,10 +49,12 @@ def test_networks_keep_all_limits_and_come_once(name, target):
 
 @pytest.mark.parametrize("name", sorted({*PROPOSERS} - {"argmax"}))
 def test_nothing_is_proposed_where_no_network_keeps_the_limits(name):
-    assert proposed(name, space(0.03, alpha=torch.zeros(8, 8), start_loss=planted, supernet_loss=planted)) == []
+    assert (
+        proposed(name, space(0.03, alpha=torch.zeros(8, 8), start_loss=made_up_loss, supernet_loss=made_up_loss)) == []
+    )
 
 
-def test_shallow_cuts_keep_the_first_and_the_last_pair_and_only_whole_pairs():
+def test_shallow_networks_keep_whole_pairs_with_the_first_and_the_last():
     networks = space(0.5)
     found = proposed("shallow", networks)
     assert {len(options) for options in found} == {8}
@@ -68,7 +70,7 @@ def test_shallow_cuts_keep_the_first_and_the_last_pair_and_only_whole_pairs():
 
 
 @pytest.mark.parametrize("target", [0.4, 0.5, 0.7])
-def test_heads_of_a_cut_are_filled_until_nothing_more_fits(target):
+def test_shallow_networks_have_as_many_heads_as_fit(target):
     networks = space(target)
     for options in proposed("shallow", networks):
         names = named(networks, options)
@@ -81,8 +83,8 @@ def test_heads_of_a_cut_are_filled_until_nothing_more_fits(target):
     assert named(networks, whole) == ["attention_8", "feed_forward"] * 4, "the baseline fits a budget of 1"
 
 
-def test_of_two_ways_to_fill_heads_the_better_start_comes_first():
-    """The loss counts the heads of the first or of the last attention block; the rest costs too much."""
+def test_of_two_distributions_of_heads_the_lower_start_loss_is_first():
+    """The loss falls with the heads of the first or of the last attention block."""
     heads = [0, 1, 2, 4, 8, 0, 0, 0]
     for last in (True, False):
         networks = space(0.5, start_loss=lambda path, at=6 if last else 0: -heads[path[at]])
@@ -91,15 +93,15 @@ def test_of_two_ways_to_fill_heads_the_better_start_comes_first():
         assert len(most) == 3 and (most[2] > most[0] if last else most[0] >= most[2]), most
 
 
-def test_narrow_attention_that_was_measured_slower_than_wide_one_is_left_out():
-    """As on a busy machine: one head takes three times as long as eight."""
+def test_attention_with_few_heads_is_left_out_if_it_is_slower():
+    """On a busy machine one head may be measured three times as slow as eight."""
     networks = space(0.6, costs=COSTS | {"attention_1": 0.5})
     found = [named(networks, options) for options in proposed("shallow", networks)]
     assert found and all("attention_1" not in names for names in found)
     assert any("attention_2" in names for names in found)
 
 
-def test_a_cut_never_has_more_heads_than_the_baseline():
+def test_a_shallow_network_never_has_more_heads_than_the_baseline():
     networks = space(1.0, pattern="s4fs2f")
     assert named(networks, proposed("shallow", networks)[0]) == [
         "attention_4",
@@ -109,25 +111,25 @@ def test_a_cut_never_has_more_heads_than_the_baseline():
     ]
 
 
-def test_of_every_depth_the_best_cut_by_the_loss_before_training_comes_first():
-    networks = space(0.5, start_loss=planted)
+def test_depths_alternate_and_each_is_sorted_by_start_loss():
+    networks = space(0.5, start_loss=made_up_loss)
     found = proposed("shallow", networks)
     depth = [sum(options[position] != 0 for position in range(8)) // 2 for options in found]
     number = len(set(depth))
-    assert depth[:number] == [3, 2, 4, 1], "half of four pairs and half a pair more; the deeper of two first"
+    assert depth[:number] == [3, 2, 4, 1], "sorted by distance from 2.5 pairs, the deeper of two first"
     for depth_now in set(depth):
-        losses = [planted(options) for options, own in zip(found, depth, strict=True) if own == depth_now]
+        losses = [made_up_loss(options) for options, own in zip(found, depth, strict=True) if own == depth_now]
         assert losses == sorted(losses)
 
 
-def test_many_pairs_are_looked_at_evenly_and_not_all():
+def test_of_many_pairs_an_even_subset_is_considered():
     networks = space(0.5, pattern="(sf)x16")
     sets = list(cuts.kept_pairs(networks))
     by_count = Counter(len(kept) for kept in sets)
     assert set(by_count) == set(range(1, 17)) and max(by_count.values()) <= cuts.SUBSETS
     assert all(kept[0] == (0, 1) and (len(kept) == 1 or kept[-1] == (30, 31)) for kept in sets)
     middles = Counter(pair for kept in sets if len(kept) == 9 for pair in kept[1:-1])
-    assert len(middles) >= 12, "not always the same pairs"
+    assert len(middles) >= 12, "different pairs"
 
 
 def test_sets_of_pairs_are_those_of_all_combinations():
@@ -150,7 +152,7 @@ def test_pairs_of_a_baseline_that_does_not_alternate():
     assert cuts.pairs(space(pattern="ff")) == [(0, 1)]
 
 
-def test_edited_cuts_have_mixtures_in_the_place_of_feed_forward_layers_or_less_late_attention():
+def test_edited_networks_have_mixtures_or_no_late_attention():
     networks = space(0.7)
     kinds = Counter()
     for options in proposed("edited", networks, 200):
@@ -172,8 +174,8 @@ def test_edited_cuts_have_mixtures_in_the_place_of_feed_forward_layers_or_less_l
     assert set(kinds) == {"early attention", "last", "all"}
 
 
-def test_edits_take_turns_and_each_begins_with_its_best():
-    networks = space(0.6, start_loss=planted)
+def test_edits_alternate_and_each_starts_with_its_lowest_loss():
+    networks = space(0.6, start_loss=made_up_loss)
     found = [named(networks, options) for options in proposed("edited", networks, 200)]
 
     def kind(names) -> str:
@@ -187,11 +189,11 @@ def test_edits_take_turns_and_each_begins_with_its_best():
     options = proposed("edited", networks, 200)
     for number, names in enumerate(found[:3]):
         same = zip(options, found, strict=True)
-        alike = [planted(o) for o, other in same if (kind(other), depth(other)) == (kind(names), depth(names))]
-        assert planted(options[number]) == min(alike)
+        alike = [made_up_loss(o) for o, other in same if (kind(other), depth(other)) == (kind(names), depth(names))]
+        assert made_up_loss(options[number]) == min(alike)
 
 
-def test_a_design_space_without_mixtures_has_less_late_attention_only():
+def test_without_mixtures_edits_only_drop_late_attention():
     networks = space(0.7, options=OPTIONS[:6])
     found = proposed("edited", networks)
     assert found and all("moe" not in name for options in found for name in named(networks, options))
@@ -200,27 +202,27 @@ def test_a_design_space_without_mixtures_has_less_late_attention_only():
 @pytest.mark.parametrize(
     ("option", "dense"), [("sparse_feed_forward_8", "feed_forward"), ("sparse_attention_4", "attention_8")]
 )
-def test_edited_cuts_have_sparse_layers_in_the_place_of_all_dense_ones(option, dense):
+def test_edited_networks_have_sparse_layers_in_place_of_all_dense_ones(option, dense):
     networks = space(0.6, options=(*OPTIONS, option), costs=COSTS | {option: 0.01})
     names = named(networks, proposed("edited", networks)[0])
     assert option in names and dense not in names
     place = 0 if dense == "attention_8" else 1
-    assert set(names[place::2]) <= {option, "skip"}, "in its place alone"
+    assert set(names[place::2]) <= {option, "skip"}, "only in place of the dense layer"
 
 
-def test_a_design_space_without_the_blocks_of_a_cut_has_none():
+def test_a_design_space_without_feed_forward_or_skip():
     without = {name: tuple(option for option in OPTIONS if option != name) for name in ("skip", "feed_forward")}
     assert proposed("shallow", space(0.5, options=without["feed_forward"])) == []
     networks = space(0.5, options=without["skip"])
     whole = proposed("shallow", networks)
-    assert len(whole) == 2, "all pairs with fewer heads, filled in both ways"
+    assert len(whole) == 2, "all pairs with fewer heads, distributed in two ways"
     assert all(named(networks, options)[1::2] == ["feed_forward"] * 4 for options in whole)
 
 
 @pytest.mark.parametrize("target", [0.3, 0.5, 0.75, 0.95])
 @pytest.mark.parametrize("seed", range(3))
-def test_the_solver_uses_its_budget_to_half_a_percent(target, seed):
-    """Also where the architecture weights like cheap options best."""
+def test_the_solver_uses_at_least_99_5_percent_of_its_budget(target, seed):
+    """Also where the architecture weights prefer fast options."""
     weights = alpha(seed) - 60 * torch.tensor([COSTS[name] for name in OPTIONS])
     networks = space(target, alpha=weights, scores="alpha", slack=0.005)
     best = next(PROPOSERS["solver"](networks))
@@ -230,34 +232,34 @@ def test_the_solver_uses_its_budget_to_half_a_percent(target, seed):
     assert best.status == "optimal" and best.gap == 0
 
 
-def test_where_no_network_is_that_close_the_solver_takes_the_closest_step():
-    """Sums of embedding and head, and multiples of 0.1 of a baseline of 0.84: 0.44 is the most within half of it."""
+def test_the_solver_takes_the_closest_network_if_none_is_that_close():
+    """Latencies are 0.04 plus multiples of 0.1, of a baseline of 0.84: 0.44 is the largest within the budget."""
     costs = {"skip": 0.0, "feed_forward": 0.1}
     networks = space(0.55, pattern="f" * 8, options=tuple(costs), costs=costs, alpha=torch.zeros(8, 2), scores="alpha")
     best = next(PROPOSERS["solver"](networks))
     assert sum(best.options) == 4
 
 
-def test_the_solver_finds_a_planted_best_network():
-    """Losses that add up over positions: a round of replace-one scores is exact.  It is the best of many in budget."""
-    networks = space(0.5, alpha=torch.zeros(8, 8), supernet_loss=planted, scores="replace_one", slack=0.005)
+def test_the_solver_finds_the_network_of_the_lowest_loss():
+    """The loss is a sum over positions, so replace-one scores are exact after one round."""
+    networks = space(0.5, alpha=torch.zeros(8, 8), supernet_loss=made_up_loss, scores="replace_one", slack=0.005)
     found = proposed("solver", networks, 3)
     limit = networks.limits[0]
     floor = 0.995 * limit.budget
     several = [
-        planted(options)
+        made_up_loss(options)
         for options in np.random.default_rng(2).integers(8, size=(60_000, 8)).tolist()
         if floor <= limit.of(options) <= limit.budget
     ]
     assert len(several) > 50
-    assert planted(found[0]) == min(entry["supernet_nll"] for entry in networks.incumbents) <= min(several)
+    assert made_up_loss(found[0]) == min(entry["supernet_nll"] for entry in networks.incumbents) <= min(several)
     for entry in networks.incumbents:
         assert floor - 1 <= limit.of(entry["options"]) <= limit.budget
-    assert np.ptp(np.subtract(networks.scores, WORTH), axis=1).max() < 1e-9, "scores are the planted truth"
-    assert planted(found[1]) <= planted(found[2]) and planted(found[1]) >= planted(found[0])
+    assert np.ptp(np.subtract(networks.scores, WORTH), axis=1).max() < 1e-9, "scores are the falls of the loss"
+    assert made_up_loss(found[0]) <= made_up_loss(found[1]) <= made_up_loss(found[2])
 
 
-def test_other_networks_of_the_solver_are_far_enough_apart_and_the_best_that_is_left():
+def test_further_networks_of_the_solver_keep_the_distance_and_have_falling_scores():
     networks = space(0.5, alpha=alpha(), scores="alpha", min_distance=3)
     found = list(itertools.islice(PROPOSERS["solver"](networks), 4))
     pairs = itertools.combinations([candidate.options for candidate in found], 2)
@@ -265,8 +267,8 @@ def test_other_networks_of_the_solver_are_far_enough_apart_and_the_best_that_is_
     assert [c.score for c in found] == sorted((c.score for c in found), reverse=True)
 
 
-def test_the_solver_ends_where_there_are_no_more():
-    """Two positions: one block or none, three networks; the limit leaves the dear one out."""
+def test_the_solver_ends_without_further_networks():
+    """Two positions with a block or none: three of the four networks are within the limit."""
     costs = {"skip": 0.0, "feed_forward": 0.1}
     networks = space(
         0.7, pattern="ff", options=tuple(costs), costs=costs, alpha=torch.zeros(2, 2), scores="alpha", min_distance=1
@@ -274,7 +276,7 @@ def test_the_solver_ends_where_there_are_no_more():
     assert sorted(proposed("solver", networks)) == [(0, 0), (0, 1), (1, 0)]
 
 
-def test_argmax_takes_the_largest_weights_whatever_they_cost():
+def test_argmax_takes_the_largest_weights_at_any_latency():
     weights = alpha(1)
     networks = space(0.3, alpha=weights)
     (options,) = proposed("argmax", networks)
@@ -310,7 +312,7 @@ def limit(costs, budget, fixed=0.5) -> Limit:
 
 
 @pytest.mark.parametrize("costs, budget", [([0.0, 1.0, 1.02, 2.5, 0.4], 5.0), ([0.3, 0.31, 0.9, 0.61], 3.0)])
-def test_every_network_in_the_window_is_drawn_equally_often(costs, budget):
+def test_every_network_in_the_window_is_sampled_equally_often(costs, budget):
     wanted = limit(costs, budget)
     window = [
         path
@@ -318,13 +320,13 @@ def test_every_network_in_the_window_is_drawn_equally_often(costs, budget):
         if (1 - WINDOW) * wanted.budget <= wanted.of(path) <= wanted.budget
     ]
     assert len(window) > 20
-    draws = Counter(tuple(random_network(wanted, 5, seed)) for seed in range(20 * len(window)))
-    assert set(draws) <= set(window)
-    assert chisquare([draws[path] for path in window]).pvalue > 1e-3
+    counts = Counter(tuple(random_network(wanted, 5, seed)) for seed in range(20 * len(window)))
+    assert set(counts) <= set(window)
+    assert chisquare([counts[path] for path in window]).pvalue > 1e-3
 
 
-def test_large_spaces_and_rare_latencies():
-    """32 positions, a latency five standard deviations below the mean."""
+def test_a_rare_latency_in_a_large_space():
+    """32 positions; the latency is five standard deviations below the mean."""
     rare = limit([COSTS[name] for name in OPTIONS], 1.2, fixed=0.04)
     first = random_network(rare, 32, 1)
     assert 0.98 * rare.budget <= rare.of(first) <= rare.budget
@@ -339,7 +341,7 @@ def test_a_window_without_networks_is_one_line():
         random_network(limit([1.0, 2.0], 3.0), 3, 0)
 
 
-def test_random_networks_follow_the_seed_and_use_their_latency():
+def test_random_networks_depend_on_the_seed_and_use_their_budget():
     first, again, other = space(), space(), space()
     other.seed = 8
     found = proposed("random", first, 5)

@@ -1,5 +1,4 @@
-"""Proxy training is the beginning of the real training: interrupted, handed over and taken up, it ends with the same
-bits as a training in one go."""
+"""Proxy training: interrupted, handed over and resumed, it gives the bits of an uninterrupted training."""
 
 from __future__ import annotations
 
@@ -30,7 +29,7 @@ VALID = np.random.default_rng(1).integers(0, 50, 1000).astype(np.uint8)
 TEXTS = Texts(VOCAB_SIZE, TRAIN, VALID)
 NETWORK = CONFIG.model.architecture(VOCAB_SIZE, "sfm1i")
 OTHER = CONFIG.model.architecture(VOCAB_SIZE, "s1fsf")
-KINDS = ("scratch", "live", "cached", "untaught")
+KINDS = ("scratch", "live", "cached", "no_teacher")
 
 
 def parent() -> LanguageModel:
@@ -48,7 +47,7 @@ def cache(tmp_path_factory):
 
 
 def recipe(kind: str, cache=None, seed: int = 5) -> Recipe:
-    """As every job makes it anew."""
+    """A new recipe, as in every job."""
     if kind == "scratch":
         return Recipe(CONFIG.retrain, TEXTS, Runtime(seed=seed))
     return Student(
@@ -57,7 +56,7 @@ def recipe(kind: str, cache=None, seed: int = 5) -> Recipe:
         TEXTS,
         Runtime(seed=seed),
         cache=cache if kind == "cached" else None,
-        taught=kind != "untaught",
+        taught=kind != "no_teacher",
     )
 
 
@@ -67,14 +66,14 @@ def weights(model) -> dict[str, list]:
 
 @pytest.fixture(scope="module")
 def whole(cache, tmp_path_factory):
-    """Trainings in one go."""
+    """Uninterrupted trainings."""
     folder = tmp_path_factory.mktemp("whole")
     return {kind: recipe(kind, cache).train(NETWORK, Record(Checkpoint(folder / kind, "whole"))) for kind in KINDS}
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_proxy_training_handed_over_ends_like_a_training_in_one_go(kind, whole, cache, tmp_path, capsys):
-    """To 25 %, to 50 %, handed over to another job, and to the end.  Another network is trained in between."""
+def test_a_handed_over_proxy_training_equals_an_uninterrupted_one(kind, whole, cache, tmp_path, capsys):
+    """It stops at 25 % and 50 %, and another job finishes it.  Another network is trained in between."""
     proxy = ProxyTraining(recipe(kind, cache), Checkpoint(tmp_path / "choice", "choice"))
     proxy(NETWORK, 0.25), proxy(OTHER, 0.25)
     proxy(NETWORK, 0.5)
@@ -95,20 +94,19 @@ def test_a_proxy_training_handed_over_ends_like_a_training_in_one_go(kind, whole
 
 
 def test_recipes_differ(whole):
-    """A control: what is compared above is no constant."""
-    found = [weights(whole[kind][0]) for kind in ("scratch", "live", "untaught")]
+    """The other tests compare weights: those of different recipes differ."""
+    found = [weights(whole[kind][0]) for kind in ("scratch", "live", "no_teacher")]
     assert found[0] != found[1] != found[2]
 
 
-def test_a_cached_teacher_teaches_like_a_live_one(whole):
-    """To the last bit, over all steps."""
+def test_a_cached_teacher_gives_the_bits_of_a_live_one(whole):
     assert weights(whole["cached"][0]) == weights(whole["live"][0])
     pd.testing.assert_frame_equal(whole["cached"][1], whole["live"][1], check_exact=True)
-    assert whole["live"][1]["divergence"].notna().any() and "divergence" not in whole["untaught"][1]
+    assert whole["live"][1]["divergence"].notna().any() and "divergence" not in whole["no_teacher"][1]
 
 
-def test_its_loss_is_that_of_the_training_at_this_step(tmp_path):
-    """The validation of the whole training at half of its steps reads the same text."""
+def test_the_proxy_loss_equals_the_validation_loss_at_this_step(tmp_path):
+    """Validation after half of the steps reads the same text."""
     config = dataclasses.replace(CONFIG.retrain, eval_steps=CONFIG.retrain.steps // 2)
     whole = Recipe(config, TEXTS, Runtime(seed=5))
     _, history, _ = whole.train(NETWORK, Record(Checkpoint(tmp_path / "whole", "whole")))
@@ -119,7 +117,7 @@ def test_its_loss_is_that_of_the_training_at_this_step(tmp_path):
 
 
 def halving(folder, killed_after: int | None = None):
-    """A halving of three networks, as a job does it; killed after so many rungs of networks."""
+    """Halve three networks; interrupted after ``killed_after`` proxy trainings."""
     networks = [NETWORK, OTHER, CONFIG.model.architecture(VOCAB_SIZE, "sisf")]
     proxy, done = ProxyTraining(recipe("live"), Checkpoint(folder, "choice")), []
 
@@ -133,8 +131,8 @@ def halving(folder, killed_after: int | None = None):
 
 
 @pytest.mark.parametrize("killed_after", [1, 4])
-def test_a_halving_that_was_killed_ends_like_one_that_was_not(killed_after, tmp_path):
-    """Also where some networks were further than the rung that is asked for again."""
+def test_an_interrupted_halving_gives_the_same_bits(killed_after, tmp_path):
+    """Also if some networks are beyond the rung that is repeated."""
     expected, _, _ = halving(tmp_path / "straight")
     with pytest.raises(KeyboardInterrupt):
         halving(tmp_path / "killed", killed_after)
@@ -154,37 +152,37 @@ def test_a_halving_that_was_killed_ends_like_one_that_was_not(killed_after, tmp_
     assert repr(handed[0]) == repr(handed[1])
 
 
-def test_the_loss_of_a_rung_is_kept_when_the_training_goes_on(tmp_path):
+def test_the_loss_of_an_earlier_rung_is_stored(tmp_path):
     first = ProxyTraining(recipe("scratch"), Checkpoint(tmp_path, "choice"))
     early, late = first(NETWORK, 0.1), first(NETWORK, 0.5)
     again = ProxyTraining(recipe("scratch"), Checkpoint(tmp_path, "choice"))
     assert again(NETWORK, 0.1) == early != late == again(NETWORK, 0.5)
 
 
-def test_nothing_is_trained_twice(tmp_path, capsys):
+def test_no_network_is_trained_twice(tmp_path, capsys):
     halving(tmp_path)
     capsys.readouterr()
     expected, proxy, networks = halving(tmp_path)
-    assert "resuming" not in capsys.readouterr().err, "losses are read"
+    assert "resuming" not in capsys.readouterr().err, "losses are stored"
     assert proxy.seconds_now == 0 and proxy.seconds_without(networks[0]) > 0
     proxy.delete()
     assert not list(tmp_path.rglob("*.safetensors"))
 
 
-def test_the_seconds_of_other_networks_are_the_cost_of_the_choice(tmp_path):
+def test_the_seconds_of_a_choice_are_those_of_the_other_networks(tmp_path):
     proxy = ProxyTraining(recipe("scratch"), Checkpoint(tmp_path, "choice"))
     proxy(NETWORK, 0.1), proxy(OTHER, 0.1)
     assert proxy.seconds_without(NETWORK) + proxy.seconds_without(OTHER) == pytest.approx(proxy.seconds_now)
     assert 0 < proxy.seconds_without(NETWORK) < proxy.seconds_now
 
 
-def test_a_share_of_nearly_nothing_is_one_step(tmp_path):
+def test_a_tiny_share_is_one_step(tmp_path):
     proxy = ProxyTraining(recipe("scratch"), Checkpoint(tmp_path, "choice"))
     assert [proxy.steps(share) for share in (1e-6, 0.25, 0.5, 1.0)] == [1, 8, 15, 30]
     assert proxy(NETWORK, 1e-6).mean == pytest.approx(proxy.reference(recipe("scratch").start(NETWORK)), rel=0.05)
 
 
-def test_another_network_in_its_place_does_not_resume(tmp_path, capsys):
+def test_another_network_does_not_resume(tmp_path, capsys):
     ProxyTraining(recipe("scratch"), Checkpoint(tmp_path, "choice"))(NETWORK, 0.1)
     capsys.readouterr()
     loss = ProxyTraining(recipe("scratch"), Checkpoint(tmp_path, "choice"))(OTHER, 0.1)
@@ -192,8 +190,8 @@ def test_another_network_in_its_place_does_not_resume(tmp_path, capsys):
     assert loss == ProxyTraining(recipe("scratch"), Checkpoint(tmp_path / "fresh", "choice"))(OTHER, 0.1)
 
 
-def test_the_loss_before_training_is_that_of_the_start():
-    """The parent's own network starts where the parent is."""
+def test_the_loss_before_training_is_that_of_the_initial_weights():
+    """A network of the parent's blocks has the parent's loss."""
     student = recipe("live")
     proxy = ProxyTraining(student, Checkpoint("unused", "choice"))
     baseline = CONFIG.model.architecture(VOCAB_SIZE, CONFIG.patterns.baseline)
@@ -201,21 +199,8 @@ def test_the_loss_before_training_is_that_of_the_start():
     assert proxy.untrained(NETWORK, VALID[:300]) == proxy.untrained(NETWORK, VALID[:300])
 
 
-def test_a_training_that_has_begun_is_not_taken_up_again(tmp_path):
-    first, second = (Checkpoint(tmp_path / name, name) for name in ("first", "second"))
-    first.save({"a": torch.ones(2)}, {"step": 1})
-    first.hand_over(tmp_path / "handed")
-    second.save({"a": torch.zeros(2)}, {"step": 2})
-    second.take_up(tmp_path / "handed")
-    assert second.load()[1] == {"step": 2}
-    second.delete()
-    second.take_up(tmp_path / "handed")
-    tensors, values = second.load()
-    assert values == {"step": 1} and tensors["a"].tolist() == [1, 1]
-
-
 @pytest.mark.parametrize("damage", [lambda data: data[:-3], lambda data: data[:-1] + bytes([data[-1] ^ 1])])
-def test_a_damaged_hand_over_is_one_line(damage, tmp_path):
+def test_a_damaged_handed_over_checkpoint_is_one_line(damage, tmp_path):
     first, second = (Checkpoint(tmp_path / name, name) for name in ("first", "second"))
     first.save({"a": torch.ones(2)}, {"step": 1})
     first.hand_over(tmp_path / "handed")

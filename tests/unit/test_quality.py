@@ -1,4 +1,4 @@
-"""Quality: against one forward pass per token, and what the protocols promise."""
+"""Quality by the two evaluation protocols."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def text() -> np.ndarray:
 
 
 def one_pass_per_token(model: LanguageModel, text: np.ndarray, batch: int, **options) -> float:
-    """Mean nll of every token but each stream's first, each from a pass of its own over mem_len + 1 tokens."""
+    """Mean nll of all tokens but the first of a stream, each from one pass over mem_len + 1 tokens."""
     length = len(text) // batch
     used = torch.from_numpy(text[: batch * length].astype(np.int64))
     total = 0.0
@@ -46,8 +46,8 @@ def one_pass_per_token(model: LanguageModel, text: np.ndarray, batch: int, **opt
 
 
 @pytest.mark.parametrize("clamp_len", [0, 5])
-def test_final_protocol_is_one_pass_per_token(text, clamp_len):
-    """With one attention block, a token's prediction depends on mem_len + 1 inputs and nothing else."""
+def test_final_protocol_equals_one_pass_per_token(text, clamp_len):
+    """With one attention block, a prediction depends on mem_len + 1 inputs only."""
     model = network()
     with torch.no_grad():
         expected = one_pass_per_token(model, text, 3, clamp_len=clamp_len)
@@ -62,14 +62,14 @@ def test_final_protocol_does_not_depend_on_segment_length(text):
     assert found == pytest.approx([found[0]] * 4, rel=1e-12)
 
 
-def test_train_protocol_does(text):
+def test_train_protocol_depends_on_segment_length(text):
     train = dataclasses.replace(FINAL, same_length=False)
     model = network()
     found = [quality(model, text, dataclasses.replace(train, tgt_len=n), CPU)["nll"] for n in (4, 16)]
     assert abs(found[0] - found[1]) > 1e-4
 
 
-def test_network_that_knows_nothing_scores_the_vocabulary(text):
+def test_a_network_of_zeros_has_uniform_probabilities(text):
     model = network()
     for parameter in (model.embedding.weight, model.head.bias):
         torch.nn.init.zeros_(parameter)
@@ -79,7 +79,7 @@ def test_network_that_knows_nothing_scores_the_vocabulary(text):
     assert found["ppl"] == pytest.approx(11)
 
 
-def test_units():
+def test_a_score_in_its_unit():
     found = {"nll": 2.0, "bpc": 2.9, "ppl": 7.4, "tokens": 5}
     assert in_unit(found, "bpc") == {"nll": 2.0, "bpc": 2.9, "tokens": 5}
     assert in_unit(found, "ppl") == {"nll": 2.0, "ppl": 7.4, "tokens": 5}
@@ -96,5 +96,5 @@ def test_units():
         ("", "my.txt", "folder/tokenizer.json", "ppl"),
     ],
 )
-def test_a_token_of_one_byte_is_counted_in_bits(dataset, text, tokenizer, unit):
+def test_the_unit_is_bpc_for_bytes_and_ppl_for_other_tokens(dataset, text, tokenizer, unit):
     assert unit_of(DataConfig(dataset, text, tokenizer)) == unit

@@ -1,4 +1,4 @@
-"""Real networks and data, where make assets has put them: pytest -m assets."""
+"""Real networks and data, which make assets fetches.  Run with pytest -m assets."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def asset(name: str):
 
 
 @torch.no_grad()
-def test_minilm_knows_paraphrases_with_its_neurons_sorted_into_experts():
+def test_minilm_recognises_paraphrases_also_with_sorted_neurons():
     folder = check_folder(asset("minilm"), "sequence_classification")
     model, tokenizer = load_model(folder, labels=("no", "yes")), load_tokenizer(folder)
     texts = ["A man is eating food.", "Someone has a meal.", "The stock market fell sharply."]
@@ -39,8 +39,8 @@ def test_minilm_knows_paraphrases_with_its_neurons_sorted_into_experts():
         return F.normalize((hidden * real).sum(1) / real.sum(1), dim=-1)
 
     before = embeddings()
-    likeness = before @ before.T
-    assert likeness[0, 1] > 0.5 > 0.2 > likeness[0, 2]
+    similarity = before @ before.T
+    assert similarity[0, 1] > 0.5 > 0.2 > similarity[0, 2]
     sites = feed_forward_sites(model)
     assert len(sites) == 6 and sites[0].activation == "gelu"
     labels = cluster_neurons(sites[3].weights().w1, 96, 0, 1, 3)
@@ -64,27 +64,27 @@ def test_smollm2_predicts_real_text():
     ("name", "labels", "train", "test"),
     [("20newsgroups", 20, 11_293, 7_528), ("reuters-r8", 8, 5_485, 2_189), ("reuters-r52", 52, 6_532, 2_568)],
 )
-def test_news_by_topic(name, labels, train, test):
+def test_sizes_of_labelled_news(name, labels, train, test):
     examples = read_labelled(asset(name) / "train.tsv")
     assert len(examples) == train and len(examples.label_names) == labels
     assert len(read_labelled(asset(name) / "test.tsv", label_names=examples.label_names)) == test
     assert not any(re.search(r"[^a-z ]", text) for text in examples.inputs[:500]), "text8's alphabet"
 
 
-def test_film_reviews_by_sentiment():
+def test_sizes_of_film_reviews():
     parts = [read_labelled(asset("movie-sentiment") / f"{split}.tsv") for split in SPLITS]
     assert sum(map(len, parts)) == 10_568 and {part.label_names for part in parts} == {("negative", "positive")}
     assert all(0.4 < part.labels.mean() < 0.6 for part in parts)
 
 
-def test_fashion_mnist():
+def test_sizes_of_fashion_mnist():
     folder = asset("fashion-mnist")
     train, test = (read_labelled(folder / f"{name}-images-idx3-ubyte.gz") for name in ("train", "t10k"))
     assert train.inputs.shape == (60_000, 28, 28, 1) and test.inputs.shape == (10_000, 28, 28, 1)
     assert np.bincount(train.labels).tolist() == [6_000] * 10 and np.bincount(test.labels).tolist() == [1_000] * 10
 
 
-def test_gpt2_vocabulary():
+def test_ids_of_the_gpt2_tokenizer():
     transformers = pytest.importorskip("transformers")
     tokenizer = transformers.GPT2Tokenizer.from_pretrained(asset("gpt2-tokenizer"))
     assert tokenizer("Hello world").input_ids == [15496, 995] and len(tokenizer) == 50_257

@@ -1,4 +1,4 @@
-"""How networks are trained: from random weights, or from the baseline's weights with the baseline as the teacher."""
+"""Training from random weights, and of students of a parent."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def test_a_student_starts_from_its_parent():
     assert weights(exact) == weights(parent())
 
 
-def test_noise_on_experts_comes_with_the_seed():
+def test_noise_on_experts_depends_on_the_seed():
     noisy = dataclasses.replace(DISTILL, expert_noise=0.1)
     first, again = (student(noisy).start(architecture(*NETWORK)) for _ in range(2))
     other = Student(parent(), noisy, TEXTS, Runtime(seed=2)).start(architecture(*NETWORK))
@@ -78,7 +78,7 @@ def test_noise_on_experts_comes_with_the_seed():
     assert not torch.equal(experts[0][0], experts[0][1])
 
 
-def test_one_recipe_trains_one_network_after_the_other_as_if_it_were_the_first(result, tmp_path):
+def test_the_second_network_of_a_recipe_gives_the_bits_of_the_first(result, tmp_path):
     recipe = student()
     recipe.train(architecture(*BLOCKS), Record(Checkpoint(tmp_path / "first", "test")))
     model, history, _ = trained(recipe, tmp_path / "second")
@@ -86,7 +86,7 @@ def test_one_recipe_trains_one_network_after_the_other_as_if_it_were_the_first(r
     pd.testing.assert_frame_equal(history, result[1], check_exact=True)
 
 
-def test_a_student_learns_the_same_from_a_file(result, tmp_path):
+def test_a_cached_teacher_gives_the_same_bits(result, tmp_path):
     cache = tmp_path / "logits.safetensors"
     write_cache(cache, parent(), TEXT, DISTILL, SEEDED)
     recipe = student(cache=cache)
@@ -99,8 +99,8 @@ def test_a_student_learns_the_same_from_a_file(result, tmp_path):
 
 
 @pytest.mark.parametrize("until", [1, 4, 7])
-def test_a_student_that_stopped_early_goes_on_to_the_same_bits(result, tmp_path, until):
-    """With the teacher beside it, whose memory is in the checkpoint; in another recipe, as in another job."""
+def test_an_interrupted_student_resumes_with_the_same_bits(result, tmp_path, until):
+    """With a live teacher, whose memory is in the checkpoint, and a new recipe, as in another job."""
     trained(student(), tmp_path, until=until)
     model, history, metrics = trained(student(), tmp_path)
     assert weights(model) == weights(result[0])
@@ -109,8 +109,8 @@ def test_a_student_that_stopped_early_goes_on_to_the_same_bits(result, tmp_path,
 
 
 @pytest.mark.parametrize("options", [{"taught": False}, {"config": dataclasses.replace(DISTILL, weight=0.0)}])
-def test_without_a_teacher_it_is_cross_entropy_alone(result, tmp_path, options):
-    """From the parent's weights all the same; a file of logits is not even opened."""
+def test_without_a_teacher_the_loss_is_cross_entropy(result, tmp_path, options):
+    """The initial weights are the parent's; the file of logits is not opened."""
     model, history, _ = trained(student(**options, cache=tmp_path / "absent"), tmp_path)
 
     class Started(Recipe):
@@ -125,7 +125,7 @@ def test_without_a_teacher_it_is_cross_entropy_alone(result, tmp_path, options):
     pd.testing.assert_frame_equal(history, plain, check_exact=True)
 
 
-def test_scores_are_those_of_validation_by_segment(result):
+def test_scores_equal_validation_by_segment(result):
     nll, tokens = student().scored(result[0], VALID)
     protocol = Protocol(VALID_BATCH, CONFIG.tgt_len, CONFIG.mem_len)
     expected, counts = segment_nll(result[0], VALID, protocol, SEEDED)

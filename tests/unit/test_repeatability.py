@@ -1,4 +1,4 @@
-"""Repeats of a search: agreement, spread, and the test that the network is no worse than the baseline."""
+"""Repeats of a search: agreement, spread, and the test of non-inferiority to the baseline."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from planer.report.repeatability import repeatability_section
 VARIANT, BASELINE = [1.62, 1.60, 1.61], [1.600, 1.605, 1.592]
 
 
-def test_agreement_by_hand():
+def test_agreement_of_three_choices():
     choices = [
         ["skip", "moe_top1", "attention_1"],
         ["skip", "moe_top1", "attention_2"],
@@ -37,7 +37,7 @@ def test_agreement_by_hand():
     assert agreement(choices) == {"mean": pytest.approx(4 / 9), "positions": [1, pytest.approx(1 / 3), 0]}
 
 
-def test_spread_by_hand():
+def test_spread_of_three_values():
     values = spread([1.0, 2.0, 6.0])
     assert values == {
         "mean": 3,
@@ -50,15 +50,15 @@ def test_spread_by_hand():
 
 @pytest.mark.parametrize("factor", [1.0, 1.005, 1.1])
 @pytest.mark.parametrize("variant, baseline", [(VARIANT, BASELINE), ([3.0, 5.0], [4.0, 4.1, 3.7, 4.4])])
-def test_welch_is_that_of_the_scaled_baseline(variant, baseline, factor):
+def test_welch_equals_scipy_with_a_scaled_baseline(variant, baseline, factor):
     expected = ttest_ind(variant, factor * np.array(baseline), equal_var=False, alternative="less")
     assert welch(variant, baseline, factor) == pytest.approx(
         (expected.statistic, expected.df, expected.pvalue), rel=1e-9
     )
 
 
-def test_the_test_by_hand():
-    """A baseline without noise leaves Student's test of the variant's mean 2.5 against the limit 2.75."""
+def test_non_inferiority_to_a_constant_baseline():
+    """It is Student's test of the variant's mean, 2.5, against the limit 2.75."""
     found = non_inferiority([2.0, 2.5, 3.0], [2.5, 2.5, 2.5], margin=0.1, alpha=0.05, power=0.8)
     error = 0.5 / math.sqrt(3)
     assert found["estimate"] == 0 and found["n"] == {"variant": 3, "baseline": 3}
@@ -69,7 +69,7 @@ def test_the_test_by_hand():
     assert non_inferiority([2.49, 2.5, 2.51], [2.5] * 3, 0.1, 0.05, 0.8)["verdict"] == "non-inferior"
 
 
-def test_the_bound_is_below_the_margin_when_the_test_rejects():
+def test_the_bound_is_below_the_margin_if_and_only_if_the_test_rejects():
     random = np.random.default_rng(0)
     verdicts = set()
     for _ in range(60):
@@ -81,11 +81,11 @@ def test_the_bound_is_below_the_margin_when_the_test_rejects():
     assert len(verdicts) == 2
 
 
-def test_a_baseline_of_unknown_sign_bounds_nothing():
+def test_a_baseline_of_unknown_sign_gives_no_bound():
     assert upper_bound([1.0, 1.1], [0.1, 2.0], alpha=0.05) is None
 
 
-def test_repeats_that_are_all_the_same_are_a_mistake():
+def test_repeats_without_variance_are_refused():
     with pytest.raises(UserError, match="same quality"):
         welch([1.6, 1.6], [1.6, 1.6], 1.005)
 
@@ -99,7 +99,7 @@ def rejected(random, repeats, variant_mean, variant_sd, baseline_sd, margin, exp
 
 @pytest.mark.parametrize("repeats, variant_sd, baseline_sd", [(3, 0.004, 0.004), (3, 0.008, 0.002), (10, 0.01, 0.003)])
 def test_size_by_simulation(repeats, variant_sd, baseline_sd):
-    """A variant that is worse by just the margin passes in at most 5 % of the experiments, and Welch wastes little."""
+    """A variant that is worse by exactly the margin passes in about 5 % of the experiments."""
     size = rejected(np.random.default_rng(1), repeats, 1.005, variant_sd, baseline_sd, 0.005)
     assert 0.025 < size < 0.065
 
@@ -115,7 +115,7 @@ def test_power_by_simulation(repeats, variant_sd, baseline_sd):
     )
 
 
-def test_repeats_needed_are_the_fewest():
+def test_repeats_needed_are_the_smallest_number():
     needed = repeats_needed(VARIANT, BASELINE, margin=0.005, alpha=0.05, power=0.8)
     assert 3 < needed < 50
     variances = np.var(VARIANT, ddof=1), np.var(BASELINE, ddof=1)
@@ -126,7 +126,7 @@ def test_repeats_needed_are_the_fewest():
     assert rejected(np.random.default_rng(3), needed, 1.0, *deviations, 0.005) == pytest.approx(at, abs=0.01)
 
 
-def test_two_repeats_are_enough_without_noise_and_none_for_no_margin():
+def test_repeats_needed_with_little_noise_and_with_a_tiny_margin():
     quiet = [1.0, 1.0 + 1e-9]
     assert repeats_needed(quiet, quiet, margin=0.005, alpha=0.05, power=0.8) == 2
     assert repeats_needed([1.0, 2.0], [1.0, 2.0], margin=1e-6, alpha=0.05, power=0.8) is None
@@ -145,7 +145,7 @@ def report() -> dict:
     return repeatability(experiment().repeatability, variant, baseline)
 
 
-def test_the_report_reads_evaluations(report, tmp_path):
+def test_values_of_the_report(report, tmp_path):
     assert report["experiment"] == "demo" and report["variant"] == "target_0.5"
     assert report["networks"][2] == {"variant": "target_0.5-seed2", "pattern": "s4fim2s2i(f)x2"}
     assert report["agreement"]["positions"] == [1, 1, 1, pytest.approx(1 / 3), 1, 1, 1, pytest.approx(1 / 3)]
@@ -160,7 +160,7 @@ def test_the_report_reads_evaluations(report, tmp_path):
     write_json(tmp_path / "repeatability.json", report)
 
 
-def test_the_section_says_what_was_found(report):
+def test_text_and_tables_of_the_section(report):
     page = repeatability_section(report)
     assert "same block at 83% of the positions" in page["text"] and "not shown to be non-inferior" in page["text"]
     assert page["tables"][0]["rows"][4]["cells"] == [
@@ -186,7 +186,7 @@ def test_the_section_says_what_was_found(report):
         ("alpha", -0.1, "above 0"),
     ],
 )
-def test_settings_that_make_no_sense(key, value, words):
+def test_wrong_settings_are_refused(key, value, words):
     with pytest.raises(UserError, match=words) as error:
         experiment(repeatability={key: value})
     assert "repeatability" in str(error.value) and "\n" not in str(error.value)

@@ -1,4 +1,4 @@
-"""Replace-one scores: what they measure on a real supernet, and that a planted best network is found with them."""
+"""Replace-one scores, on a supernet and on made-up losses."""
 
 from __future__ import annotations
 
@@ -47,8 +47,7 @@ def real_loss(supernet):
     return SupernetLoss(supernet, text(), CONFIG.search, Runtime())
 
 
-def test_a_path_scores_what_the_network_of_its_blocks_scores(supernet):
-    """Against a plain network with the same blocks, and a mean taken here."""
+def test_the_loss_of_a_path_equals_that_of_the_network_of_its_blocks(supernet):
     path = [2, 3, 0, 4]
     blocks = [block.options[i] for block, i in zip(supernet.blocks, path, strict=True)]
     network = LanguageModel(supernet.architecture, blocks).eval()
@@ -65,7 +64,7 @@ def test_a_path_scores_what_the_network_of_its_blocks_scores(supernet):
     assert real_loss(supernet)(path) == pytest.approx(total / count, rel=1e-6)
 
 
-def test_scores_are_falls_of_the_loss(supernet):
+def test_scores_are_reductions_of_the_loss(supernet):
     loss, incumbent = real_loss(supernet), [2, 3, 1, 0]
     scores = replace_one_scores(loss, incumbent, len(OPTIONS))
     assert scores.shape == (4, len(OPTIONS))
@@ -75,8 +74,8 @@ def test_scores_are_falls_of_the_loss(supernet):
 
 
 @pytest.mark.parametrize("norm", ["post", "pre"])
-def test_what_calls_have_in_common_changes_no_loss(norm):
-    """Paths in an order that keeps, extends and drops what is kept, each against an object of its own."""
+def test_stored_activations_change_no_loss(norm):
+    """The order of the paths uses, extends and drops the stored activations."""
     config = experiment(model={"norm": norm})
     supernet = build_supernet(config, VOCAB_SIZE)
     initialise(supernet, torch.Generator().manual_seed(0))
@@ -97,7 +96,7 @@ def test_blocks_before_a_switch_run_once(supernet):
     loss([0, 0, 0, 0])
     once, switches = runs[0], len(OPTIONS) - 1
     replace_one_scores(loss, [0, 0, 0, 0], len(OPTIONS))
-    # Twice for the incumbent; for all switches at a block and before it; and twice until what is behind it is kept.
+    # Runs of a block: those of the incumbent, those of all switches at it and before it, and those that fill the store.
     assert [count / once for count in runs] == [4 + switches, 4 + 2 * switches, 4 + 3 * switches, 2 + 4 * switches]
 
 
@@ -116,8 +115,8 @@ def within(target: float) -> list[tuple[int, ...]]:
 
 @pytest.mark.parametrize("seed", range(20))
 @pytest.mark.parametrize("target", [0.3, 0.5, 0.8])
-def test_the_planted_best_network_is_found_where_the_architecture_weights_mislead(seed, target):
-    """Losses that add up over positions; architecture weights that know nothing of them."""
+def test_the_lowest_loss_is_found_with_misleading_architecture_weights(seed, target):
+    """The loss is a sum over positions; the architecture weights are random."""
     random = np.random.default_rng(seed)
     worth = random.normal(size=(4, len(OPTIONS)))
 
@@ -135,7 +134,7 @@ def test_the_planted_best_network_is_found_where_the_architecture_weights_mislea
 
 @pytest.mark.parametrize("seed", range(20))
 def test_the_choice_is_never_worse_than_any_incumbent(seed):
-    """Also where options depend on each other, so that single switches do not add up."""
+    """Also if the loss is no sum over positions."""
     random = np.random.default_rng(seed)
     worth, pairs = random.normal(size=(4, len(OPTIONS))), 2 * random.normal(size=(len(OPTIONS), len(OPTIONS)))
 
@@ -152,7 +151,7 @@ def test_the_choice_is_never_worse_than_any_incumbent(seed):
 
 @pytest.fixture(scope="module")
 def trained() -> tuple[Supernet, np.ndarray]:
-    """A supernet that has learned to count, all options equally often, and what it has learned from."""
+    """A supernet trained to count with all options equally often, and its text."""
     counting = np.arange(4000, dtype=np.uint8) % 50
     supernet = build_supernet(CONFIG, VOCAB_SIZE)
     initialise(supernet, torch.Generator().manual_seed(0))
@@ -171,8 +170,8 @@ def trained() -> tuple[Supernet, np.ndarray]:
 
 @pytest.mark.parametrize("position", range(4))
 @pytest.mark.parametrize("target", [0.4, 0.6, 1])
-def test_an_option_made_useless_is_never_chosen(trained, target, position):
-    """Feed-forward layers that put out noise, and architecture weights that want one of them and nothing else."""
+def test_a_useless_option_is_not_chosen(trained, target, position):
+    """Feed-forward layers output noise; the architecture weights prefer one of them."""
     supernet, counting = trained
     useless = OPTIONS.index("feed_forward")
     for block in supernet.blocks:
@@ -185,8 +184,8 @@ def test_an_option_made_useless_is_never_chosen(trained, target, position):
     assert useless not in choice.options
 
 
-def test_a_useless_option_is_chosen_where_nothing_else_fits():
-    """Only the useless option is within the budget at every position but one."""
+def test_a_useless_option_is_chosen_if_nothing_else_fits():
+    """The budget leaves room for one useful option."""
     costs = {"attention_8": 0.5, "feed_forward": 0.1}
 
     def loss(path):

@@ -1,4 +1,4 @@
-"""The comparison, the figures and the report, from made-up evaluations."""
+"""Comparison, figures and report, from made-up evaluations."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def table() -> LatencyTable:
         "feed_forward": 0.8,
         "moe_top2": 1.9,
     }
-    usual = [
+    balanced = [
         {"option": option, "attention": mode, "routing": "balanced"} | shape | spread(ms * factor)
         for mode, factor in (("cached", 1), ("recompute", 1.4))
         for option, ms in costs.items()
@@ -53,7 +53,7 @@ def table() -> LatencyTable:
         {"option": "moe_top2", "attention": "cached", "routing": routing} | shape | spread(ms)
         for routing, ms in (("skewed", 2.2), ("one", 1.1))
     ]
-    return LatencyTable(pd.DataFrame(usual + uneven), shape, {})
+    return LatencyTable(pd.DataFrame(balanced + uneven), shape, {})
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +74,7 @@ def additivity() -> dict:
 
 @pytest.fixture
 def write(table, additivity, tmp_path):
-    """A function that draws evaluations and writes their report, and what else to draw it from."""
+    """A function that draws evaluations and writes their report."""
 
     def report(evaluations: list[dict], folder: Path = tmp_path, analyses=(), **overlay) -> Path:
         facts, page = additivity | overlay, folder / "report.html"
@@ -86,7 +86,7 @@ def write(table, additivity, tmp_path):
 
 @pytest.fixture
 def text(additivity):
-    """A function that gives the text of a report without figures, which take their time to draw."""
+    """A function that returns the text of a report without figures, which take long to draw."""
 
     def shown(evaluations: list[dict], analyses=(), **overlay) -> str:
         return "".join(parse(render(evaluations, additivity | overlay, {}, analyses)).text)
@@ -111,7 +111,7 @@ def test_comparison_has_a_row_per_variant(evaluations):
     assert found["search_ratio"] == 1.5 and math.isnan(table.loc["par", "search_ratio"])
 
 
-def test_comparison_tells_methods_starts_and_repeats_apart(evaluations):
+def test_comparison_has_method_start_and_repeat(evaluations):
     names = ["baseline", "target_0.5-scratch-seed2", "random_0.5_3", "par_search"]
     table = compare([evaluations[0] | {"variant": name} for name in names])
     found = table[["method", "start", "repeat"]].itertuples(index=False, name=None)
@@ -137,7 +137,7 @@ def test_comparison_takes_evaluations_that_lack_fields(evaluations, tmp_path):
     table.to_parquet(tmp_path / "comparison.parquet")
 
 
-def test_comparison_says_what_chose_and_what_the_chosen_threshold_costs(evaluations):
+def test_comparison_has_the_choice_and_its_threshold(evaluations):
     evaluations[2]["selection"] = SELECTION | {"chosen_by": "proxy training", "source": "random", "solver": None}
     table = compare(evaluations).set_index("variant")
     assert tuple(table.loc["target_0.5", ["chosen_by", "source"]]) == ("proxy training", "random")
@@ -149,8 +149,8 @@ def test_comparison_says_what_chose_and_what_the_chosen_threshold_costs(evaluati
         assert found[f"dynamic_{name}"] == chosen[name]
 
 
-def test_a_random_winner_is_not_reported_as_the_solvers(evaluations, text):
-    """The solver's score of a network that it did not find is no reason why it was chosen."""
+def test_a_chosen_random_network_is_not_reported_as_the_solvers(evaluations, text):
+    """The solver also scores networks that it did not propose."""
     candidates = [
         {"pattern": pattern, "source": source, "status": status, "score": 0.1, "estimated": 0.5, "measured": 0.5}
         | {"supernet_nll": 2.0, "proxy_share": 1.0, "proxy_nll": nll}
@@ -159,8 +159,8 @@ def test_a_random_winner_is_not_reported_as_the_solvers(evaluations, text):
             (evaluations[2]["architecture"]["pattern"], "random", None, 1.8),
         )
     ]
-    how = {"chosen_by": "proxy training", "source": "random", "status": None, "gap": None}
-    evaluations[2]["selection"] = SELECTION | how | {"candidates": candidates}
+    choice = {"chosen_by": "proxy training", "source": "random", "status": None, "gap": None}
+    evaluations[2]["selection"] = SELECTION | choice | {"candidates": candidates}
     jsonschema.Draft202012Validator(SCHEMA).validate(evaluations[2])
     page = text(evaluations[:3])
     assert "random network, by proxy training of 2 candidates" in page
@@ -204,12 +204,12 @@ def parse(source: str) -> Page:
     return page
 
 
-def test_analyses_stand_before_the_provenance(evaluations, text):
+def test_analyses_come_before_the_provenance(evaluations, text):
     page = text(evaluations, [section("Repeats", "Three of them.", "", grid(["seed"], [["1"]]))])
     assert page.index("Dynamic k") < page.index("Three of them.") < page.index("Where the numbers come from.")
 
 
-def test_report_needs_nothing_else(evaluations, write, tmp_path):
+def test_report_refers_to_no_other_files(evaluations, write, tmp_path):
     page = parse(write(evaluations).read_text())
     assert page.references and all(reference.startswith("#") for reference in page.references)
     assert {reference[1:] for reference in page.references} <= set(page.ids)
@@ -225,13 +225,13 @@ def test_report_needs_nothing_else(evaluations, write, tmp_path):
     assert "search cost, wanted at most 1" in text and "1.50" in text
 
 
-def test_report_says_which_bars_are_missed_and_which_were_loosened(evaluations, text):
+def test_report_names_missed_and_loosened_bars(evaluations, text):
     page = text(evaluations, bar={"pearson_r": 0.95, "mape": 0.02, "max_ape": 0.1})
     assert "Missed: mean error." in page
     assert "Bars were loosened: Pearson r 0.9500 instead of 0.9900, largest error 10.0% instead of 8.0%." in page
 
 
-def test_report_is_the_same_every_time(evaluations, write, tmp_path):
+def test_report_has_the_same_bytes_every_time(evaluations, write, tmp_path):
     for folder in (tmp_path / "a", tmp_path / "b"):
         write(evaluations, folder)
     files = sorted(path.relative_to(tmp_path / "a") for path in (tmp_path / "a").rglob("*.*"))
@@ -249,13 +249,13 @@ def test_report_escapes_text(evaluations, write):
     assert "".join(parse(path.read_text()).text).count(hostile) >= 4
 
 
-def test_report_of_one_network_that_nothing_was_converted_in(evaluations, write, tmp_path):
+def test_report_of_one_network_without_converted_layers(evaluations, write, tmp_path):
     page = write(evaluations[3:], networks=[])
     assert not (tmp_path / "figures/dynamic_k.svg").exists()
     parse(page.read_text())
 
 
-def test_report_begins_with_the_verdicts_and_names_files(evaluations, text):
+def test_report_starts_with_the_verdicts_and_names_files(evaluations, text):
     page = text(evaluations)
     for name, *_ in VARIANTS:
         assert page.index("Verdict") < page.index(name) < page.index("What to try")
@@ -263,7 +263,7 @@ def test_report_begins_with_the_verdicts_and_names_files(evaluations, text):
     assert page.index("What to try") < page.index("routers/model.safetensors") < page.index("How every network was")
 
 
-def test_the_lines_that_load_a_network_run_as_printed(evaluations, additivity, tmp_path, monkeypatch, capsys):
+def test_the_code_that_loads_a_network_runs(evaluations, additivity, tmp_path, monkeypatch, capsys):
     network = LanguageModel(Architecture(20, 32, (Attention(2, 16), FeedForward(48))))
     initialise(network, torch.Generator().manual_seed(0))
     save(network, tmp_path / "results/demo/par/routers")
@@ -283,7 +283,7 @@ def test_every_figure_has_a_caption_in_snakemakes_report():
 
 
 def crowd() -> list[dict]:
-    """Six networks nearly on top of one another, and the baseline."""
+    """Six networks with nearly equal values, and the baseline."""
     seeds = [evaluation(f"target_0.5-seed{k}", "s4f", 1.6 + 0.001 * k, 0.5 + 0.004 * k, 0.5) for k in range(1, 7)]
     return [evaluation(*VARIANTS[0]), *seeds]
 
@@ -305,7 +305,7 @@ def test_legends_of_nine_networks_are_complete(table, additivity):
 
 
 @pytest.mark.parametrize("networks", [crowd, nine])
-def test_labels_cover_neither_each_other_nor_a_point(networks, table, additivity):
+def test_labels_overlap_neither_each_other_nor_points(networks, table, additivity):
     values = networks()
     figure = draw(values, table, additivity)["quality_latency"]
     (axes,) = figure.axes

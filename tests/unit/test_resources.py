@@ -1,4 +1,4 @@
-"""What jobs ask a cluster for, beside what they take."""
+"""Memory and time that jobs request, compared with what they use."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from planer.workflow.resources import STAGES, preparation, request
 
 ROOT = Path(__file__).parents[2]
 SNAKEMAKE_MB = 260
-"""Of the two processes of Snakemake around a SLURM job."""
+"""Memory of the two Snakemake processes of a SLURM job."""
 NODE_MB = 7500
-"""What a job may use of a node of 8 GB."""
+"""Memory that a job may use on a node of 8 GB."""
 VARIANTS = (
     "baseline",
     "par",
@@ -37,7 +37,7 @@ def shipped(name: str, device: str) -> Experiment:
 
 @pytest.mark.parametrize("device", ["auto", "cpu"])
 @pytest.mark.parametrize("name", ["demo", "enwik8-mini"])
-def test_small_experiments_start_on_a_small_node(name, device):
+def test_small_experiments_fit_on_a_small_node(name, device):
     config = shipped(name, device)
     asked = [request(stage, config, variant).mem_mb for stage in (*STAGES, "compare") for variant in VARIANTS]
     assert max(*asked, preparation(corpus_of(config.data)).mem_mb) <= NODE_MB
@@ -48,8 +48,8 @@ def test_small_experiments_start_on_a_small_node(name, device):
     [("search", []), ("retrain", ["retrain.batch=32", "retrain.tgt_len=128", "retrain.mem_len=384"])],
     ids=["weights", "activations"],
 )
-def test_memory_is_enough_and_not_wasteful(stage, changes):
-    """Of the demo's supernet, which takes about 700 MiB, and of its baseline in longer segments."""
+def test_requested_memory_is_enough_and_at_most_five_times_the_peak(stage, changes):
+    """For the demo's supernet, which takes about 700 MiB, and for its baseline with longer segments."""
     file = ROOT / "config/experiments/demo.yaml"
     command = [sys.executable, "-m", "tests.unit.peak_memory", stage, file, *changes]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
@@ -60,7 +60,7 @@ def test_memory_is_enough_and_not_wasteful(stage, changes):
     assert peak + SNAKEMAKE_MB <= asked <= 5 * peak
 
 
-def test_activations_are_in_the_memory_of_the_device_that_makes_them():
+def test_activations_count_only_on_a_cpu():
     def asked(device: str, batch: int) -> int:
         config = shipped("enwik8", device)
         config = dataclasses.replace(config, retrain=dataclasses.replace(config.retrain, batch=batch))
@@ -104,7 +104,7 @@ def test_options_that_share_weights_need_less_memory():
     assert asked(weight_sharing="heads", distill=0.5) > asked(weight_sharing="heads") + 1000  # the teacher
 
 
-def test_a_network_that_is_not_known_yet_counts_as_the_largest():
+def test_an_unknown_network_counts_as_the_largest():
     config = shipped("enwik8", "cuda")
     assert request("retrain", config, "target_0.5").mem_mb > 2 * request("retrain", config, "baseline").mem_mb
     assert request("cluster_experts", config, "isoparam_0.5").minutes > request("cluster_experts", config).minutes

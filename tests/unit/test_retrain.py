@@ -1,4 +1,4 @@
-"""Retraining with the real model at toy size: what it computes, and that a killed run ends with the same bits."""
+"""Training of tiny networks, validation, and resuming."""
 
 import dataclasses
 import math
@@ -49,8 +49,6 @@ ARCHITECTURE = Architecture(
 )
 TEXT = np.random.default_rng(0).permutation(np.arange(1400) % 11).astype(np.uint8)
 VALID = TEXT[::-1][:500].copy()
-
-
 TEXTS = Texts(11, TEXT, VALID)
 
 
@@ -72,8 +70,8 @@ def result(tmp_path_factory):
     return run(tmp_path_factory.mktemp("retrain"))
 
 
-def test_it_is_the_textbook_loop(result):
-    """The same arithmetic, written out: segments in order, memory carried on for ever, clip, LAMB, cosine."""
+def test_training_equals_a_plain_loop(result):
+    """Segments in order, memory across epochs, clipping, LAMB, cosine schedule."""
     model = LanguageModel(ARCHITECTURE)
     initialise(model, Runtime(seed=1).generator("retrain", "initialisation"))
     torch.manual_seed(Runtime(seed=1).derive("retrain", "dropout"))
@@ -97,16 +95,16 @@ def test_it_is_the_textbook_loop(result):
     assert logged == pytest.approx([sum(losses[i : i + 10]) / 10 for i in range(0, 40, 10)])
 
 
-def test_memory_passes_the_end_of_an_epoch(tmp_path):
+def test_memory_continues_across_epochs(tmp_path):
     seen = []
 
-    class Watched(LanguageModel):
+    class Recording(LanguageModel):
         def forward(self, tokens, state=None, score=None, **reading):
             if self.training:
                 seen.append((tokens.shape[1], None if state is None else state[0].shape[1]))
             return super().forward(tokens, state, score, **reading)
 
-    model = Watched(ARCHITECTURE)
+    model = Recording(ARCHITECTURE)
     initialise(model, torch.Generator().manual_seed(0))
     config = changed(steps=12, eval_steps=100)
     task = CausalLM(Texts(11, TEXT[: 4 * 30], VALID), config, Runtime())
@@ -115,7 +113,7 @@ def test_memory_passes_the_end_of_an_epoch(tmp_path):
     assert metrics["tokens"] == 4 * 29 * 3
 
 
-def test_history_and_metrics(result):
+def test_values_of_history_and_metrics(result):
     model, history, metrics = result
     assert history["step"].tolist() == [10, 15, 20, 30, 40]
     for block, experts in ((1, 4), (4, 3)):
@@ -133,22 +131,22 @@ def test_history_and_metrics(result):
     assert metrics["tokens_per_second"] == metrics["tokens"] / metrics["seconds"]
 
 
-def test_validation_and_logging_change_nothing(result, tmp_path):
+def test_validation_and_logging_do_not_change_the_training(result, tmp_path):
     model, history, _ = run(tmp_path, changed(eval_steps=1, log_steps=3, checkpoint_steps=1000))
     assert weights(model) == weights(result[0])
     assert history["valid_nll"].notna().sum() == 40
 
 
-def test_another_seed_is_another_network(result, tmp_path):
+def test_another_seed_gives_another_network(result, tmp_path):
     assert weights(run(tmp_path, runtime=Runtime(seed=2))[0]) != weights(result[0])
 
 
 @pytest.mark.parametrize("name, lr", [("lamb", 0.05), ("adamw", 0.01)])
-def test_it_learns_a_rule(tmp_path, name, lr):
+def test_a_periodic_text_is_learned(tmp_path, name, lr):
     text = (np.arange(4000) % 11).astype(np.uint8)
     config = changed(steps=100, optimizer=dataclasses.replace(OPTIMIZER, name=name, lr=lr))
     metrics = run(tmp_path, config, texts=Texts(11, text, text[:500]))[2]
-    assert metrics["valid_nll"] < 0.1 * math.log(11)  # a guess costs log(11)
+    assert metrics["valid_nll"] < 0.1 * math.log(11)  # log(11) without learning
 
 
 def test_a_term_adds_to_the_loss_and_to_the_history(result, tmp_path):
@@ -181,13 +179,13 @@ def test_bfloat16_keeps_weights_in_float32(tmp_path):
 
 @pytest.fixture(scope="module")
 def sharp():
-    """A network whose attention matters: large random weights, in double precision so that no route is a close call."""
+    """A network with large weights, so that attention matters, in double precision, so that no routing is a tie."""
     model = LanguageModel(dataclasses.replace(ARCHITECTURE, init_std=0.5)).double()
     initialise(model, torch.Generator().manual_seed(4))
     return model.eval()
 
 
-def test_one_long_segment_is_a_plain_mean(sharp):
+def test_the_loss_of_one_segment_is_the_mean(sharp):
     text = torch.from_numpy(TEXT[:200].astype(np.int64))[None]
     with torch.no_grad():
         hidden = sharp(text[:, :-1], mem_len=0).hidden
@@ -197,23 +195,23 @@ def test_one_long_segment_is_a_plain_mean(sharp):
 
 
 @pytest.mark.parametrize("attention", ["cached", "recompute"])
-def test_with_same_length_segments_do_not_matter(sharp, attention):
+def test_with_same_length_the_segmentation_does_not_change_the_loss(sharp, attention):
     expected, counted = mean_nll(sharp, VALID, Protocol(2, 24, 24, 10, True), CPU, attention)
     assert counted == 498
     for tgt_len in (4, 12):
         found, _ = mean_nll(sharp, VALID, Protocol(2, tgt_len, 24, 10, True), CPU, attention)
         assert found == pytest.approx(expected, rel=1e-10)
-    for control in ((2, 4, 24, 10, False), (2, 4, 24, 0, True), (2, 4, 20, 10, True)):
-        assert mean_nll(sharp, VALID, Protocol(*control), CPU, attention)[0] != pytest.approx(expected, rel=1e-4)
+    for other in ((2, 4, 24, 10, False), (2, 4, 24, 0, True), (2, 4, 20, 10, True)):
+        assert mean_nll(sharp, VALID, Protocol(*other), CPU, attention)[0] != pytest.approx(expected, rel=1e-4)
 
 
-def test_caching_keys_and_values_is_exact(sharp):
+def test_the_loss_with_cached_attention_equals_recomputed(sharp):
     cached, recomputed = (mean_nll(sharp, VALID, Protocol(4, 8, 12), CPU, a) for a in ("cached", "recompute"))
     assert cached[0] == pytest.approx(recomputed[0], rel=1e-10)
 
 
-def test_segments_are_contiguous_text_and_their_mean_is_the_whole(sharp):
-    """Two streams, one after the other."""
+def test_segments_are_contiguous_and_their_mean_is_the_loss(sharp):
+    """The segments of two streams."""
     streams = torch.from_numpy(VALID[:400].astype(np.int64)).view(2, 200)
     with torch.no_grad():
         each = sharp.nll(sharp(streams[:, :-1], mem_len=0).hidden, streams[:, 1:]).flatten()
@@ -225,14 +223,14 @@ def test_segments_are_contiguous_text_and_their_mean_is_the_whole(sharp):
     assert counted == 398 and whole == pytest.approx(each.mean().item(), rel=1e-10)
 
 
-def test_the_length_of_a_call_moves_no_segment(sharp):
+def test_tgt_len_does_not_change_the_segments(sharp):
     expected, counts = segment_nll(sharp, VALID, Protocol(2, 24, 24, 10, True), CPU)
     assert len(counts) == 498 // SEGMENT_TOKENS and int(counts.sum()) == 498
     nll, again = segment_nll(sharp, VALID, Protocol(2, 4, 24, 10, True), CPU)
     assert again.tolist() == counts.tolist() and nll.tolist() == pytest.approx(expected.tolist(), rel=1e-10)
 
 
-def test_long_texts_have_16_segments_and_the_shortest_one(sharp):
+def test_numbers_of_segments_of_long_and_short_texts(sharp):
     long = np.tile(TEXT, 1 + SEGMENTS * SEGMENT_TOKENS // len(TEXT) * 2)
     assert len(segment_nll(sharp, long, Protocol(16, 64, 0), CPU)[1]) == SEGMENTS
     assert segment_nll(sharp, VALID[:40], Protocol(2, 8, 0), CPU)[1].tolist() == [38]
@@ -245,7 +243,7 @@ def test_validation_restores_training_mode(result):
     model.eval()
 
 
-def test_sigkill_in_the_middle_costs_nothing_but_time(result, tmp_path, capsys):
+def test_a_killed_training_resumes_with_the_same_bits(result, tmp_path, capsys):
     kill_at(20, run, tmp_path)
     assert Checkpoint(tmp_path, "test").load()[1]["step"] == 18
     model, history, metrics = run(tmp_path)
@@ -256,8 +254,8 @@ def test_sigkill_in_the_middle_costs_nothing_but_time(result, tmp_path, capsys):
 
 
 @pytest.mark.parametrize("until", [1, 7, 15, 40])
-def test_a_training_that_stopped_early_goes_on_to_the_same_bits(result, tmp_path, until):
-    """Whole validations are left to the end."""
+def test_a_stopped_training_resumes_with_the_same_bits(result, tmp_path, until):
+    """Only the end has a whole validation."""
     model, history, metrics = run(tmp_path, until=until)
     assert not model.training and metrics["steps"] == until == Checkpoint(tmp_path, "test").load()[1]["step"]
     assert ("valid_nll" in metrics) == (until == 40)

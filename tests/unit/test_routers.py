@@ -1,4 +1,4 @@
-"""Routers: targets through the Gram identity, a regression that learns, and how its quality is measured."""
+"""Routers of our networks: targets, regression and assessment."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ pytestmark = pytest.mark.slow
 
 
 def converted(norm: str = "post") -> LanguageModel:
-    """A network with two split layers and weights large enough that expert norms vary from token to token."""
+    """A network with two split layers, and large weights so that norms vary between tokens."""
     blocks = (Attention(2, 4), FeedForward(32), Attention(2, 4), FeedForward(16))
     model = LanguageModel(Architecture(11, 8, blocks, norm=norm, init_std=0.5))
     initialise(model, torch.Generator().manual_seed(0))
@@ -73,7 +73,7 @@ def run(model: LanguageModel, folder, on_row=lambda row: None, **changes):
 
 
 def materialised_norms(layer, x: torch.Tensor) -> torch.Tensor:
-    """The definition: every expert's output vector, then its length."""
+    """The norm of every expert's output, computed from the output."""
     size = layer.w1.shape[0] // layer.num_experts
     outputs = []
     for c in range(layer.num_experts):
@@ -84,7 +84,7 @@ def materialised_norms(layer, x: torch.Tensor) -> torch.Tensor:
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 1e-4)])
 @pytest.mark.parametrize("size", [1, 3, 8, 24])
-def test_norms_by_gram_matrices_are_those_of_the_outputs(size, dtype, tolerance):
+def test_norms_by_gram_matrices_equal_those_of_the_outputs(size, dtype, tolerance):
     layer = block(24, size, dtype)
     x = torch.randn(50, 10, dtype=dtype, generator=torch.Generator().manual_seed(1))
     x[0] = 0
@@ -95,7 +95,7 @@ def test_norms_by_gram_matrices_are_those_of_the_outputs(size, dtype, tolerance)
     )
 
 
-def test_norm_of_outputs_that_cancel_is_zero_and_not_nan():
+def test_the_norm_of_a_zero_output_is_not_nan():
     layer = block(4, 4)
     with torch.no_grad():
         layer.w1.copy_(layer.w1[:1].expand(4, -1))
@@ -117,7 +117,7 @@ def test_norms_stay_in_single_precision_under_autocast():
 
 
 @pytest.mark.parametrize("norm", ["post", "pre"])
-def test_loss_is_the_mean_squared_error_on_the_layers_own_inputs(norm):
+def test_the_loss_is_the_mean_squared_error_of_norms(norm):
     model = converted(norm)
     routers.initialise_routers([block.router for block in model.dynamic_blocks()], torch.Generator().manual_seed(0))
     task = FrozenReading(TEXTS, CONFIG, Runtime())
@@ -142,7 +142,7 @@ def test_loss_is_the_mean_squared_error_on_the_layers_own_inputs(norm):
     torch.testing.assert_close(metrics["loss_3"].detach(), errors[1])
 
 
-def test_routers_learn_and_nothing_else_changes(tmp_path):
+def test_training_changes_only_routers(tmp_path):
     model = converted()
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     trained, history, metrics = run(model, tmp_path, steps=250, log_steps=50)
@@ -159,7 +159,7 @@ def test_routers_learn_and_nothing_else_changes(tmp_path):
     assert not trained.training and all(parameter.requires_grad for parameter in trained.parameters())
 
 
-def test_r2_of_the_metrics_is_that_of_the_validation_text(tmp_path):
+def test_r2_is_that_of_the_validation_text(tmp_path):
     model, _, metrics = run(converted(), tmp_path)
     scores, norms = [], []
     with torch.no_grad():
@@ -176,7 +176,7 @@ def test_r2_of_the_metrics_is_that_of_the_validation_text(tmp_path):
     assert metrics["r2_1"] == pytest.approx(r2.item(), rel=1e-3)
 
 
-def test_an_interrupted_run_ends_with_the_same_weights(tmp_path):
+def test_an_interrupted_run_resumes_with_the_same_weights(tmp_path):
     whole, history, metrics = run(converted(), tmp_path / "whole")
 
     def interrupt(row):
@@ -199,7 +199,7 @@ def assessed(scores: torch.Tensor, norms: torch.Tensor) -> dict[str, float]:
     return assessment.metrics()
 
 
-def test_assessment_of_perfect_constant_and_silent_routers():
+def test_assessment_of_perfect_constant_and_zero_routers():
     norms = torch.rand(40, 6, generator=torch.Generator().manual_seed(0))
     perfect = assessed(norms, norms)
     assert perfect["valid_loss"] == 0 and perfect["r2"] == 1
@@ -207,23 +207,23 @@ def test_assessment_of_perfect_constant_and_silent_routers():
         assert perfect[f"captured_tau_{tau}"] == pytest.approx(1)
         assert perfect[f"chosen_tau_{tau}"] == perfect[f"oracle_tau_{tau}"] < 1
     assert assessed(norms.mean(0).expand_as(norms), norms)["r2"] == pytest.approx(0, abs=1e-6)
-    silent = assessed(torch.zeros_like(norms), norms)
-    assert silent["r2"] < 0
-    assert silent["chosen_tau_0.1"] == 1 and silent["captured_tau_0.1"] == pytest.approx(1)
+    zero = assessed(torch.zeros_like(norms), norms)
+    assert zero["r2"] < 0
+    assert zero["chosen_tau_0.1"] == 1 and zero["captured_tau_0.1"] == pytest.approx(1)
     dead = assessed(norms, torch.zeros_like(norms))
     assert all(math.isfinite(value) for value in dead.values())
 
 
-def test_captured_share_compares_with_the_best_experts_of_equal_number():
+def test_the_captured_share_is_relative_to_the_best_experts_of_equal_number():
     norms = torch.tensor([[8.0, 4.0, 1.0, 3.0]])
-    scores = torch.tensor([[0.0, 5.0, 0.1, 5.0]])  # runs experts 1 and 3, which have 7 of the 12 that two can have
+    scores = torch.tensor([[0.0, 5.0, 0.1, 5.0]])  # experts 1 and 3 have 7 of at most 12
     metrics = assessed(scores, norms)
     assert metrics["captured_tau_0.3"] == pytest.approx(7 / 12)
     assert metrics["chosen_tau_0.3"] == 0.5
     assert metrics["oracle_tau_0.3"] == 0.75
 
 
-def test_network_without_split_layers_passes_through(tmp_path):
+def test_network_without_split_layers_is_returned(tmp_path):
     model = LanguageModel(Architecture(11, 8, (Attention(2, 4), FeedForward(16))))
     same, history, metrics = run(model, tmp_path)
     assert same is model

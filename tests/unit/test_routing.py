@@ -1,4 +1,4 @@
-"""Routing: which experts a token gets."""
+"""Routing by top-k and by threshold."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def test_top_1_gate_is_the_probability():
     torch.testing.assert_close(pairs.gate, probabilities.amax(-1))
 
 
-def test_top_2_gates_sum_to_one_and_come_in_token_order():
+def test_top_2_gates_sum_to_one_and_are_in_token_order():
     logits = torch.tensor([[0.0, 2.0, 1.0], [3.0, -1.0, 0.0]])
     pairs, probabilities = top_k(logits, 2)
     assert pairs.token.tolist() == [0, 0, 1, 1]
@@ -42,16 +42,16 @@ def test_top_k_refuses_impossible_k(k):
         top_k(torch.zeros(2, 4), k)
 
 
-def test_threshold_compares_with_the_tokens_own_maximum():
+def test_threshold_is_relative_to_the_maximum_of_a_token():
     scores = torch.tensor([[1.0, 0.5, 0.2], [10.0, 4.9, 5.0]])
     assert threshold(scores, 0.5).tolist() == [[True, True, False], [True, False, True]]
 
 
-def test_threshold_limits():
+def test_thresholds_of_0_and_1():
     scores = torch.rand(50, 7, generator=torch.Generator().manual_seed(0))
     assert threshold(scores, 0.0).all()
     assert threshold(scores, 1.0).nonzero()[:, 1].tolist() == scores.argmax(-1).tolist()
-    assert threshold(torch.zeros(3, 7), 1.0).all(), "without any score, all experts run"
+    assert threshold(torch.zeros(3, 7), 1.0).all(), "with scores of 0, all experts run"
     with pytest.raises(ValueError, match="tau is 1.5; allowed: 0 to 1"):
         threshold(scores, 1.5)
 
@@ -66,7 +66,7 @@ def test_a_token_with_a_nan_among_its_scores_keeps_all_experts(tau):
 
 
 @given(st.floats(0, 1), st.floats(0, 1))
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_a_larger_tau_never_adds_an_expert(tau, other):
     scores = torch.rand(20, 6, generator=torch.Generator().manual_seed(1))
     few, many = threshold(scores, max(tau, other)), threshold(scores, min(tau, other))

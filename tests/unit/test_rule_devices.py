@@ -1,4 +1,4 @@
-"""Rules ask for a GPU where their scripts resolve the experiment's device, and nowhere else."""
+"""Rules request a GPU if and only if their scripts resolve the experiment's device."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def parse(path: Path) -> ast.Module:
 
 @cache
 def names_of(path: Path) -> dict[str, tuple[Path, str | None]]:
-    """What the names of a module stand for: a definition in a file of planer, or (None) a whole file of it."""
+    """The file and the definition that each name of a module refers to; None: the whole file."""
     found = {}
     for node in ast.walk(parse(path)):
         if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "planer":
@@ -43,7 +43,7 @@ def names_of(path: Path) -> dict[str, tuple[Path, str | None]]:
 
 
 def definition(path: Path, name: str) -> ast.AST | None:
-    """A function or a class of a file, or a method (Class.method); None for what is neither."""
+    """A function, class or method (Class.method) of a file, or None."""
     node: ast.AST | None = parse(path)
     for part in name.split("."):
         body = getattr(node, "body", [])
@@ -52,9 +52,9 @@ def definition(path: Path, name: str) -> ast.AST | None:
 
 
 def resolves_device(script: Path) -> bool:
-    """Whether a script calls resolve_device(config.device), itself or in what it reaches of planer by name.
+    """Whether a script calls resolve_device(config.device), directly or through planer.
 
-    Of a job, methods count that the script calls; of other classes all of them.
+    Of Job only the called methods count; of other classes all methods.
     """
     waiting: list[tuple[Path, ast.AST]] = [(script, parse(script))]
     seen = {(ROOT / "planer/workflow/job.py", "Job")}
@@ -79,18 +79,18 @@ def resolves_device(script: Path) -> bool:
 
 
 @pytest.mark.parametrize("rule", RULES)
-def test_a_rule_asks_for_a_gpu_where_its_script_resolves_a_device(rule):
+def test_a_rule_requests_a_gpu_if_its_script_resolves_a_device(rule):
     script = re.search(r'"\.\./workflow/scripts/([\w/]+\.py)"', RULES[rule])[1]
     assert ("gpu=gpus," in RULES[rule]) == resolves_device(ROOT / "workflow/scripts" / script)
 
 
 @pytest.mark.parametrize("rule", RULES)
-def test_a_rule_without_a_gpu_is_given_no_device(rule):
-    """Its job would resolve it for the record, and fail on a node without one."""
+def test_a_rule_without_a_gpu_has_no_device(rule):
+    """The job would resolve it for its record, and fail on a node without a GPU."""
     if "gpu=gpus," not in RULES[rule]:
         assert '"device"' not in RULES[rule] and "COMPUTE" not in RULES[rule]
 
 
-def test_memory_is_reckoned_for_the_device_that_rules_ask_for():
-    reckoned = {rule: text for rule, text in RULES.items() if "mem_mb=memory(" in text}
-    assert {rule for rule, text in reckoned.items() if "gpu=gpus," not in text} == {*ON_CPU}
+def test_memory_is_estimated_for_the_device_that_rules_request():
+    estimated = {rule: text for rule, text in RULES.items() if "mem_mb=memory(" in text}
+    assert {rule for rule, text in estimated.items() if "gpu=gpus," not in text} == {*ON_CPU}

@@ -1,4 +1,4 @@
-"""Devices, precisions and reproducibility."""
+"""Devices, dtypes and reproducibility."""
 
 import random
 
@@ -14,7 +14,7 @@ CPU = torch.device("cpu")
 
 @pytest.fixture
 def cuda_devices(monkeypatch):
-    """Pretend that the machine has so many."""
+    """A function that sets the number of CUDA devices of the machine."""
 
     def pretend(count: int) -> None:
         monkeypatch.setattr(torch.cuda, "is_available", lambda: count > 0)
@@ -35,7 +35,7 @@ def cuda_devices(monkeypatch):
         (2, "cuda:1", "cuda:1"),
     ],
 )
-def test_devices(cuda_devices, count, name, expected):
+def test_names_of_devices(cuda_devices, count, name, expected):
     cuda_devices(count)
     assert resolve_device(name) == torch.device(expected)
 
@@ -58,7 +58,7 @@ def test_impossible_devices_are_one_line(cuda_devices, count, name, message):
         resolve_device(name)
 
 
-def test_dtypes():
+def test_names_of_dtypes():
     assert resolve_dtype("auto", CPU) is torch.float32
     assert resolve_dtype("auto", torch.device("cuda")) is torch.bfloat16
     assert resolve_dtype("bfloat16", CPU) is torch.bfloat16
@@ -74,15 +74,15 @@ def test_autocast_covers_products_only(dtype):
     assert layer.weight.dtype is torch.float32
 
 
-def test_seeds_cover_every_global_generator():
-    draws = []
+def test_every_global_generator_is_seeded():
+    samples = []
     for _ in range(2):
         Runtime(seed=11).seed_everything("dropout")
-        draws.append((torch.rand(1).item(), np.random.rand(), random.random()))
-    assert draws[0] == draws[1]
+        samples.append((torch.rand(1).item(), np.random.rand(), random.random()))
+    assert samples[0] == samples[1]
 
 
-def test_reproducible_puts_the_setting_back():
+def test_reproducible_restores_the_setting():
     assert not torch.are_deterministic_algorithms_enabled()
     with pytest.raises(KeyError), reproducible(CPU):
         assert torch.are_deterministic_algorithms_enabled()

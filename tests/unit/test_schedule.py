@@ -1,4 +1,4 @@
-"""The learning rate against its closed form and against PyTorch's cosine."""
+"""The learning rate schedule."""
 
 import dataclasses
 import math
@@ -22,11 +22,11 @@ def with_warmup(steps: int) -> OptimizerConfig:
     "step, expected",
     [(1, 1e-5), (500, 5e-3), (1000, 1e-2), (20500, 5.5e-3), (40000, 1e-3), (13000 + 1000, 0.00775)],
 )
-def test_landmarks_of_the_wikitext_schedule(step, expected):
+def test_values_of_the_wikitext_schedule(step, expected):
     assert learning_rate(step, CONFIG, 40_000) == pytest.approx(expected, rel=1e-12)
 
 
-def test_cosine_is_that_of_pytorch():
+def test_the_cosine_equals_pytorchs():
     param = torch.nn.Parameter(torch.zeros(1))
     optimizer = torch.optim.SGD([param], lr=0.01)
     scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=200, eta_min=0.001)
@@ -42,8 +42,8 @@ def test_cosine_is_that_of_pytorch():
         (0, 2, [0.0055, 0.001]),
         (0, 1, [0.001]),
         (1, 2, [0.01, 0.001]),
-        (2, 2, [0.005, 0.01]),  # all of it is warm-up
-        (4, 2, [0.0025, 0.005]),  # and ends before the peak
+        (2, 2, [0.005, 0.01]),  # only warm-up
+        (4, 2, [0.0025, 0.005]),  # ends before the peak
     ],
 )
 def test_short_runs(warmup, total, expected):
@@ -53,7 +53,7 @@ def test_short_runs(warmup, total, expected):
 
 @settings(deadline=None)
 @given(warmup=st.integers(0, 60), total=st.integers(1, 50))
-def test_up_then_down_within_bounds(warmup, total):
+def test_the_rate_rises_and_falls_within_bounds(warmup, total):
     rates = [learning_rate(step, with_warmup(warmup), total) for step in range(1, total + 1)]
     rising, falling = rates[:warmup], rates[max(warmup - 1, 0) :]
     assert rising == sorted(rising) and falling == sorted(falling, reverse=True)

@@ -1,4 +1,4 @@
-"""Figures of searches, from made-up searches: what they show, and that none needs a picture of its own."""
+"""Figures of made-up searches."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ POSITIONS, EXPERTS, EPOCHS, FROZEN = 4, 4, 6, 2
 
 
 def trajectory(experts: int = EXPERTS) -> pd.DataFrame:
-    """Of a search whose architecture weights move towards feed-forward layers."""
+    """The trajectory of a search whose architecture weights change towards feed-forward layers."""
     rows = []
     for epoch in range(EPOCHS):
         alpha = np.zeros((POSITIONS, len(OPTIONS)))
@@ -41,7 +41,7 @@ def trajectory(experts: int = EXPERTS) -> pd.DataFrame:
 
 
 def searched(folder, scored_by: str = "replace_one", experts: int = EXPERTS) -> Search:
-    """What a search of (sf)x2 leaves in a folder."""
+    """The files of a search of (sf)x2 in a folder."""
     write_parquet(folder / "search/trajectory.parquet", trajectory(experts))
     scores = np.arange(POSITIONS * len(OPTIONS)).reshape(POSITIONS, -1) / 100
     notes = dict.fromkeys(("status", "gap", "target")) | {
@@ -63,7 +63,7 @@ def searched(folder, scored_by: str = "replace_one", experts: int = EXPERTS) -> 
 
 
 def meshes(figure) -> list[np.ndarray]:
-    """Values of the maps of a figure, colour keys left out, [positions, labels] each."""
+    """Values of the maps of a figure, without colour bars: [positions, labels] each."""
     found = [(axes, mesh) for axes in figure.axes for mesh in axes.collections if hasattr(mesh, "get_coordinates")]
     return [np.asarray(mesh.get_array()).T for axes, mesh in found if axes.get_label() != "<colorbar>"]
 
@@ -77,7 +77,7 @@ def test_a_search_is_read_from_its_folder(tmp_path):
     assert searched(tmp_path / "alpha", scored_by="alpha").scores is None
 
 
-def test_health_shows_every_number_of_every_search(tmp_path):
+def test_the_health_figure_has_every_value_of_every_search(tmp_path):
     figure = draw_searches({name: searched(tmp_path / name) for name in ("target_0.5", "target_0.75")})["search_health"]
     assert len(figure.axes) == 2 * 5
     row = figure.axes[5:]
@@ -91,7 +91,7 @@ def test_health_shows_every_number_of_every_search(tmp_path):
         assert line.get_ydata().tolist() == trajectory()[name].tolist()
 
 
-def test_choices_show_weights_scores_and_the_chosen_network(tmp_path):
+def test_the_choices_figure_has_weights_scores_and_the_chosen_network(tmp_path):
     search = searched(tmp_path)
     figure = draw_searches({"target_0.5": search})["choices"]
     weights, scores = meshes(figure)
@@ -116,7 +116,7 @@ def test_searches_without_scores_or_experts_say_so(tmp_path):
     assert len(meshes(figures["choices"])) == len(meshes(figures["updates"])) == 1
 
 
-def test_no_figure_contains_a_picture_and_all_are_the_same_every_time(tmp_path):
+def test_figures_have_no_bitmaps_and_the_same_bytes_every_time(tmp_path):
     first, second = (
         {name: to_svg(figure) for name, figure in draw_searches({"target_0.5": searched(tmp_path)}).items()}
         for _ in range(2)

@@ -1,4 +1,4 @@
-"""Selectors: which experts a token runs, against slow definitions, and their limits."""
+"""Selectors of the experts that a token runs."""
 
 from __future__ import annotations
 
@@ -62,18 +62,18 @@ def test_the_chosen_experts_are_always_the_best(name):
 
 
 @pytest.mark.parametrize("name", ["dynamic_k", "cumulative", "top_k"])
-def test_rules_on_one_token_do_not_depend_on_the_scale(name):
+def test_relative_selectors_do_not_depend_on_the_scale(name):
     value = 4 if name == "top_k" else 0.4
     assert torch.equal(mask(name, value, 8 * SCORES), mask(name, value))
 
 
 @pytest.mark.parametrize("name", ["dynamic_k", "cumulative"])
-def test_a_token_without_any_score_runs_all(name):
+def test_a_token_with_scores_of_0_runs_all(name):
     assert mask(name, 0.4, torch.zeros(2, 5)).all()
 
 
 @pytest.mark.parametrize("name", ["dynamic_k", "absolute", "cumulative", "top_k"])
-def test_an_expert_whose_score_is_no_number_runs(name):
+def test_an_expert_with_a_score_of_nan_runs(name):
     scores = SCORES.clone()
     scores[3, 5] = torch.nan
     chosen = mask(name, 2 if name == "top_k" else 0.4, scores)
@@ -89,13 +89,13 @@ def test_the_expected_share_is_that_of_the_calibration_tokens(name, value):
     assert expected == pytest.approx(mask(name, value).double().mean().item(), abs=2 / GRID)
 
 
-def test_before_the_calibration_no_share_is_expected():
+def test_before_calibration_the_expected_share_is_nan():
     nothing = torch.full((3, GRID + 1), torch.nan)
     assert math.isnan(expected_share(Selector("dynamic_k", 0.5), nothing, 12))
     assert expected_share(ALL, nothing, 12) == 1
 
 
-def test_all_runs_all():
+def test_all_runs_all_experts():
     assert ALL.mask(SCORES, 0.0).all()
 
 

@@ -1,4 +1,4 @@
-"""Routers of pretrained networks: targets, tokens that count, a regression that learns, and the calibration."""
+"""Routers of pretrained networks: targets, regression and calibration."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def split(family: str, target: str = "norm", on: str = "none") -> nn.Module:
 
 
 def materialised(layer, x: torch.Tensor) -> torch.Tensor:
-    """Norm of the output of every expert, each computed by itself in double precision: [N, n]."""
+    """Norm of the output of every expert in double precision: [N, n]."""
     weights, norms = layer._site.weights(), []
     for c in range(EXPERTS):
         expert = weights.neurons(torch.arange(c * SIZE, (c + 1) * SIZE))
@@ -78,8 +78,8 @@ def test_the_loss_is_the_squared_error_of_the_norms_over_real_tokens(family, tmp
     assert list(metrics) == [f"loss_{layer.name}" for layer in dynamic_layers(model)]
 
 
-def test_the_first_token_of_a_decoder_does_not_rule_the_loss(tmp_path):
-    """GPT-2 with one huge position: its targets are cut to the largest norm of other tokens."""
+def test_the_first_token_of_a_decoder_does_not_dominate_the_loss(tmp_path):
+    """The targets of a huge first token of GPT-2 are cut to the largest norm of other tokens."""
     losses = []
     for scale in (1.0, 1e4):
         model, task = split("gpt2", on="relu"), task_of("gpt2", tmp_path, config())
@@ -120,7 +120,7 @@ def test_moefication_regresses_the_share_of_the_largest_sum(family, on, tmp_path
 
 @pytest.mark.parametrize("target", ["norm", "moefication"])
 @pytest.mark.parametrize("family", ["bert", "llama"])
-def test_training_teaches_routers_and_nothing_else(family, target, tmp_path):
+def test_training_changes_only_routers(family, target, tmp_path):
     settings = config(40, target)
     model, task = split(family, target, "relu"), task_of(family, tmp_path, settings)
     before = {name: value.clone() for name, value in model.state_dict().items()}
@@ -133,11 +133,11 @@ def test_training_teaches_routers_and_nothing_else(family, target, tmp_path):
     assert {f"captured_top_20_{name}" for name in names} <= set(metrics) and metrics["converted_layers"] == 2
     assert ("r2" in metrics) == (target == "norm")
     assert 0.3 < metrics["captured_top_20"] <= 1
-    assert not any("embed" in name for name in read_tensors(checkpoint.path)[0]), "checkpoints hold routers only"
+    assert not any("embed" in name for name in read_tensors(checkpoint.path)[0]), "checkpoints have only routers"
     assert all(parameter.requires_grad for parameter in model.parameters())
 
 
-def test_a_killed_run_ends_with_the_same_routers(tmp_path):
+def test_an_interrupted_run_resumes_with_the_same_bits(tmp_path):
     results = []
     for name, stops in (("whole", (None,)), ("parts", (3, None))):
         for stop in stops:
@@ -153,7 +153,7 @@ def test_a_killed_run_ends_with_the_same_routers(tmp_path):
 def test_calibrated_shares_are_executed_on_the_calibration_tokens(family, scores, tmp_path):
     model, task = split(family), task_of(family, tmp_path)
     calibrate(model, task, 10**6, 0)
-    layer = dynamic_layers(model)[0]  # layers above see other inputs once experts are left out
+    layer = dynamic_layers(model)[0]  # inputs of later layers change when experts are skipped
     for share in (0.2, 0.7, 1.0):
         set_selector(model, Selector("absolute", share, scores))
         with counting(model) as counter:
@@ -163,7 +163,7 @@ def test_calibrated_shares_are_executed_on_the_calibration_tokens(family, scores
         assert counter.shares()[layer.name] == pytest.approx(share, abs=0.02)
 
 
-def test_statistics_do_not_need_a_whole_split(tmp_path):
+def test_calibration_on_part_of_a_split(tmp_path):
     model, task = split("vit"), task_of("vit", tmp_path)
     calibrate(model, task, 7, 0)
     assert all(layer.quantiles.isfinite().all() for layer in dynamic_layers(model))

@@ -1,4 +1,4 @@
-"""Sparsification of pretrained networks: what is penalised, on which tokens, and what fine-tuning does."""
+"""Sparsification of pretrained networks: penalty and fine-tuning."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def config(steps: int = 4, **changed) -> Config:
 
 
 def penalised(model, task, batch, settings: Config) -> list[torch.Tensor]:
-    """a of the typical tokens of every layer, from the layers' inputs and weights alone."""
+    """The penalised activations of typical tokens, by layer, computed from inputs and weights."""
     inputs, values = {}, []
     sites = feed_forward_sites(model)
     handles = [
@@ -61,7 +61,7 @@ def penalised(model, task, batch, settings: Config) -> list[torch.Tensor]:
 @pytest.mark.parametrize("penalty", ["hoyer", "l1"])
 @pytest.mark.parametrize("on", ["relu", "displaced", "none"])
 @pytest.mark.parametrize("family", KINDS)
-def test_the_penalty_and_its_gradient_are_those_of_the_formula(family, on, penalty, tmp_path):
+def test_the_penalty_and_its_gradient_equal_the_formula(family, on, penalty, tmp_path):
     settings = config(on=on, penalty=penalty, displacement=-0.5)
     model, task = network(family), task_of(family, tmp_path, settings)
     prepare_activation(model, on)
@@ -85,7 +85,7 @@ def test_the_penalty_and_its_gradient_are_those_of_the_formula(family, on, penal
 @pytest.mark.parametrize("parts", [2, 4])
 @pytest.mark.parametrize("family", ["bert", "gpt2", "vit"])
 def test_parts_of_a_batch_give_the_gradients_of_the_whole_batch(family, parts, tmp_path):
-    """Texts of a batch have other lengths: a part counts by its tokens in the penalty, by its texts in the loss."""
+    """Parts are weighted by tokens in the penalty and by texts in the loss, as texts differ in length."""
     settings, found = config(), []
     for number in (1, parts):
         model, task = network(family), task_of(family, tmp_path, settings)
@@ -104,7 +104,7 @@ def test_parts_of_a_batch_give_the_gradients_of_the_whole_batch(family, parts, t
 
 
 @pytest.mark.parametrize("family", ["bert", "llama"])
-def test_fine_tuning_makes_activations_sparse(family, tmp_path):
+def test_fine_tuning_raises_the_sparsity(family, tmp_path):
     settings = config(steps=12, weight=0.3, ramp="none")
     model, task = network(family), task_of(family, tmp_path, settings)
     record = Record(Checkpoint(tmp_path / "checkpoint", ""))
@@ -120,14 +120,14 @@ def test_fine_tuning_makes_activations_sparse(family, tmp_path):
     assert metrics["negligible"] >= metrics["sparsity"]
 
 
-def test_without_weight_nothing_is_penalised(tmp_path):
+def test_weight_0_means_no_penalty(tmp_path):
     settings = config(weight=0.0)
     model, task = network("bert"), task_of("bert", tmp_path, settings)
     history, metrics = sparsify_sites(model, task, settings, Runtime(), Record(Checkpoint(tmp_path / "c", "")))
     assert "penalty" not in history and metrics["sparsity"] > 0.2
 
 
-def test_a_killed_run_ends_with_the_same_weights(tmp_path):
+def test_an_interrupted_run_resumes_with_the_same_bits(tmp_path):
     results = []
     for name, stops in (("whole", (None,)), ("parts", (3, None))):
         settings = config(steps=5)
@@ -138,7 +138,7 @@ def test_a_killed_run_ends_with_the_same_weights(tmp_path):
     assert all(torch.equal(value, results[1][key]) for key, value in results[0].items())
 
 
-def test_sparsity_counts_the_tokens_that_are_looked_at(tmp_path):
+def test_sparsity_counts_real_tokens(tmp_path):
     model, task = network("bert"), task_of("bert", tmp_path)
     prepare_activation(model, "relu")
     batch = next(task.batches("valid", 5))

@@ -1,4 +1,4 @@
-"""Feed-forward sites: the same logits when layers are recomputed, replaced or reordered, in every family."""
+"""Feed-forward sites of every family."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def outputs(model: nn.Module, family: str) -> torch.Tensor:
 
 
 class Dense(nn.Module):
-    """The layer computed anew from the site's weights, neuron by neuron in double precision."""
+    """The layer as a loop over neurons in double precision, from the site's weights."""
 
     def __init__(self, weights: Weights, activation: str):
         super().__init__()
@@ -72,7 +72,7 @@ class Dense(nn.Module):
 
 
 @pytest.mark.parametrize("family", ALL)
-def test_layers_recomputed_from_a_site_give_the_same_outputs(family):
+def test_layers_computed_from_a_site_give_equal_outputs(family):
     model = network(family)
     before, sites = outputs(model, family), feed_forward_sites(model)
     assert [(site.d_model, site.d_inner) for site in sites] == [(WIDTH, NEURONS)] * LAYERS
@@ -82,10 +82,10 @@ def test_layers_recomputed_from_a_site_give_the_same_outputs(family):
     torch.testing.assert_close(outputs(model, family), before, rtol=1e-4, atol=1e-5)
     for site in sites:
         site.replace(nn.Identity())
-    assert (outputs(model, family) - before).abs().max() > 1e-2, "the replacements are what runs"
+    assert (outputs(model, family) - before).abs().max() > 1e-2, "the replacements run"
 
 
-def test_a_copy_of_a_network_runs_its_own_replacements():
+def test_a_copy_of_a_network_keeps_its_replacements():
     model = tiny("gpt2")
     before = logits(model, inputs("gpt2"))
     for site in feed_forward_sites(model):
@@ -97,7 +97,7 @@ def test_a_copy_of_a_network_runs_its_own_replacements():
 
 
 @pytest.mark.parametrize("family", ALL)
-def test_sorting_neurons_into_experts_changes_nothing_but_rounding(family):
+def test_sorted_neurons_give_equal_outputs(family):
     model = network(family)
     before = outputs(model, family)
     for site in feed_forward_sites(model):
@@ -121,7 +121,7 @@ def test_the_experts_of_a_layer_add_up_to_it(family):
 
 
 @pytest.mark.parametrize("family", ALL)
-def test_what_is_written_into_the_views_is_what_the_network_computes_with(family):
+def test_writing_to_the_views_changes_the_network(family):
     model, changed = network(family), network(family)
     for site in feed_forward_sites(changed):
         with torch.no_grad():
@@ -150,7 +150,7 @@ def test_storing_by_neuron_changes_no_value(family):
 
 
 @pytest.mark.parametrize("family", ALL)
-def test_watching_shows_what_each_layer_computes(family):
+def test_watching_gives_the_activations_of_each_layer(family):
     model = network(family)
     for site in feed_forward_sites(model):
         seen, entered = [], []
@@ -167,7 +167,7 @@ def test_watching_shows_what_each_layer_computes(family):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_relu_in_place_of_the_activation_is_loaded_again_by_transformers(family, tmp_path):
+def test_relu_as_the_activation_is_saved_and_loaded(family, tmp_path):
     model = tiny(family)
     before = logits(model, inputs(family))
     feed_forward_sites(model)[0].adapter.use_relu(model)
@@ -179,7 +179,7 @@ def test_relu_in_place_of_the_activation_is_loaded_again_by_transformers(family,
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_the_projections_of_every_attention_are_where_the_adapter_says(family):
+def test_the_adapter_names_the_projections_of_every_attention(family):
     model = tiny(family)
     adapter = feed_forward_sites(model)[0].adapter
     attentions = adapter.find(model, adapter.attention)

@@ -1,4 +1,4 @@
-"""Modules and functions stay small: 400 lines a module, 60 lines and 7 parameters a function."""
+"""Modules have at most 400 lines, functions 60 lines and 7 parameters."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 MODULE_LINES, FUNCTION_LINES, PARAMETERS = 400, 60, 7
-TRITON = "a Triton kernel takes sizes and strides one by one, and so does what launches it"
-OPERATOR = "an operator of torch.library has a flat signature, and so has what calls it"
+TRITON = "Triton kernels and their launchers take sizes and strides as single parameters"
+OPERATOR = "operators of torch.library and their callers have flat signatures"
 EXCEPTIONS = {
     "planer/kernels/triton/": TRITON,
     "planer/kernels/routing/triton/": TRITON,
@@ -19,7 +19,7 @@ EXCEPTIONS = {
     "planer/kernels/dynamic_ffn/function.py": OPERATOR,
     "planer/kernels/neuron_threshold/": OPERATOR,
 }
-"""Where functions may be larger, and why."""
+"""Modules whose functions may be larger, and the reason."""
 
 
 def modules() -> Iterator[tuple[str, str]]:
@@ -29,7 +29,7 @@ def modules() -> Iterator[tuple[str, str]]:
 
 
 def functions(text: str) -> Iterator[tuple[str, int, int]]:
-    """Name, lines and parameters (self not counted) of every function."""
+    """Name, lines and parameters (without self) of every function."""
     for node in ast.walk(ast.parse(text)):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
             given = [a.arg for a in (*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs)]
@@ -59,8 +59,7 @@ def test_every_exception_is_needed():
     assert [exception for exception in EXCEPTIONS if not any(path.startswith(exception) for path in found)] == []
 
 
-def test_what_is_counted():
-    """A control."""
+def test_large_functions_are_found():
     body = "\n    ".join(["pass"] * FUNCTION_LINES)
     assert large(f"def f(self, a, b, c, d, *, e, f, g, **more):\n    {body[:-9]}") == []
     assert large("def f(a, b, c, d, /, e, f, *, g, h): ...") == ["f: 1 lines, 8 parameters"]

@@ -1,4 +1,4 @@
-"""The hash of a stage's code changes with everything that can change its result and with nothing else."""
+"""The hash of a stage's code changes if and only if its result can change."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ NETWORKS = {
     "teacher",
     "train_routers",
 }
-"""Scripts that run networks, or that draw what was measured of them."""
+"""Scripts that run networks or draw their measurements."""
 
 
 @pytest.fixture
@@ -62,14 +62,14 @@ def small(tmp_path) -> Path:
 
 
 @pytest.mark.parametrize("file", [name for name in FILES if not name.endswith("settings/__init__.py")])
-def test_edits(small, file):
+def test_only_edits_of_reached_files_change_the_hash(small, file):
     script = small / "workflow/scripts/train.py"
     before = Sources(small).hash_of(script)
     (small / file).write_text(FILES[file] + "\nedited = 1\n")
     assert (Sources(small).hash_of(script) != before) == (file not in UNREACHED)
 
 
-def test_who_reaches_a_module_of_a_registry_reaches_all(small):
+def test_a_module_of_a_registry_reaches_all_of_it(small):
     script, other = small / "workflow/scripts/train.py", small / "planer/heads/other.py"
     for name in ("softmax", "other"):
         (small / "planer/heads").mkdir(exist_ok=True)
@@ -79,7 +79,7 @@ def test_who_reaches_a_module_of_a_registry_reaches_all(small):
     assert other in Sources(small).reached(script)
 
 
-def test_a_package_that_does_more_than_export_counts(small):
+def test_a_package_with_more_than_imports_is_reached(small):
     script, package = small / "workflow/scripts/train.py", small / "planer/settings/__init__.py"
     before = Sources(small).hash_of(script)
     package.write_text(package.read_text() + "from planer.settings.other import y\n__all__ = []\n")
@@ -109,21 +109,21 @@ def build(): return 1 + choice
 
 
 @pytest.mark.parametrize("cache", ["", "{}", '{"damaged": [], "checksum": "no"}'])
-def test_what_is_cached_changes_no_hash(small, tmp_path, monkeypatch, cache):
+def test_the_cache_changes_no_hash(small, tmp_path, monkeypatch, cache):
     file, module = tmp_path / "cache/file.json", small / "planer/model.py"
     before = source_hashes(small, file)
     file.write_text(cache)
     assert source_hashes(small, file) == before
     with monkeypatch.context() as patched:
         patched.setattr(ast, "parse", None)
-        assert source_hashes(small, file) == before, "nothing is analysed twice"
+        assert source_hashes(small, file) == before, "no file is parsed twice"
     module.write_text(FILES["planer/model.py"] + "\nedited = 1\n")
     assert source_hashes(small, file) != before
     module.write_text(FILES["planer/model.py"])
     assert source_hashes(small, tmp_path / "cache/file.json/no folder") == before
 
 
-def test_comments_docstrings_layout_and_imports_for_types_do_not_count(small):
+def test_comments_docstrings_layout_and_type_imports_change_no_hash(small):
     script, module = small / "workflow/scripts/train.py", small / "planer/model.py"
     hashes = []
     for text in (COMMENTED, PLAIN, PLAIN.replace("1", "2")):
@@ -139,7 +139,7 @@ def hashes(root: Path) -> dict[str, str]:
 
 @pytest.fixture(scope="module")
 def changed(pytestconfig, tmp_path_factory) -> Callable[[str, str, str], set[str]]:
-    """Edit a file of a copy of the library and the scripts, and undo it; returns the scripts with other hashes."""
+    """A function that edits a file of a copy of the library and returns the scripts whose hashes change."""
     root = tmp_path_factory.mktemp("tree")
     for name in ("planer", "workflow/scripts"):
         shutil.copytree(pytestconfig.rootpath / name, root / name, ignore=shutil.ignore_patterns("__pycache__"))
@@ -170,7 +170,7 @@ def changed(pytestconfig, tmp_path_factory) -> Callable[[str, str, str], set[str
         ("workflow/job.py", "import os", "import os, ast"),
     ],
 )
-def test_an_edit_that_changes_no_result_repeats_nothing(changed, file, old, new):
+def test_an_edit_that_changes_no_result_changes_no_hash(changed, file, old, new):
     assert changed(f"planer/{file}", old, new) == set()
 
 
@@ -198,18 +198,18 @@ def test_an_edit_that_changes_no_result_repeats_nothing(changed, file, old, new)
         ("workflow/scripts/search.py", "import", "import ast\nimport", {"search"}),
     ],
 )
-def test_an_edit_repeats_the_stages_that_reach_it(changed, file, old, new, expected):
+def test_an_edit_changes_the_hashes_of_stages_that_reach_it(changed, file, old, new, expected):
     assert {name for name in changed(file, old, new) if not name.startswith("pretrained/")} == expected
 
 
-def test_an_edit_of_a_pretrained_task_repeats_stages_of_pretrained_networks_only(changed):
+def test_an_edit_of_a_pretrained_task_changes_only_stages_of_pretrained_networks(changed):
     repeated = changed("planer/data/epochs.py", "POOL = 32", "POOL = 64")
     assert "pretrained/finetune" in repeated and "pretrained/prepare_model" not in repeated
     assert all(name.startswith("pretrained/") for name in repeated)
 
 
-def test_checks_of_the_config_set_nothing(pytestconfig):
-    """They are left out of the hashes."""
+def test_checks_of_the_config_set_no_attributes(pytestconfig):
+    """Checks are left out of the hashes."""
     for path in (pytestconfig.rootpath / "planer/config").glob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.FunctionDef) and node.name == "__post_init__":

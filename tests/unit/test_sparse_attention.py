@@ -1,4 +1,4 @@
-"""Attention with multiplicative projections, alone and with convolutions: slow references, memories, counts."""
+"""Attention with multiplicative projections, with and without convolutions."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from test_attention import D_MODEL, attend, read
-from test_parent_start import logits, parent_of, same_sublayers, started
+from test_parent_start import assert_same_sublayers, logits, parent_of, started
 from toy import experiment
 
 from planer.blocks.multiplicative import Multiplicative
@@ -30,7 +30,7 @@ NORMS = pytest.mark.parametrize("norm", ["post", "pre"])
 
 
 def network(*blocks, norm: str = "post") -> LanguageModel:
-    """In double precision; every weight differs from every other, biases too."""
+    """A network of random weights and biases in double precision."""
     model = LanguageModel(Architecture(11, D_MODEL, blocks, norm, dropout=0.0))
     generator = torch.Generator().manual_seed(0)
     for parameter in model.parameters():
@@ -43,13 +43,13 @@ def normal(*shape: int, seed: int = 0) -> torch.Tensor:
 
 
 def by_hand(layer: Multiplicative, x: torch.Tensor) -> torch.Tensor:
-    """One output after another."""
+    """Outputs of the layer by the formula."""
     y = torch.einsum("...i,si,im->...sm", x, layer.scales, layer.shared).flatten(-2)
     return y if layer.bias is None else y + layer.bias
 
 
 def convolved(layer: torch.nn.Conv2d, y: torch.Tensor) -> torch.Tensor:
-    """Position after position, module after module: y [B, L, W] to [B, L, W]."""
+    """The convolution as a loop over positions and modules: y [B, L, W] to [B, L, W]."""
     image = y.unflatten(-1, (-1, layer.in_channels))
     _, length, modules, _ = image.shape
     result = layer.bias.expand(image.shape).clone()
@@ -62,7 +62,7 @@ def convolved(layer: torch.nn.Conv2d, y: torch.Tensor) -> torch.Tensor:
 
 
 def reference(block, seen: torch.Tensor, length: int, mem_len: int, same_length: bool) -> torch.Tensor:
-    """The block's output for the last positions of a text [B, L, D] of which it saw all and remembers mem_len."""
+    """The block's output for the last ``length`` positions of a text [B, L, D] with a memory of mem_len."""
     a, source = block.sublayer, block.norm(seen) if block.pre_norm else seen
     if isinstance(a.output, Multiplicative):
         q, k, v = (by_hand(layer, source) for layer in (a.queries, a.keys, a.values))
@@ -77,7 +77,7 @@ def reference(block, seen: torch.Tensor, length: int, mem_len: int, same_length:
 
 class TestMultiplicative:
     @pytest.mark.parametrize("rows", [1, 4, 5, 30])
-    def test_few_rows_and_many_compute_the_formula(self, rows):
+    def test_few_and_many_rows_equal_the_formula(self, rows):
         x, scales, shared, bias = normal(rows, 8), normal(3, 8), normal(8, 4), normal(12)
         expected = torch.stack([
             sum(x[:, i] * scales[s, i] * shared[i, m] for i in range(8)) + bias[4 * s + m]
@@ -101,7 +101,7 @@ class TestMultiplicative:
             x = normal(rows, 16).float()
             assert torch.equal(multiplicative(x, scales, shared), x[:, order])
 
-    def test_weights_start_as_in_trax(self):
+    def test_initialisation_equals_trax(self):
         """Outputs of unit inputs have the variance 0.25 * 2 d / (d + M)."""
         model = LanguageModel(Architecture(11, 256, (SparseAttention(4, 64, 16), SparseConvAttention(4, 64, 16))))
         initialise(model, torch.Generator().manual_seed(0))
@@ -123,8 +123,8 @@ class TestMultiplicative:
 @BOTH
 @NORMS
 @pytest.mark.parametrize(("length", "memory_len"), [(5, 0), (5, 3), (1, 4)])
-def test_outputs_and_gradients(spec, norm, length, memory_len):
-    """Of a segment behind a text of which the memory holds the end."""
+def test_outputs_and_gradients_equal_the_reference(spec, norm, length, memory_len):
+    """For a segment after a text whose end is the memory."""
     model, text = network(spec, norm=norm), normal(2, memory_len + 4 + length, D_MODEL).requires_grad_()
     memory = text[:, : memory_len + 4][:, -memory_len - model.blocks[0].lookback :] if memory_len else None
     seen = text if memory_len else text[:, -length:]
@@ -145,7 +145,7 @@ def test_outputs_and_gradients(spec, norm, length, memory_len):
     ("mem_len", "lengths"), [(12, [5, 5, 5, 5, 2]), (4, [6, 1, 1, 6, 3]), (0, [4, 1, 4]), (1, [1] * 6)]
 )
 def test_cached_attention_equals_recomputed(norm, mem_len, lengths):
-    """Over segments in a row, while memories of all three kinds of attention fill and slide."""
+    """Over several segments, for three kinds of attention and growing and full memories."""
     model = network(CONVOLVED, PLAIN, Attention(3, 4), FeedForward(8), CONVOLVED, norm=norm)
     memories = {"recompute": None, "cached": None}
     with torch.inference_mode():
@@ -165,7 +165,7 @@ def test_cached_attention_equals_recomputed(norm, mem_len, lengths):
 
 
 @BOTH
-def test_reading_token_by_token_is_reading_the_text_at_once(spec):
+def test_reading_token_by_token_equals_a_pass_over_the_text(spec):
     model = network(spec, FeedForward(8), spec)
     tokens = torch.randint(11, (2, 30), generator=torch.Generator().manual_seed(3))
     whole = read(model, tokens, 29, mem_len=6, same_length=True)
@@ -175,7 +175,7 @@ def test_reading_token_by_token_is_reading_the_text_at_once(spec):
 
 
 @BOTH
-def test_the_future_is_invisible(spec):
+def test_later_tokens_do_not_change_earlier_outputs(spec):
     model, tokens = network(spec, spec), torch.arange(9)[None]
     changed = tokens.clone()
     changed[:, 6:] = 10 - changed[:, 6:]
@@ -183,7 +183,7 @@ def test_the_future_is_invisible(spec):
     assert torch.equal(before[:, :6], after[:, :6]) and not torch.equal(before[:, 6:], after[:, 6:])
 
 
-def test_in_a_supernet_every_option_sees_the_memory_of_its_network():
+def test_options_of_a_supernet_use_the_memory_of_its_path():
     options = (Attention(3, 4), PLAIN, CONVOLVED)
     shared = Architecture(11, D_MODEL, (), dropout=0.0, init_std=0.3)
     supernet = Supernet(shared, options, 2, "none").eval()
@@ -200,8 +200,8 @@ def test_in_a_supernet_every_option_sees_the_memory_of_its_network():
             torch.testing.assert_close(results[0].hidden, results[1].hidden, rtol=0, atol=0)
 
 
-def test_parameters_and_flops_are_counted():
-    """The paper's closed forms, with positions, u, v and LayerNorm."""
+def test_parameters_and_flops_equal_the_closed_forms():
+    """Those of the paper, with positions, u, v and LayerNorm."""
     d, modules, m = 12, 3, 4
     layer, relative = modules * d + d * m + d, modules * d + d * m + 2 * d + 2 * d
     assert SparseAttention(3, 4, 3).params(d) == 4 * layer + relative
@@ -223,7 +223,7 @@ def test_a_timed_call_with_a_full_memory_runs(attention):
 
 @BOTH
 def test_training_lowers_the_loss(spec):
-    """The token three positions back follows: attention has to look back."""
+    """The next token is the one three positions back."""
     torch.manual_seed(0)
     model = LanguageModel(Architecture(11, D_MODEL, (spec, FeedForward(24)), dropout=0.0, init_std=0.2))
     initialise(model, torch.Generator().manual_seed(0))
@@ -238,18 +238,18 @@ def test_training_lowers_the_loss(spec):
 
 
 @BOTH
-def test_attention_of_the_parent_is_copied_where_it_is_the_same(spec):
+def test_attention_of_a_parent_with_the_same_block_is_copied(spec):
     small = type(spec)(4, 4, 4)  # as wide as networks of test_parent_start
     blocks = (small, FeedForward(24), Attention(2, 8))
     parent = parent_of(*blocks)
     assert parent.importances[0] is None
-    same_sublayers(started(parent, *blocks), parent.model, {0: 0, 1: 1, 2: 2})
-    untouched = started(parent_of(Attention(2, 8), FeedForward(24)), small).blocks[0].sublayer
-    assert not torch.equal(untouched.positions.scales, parent.model.blocks[0].sublayer.positions.scales)
+    assert_same_sublayers(started(parent, *blocks), parent.model, {0: 0, 1: 1, 2: 2})
+    unchanged = started(parent_of(Attention(2, 8), FeedForward(24)), small).blocks[0].sublayer
+    assert not torch.equal(unchanged.positions.scales, parent.model.blocks[0].sublayer.positions.scales)
 
 
-def test_the_nearest_multiplicative_layer_of_a_dense_one():
-    """Exact where there is one; else what is left is all but the largest singular value of every input."""
+def test_the_nearest_multiplicative_layer_to_a_dense_one():
+    """The error has all but the largest singular value of every input; an exact one is found."""
     layer, dense = Multiplicative(5, 12, 3).double(), normal(12, 5)
     layer.approximate(dense)
     left = dense - layer(torch.eye(5, dtype=torch.float64)).T
@@ -261,7 +261,7 @@ def test_the_nearest_multiplicative_layer_of_a_dense_one():
 
 
 def test_sparse_attention_starts_from_dense_attention():
-    """The same attention where the parent's projections are multiplicative layers."""
+    """It is equal if the parent's projections are multiplicative layers."""
     spec = SparseAttention(2, 8, 4)
     parent = parent_of(Attention(2, 8), FeedForward(24))
     dense = parent.model.blocks[0].sublayer
@@ -277,7 +277,7 @@ def test_sparse_attention_starts_from_dense_attention():
     torch.testing.assert_close(logits(model), logits(parent.model), rtol=1e-4, atol=1e-4)
 
 
-def test_options_and_symbols():
+def test_options_and_symbols_of_sparse_attention():
     model = experiment().model  # d_model 32, two heads of 16
     assert model.option("sparse_attention_8") == SparseAttention(2, 16, 8)
     assert model.option("sparse_conv_attention_4") == SparseConvAttention(2, 16, 4)

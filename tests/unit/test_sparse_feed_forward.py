@@ -1,4 +1,4 @@
-"""Sparse feed-forward layers against slow references, the estimator of their training, counts, and their start."""
+"""Sparse feed-forward layers: inference, training, parameters, FLOPs and initial weights."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import math
 
 import pytest
 import torch
-from test_parent_start import output, parent_of, same_sublayers, started
+from test_parent_start import assert_same_sublayers, output, parent_of, started
 from toy import experiment, latency_table_of_this_machine
 
 from planer.blocks.sparse_feed_forward import build
@@ -21,7 +21,7 @@ D, F, N = 12, 32, 8
 
 
 def network(*blocks, vocab_size: int = 11, norm: str = "post") -> LanguageModel:
-    """Every weight differs from every other, biases too."""
+    """A network of random weights and biases."""
     model = LanguageModel(Architecture(vocab_size, D, blocks, norm=norm, dropout=0.0))
     generator = torch.Generator().manual_seed(0)
     for parameter in model.parameters():
@@ -30,7 +30,7 @@ def network(*blocks, vocab_size: int = 11, norm: str = "post") -> LanguageModel:
 
 
 def layer(**options):
-    """In double precision."""
+    """A layer in double precision."""
     return network(SparseFeedForward(F, N, rank=6, **options)).double().blocks[0].sublayer
 
 
@@ -39,13 +39,13 @@ def tokens(count: int) -> torch.Tensor:
 
 
 def logits_of(sublayer, x: torch.Tensor) -> torch.Tensor:
-    """Of one token [F]."""
+    """Logits of one token [F]."""
     c = sublayer.controller
     return c.c2 @ (c.c1 @ x) + c.bias
 
 
 def by_hand(sublayer, x: torch.Tensor, picked: list[int]) -> torch.Tensor:
-    """One token [D], neuron after neuron: those picked of each block."""
+    """Output of one token [D] as a sum over the picked neurons."""
     y = sublayer.b2.clone()
     probabilities = logits_of(sublayer, x).view(-1, N).softmax(-1).flatten()
     for neuron in picked:
@@ -58,7 +58,7 @@ def by_hand(sublayer, x: torch.Tensor, picked: list[int]) -> torch.Tensor:
 @pytest.mark.parametrize("relu", ["after", "before"])
 @pytest.mark.parametrize("count", [1, N // 4, N // 4 + 1, 9])
 def test_inference_runs_the_neuron_with_the_largest_logit(count, relu, weighted):
-    """Few tokens gather rows, more compute all neurons."""
+    """With few tokens rows are gathered, with more all neurons are computed."""
     sublayer, x = layer(relu=relu, weighted=weighted), tokens(count)
     picked = [[b + max(range(N), key=lambda i: lg[b + i]) for b in range(0, F, N)]
               for lg in (logits_of(sublayer, row).tolist() for row in x)]  # fmt: skip
@@ -78,7 +78,7 @@ def test_of_equal_logits_the_first_neuron_runs():
 
 
 @pytest.mark.parametrize("relu", ["after", "before"])
-def test_soft_training_calls_weigh_all_neurons(relu):
+def test_soft_training_calls_weight_all_neurons(relu):
     sublayer, x = layer(hard_share=0.0, relu=relu).train(), tokens(5)
     for row, y in zip(x, sublayer(x), strict=True):
         p = logits_of(sublayer, row).view(-1, N).softmax(-1).flatten()
@@ -103,8 +103,9 @@ def test_hard_training_calls_run_the_sampled_neuron(weighted):
     assert moved > 0
 
 
-def test_the_mask_of_a_hard_call_is_exactly_one_hot_and_has_the_gradient_of_the_softmax():
+def test_the_mask_of_a_hard_call_is_one_hot_with_the_gradient_of_the_softmax():
     sublayer = network(SparseFeedForward(F, N, hard_share=1.0)).blocks[0].sublayer
+    torch.manual_seed(0)
     logits = torch.randn(200, F // N, N, requires_grad=True)
     mask = sublayer.training_mask(logits)
     assert torch.equal(mask.sum(-1), torch.ones(200, F // N)) and set(mask.unique().tolist()) == {0.0, 1.0}
@@ -113,7 +114,7 @@ def test_the_mask_of_a_hard_call_is_exactly_one_hot_and_has_the_gradient_of_the_
     torch.testing.assert_close(ours, soft)
 
 
-def test_neurons_are_sampled_from_the_softmax_of_logits_over_temperature_and_calls_are_hard_three_times_in_ten():
+def test_frequencies_of_sampled_neurons_and_of_hard_calls():
     sublayer = network(SparseFeedForward(4, 4)).blocks[0].sublayer
     torch.manual_seed(0)
     logits = torch.tensor([0.0, 0.05, 0.1, -0.2]).expand(50_000, 1, 4)
@@ -124,8 +125,8 @@ def test_neurons_are_sampled_from_the_softmax_of_logits_over_temperature_and_cal
     assert sum(calls) / len(calls) == pytest.approx(0.3, abs=0.03)
 
 
-def test_the_relu_behind_the_mask_keeps_neurons_that_were_not_picked_from_the_controller():
-    """The outputs and the gradients of w1 and w2 do not depend on the order, the controller's do."""
+def test_with_relu_after_the_mask_only_picked_neurons_reach_the_controller():
+    """The order changes only the gradients of the controller."""
     x, gradients, outputs = tokens(3)[2:], {}, []
     for relu in ("after", "before"):
         sublayer = layer(hard_share=1.0, relu=relu).train()
@@ -142,7 +143,7 @@ def test_the_relu_behind_the_mask_keeps_neurons_that_were_not_picked_from_the_co
     assert (reached["before"] & ~ran).any()
 
 
-def test_gradients_of_a_soft_call_are_those_of_finite_differences():
+def test_gradients_of_a_soft_call_equal_finite_differences():
     sublayer, x = layer(hard_share=0.0).train(), tokens(2).requires_grad_()
     weights = tuple(parameter.detach().requires_grad_() for parameter in sublayer.parameters())
     names = [name for name, _ in sublayer.named_parameters()]
@@ -162,8 +163,8 @@ def test_the_controller_stays_in_single_precision_under_autocast():
 
 
 @pytest.mark.parametrize("rank", [0, 5])
-def test_parameters_and_flops_are_counted(rank):
-    """d = 12, F = 32, N = 4: the closed forms of the paper, with b1 and LayerNorm."""
+def test_parameters_and_flops_equal_the_closed_forms(rank):
+    """Those of the paper, with b1 and LayerNorm; d = 12, F = 32, N = 4."""
     spec = SparseFeedForward(F, 4, rank)
     r = rank or 3
     controller = r * (D + F) + F
@@ -178,7 +179,7 @@ def test_parameters_and_flops_are_counted(rank):
         assert counted == formula
 
 
-def test_weights_start_as_in_trax():
+def test_initialisation_equals_trax():
     """Glorot-uniform on the matrices, c2's too; sqrt(N) times that for a scaled w2; biases 0."""
     model = LanguageModel(Architecture(11, 64, tuple(SparseFeedForward(256, 16, scaled=s) for s in (False, True))))
     initialise(model, torch.Generator().manual_seed(0))
@@ -192,7 +193,7 @@ def test_weights_start_as_in_trax():
 
 
 @pytest.mark.parametrize("norm", ["post", "pre"])
-def test_reading_token_by_token_is_reading_the_text_at_once(norm):
+def test_reading_token_by_token_equals_a_pass_over_the_text(norm):
     model = network(Attention(3, 4), SparseFeedForward(F, N), SparseFeedForward(F, 2), norm=norm)
     text = torch.randint(11, (1, 20), generator=torch.Generator().manual_seed(2))
     with torch.inference_mode():
@@ -206,7 +207,7 @@ def test_reading_token_by_token_is_reading_the_text_at_once(norm):
 
 
 def test_training_lowers_the_loss_of_training_and_of_inference():
-    """Each token is followed by the one after it; random steps, so the mean of the last ones counts."""
+    """The text counts upwards.  Steps are random, so means of 20 steps are compared."""
     model = network(SparseFeedForward(F, N), SparseFeedForward(F, N))
     initialise(model, torch.Generator().manual_seed(0))
     optimizer = torch.optim.Adam(model.parameters(), lr=0.02)
@@ -228,7 +229,7 @@ def test_training_lowers_the_loss_of_training_and_of_inference():
     assert loss(model.eval()) < 0.3 * before
 
 
-def test_a_dense_layer_of_the_parent_gives_its_weights():
+def test_weights_come_from_a_dense_layer_of_the_parent():
     parent = parent_of(Attention(2, 8), FeedForward(24), FeedForward(24))
     model = started(parent, Attention(2, 8), SparseFeedForward(24, 4), SparseFeedForward(48, 4))
     source, own = parent.model.blocks[1].sublayer, model.blocks[1].sublayer
@@ -236,21 +237,21 @@ def test_a_dense_layer_of_the_parent_gives_its_weights():
     assert torch.equal(own.w2, source.w2.weight.T) and torch.equal(own.b2, source.w2.bias)
     wide = model.blocks[2].sublayer
     assert torch.equal(wide.w1[24:], parent.model.blocks[2].sublayer.w1.weight)
-    with torch.no_grad():  # with all neurons running the output is the dense layer's
+    with torch.no_grad():  # with all neurons the output is the dense layer's
         x = output(parent.model, 0)
         dense, mask = source(x)[0], torch.ones(len(x.flatten(0, 1)), 6, 4)
         torch.testing.assert_close(own._masked(x.flatten(0, 1), mask).view_as(dense), dense)
 
 
-def test_the_parents_own_sparse_layer_is_copied():
+def test_a_sparse_layer_of_the_parent_is_copied():
     blocks = (Attention(2, 8), SparseFeedForward(24, 4), FeedForward(24))
     parent = parent_of(*blocks)
-    same_sublayers(started(parent, *blocks), parent.model, {0: 0, 1: 1, 2: 2})
+    assert_same_sublayers(started(parent, *blocks), parent.model, {0: 0, 1: 1, 2: 2})
     other = started(parent, blocks[0], SparseFeedForward(24, 6), blocks[2]).blocks[1].sublayer
     assert torch.equal(other.w1, parent.model.blocks[2].sublayer.w1.weight)
 
 
-def test_options_and_symbols():
+def test_options_and_symbols_of_sparse_feed_forward_layers():
     model = experiment().model  # d_model 32, d_inner 64
     spec = model.option("sparse_feed_forward_16")
     assert spec == SparseFeedForward(64, 16) and spec.rank_in(32) == 2
@@ -264,7 +265,7 @@ def test_options_and_symbols():
     assert build(spec, model.architecture(11, "s")).sublayer.w1.shape == (64, 32)
 
 
-def test_settings_hold_for_options_patterns_and_the_latency_table():
+def test_settings_apply_to_options_patterns_and_the_latency_table():
     plain, config = experiment(), experiment(model={"blocks": {"sparse_feed_forward": {"rank": 5, "relu": "before"}}})
     spec = config.model.option("sparse_feed_forward_16")
     assert spec == SparseFeedForward(64, 16, 5, "before") and config.model.architecture(11, "n16").blocks == (spec,)

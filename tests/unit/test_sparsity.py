@@ -1,4 +1,4 @@
-"""Sparsification: closed forms of the penalties, the ramp, and what fine-tuning does to a tiny network."""
+"""Sparsification of our networks: penalties, ramp and fine-tuning."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ pytestmark = pytest.mark.slow
 
 
 def tiny(*blocks, dropout: float = 0.1) -> LanguageModel:
-    """A randomly initialised network that is far from linear."""
+    """A network with large random weights."""
     architecture = Architecture(11, 8, blocks, dropout=dropout, moe_dropout=dropout, init_std=0.3)
     model = LanguageModel(architecture)
     initialise(model, torch.Generator().manual_seed(0))
@@ -57,7 +57,7 @@ def tiny(*blocks, dropout: float = 0.1) -> LanguageModel:
 
 
 def text(length: int) -> np.ndarray:
-    """Tokens that a bigram table predicts to some extent."""
+    """Tokens that the last token partly predicts."""
     generator = np.random.default_rng(1)
     steps = generator.choice([1, 3], size=length, p=[0.8, 0.2])
     return (np.cumsum(steps) % 11).astype(np.uint8)
@@ -68,7 +68,7 @@ TEXTS = Texts(11, text(2000), text(500))
 
 
 def objective_of(model: LanguageModel, config=CONFIG, terms=(), runtime=CPU) -> StepLoss:
-    """What ``sparsify`` trains with."""
+    """The loss that ``sparsify`` trains with."""
     terms = [*terms, Balance(config.balance_weight), SparsityPenalty(config)]
     return StepLoss(model.train(), CausalLM(TEXTS, config, runtime), terms, runtime)
 
@@ -79,7 +79,7 @@ def run(model: LanguageModel, folder, on_row=lambda row: None, terms=(), **chang
 
 
 @pytest.mark.parametrize("width", [1, 2, 7, 512])
-def test_hoyer_counts_equal_neurons(width):
+def test_hoyer_of_equal_activations_is_their_number(width):
     one_hot = torch.zeros(width)
     one_hot[width // 2] = 3.0
     half = torch.zeros(2 * width)
@@ -90,8 +90,8 @@ def test_hoyer_counts_equal_neurons(width):
 
 
 @given(st.integers(1, 40), st.integers(0, 2**31), st.floats(1e-3, 1e3))
-@settings(max_examples=50, deadline=None)
-def test_hoyer_is_bounded_and_blind_to_scale(width, seed, scale):
+@settings(max_examples=50)
+def test_hoyer_is_bounded_and_does_not_depend_on_scale(width, seed, scale):
     a = torch.rand(width, generator=torch.Generator().manual_seed(seed)) + 1e-3
     value = square_hoyer(a).item()
     assert 1 - 1e-5 <= value <= width * (1 + 1e-5)
@@ -101,7 +101,7 @@ def test_hoyer_is_bounded_and_blind_to_scale(width, seed, scale):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("penalty", [square_hoyer, l1])
-def test_silent_tokens_cost_nothing_and_have_a_finite_gradient(penalty, dtype):
+def test_tokens_of_zero_activations_have_penalty_0_and_a_finite_gradient(penalty, dtype):
     a = torch.zeros(3, 16, dtype=dtype)
     a[1] = 1.0
     a.requires_grad_()
@@ -113,17 +113,17 @@ def test_silent_tokens_cost_nothing_and_have_a_finite_gradient(penalty, dtype):
     assert not a.grad[0].any()
 
 
-def test_hoyer_of_half_precision_is_taken_in_single():
+def test_hoyer_of_half_precision_is_computed_in_single_precision():
     a = torch.rand(5, 3000).to(torch.float16) * 100  # the squared sum, about 2e10, exceeds half precision
     torch.testing.assert_close(square_hoyer(a), square_hoyer(a.double()).float())
 
 
-def test_hoyer_gradient():
+def test_the_gradient_of_hoyer_equals_finite_differences():
     a = torch.rand(4, 6, dtype=torch.float64) + 0.1
     assert torch.autograd.gradcheck(square_hoyer, a.requires_grad_())
 
 
-def test_ramp_endpoints_and_middle():
+def test_values_of_the_ramps():
     assert [ramp("none", t, 10) for t in (1, 10)] == [1, 1]
     assert [ramp("linear", t, 10) for t in (1, 5, 10)] == [0.1, 0.5, 1]
     assert [ramp("linear_warmup", t, 10) for t in (1, 4, 5, 6, 10)] == [0.2, 0.8, 1, 1, 1]
@@ -160,16 +160,16 @@ def by_teacher(parent: LanguageModel, weight: float = 0.5, temperature: float = 
     return [Distillation(LiveTeacher(parent, CONFIG.mem_len), weight, temperature)]
 
 
-def test_with_a_teacher_the_penalty_comes_on_top_of_the_distillation_loss():
-    """Also of a network that is its own teacher: the teacher does not change with it."""
+def test_with_a_teacher_the_penalty_is_added_to_the_distillation_loss():
+    """The teacher has the weights of the student and does not change with it."""
     blocks = (Attention(2, 4), FeedForward(24), MoE(8, 2, 1))
-    parent, told = tiny(*blocks, dropout=0.0), {"weight": 0.3, "temperature": 2.0}
-    objective = objective_of(tiny(*blocks, dropout=0.0), terms=by_teacher(parent, **told))
+    parent, options = tiny(*blocks, dropout=0.0), {"weight": 0.3, "temperature": 2.0}
+    objective = objective_of(tiny(*blocks, dropout=0.0), terms=by_teacher(parent, **options))
     with torch.no_grad():
         for parameter in objective.model.parameters():
             parameter *= 0.9
     model = copy.deepcopy(objective.model)
-    terms = [*by_teacher(tiny(*blocks, dropout=0.0), **told), Balance(0.01)]
+    terms = [*by_teacher(tiny(*blocks, dropout=0.0), **options), Balance(0.01)]
     reference = StepLoss(model, CausalLM(TEXTS, CONFIG, Runtime()), terms, Runtime())
     for step in range(3):
         loss, metrics = objective(step)
@@ -180,7 +180,7 @@ def test_with_a_teacher_the_penalty_comes_on_top_of_the_distillation_loss():
     assert all(parameter.grad is None for parameter in parent.parameters()) and not parent.training
 
 
-def test_an_interrupted_run_with_a_teacher_ends_with_the_same_weights(tmp_path):
+def test_an_interrupted_run_with_a_teacher_resumes_with_the_same_bits(tmp_path):
     blocks = (Attention(2, 4), FeedForward(16))
 
     def start(folder, on_row=lambda row: None):
@@ -238,7 +238,7 @@ def test_fine_tuning_makes_activations_sparser_than_without_penalty(tmp_path):
     assert all(math.isfinite(value) for value in metrics.values())
 
 
-def test_an_interrupted_run_ends_with_the_same_weights(tmp_path):
+def test_an_interrupted_run_resumes_with_the_same_bits(tmp_path):
     blocks = (Attention(2, 4), FeedForward(16))
     whole, history, metrics = run(tiny(*blocks), tmp_path / "whole")
 
@@ -255,7 +255,7 @@ def test_an_interrupted_run_ends_with_the_same_weights(tmp_path):
     assert resumed_metrics["valid_nll_before"] == metrics["valid_nll_before"]
 
 
-def test_network_without_feed_forward_layers_passes_through(tmp_path):
+def test_network_without_feed_forward_layers_is_returned(tmp_path):
     model = tiny(Attention(2, 4), MoE(8, 2, 1))
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     same, history, metrics = run(model, tmp_path)

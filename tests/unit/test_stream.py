@@ -19,7 +19,7 @@ def text(length):
     return np.arange(length, dtype=np.uint16)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(**SIZES)
 def test_an_epoch_reads_every_stream_once_in_order(n, extra, batch, tgt_len):
     tokens = text(n * batch + min(extra, batch - 1))
@@ -67,7 +67,7 @@ def test_memory_maps_give_plain_tensors(tmp_path):
     assert len(list(EvalBatches(mapped, 2, 8, 8))) == len(EvalBatches(mapped, 2, 8, 8)) == 4
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(mem_len=st.integers(0, 30), **SIZES)
 def test_evaluation_starts_every_stream_in_its_true_context(n, extra, batch, tgt_len, mem_len):
     warmup = -(-mem_len // tgt_len)

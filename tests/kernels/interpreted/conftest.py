@@ -1,4 +1,4 @@
-"""Tiles small enough that small layers have several of them; products and roundings that are those of a GPU."""
+"""Small tiles, so that small layers have several; products and rounding as on a GPU."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from planer.kernels.triton import tiles
 
 @pytest.fixture(autouse=True)
 def small_tiles(monkeypatch):
-    """16 x 32, 32 at a time; a test may ask for others by calling the fixture."""
+    """Tiles of 16 x 32 with 32 columns at a time; a test calls the fixture to use others."""
 
     def use(tile: tiles.Tile) -> None:
         for key in tiles.GROUPED:
@@ -31,7 +31,7 @@ def small_tiles(monkeypatch):
 
 @pytest.fixture(autouse=True)
 def rounded_to_bfloat16(monkeypatch):
-    """The interpreter cuts off what bfloat16 cannot hold; a GPU rounds to the nearest, of two to the even one."""
+    """The interpreter truncates to bfloat16; a GPU rounds to the nearest, ties to even."""
     convert = interpreter._convert_float
 
     def rounding(values, source, target, mode):
@@ -46,7 +46,7 @@ def rounded_to_bfloat16(monkeypatch):
 
 @pytest.fixture(autouse=True)
 def products_in_one_order(monkeypatch):
-    """Rows are summed alike wherever in a tile they stand, as on a GPU; a BLAS may sum the last ones otherwise."""
+    """Every row of a tile is summed in the same order, as on a GPU; a BLAS may sum the last rows in another."""
 
     def dot(self, a, b, d, *_):
         products = a.data[:, :, None].astype(d.data.dtype) * b.data[None].astype(d.data.dtype)

@@ -1,4 +1,4 @@
-"""Dynamically executed experts: against the definition, and what must hold whatever the numbers."""
+"""The Triton kernels of dynamic_ffn in the interpreter."""
 
 from __future__ import annotations
 
@@ -14,25 +14,25 @@ from planer.kernels.triton.tiles import Tile
 from tests.kernels.checks import DYNAMIC, TOLERANCE, Dynamic, dynamic_error
 
 WHOLE, PARTS = Tile(16, 16, 64, 4, 2), Tile(16, 32, 16, 4, 2)
-"""A token's row at once, as in half precision, and a part at a time, as in float32 without tensor cores."""
+"""A token's row at once, as in half precision, or in parts, as in float32 without tensor cores."""
 
 
 @pytest.fixture(params=[1, 3])
 def parts(request, monkeypatch):
-    """One program a block of tokens, or several."""
+    """How many programs share a block of tokens."""
     monkeypatch.setattr(module, "SPLITS", request.param)
 
 
 @pytest.mark.parametrize("tile", [WHOLE, PARTS], ids=["whole rows", "parts of rows"])
 @pytest.mark.parametrize("layer", DYNAMIC.values(), ids=DYNAMIC.keys())
-def test_outputs(layer, tile, small_tiles, monkeypatch):
+def test_outputs_equal_the_reference(layer, tile, small_tiles, monkeypatch):
     small_tiles(tile)
     monkeypatch.setattr(module, "SPLITS", 1 if tile is WHOLE else 3)
     assert dynamic_error(layer, torch.float32) <= TOLERANCE[torch.float32]
 
 
 @pytest.mark.parametrize("tile", [WHOLE, PARTS], ids=["whole rows", "parts of rows"])
-def test_one_program_a_block_or_several(tile, parts, small_tiles):
+def test_outputs_with_one_or_several_programs_per_block(tile, parts, small_tiles):
     small_tiles(tile)
     assert dynamic_error(Dynamic(), torch.float32) <= TOLERANCE[torch.float32]
 
@@ -49,7 +49,7 @@ def run(layer, mask=None):
     return module.forward(x, w1, b1, w2, b2, layer.mask() if mask is None else mask)
 
 
-def test_all_experts_are_the_dense_layer():
+def test_all_experts_together_equal_the_dense_layer():
     layer = Dynamic()
     x, w1, b1, w2, b2 = layer.values()
     everything = torch.ones_like(layer.mask())
@@ -61,11 +61,11 @@ def test_no_tokens():
     assert run(Dynamic(tokens=0)).shape == (0, Dynamic.d_model)
 
 
-def test_twice_the_same_bits(parts):
+def test_two_runs_give_the_same_bits(parts):
     assert run(Dynamic()).equal(run(Dynamic()))
 
 
-def test_a_token_does_not_notice_the_pieces_of_its_neighbours(monkeypatch):
+def test_a_token_does_not_depend_on_the_experts_of_its_neighbours(monkeypatch):
     monkeypatch.setattr(module, "SPLITS", 1)
     layer = Dynamic()
     mask = layer.mask()
@@ -76,7 +76,7 @@ def test_a_token_does_not_notice_the_pieces_of_its_neighbours(monkeypatch):
 
 @pytest.fixture
 def two_passes(monkeypatch):
-    """Every width is too wide for one pass, and takes more than one program."""
+    """Every width takes two passes and several programs."""
     monkeypatch.setattr(module, "ON_CHIP", 0)
     monkeypatch.setattr(wide, "COLUMNS", 16)
 
@@ -99,8 +99,8 @@ def test_wide_rows_in_half_precision(dtype, two_passes):
     assert dynamic_error(Dynamic(d_model=37), dtype) <= TOLERANCE[dtype]
 
 
-def test_a_row_too_wide_falls_back(monkeypatch):
-    """To the next backend of the table, or to masked_dense, which takes every size."""
+def test_a_row_that_is_too_wide_takes_another_backend(monkeypatch):
+    """The next of the table, or masked_dense, which takes every size."""
     x, w, b, mask = torch.ones(2, 8_193), torch.ones(4, 8_193), torch.ones(4), torch.ones(2, 2, dtype=torch.bool)
     with pytest.raises(ValueError, match="backend triton needs a width of at most 8,192, which is 8,193"):
         dynamic_ffn(x, w, b, w, x[0], mask, backend="triton")

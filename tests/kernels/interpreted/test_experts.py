@@ -1,4 +1,4 @@
-"""Feed-forward experts on routed tokens: against the definition, and what must hold whatever the numbers."""
+"""The Triton kernels of expert_ffn in the interpreter."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.kernels.checks import EXPERTS, Layer, check, poisoned, results, round
 
 
 @pytest.mark.parametrize("layer", EXPERTS.values(), ids=EXPERTS.keys())
-def test_outputs_and_all_gradients(layer):
+def test_outputs_and_gradients_equal_the_reference(layer):
     check(layer, torch.float32)
 
 
@@ -39,7 +39,7 @@ def test_wide_rows(small_tiles):
     )
 
 
-def test_tokens_without_pairs_at_all():
+def test_tokens_without_experts_give_zeros():
     layer = Layer(tokens=5)
     nothing = torch.empty(0, dtype=torch.int64)
     values, _ = rounded(layer, torch.float32, "cpu")
@@ -51,7 +51,7 @@ def test_tokens_without_pairs_at_all():
 
 
 @pytest.mark.parametrize("frozen", [("x",), ("w1", "b1", "gate"), ("w2", "b2"), ("x", "w1", "b1", "w2", "b2")])
-def test_gradients_of_some_only(frozen):
+def test_gradients_of_some_values_only(frozen):
     check(Layer(tokens=20), torch.float32, frozen=frozen)
 
 
@@ -74,7 +74,7 @@ def test_strided_inputs_and_gradients():
 
 
 @pytest.mark.parametrize("activation", ["relu", "silu", "swiglu"])
-def test_dropped_neurons(activation):
+def test_dropout_equals_the_loop(activation):
     layer = Layer(k=1, bias=False, activation=activation)
     values, gate = rounded(layer, torch.float32, "cpu")
     pairs = dataclasses.replace(layer.pairs(), gate=gate)
@@ -88,7 +88,7 @@ def test_dropped_neurons(activation):
         torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-4)
 
 
-def test_twice_the_same_bits():
+def test_two_runs_give_the_same_bits():
     layer = Layer(tokens=20, k=2)
     values, gate = rounded(layer, torch.float32, "cpu")
     first, second = (outputs(layer, values["x"], layer.pairs(), gate) for _ in range(2))
@@ -130,7 +130,7 @@ def test_relabelling_experts_changes_nothing():
     layer = Layer(tokens=20, k=2)
     values, gate = rounded(layer, torch.float32, "cpu")
     ours = outputs(layer, values["x"], layer.pairs(), gate)
-    names = torch.tensor([2, 0, 3, 1])  # expert e is called names[e]
+    names = torch.tensor([2, 0, 3, 1])  # expert e becomes expert names[e]
     pairs = dataclasses.replace(layer.pairs(), expert=names[layer.pairs().expert])
     weights = {n: v.detach()[names.argsort()].requires_grad_() for n, v in values.items() if n != "x"}
     other = outputs(layer, values["x"], pairs, gate, **weights)
@@ -140,7 +140,7 @@ def test_relabelling_experts_changes_nothing():
         assert other[name][names].equal(ours[name])
 
 
-def test_equal_experts_are_a_dense_layer():
+def test_equal_experts_equal_a_dense_layer():
     layer = Layer(k=1, gated=False)
     values, _ = rounded(layer, torch.float32, "cpu")
     same = {n: v.detach()[:1].expand_as(v) for n, v in values.items() if n != "x"}

@@ -1,4 +1,4 @@
-"""The fused gate chooses as PyTorch's does."""
+"""The fused router equals PyTorch's."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def test_experts_gates_and_plan(tokens, d_model, experts, k, dtype):
     check(x, weight, k)
 
 
-def test_as_an_operator():
+def test_the_operator_is_well_formed():
     torch.library.opcheck(torch.ops.planer.route, (torch.randn(20, 16), torch.randn(5, 16), 2))
 
 
@@ -51,7 +51,7 @@ def test_ties_go_to_the_lowest_expert(k):
 
 
 @pytest.mark.parametrize("k", [1, 3])
-def test_tokens_that_are_not_numbers_keep_valid_pairs(k):
+def test_tokens_of_nan_and_infinity_have_valid_experts(k):
     x = torch.randn(20, 16, generator=torch.Generator().manual_seed(0))
     x[3] = math.nan
     x[5] = math.inf

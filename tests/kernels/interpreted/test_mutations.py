@@ -1,4 +1,4 @@
-"""The checks can fail: kernels that leave out a row, an expert or a term do not pass them."""
+"""The checks of the other files fail for kernels that leave out a row, an expert or a term."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ DYNAMIC = {
 
 
 def mutant(operation, name, old, new, folder):
-    """The module planer.kernels.<operation>.triton.<name> with every ``old`` replaced; Triton reads it from a file."""
+    """The module planer.kernels.<operation>.triton.<name> with every ``old`` replaced, in a file, as Triton needs."""
     source = Path(importlib.util.find_spec(f"planer.kernels.{operation}.triton.{name}").origin).read_text()
     assert old in source
     path = folder / f"{name}.py"

@@ -1,4 +1,4 @@
-"""The plan in two launches is the plan of PyTorch, number by number."""
+"""The Triton plan equals the one of PyTorch."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from planer.kernels.routing.triton.plan import plan
 from tests.kernels.checks import Layer, poisoned
 
 
-def both(pairs):
+def compared(pairs):
     reference = plan_reference(pairs)
     expected = reference.order, reference.inverse, reference.token, reference.offsets, reference.token_offsets
     with poisoned():
@@ -23,9 +23,9 @@ def both(pairs):
 @pytest.mark.parametrize(("tokens", "experts"), [(0, 3), (1, 3), (64, 3), (70, 16), (20, 33)])
 def test_equal_to_the_reference(tokens, experts, k, routing):
     pairs = Layer(tokens=tokens, experts=experts, k=k, routing=routing).pairs()
-    for ours, expected in both(pairs):
+    for ours, expected in compared(pairs):
         if ours is None:
-            assert not k, "token_offsets of tokens with their own number of pairs is PyTorch's"
+            assert not k, "PyTorch makes token_offsets where tokens differ in their number of experts"
         else:
             assert ours.dtype == expected.dtype
             assert ours.equal(expected)
@@ -33,11 +33,11 @@ def test_equal_to_the_reference(tokens, experts, k, routing):
 
 def test_one_expert():
     pairs = Pairs(torch.arange(70), torch.zeros(70, dtype=torch.int64), None, 70, 1, 1)
-    assert all(ours.equal(expected) for ours, expected in both(pairs))
+    assert all(ours.equal(expected) for ours, expected in compared(pairs))
 
 
 @pytest.mark.parametrize("k", [0, 2])
-def test_as_an_operator(k):
+def test_the_operator_is_well_formed_and_equal(k):
     pairs = Layer(tokens=20, k=k).pairs()
     arguments = pairs.expert, pairs.token, pairs.num_tokens, pairs.num_experts, pairs.per_token
     torch.library.opcheck(torch.ops.planer.plan, arguments)
