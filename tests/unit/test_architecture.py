@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import yaml
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from toy import experiment
 
@@ -56,7 +56,6 @@ def test_the_order_of_blocks_in_a_pattern():
     assert [block.symbol for block in sandwich] == ["s8"] * 6 + ["s8", "f"] * 6 + ["f"] * 6
 
 
-@settings(deadline=None)
 @given(st.lists(st.sampled_from(sorted(SYMBOLS.keys() - {"s"})), min_size=1, max_size=30))
 def test_every_network_survives_a_round_trip(symbols):
     blocks = tuple(SYMBOLS[symbol] for symbol in symbols)
@@ -65,7 +64,6 @@ def test_every_network_survives_a_round_trip(symbols):
     assert len(text) <= len("".join(symbols)) + 4 * len(symbols)
 
 
-@settings(deadline=None)
 @given(st.lists(st.sampled_from(["f", "s", "i"]), min_size=1, max_size=4), st.integers(2, 9))
 def test_repeats_are_folded(group, repeats):
     blocks = tuple(SYMBOLS[symbol] for symbol in group) * repeats

@@ -9,7 +9,7 @@ from fractions import Fraction
 import pandas as pd
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from toy import MS, VOCAB_SIZE, experiment, latency_table
 
@@ -130,7 +130,6 @@ def test_used_shares_are_relative_to_the_baseline():
 SHARES = st.decimals("0.01", 2, places=3)
 
 
-@settings(deadline=None)
 @given(st.lists(st.floats(0, 20), min_size=2, max_size=6), st.floats(1e-3, 5), SHARES, st.randoms())
 def test_the_baseline_keeps_a_limit_of_one_and_no_budget_is_above_its_share(costs, fixed, share, random):
     path = random.choices(range(len(costs)), k=40)

@@ -5,7 +5,7 @@ import math
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from planer.config import OptimizerConfig
@@ -51,7 +51,6 @@ def test_short_runs(warmup, total, expected):
     assert rates == pytest.approx(expected, rel=1e-12)
 
 
-@settings(deadline=None)
 @given(warmup=st.integers(0, 60), total=st.integers(1, 50))
 def test_the_rate_rises_and_falls_within_bounds(warmup, total):
     rates = [learning_rate(step, with_warmup(warmup), total) for step in range(1, total + 1)]

@@ -15,7 +15,7 @@ SIZES = {"n": st.integers(2, 40), "extra": st.integers(0, 3), "batch": st.intege
 
 
 def text(length):
-    """Tokens that tell their own position."""
+    """Each token is its position."""
     return np.arange(length, dtype=np.uint16)
 
 
@@ -32,7 +32,7 @@ def test_an_epoch_reads_every_stream_once_in_order(n, extra, batch, tgt_len):
     assert all(width == tgt_len for width in widths[:-1]) and 0 < widths[-1] <= tgt_len
 
 
-def test_access_is_random_and_epochs_repeat():
+def test_any_step_can_be_read_and_epochs_are_equal():
     batches = StreamBatches(text(100), batch=3, tgt_len=10)
     assert batches.segments_per_epoch == 4
     for step in (7, 2, 9, 0):
@@ -44,7 +44,7 @@ def test_access_is_random_and_epochs_repeat():
         assert x.is_contiguous() and y.is_contiguous()
 
 
-def test_wikitext_103_arithmetic():
+def test_the_counts_of_wikitext_103():
     tokens = np.broadcast_to(np.uint32(7), 103_227_021)
     batches = StreamBatches(tokens, batch=256, tgt_len=192)
     assert batches.targets_per_stream + 1 == 403_230
@@ -57,7 +57,7 @@ def test_wikitext_103_arithmetic():
     assert sum(y.numel() for _, y, counted in evaluation if counted) == 245_552
 
 
-def test_memory_maps_give_plain_tensors(tmp_path):
+def test_the_tensors_of_a_memory_map_are_copies(tmp_path):
     np.save(tmp_path / "train.npy", text(50).astype(np.uint8))
     mapped = np.load(tmp_path / "train.npy", mmap_mode="r", allow_pickle=False)
     x, y = StreamBatches(mapped, batch=2, tgt_len=8).batch_at(1)
@@ -69,7 +69,7 @@ def test_memory_maps_give_plain_tensors(tmp_path):
 
 @settings(max_examples=60)
 @given(mem_len=st.integers(0, 30), **SIZES)
-def test_evaluation_starts_every_stream_in_its_true_context(n, extra, batch, tgt_len, mem_len):
+def test_the_warm_up_of_a_stream_is_the_text_before_it(n, extra, batch, tgt_len, mem_len):
     warmup = -(-mem_len // tgt_len)
     n = max(n, -(-warmup * tgt_len // max(batch - 1, 1)))
     batches = EvalBatches(text(n * batch + min(extra, batch - 1)), batch, tgt_len, mem_len)
@@ -96,7 +96,7 @@ def test_evaluation_can_be_repeated():
     assert [x.tolist() for x, _, _ in batches] == [x.tolist() for x, _, _ in batches]
 
 
-def test_too_small_a_text():
+def test_a_text_of_too_few_tokens_is_refused():
     StreamBatches(text(16), batch=8, tgt_len=4)
     with pytest.raises(UserError, match="15 tokens, a batch of 8 needs at least 16; lower batch"):
         StreamBatches(text(15), batch=8, tgt_len=4)

@@ -1,4 +1,4 @@
-"""Configuration files: one reading, or one line that names the file and the line."""
+"""Configuration files are read as YAML allows in one way only, or are refused in one line."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from planer.errors import UserError
 
 
 @pytest.mark.parametrize("file", sorted((ROOT / "config").rglob("*.yaml")), ids=lambda file: file.stem)
-def test_what_ships_reads_as_by_any_other_reader(file):
+def test_the_configuration_is_read_as_by_pyyaml(file):
     assert read_yaml(file) == yaml.safe_load(file.read_text())
 
 
@@ -56,7 +56,7 @@ def test_what_ships_reads_as_by_any_other_reader(file):
         ("7: x", {"7": "x"}),
     ],
 )
-def test_values(text, value):
+def test_the_value_and_type_of_a_text(text, value):
     found = parse_yaml(text, "text")
     assert found == value and type(found) is type(value)
 
@@ -91,7 +91,7 @@ def test_values(text, value):
         ("# " + "x" * MAX_BYTES, f"more than {MAX_BYTES:,} bytes"),
     ],
 )
-def test_what_could_be_read_in_two_ways_or_not_at_all(tmp_path, text, reason):
+def test_ambiguous_or_broken_yaml_is_refused(tmp_path, text, reason):
     file = tmp_path / "a.yaml"
     file.write_text(text)
     with pytest.raises(UserError) as error:
@@ -100,27 +100,27 @@ def test_what_could_be_read_in_two_ways_or_not_at_all(tmp_path, text, reason):
     assert str(file) in message and reason in message and "\n" not in message and len(message) < 400
 
 
-def test_a_file_that_is_not_utf8(tmp_path):
+def test_a_file_that_is_not_utf8_is_refused(tmp_path):
     file = tmp_path / "a.yaml"
     file.write_bytes("seed: 1\n# größer\n".encode("latin-1"))
     with pytest.raises(UserError, match=r"a.yaml, line 2: byte 0xf6 is not UTF-8; save it as UTF-8"):
         read_yaml(file)
 
 
-def test_files_that_cannot_be_read(tmp_path):
+def test_a_folder_or_a_missing_file_is_refused(tmp_path):
     for path, reason in ((tmp_path, "Is a directory"), (tmp_path / "none.yaml", "No such file")):
         with pytest.raises(UserError, match=f"cannot read {path}: {reason}"):
             read_yaml(path)
 
 
-def test_an_empty_file_changes_nothing(tmp_path):
+def test_a_file_of_comments_is_an_empty_mapping(tmp_path):
     file = tmp_path / "a.yaml"
-    file.write_text("# nothing yet\n")
+    file.write_text("# no key\n")
     assert read_yaml(file) == {}
 
 
-def test_an_expanding_file_is_refused():
-    """Nine aliases deep it would stand for a billion values."""
+def test_nested_aliases_are_refused():
+    """Nine levels of ten aliases would expand to a billion values."""
     bomb = "a0: &a0 [x, x]\n" + "".join(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 10)}]\n" for i in range(1, 10))
     with pytest.raises(UserError, match="alias"):
         parse_yaml(bomb, "bomb.yaml")
@@ -145,12 +145,12 @@ def test_assignments_of_the_command_line():
         (["device=\udce4"], "--config device is no valid YAML"),
     ],
 )
-def test_assignments_that_cannot_be_read(given, reason):
+def test_wrong_assignments_are_refused(given, reason):
     with pytest.raises(UserError, match=reason):
         read_assignments(given)
 
 
-def test_a_byte_order_mark_is_no_part_of_the_first_key(tmp_path):
+def test_a_byte_order_mark_is_ignored(tmp_path):
     file = tmp_path / "a.yaml"
     file.write_bytes(b"\xef\xbb\xbfseed: 1\n")
     assert read_yaml(file) == {"seed": 1} and outermost_keys(file) == {"seed": "1"}
@@ -178,7 +178,7 @@ def test_outermost_keys(tmp_path, text, keys):
     assert outermost_keys(tmp_path) == {}
 
 
-def test_without_libyaml_everything_reads_the_same(monkeypatch):
+def test_without_libyaml_the_results_are_equal(monkeypatch):
     monkeypatch.setitem(sys.modules, "yaml.cyaml", None)
     spec = importlib.util.spec_from_file_location("slow_yaml", strict_yaml.__file__)
     slow = importlib.util.module_from_spec(spec)
@@ -192,23 +192,23 @@ def test_without_libyaml_everything_reads_the_same(monkeypatch):
         slow.parse_yaml("a: [1", "a.yaml")
 
 
-def test_only_regular_files_are_experiments(tmp_path):
-    mine, others = tmp_path / "mine", tmp_path / "others"
-    for folder in (mine, others):
+def test_only_files_and_links_to_files_are_experiments(tmp_path):
+    first, second = tmp_path / "first", tmp_path / "second"
+    for folder in (first, second):
         folder.mkdir()
         (folder / "net.yaml").write_text("seed: 1\n")
-    (mine / "linked.yaml").symlink_to(others / "net.yaml")
-    (mine / "a b.yaml").write_text("seed: 1\n")
-    (mine / "dangling.yaml").symlink_to("nowhere")
-    (mine / "loop.yaml").symlink_to("loop.yaml")
-    (mine / "folder.yaml").mkdir()
-    os.mkfifo(mine / "fifo.yaml")
-    assert experiment_files(others, mine) == {"net": mine / "net.yaml", "linked": mine / "linked.yaml"}
-    assert experiment_files(mine, others)["net"] == others / "net.yaml"
+    (first / "linked.yaml").symlink_to(second / "net.yaml")
+    (first / "a b.yaml").write_text("seed: 1\n")
+    (first / "dangling.yaml").symlink_to("nowhere")
+    (first / "loop.yaml").symlink_to("loop.yaml")
+    (first / "folder.yaml").mkdir()
+    os.mkfifo(first / "fifo.yaml")
+    assert experiment_files(second, first) == {"net": first / "net.yaml", "linked": first / "linked.yaml"}
+    assert experiment_files(first, second)["net"] == second / "net.yaml"
 
 
 @pytest.mark.parametrize("base", ["0", "false", "", "[]", "''"])
-def test_a_base_that_is_no_experiment(tmp_path, base):
+def test_a_base_that_is_no_experiment_is_refused(tmp_path, base):
     file = tmp_path / "net.yaml"
     file.write_text(f"base: {base}\n")
     with pytest.raises(UserError, match="unknown experiment .*; allowed: net; a new one is a file"):

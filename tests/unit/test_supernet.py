@@ -1,4 +1,4 @@
-"""The supernet: what a super block computes, what is shared, what gets a gradient, and how options are drawn."""
+"""The supernet: outputs, shared weights, gradients and the sampling of options."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def tokens(seed: int = 0, length: int = 5) -> torch.Tensor:
 
 
 def plain_network(supernet: Supernet, choices: list[int]) -> LanguageModel:
-    """The network of the chosen options alone, with the supernet's weights."""
+    """The network of the chosen options, with the supernet's weights."""
     blocks = [block.options[choice] for block, choice in zip(supernet.blocks, choices, strict=True)]
     network = LanguageModel(SHARED, blocks).train()
     network.embedding, network.head = supernet.embedding, supernet.head
@@ -46,7 +46,7 @@ def plain_network(supernet: Supernet, choices: list[int]) -> LanguageModel:
 
 @pytest.mark.parametrize(("norm", "sharing"), [("post", "all"), ("pre", "all"), ("post", "heads"), ("post", "none")])
 @pytest.mark.parametrize("choices", [[ATTENTION, FEED_FORWARD, TOP1], [1, SKIP, ATTENTION], [TOP2, 1, FEED_FORWARD]])
-def test_hard_mode_is_the_network_of_the_chosen_options(norm, sharing, choices):
+def test_hard_mode_equals_the_network_of_the_chosen_options(norm, sharing, choices):
     supernet = Supernet(Architecture(13, 16, (), norm, 0.0, 0.0, init_std=0.3), OPTIONS, 3, sharing).train()
     initialise(supernet, seeded(0))
     network = plain_network(supernet, choices)
@@ -64,7 +64,7 @@ def test_hard_mode_is_the_network_of_the_chosen_options(norm, sharing, choices):
         assert expected is None or torch.equal(entry, expected)
 
 
-def test_skip_everywhere_is_the_embedding(supernet):
+def test_skips_alone_return_the_embedding(supernet):
     supernet.choose([SKIP] * 3)
     hidden = supernet(tokens(), mem_len=4).hidden
     assert torch.equal(hidden, supernet.embed(tokens()))
@@ -85,10 +85,12 @@ def test_soft_mode_is_the_weighted_sum(supernet):
         assert state is None and aux == {}
     x, segment, past = calls[5][1]
     assert past.shape == (2, 5, 16)
-    assert not torch.allclose(supernet.blocks[2](x, segment, past + torch.randn(16))[0], calls[5][2][0])  # it is used
+    assert not torch.allclose(
+        supernet.blocks[2](x, segment, past + torch.randn(16))[0], calls[5][2][0]
+    )  # the memory is used
 
 
-def test_a_mixture_of_one_is_hard_mode(supernet):
+def test_a_one_hot_mixture_equals_hard_mode(supernet):
     for choice in range(len(OPTIONS)):
         supernet.choose([choice] * 3)
         hard = supernet(tokens(), mem_len=4).hidden
@@ -96,13 +98,13 @@ def test_a_mixture_of_one_is_hard_mode(supernet):
             block.mixture = torch.nn.functional.one_hot(torch.tensor(choice), len(OPTIONS)).float()
         soft = supernet(tokens(), mem_len=4).hidden
         torch.testing.assert_close(soft, hard)
-        supernet.choose([SKIP] * 3)  # and soft mode ends here
+        supernet.choose([SKIP] * 3)  # this ends soft mode
         assert torch.equal(supernet(tokens(), mem_len=4).hidden, supernet.embed(tokens()))
 
 
 @pytest.mark.parametrize("choices", [[SKIP, SKIP, SKIP], [FEED_FORWARD, ATTENTION, TOP1], None])
-def test_every_position_remembers_its_inputs_whatever_runs(supernet, choices):
-    """A position that skips now may attend in the next segment: it then needs its true inputs."""
+def test_the_memory_of_a_position_is_its_inputs_for_every_choice(supernet, choices):
+    """A position that skips in one segment may attend in the next one and then needs its earlier inputs."""
     inputs: list[list[torch.Tensor]] = [[], [], []]
     for position, block in enumerate(supernet.blocks):
         block.register_forward_pre_hook(lambda module, given, seen=inputs[position]: seen.append(given[0].detach()))
@@ -120,8 +122,8 @@ def test_every_position_remembers_its_inputs_whatever_runs(supernet, choices):
 
 
 @pytest.mark.parametrize("memory", [None, torch.randn(2, 4, 16, generator=seeded(1))])
-def test_fewer_heads_are_the_first_of_the_widest_attention(supernet, memory):
-    """The same as a layer of its own with these weights; gradients reach the first heads and no others."""
+def test_fewer_heads_are_the_first_heads_of_the_widest_attention(supernet, memory):
+    """Outputs equal those of a separate layer with these weights.  Only the first heads get gradients."""
     block = supernet.blocks[0]
     narrow, wide = block.options[1].sublayer, block.options[ATTENTION].sublayer
     own = blocks.Attention(OPTIONS[1], 16, 0.0, 0.0)
@@ -144,7 +146,7 @@ def test_fewer_heads_are_the_first_of_the_widest_attention(supernet, memory):
     assert all(part[:width].any() for part in parts) and not parts[:, width:].any()
 
 
-def test_attention_has_no_weights_but_those_of_the_widest_and_its_norms(supernet):
+def test_a_narrow_attention_adds_only_its_norm(supernet):
     block = supernet.blocks[0]
     own = [name for name, _ in block.named_parameters() if name.startswith("options.1.")]
     assert {name for name in own if "norm" not in name} == {
@@ -154,7 +156,7 @@ def test_attention_has_no_weights_but_those_of_the_widest_and_its_norms(supernet
     assert block.options[1].sublayer.wide is block.options[ATTENTION].sublayer
 
 
-def test_mixtures_of_experts_share_their_experts_and_not_their_gates(supernet):
+def test_mixtures_share_experts_and_have_separate_routers(supernet):
     for block in supernet.blocks:
         top1, top2 = (block.options[option].sublayer for option in (TOP1, TOP2))
         assert top1.experts is top2.experts and (top1.top_k, top2.top_k) == (1, 2)
@@ -165,11 +167,11 @@ def test_mixtures_of_experts_share_their_experts_and_not_their_gates(supernet):
 
 EXPERTS = 3 * (2 * 16 * 24 + 24 + 16)
 NARROW = OPTIONS[1].params(16) - 2 * 16
-"""Parameters of the experts of a mixture, and of attention with one head, all but its LayerNorm."""
+"""Parameters of the experts of a mixture, and of attention with one head without its LayerNorm."""
 
 
 @pytest.mark.parametrize(("sharing", "saved"), [("all", EXPERTS + NARROW), ("heads", NARROW), ("none", 0)])
-def test_weights_are_counted_once_and_without_alpha(sharing, saved):
+def test_the_weights_hold_each_parameter_once_and_not_alpha(sharing, saved):
     supernet = Supernet(SHARED, OPTIONS, 3, sharing)
     weights = supernet.weights()
     assert len({id(parameter) for parameter in weights}) == len(weights)
@@ -179,7 +181,7 @@ def test_weights_are_counted_once_and_without_alpha(sharing, saved):
     assert len(weights) + 1 == len(list(supernet.parameters()))
 
 
-def test_a_space_without_mixtures_has_no_experts():
+def test_without_mixtures_there_are_no_experts():
     supernet = Supernet(SHARED, OPTIONS[:4], 2, "all")
     assert not [name for name in supernet.state_dict() if "experts" in name] and supernet.alpha.shape == (2, 4)
 
@@ -194,12 +196,12 @@ def test_a_hard_step_trains_only_the_chosen_options(supernet):
         trained = {id(parameter) for parameter in block.options[choice].parameters()}
         for parameter in block.parameters():
             assert (parameter.grad is not None) == (id(parameter) in trained)
-    experts = supernet.blocks[0].options[TOP2].sublayer.experts  # chosen through top-1, shared with top-2
+    experts = supernet.blocks[0].options[TOP2].sublayer.experts  # shared by top-1, which is chosen, and top-2
     assert experts.w1.grad is not None and supernet.blocks[0].options[TOP2].sublayer.gate.grad is None
 
 
-def test_a_soft_step_gives_alpha_its_gradient(supernet):
-    """Against the definition of the softmax: dL/dalpha_bi = P_bi (g_bi - sum_j P_bj g_bj) / T, g = dL/dP."""
+def test_the_gradient_of_alpha_is_that_of_the_softmax(supernet):
+    """dL/dalpha_bi = P_bi (g_bi - sum_j P_bj g_bj) / T, g = dL/dP."""
     mixture = supernet.sample_soft(2.0, seeded(1))
     mixture.retain_grad()
     hidden = supernet(tokens(), mem_len=4).hidden
@@ -210,7 +212,7 @@ def test_a_soft_step_gives_alpha_its_gradient(supernet):
 
 
 @pytest.mark.parametrize(("fair", "shares"), [(True, [1, 1, 1, 2, 1, 1]), (False, [1, 1, 1, 1, 1, 1])])
-def test_hard_samples_follow_alpha_and_fair_ones_know_no_large_kinds(supernet, fair, shares):
+def test_the_frequencies_of_hard_samples(supernet, fair, shares):
     nn.init.normal_(supernet.alpha, generator=seeded(3))
     steps = 20_000
     choices = supernet.sample_hard(steps, seeded(4), fair)
@@ -219,9 +221,9 @@ def test_hard_samples_follow_alpha_and_fair_ones_know_no_large_kinds(supernet, f
     chances = supernet.alpha.detach().exp() * torch.tensor(shares)
     expected = steps * chances / chances.sum(-1, keepdim=True)
     chi_square = ((counts - expected).square() / expected).sum(-1)
-    assert (chi_square < 25.7).all()  # one in ten thousand is above, 5 degrees of freedom
+    assert (chi_square < 25.7).all()  # the quantile of 0.9999 with 5 degrees of freedom
     uniform = (counts - steps / 6).square().sum(-1) / (steps / 6)
-    assert (uniform > 100).all()  # a control: the test can tell
+    assert (uniform > 100).all()  # equal frequencies are refuted
 
 
 def test_kinds_of_options(supernet):
@@ -230,7 +232,7 @@ def test_kinds_of_options(supernet):
     assert wide.kinds == [[0, 2], [1]]
 
 
-def test_fair_samples_run_each_kind_twice_per_cycle_and_skip_once(supernet):
+def test_a_cycle_of_fair_samples_has_each_kind_twice_and_skip_once(supernet):
     choices = supernet.sample_fair(33, seeded(5))
     assert choices.shape == (33, 3)
     kind = {option: number for number, members in enumerate(supernet.kinds) for option in members}
@@ -238,13 +240,13 @@ def test_fair_samples_run_each_kind_twice_per_cycle_and_skip_once(supernet):
         column = choices[:, position].tolist()
         for start in range(0, 28, 7):
             assert sorted(kind[option] for option in column[start : start + 7]) == [0, 1, 1, 2, 2, 3, 3]
-        for start in range(0, 28, 14):  # options of a kind in turn
+        for start in range(0, 28, 14):  # the options of a kind alternate
             assert sorted(column[start : start + 14]) == [0, 0, 1, 1, 2, 2, 3, 3, 3, 3, 4, 4, 5, 5]
-    assert not torch.equal(choices[:, 0], choices[:, 1])  # positions in orders of their own
-    assert not torch.equal(choices[:14], choices[14:28])  # and cycles too
+    assert not torch.equal(choices[:, 0], choices[:, 1])  # the positions have different orders
+    assert not torch.equal(choices[:14], choices[14:28])  # and so have the cycles
 
 
-def test_soft_samples_sharpen_as_the_temperature_falls(supernet):
+def test_soft_samples_are_sharper_at_a_lower_temperature(supernet):
     nn.init.normal_(supernet.alpha, generator=seeded(3))
     noise = gumbel((3, 6), seeded(6))
     for temperature in (5.0, 1.0, 0.1):
@@ -254,7 +256,7 @@ def test_soft_samples_sharpen_as_the_temperature_falls(supernet):
     assert mixture.max(-1).values.min() > 0.9 and supernet.sample_soft(5.0, seeded(6)).max() < 0.6
 
 
-def test_gumbel_moments():
+def test_the_moments_of_gumbel_noise():
     noise = gumbel((200_000,), seeded(7)).double()
     assert noise.mean().item() == pytest.approx(0.577216, abs=0.015)  # Euler's constant; 5 standard errors
     assert noise.var().item() == pytest.approx(torch.pi**2 / 6, abs=0.05)
@@ -263,7 +265,7 @@ def test_gumbel_moments():
 
 @pytest.mark.parametrize("target, on", [(0.3, True), (0.9, False)])
 def test_the_gradient_of_the_expected_latency(supernet, target, on):
-    """Against central differences in double precision, with the Gumbel noise held fixed."""
+    """It equals central differences in double precision with the same Gumbel noise."""
     ms, fixed, temperature = [0.0, 1.5, 3.0, 2.0, 2.5, 4.5], 0.7, 0.8
     loss = LatencyLoss(ms, fixed, 10.0, target, "switch", 2.0, CPU)
     nn.init.normal_(supernet.alpha, generator=seeded(8))
@@ -289,7 +291,7 @@ def test_the_gradient_of_the_expected_latency(supernet, target, on):
     assert not on or supernet.alpha.grad.abs().max() > 0.01
 
 
-def test_a_file_stores_what_options_share_once_and_gives_all_back(supernet, tmp_path):
+def test_a_file_stores_shared_weights_once(supernet, tmp_path):
     for name in ("first", "second"):
         save_supernet(supernet, tmp_path / name)
     assert (tmp_path / "first").read_bytes() == (tmp_path / "second").read_bytes()

@@ -1,5 +1,5 @@
-"""A supernet that starts from a trained network: the parent's own path predicts what the parent does, and every option
-has the weights that a network of that option would start from."""
+"""The start of a supernet from a trained parent: the path of the parent's blocks has the parent's logits, and each
+option has the weights that a block of that option starts with."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ TEXT = np.random.default_rng(0).integers(0, VOCAB_SIZE, 2000).astype(np.uint8)
 OPTIONS = (Skip(), Attention(1, 8), Attention(2, 8), Attention(4, 8), FeedForward(48), MoE(48, 3, 1), MoE(48, 3, 2))
 ONE, TWO, FOUR, FEED_FORWARD, TOP1, TOP2 = 1, 2, 3, 4, 5, 6
 PATH = [FOUR, FEED_FORWARD, FOUR, FEED_FORWARD]
-"""The parent's own blocks."""
+"""The options of the parent's blocks."""
 
 
 def architecture(norm: str = "post") -> Architecture:
@@ -45,7 +45,7 @@ def started(sharing: str, parent: Parent, options: tuple[BlockSpec, ...] = OPTIO
 
 
 def logits(model: LanguageModel) -> torch.Tensor:
-    """Of the third of three segments."""
+    """The logits of the third of three segments."""
     memory = None
     with torch.no_grad():
         for segment in np.split(TEXT[:96].astype(np.int64), 3):
@@ -56,19 +56,18 @@ def logits(model: LanguageModel) -> torch.Tensor:
 
 @pytest.mark.parametrize("norm", ["post", "pre"])
 @pytest.mark.parametrize(("sharing", "tolerance"), [("none", 0), ("heads", 1e-4), ("all", 1e-4)])
-def test_the_path_of_the_parents_blocks_predicts_what_the_parent_does(norm, sharing, tolerance):
-    """To the last bit without shared heads; with them the heads stand in another order, and so the terms of a sum."""
+def test_the_path_of_the_parents_blocks_has_the_parents_logits(norm, sharing, tolerance):
+    """The bits are equal without shared heads.  Shared heads have another order, and so have the terms of a sum."""
     parent = parent_of(norm)
     supernet = started(sharing, parent)
     supernet.choose(PATH)
     torch.testing.assert_close(logits(supernet), logits(parent.model), rtol=tolerance, atol=tolerance)
     supernet.choose([FOUR, FEED_FORWARD, TWO, FEED_FORWARD])
-    assert not torch.allclose(logits(supernet), logits(parent.model), rtol=1e-2, atol=1e-2)  # a control
+    assert not torch.allclose(logits(supernet), logits(parent.model), rtol=1e-2, atol=1e-2)  # another path
 
 
 @pytest.mark.parametrize("option", [FOUR, TOP2])
-def test_options_that_share_weights_leave_them_as_they_are(option):
-    """Also where they come after the option that has the weights."""
+def test_the_order_of_options_does_not_change_shared_weights(option):
     parent = parent_of()
     first, last = started("all", parent), started("all", parent, OPTIONS[::-1])
     for one, other in zip(first.blocks, last.blocks, strict=True):
@@ -79,15 +78,15 @@ def test_options_that_share_weights_leave_them_as_they_are(option):
 
 
 @pytest.mark.parametrize("sharing", ["none", "heads", "all"])
-def test_a_mixture_at_its_place_predicts_what_the_parent_does(sharing):
-    """Top-2: its copies get weights that sum to one, shared or not."""
+def test_the_path_of_top_2_mixtures_has_the_parents_logits(sharing):
+    """Its experts are copies of the parent's layer, and their weights sum to one."""
     parent = parent_of()
     supernet = started(sharing, parent)
     supernet.choose([FOUR, TOP2, FOUR, TOP2])
     torch.testing.assert_close(logits(supernet), logits(parent.model), rtol=1e-3, atol=1e-3)
 
 
-def test_every_option_with_weights_of_its_own_is_a_block_started_there():
+def test_options_without_sharing_equal_blocks_started_from_the_parent():
     parent = parent_of()
     supernet = started("none", parent)
     for position, block in enumerate(supernet.blocks):
@@ -101,8 +100,8 @@ def test_every_option_with_weights_of_its_own_is_a_block_started_there():
 
 
 @pytest.mark.parametrize("sharing", ["heads", "all"])
-def test_fewer_heads_are_the_most_important_ones(sharing):
-    """What a block of its own with that many heads would start with, in another order."""
+def test_fewer_heads_are_the_most_important_heads(sharing):
+    """Their weights are those of a block that starts with the most important heads."""
     parent = parent_of()
     supernet = started(sharing, parent)
     for position, block in enumerate(supernet.blocks):
@@ -114,10 +113,10 @@ def test_fewer_heads_are_the_most_important_ones(sharing):
             assert all(torch.equal(weights[name], value) for name, value in alone.sublayer.state_dict().items())
             assert torch.equal(narrow.norm.weight, alone.norm.weight)
     orders = [errors.argsort(descending=True).tolist() for errors in parent.importances if errors is not None]
-    assert orders != [[0, 1, 2, 3]] * 2  # a control: the parent's order is another one
+    assert orders != [[0, 1, 2, 3]] * 2  # the parent's order differs
 
 
-def test_shared_experts_are_copies_and_those_of_a_lone_top_1_mixture_are_divided():
+def test_experts_are_copies_and_those_of_a_top_1_mixture_alone_are_scaled():
     parent = parent_of()
     copied = parent.model.blocks[1].sublayer.w2.weight
     shared, own = (started(sharing, parent).blocks[1].options for sharing in ("all", "heads"))
@@ -129,15 +128,15 @@ def test_shared_experts_are_copies_and_those_of_a_lone_top_1_mixture_are_divided
     assert scale.mean() > 1.1 and scale.std() < 1e-4
 
 
-def test_owners():
+def test_the_owner_of_the_weights_of_each_option():
     assert owners(OPTIONS, "none") == list(range(7))
     assert owners(OPTIONS, "heads") == [0, FOUR, FOUR, FOUR, FEED_FORWARD, TOP1, TOP2]
     assert owners(OPTIONS, "all") == [0, FOUR, FOUR, FOUR, FEED_FORWARD, TOP2, TOP2]
     assert owners(OPTIONS[::-1], "all") == [0, 0, 2, 3, 3, 3, 6]
 
 
-def test_a_lone_attention_keeps_the_parents_order_of_heads():
-    """With nobody to share its heads, its path is exact."""
+def test_attention_that_shares_no_heads_has_the_parents_order_of_heads():
+    """The logits of its path have the parent's bits."""
     parent = parent_of()
     supernet = Supernet(dataclasses.replace(architecture(), blocks=()), OPTIONS[3:], len(PATH), "heads")
     initialise(supernet, torch.Generator().manual_seed(2))

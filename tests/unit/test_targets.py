@@ -1,4 +1,4 @@
-"""Targets of the command line: what they name, and one line for mistakes."""
+"""Targets of the command line: the names in them, and the refusal of wrong ones."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ RULES = {
 
 
 class File(str):
-    """As Snakemake's outputs: wildcards have constraints."""
+    """An output of Snakemake, whose wildcards have constraints."""
 
     def match(self, path: str) -> re.Match | None:
         return re.fullmatch(re.sub(r"\{\w+,([^}]*)\}", r"(\1)", self), path)
@@ -42,7 +42,7 @@ def check(target: str) -> dict[str, str]:
         ("all", {}),
     ],
 )
-def test_targets_that_something_makes(target, names):
+def test_the_names_in_a_target(target, names):
     assert check(target) == names
 
 
@@ -69,13 +69,13 @@ def test_targets_that_something_makes(target, names):
         ("evaluate", "makes many files; name one, such as results/{experiment}/{variant}/eval.json"),
     ],
 )
-def test_mistakes(target, reason):
+def test_a_wrong_target_is_refused(target, reason):
     with pytest.raises(UserError, match=reason) as error:
         check(target)
     assert "\n" not in str(error.value)
 
 
-def test_an_absolute_path_is_no_target(tmp_path, monkeypatch):
+def test_an_absolute_path_is_refused(tmp_path, monkeypatch):
     """Snakemake would find no rule for it."""
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match="relative to the working directory: 'results/demo/report.html'"):
@@ -91,7 +91,7 @@ def test_a_file_where_jobs_need_a_folder_is_refused(tmp_path, monkeypatch):
         check_folders("results", "scratch")
 
 
-def test_names_of_pretrained_experiments():
+def test_the_names_in_targets_of_pretrained_experiments():
     for path in (
         "results/models/net/manifest.json",
         "results/data/net-task/train.safetensors",

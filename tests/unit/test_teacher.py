@@ -1,4 +1,4 @@
-"""A teacher in a file says what the teacher beside the student says, to the last bit; another file is refused."""
+"""Stored and computed logits of a teacher have the same bits.  A wrong file of logits is refused."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from planer.training.teacher import CachedTeacher, LiveTeacher, write_cache
 pytestmark = pytest.mark.slow
 
 TEXT = np.random.default_rng(0).integers(11, size=4 * 30, dtype=np.uint8)
-"""An epoch of four segments, of which the last one has 5 tokens."""
+"""An epoch has four segments, the last one of 5 tokens."""
 STEPS = 10
 SHAPE = (STEPS, CONFIG.batch * CONFIG.tgt_len, 11)
 
@@ -40,28 +40,30 @@ def cache(model, tmp_path_factory):
     return path
 
 
-def said(teacher, steps, fresh=None) -> list[torch.Tensor]:
+def logits_of(teacher, steps, fresh=None) -> list[torch.Tensor]:
     batches = StreamBatches(TEXT, CONFIG.batch, CONFIG.tgt_len)
     return [teacher.logits(teacher.rows(step, batches.batch_at(step)[0], step == fresh)) for step in steps]
 
 
-def test_a_file_says_what_the_network_says_beside_the_student(model, cache):
-    """Over two and a half epochs, with a shorter segment at the end of each; resumed in between."""
-    live, cached = (said(teacher, range(STEPS)) for teacher in (LiveTeacher(model, 12), CachedTeacher(cache, *SHAPE)))
+def test_stored_logits_equal_computed_logits(model, cache):
+    """The steps are two and a half epochs, each with a shorter last segment."""
+    live, cached = (
+        logits_of(teacher, range(STEPS)) for teacher in (LiveTeacher(model, 12), CachedTeacher(cache, *SHAPE))
+    )
     assert [len(rows) for rows in live] == [32, 32, 32, 20] * 2 + [32, 32]
     for mine, stored in zip(live, cached, strict=True):
         assert mine.dtype == stored.dtype == torch.float32 and torch.equal(mine, stored)
-    assert not torch.equal(live[0], live[4]), "the memory passes the end of an epoch"
-    assert torch.equal(said(CachedTeacher(cache, *SHAPE), [7])[0], live[7]), "in any order"
+    assert not torch.equal(live[0], live[4]), "the memory is not reset at the end of an epoch"
+    assert torch.equal(logits_of(CachedTeacher(cache, *SHAPE), [7])[0], live[7]), "steps can be read in any order"
     broken, resumed = LiveTeacher(model, 12), LiveTeacher(model, 12)
-    said(broken, range(5))
+    logits_of(broken, range(5))
     resumed.restore(broken.state())
-    assert all(map(torch.equal, said(resumed, range(5, STEPS)), live[5:]))
+    assert all(map(torch.equal, logits_of(resumed, range(5, STEPS)), live[5:]))
 
 
-def test_it_is_the_network_in_evaluation_with_its_memory(model):
+def test_the_logits_are_those_of_evaluation_with_memory(model):
     batches, memory = StreamBatches(TEXT, CONFIG.batch, CONFIG.tgt_len), None
-    for step, rows in enumerate(said(LiveTeacher(model, 12), range(6))):
+    for step, rows in enumerate(logits_of(LiveTeacher(model, 12), range(6))):
         with torch.no_grad():
             output = model.eval()(batches.batch_at(step)[0], memory, mem_len=12)
             hidden, memory = output.hidden, output.state
@@ -70,11 +72,11 @@ def test_it_is_the_network_in_evaluation_with_its_memory(model):
         assert not torch.equal(rows, exact) and not rows.requires_grad
 
 
-def test_a_teacher_starts_anew_on_another_text(model):
+def test_the_memory_of_a_teacher_can_be_reset(model):
     teacher = LiveTeacher(model, 12)
-    first = said(teacher, [0, 1])
-    assert not torch.equal(said(teacher, [0])[0], first[0])
-    assert all(map(torch.equal, said(teacher, [0, 1], fresh=0), first))
+    first = logits_of(teacher, [0, 1])
+    assert not torch.equal(logits_of(teacher, [0])[0], first[0])
+    assert all(map(torch.equal, logits_of(teacher, [0, 1], fresh=0), first))
 
 
 def test_equal_teachers_write_equal_files(model, cache, tmp_path):
@@ -83,7 +85,7 @@ def test_equal_teachers_write_equal_files(model, cache, tmp_path):
 
 
 @pytest.mark.parametrize(("steps", "rows", "vocab_size"), [(STEPS + 1, *SHAPE[1:]), (STEPS, 31, 11), (*SHAPE[:2], 12)])
-def test_the_logits_of_another_training_are_refused_in_one_line(cache, steps, rows, vocab_size):
+def test_logits_of_another_training_are_refused(cache, steps, rows, vocab_size):
     with pytest.raises(UserError, match="logits.safetensors.*holds logits of shape .*10, 32, 11") as error:
         CachedTeacher(cache, steps, rows, vocab_size)
     assert "\n" not in str(error.value) and f"needs {(steps, rows, vocab_size)}" in str(error.value)
@@ -94,7 +96,7 @@ def test_the_logits_of_another_training_are_refused_in_one_line(cache, steps, ro
     [{"weight": torch.zeros(3)}, {"logits": torch.zeros(SHAPE)}, {"logits": torch.full(SHAPE, torch.nan).half()}],
     ids=["other name", "other type", "no numbers"],
 )
-def test_other_tensors_are_refused_in_one_line(tmp_path, tensors):
+def test_other_tensors_are_refused(tmp_path, tensors):
     write_tensors(tmp_path / "logits.safetensors", tensors)
     with pytest.raises(UserError, match="logits.safetensors") as error:
         CachedTeacher(tmp_path / "logits.safetensors", *SHAPE)
@@ -102,7 +104,7 @@ def test_other_tensors_are_refused_in_one_line(tmp_path, tensors):
 
 
 @pytest.mark.parametrize("place", [3, 60, 500, -1])
-def test_a_damaged_file_is_refused_in_one_line(cache, tmp_path, place):
+def test_a_damaged_file_is_refused(cache, tmp_path, place):
     content = bytearray(cache.read_bytes())
     content[place] ^= 1
     (tmp_path / "logits.safetensors").write_bytes(content)
@@ -111,6 +113,6 @@ def test_a_damaged_file_is_refused_in_one_line(cache, tmp_path, place):
     assert "\n" not in str(error.value)
 
 
-def test_a_missing_file_is_refused_in_one_line(tmp_path):
+def test_a_missing_file_is_refused(tmp_path):
     with pytest.raises(UserError, match="logits.safetensors does not exist; put a whole copy there"):
         CachedTeacher(tmp_path / "logits.safetensors", *SHAPE)

@@ -1,4 +1,4 @@
-"""Figures of training: which panels and lines there are, and what the lines show."""
+"""Figures of training: panels, lines and their values."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from planer.report.training_figures import COLUMNS, draw_trainings, expert_balan
 
 
 def history(last: float) -> pd.DataFrame:
-    """Loss every 10 steps, validation every 20."""
+    """The loss of every 10th step and the validation of every 20th."""
     steps = np.arange(10, 101, 10)
     valid = np.where(steps % 20 == 0, last + (100 - steps) / 50, np.nan)
     return pd.DataFrame({"step": steps, "loss": valid + 1, "valid_nll": valid})
@@ -33,7 +33,7 @@ def test_variants_with_both_starts_have_a_panel_each():
     assert to_svg(figure) == to_svg(figure)
 
 
-def test_an_odd_panel_leaves_no_empty_one():
+def test_an_odd_number_of_panels_leaves_none_empty():
     names = ("target_0.5-seed1", "target_0.7-seed1", "par-seed1")
     both = [name.replace("-seed", f"{suffix}-seed") for name in names for suffix in ("", "-scratch")]
     assert [axes.get_title() for axes in starts({name: history(2.0) for name in both}).axes] == list(names)
@@ -45,7 +45,7 @@ def test_without_both_starts_of_a_variant_there_is_no_figure():
 
 
 def balanced(loads: dict[int, list[float]], rows: int = 10) -> pd.DataFrame:
-    """A history in which the experts of each block have these shares of its assignments, from first to last."""
+    """A history with these shares of the assignments of each block, one for each expert."""
     shares = {f"load_{block}_{e}": share for block, experts in loads.items() for e, share in enumerate(experts)}
     steps = 10 * np.arange(1, rows + 1)
     table = pd.DataFrame({"step": steps, "balance": 1 + 1 / steps, "valid_nll": np.nan, **shares})
@@ -53,7 +53,7 @@ def balanced(loads: dict[int, list[float]], rows: int = 10) -> pd.DataFrame:
     return pd.concat([table, validated]).sort_values("step", ignore_index=True)
 
 
-def test_experts_show_their_loads_as_multiples_of_an_even_share():
+def test_loads_are_multiples_of_an_even_share():
     loads = {10: [0.5, 0.25, 0.25, 0.0], 9: [0.7, 0.3]}
     figure = expert_balance({"baseline": history(2.0), "target_0.5": balanced(loads)})
     left, right, key = figure.axes
@@ -78,7 +78,7 @@ def test_long_histories_are_averaged():
     assert mesh.get_coordinates()[0, [0, 1, -1], 0].tolist() == [0, 20, 10 * 2 * COLUMNS]
 
 
-def test_figures_without_data_are_left_out():
+def test_figures_without_data_are_not_drawn():
     assert draw_trainings({"baseline": history(2.0), "par": history(2.1)}) == {}
     assert list(draw_trainings({"baseline": history(2.0), "target_0.5": balanced({1: [0.5, 0.5]})})) == [
         "expert_balance"

@@ -1,11 +1,11 @@
-"""Names of variants: what they mean, and one line for those that mean nothing."""
+"""Names of variants: their meaning, and the refusal of wrong names."""
 
 from __future__ import annotations
 
 import re
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from toy import experiment
 
@@ -43,14 +43,14 @@ from planer.parsing import show
         ("random_0.5_12-seed1", Variant("random", 0.5, 12, repeat=1)),
     ],
 )
-def test_names(name, expected):
+def test_the_meaning_of_a_name(name, expected):
     assert parse_variant(name) == expected
 
 
 @pytest.mark.parametrize(
     "target", ["0", "0.0", "1.01", "-0.5", "50", "half", "", ".", "0.0009", "0.5.1", "nan", "inf", "1e-1"]
 )
-def test_targets_outside_0_to_1(target):
+def test_a_target_outside_0_to_1_is_refused(target):
     with pytest.raises(UserError, match="from 0.001 to 1") as error:
         parse_variant(f"target_{target}")
     assert repr(target) in str(error.value) and "\n" not in str(error.value)
@@ -60,14 +60,14 @@ def test_targets_outside_0_to_1(target):
     "name",
     ["baseline-seed0", "baseline-seed", "par-seed-1", "target_0.5-seed1.5", "par-seed1-seed2", "par-seed1000000"],
 )
-def test_seeds_that_are_no_positive_number(name):
+def test_a_seed_that_is_no_positive_number_is_refused(name):
     with pytest.raises(UserError, match="the seed suffix must be -seed1, -seed2, ..., -seed999999;") as error:
         parse_variant(name)
     assert repr(name) in str(error.value)
 
 
 @pytest.mark.parametrize("name", ["", "Baseline", "target", "target-0.5", "baseline_seed1", "0.5", "baseline "])
-def test_unknown_names_are_told_what_is_allowed(name):
+def test_the_refusal_of_an_unknown_name_lists_the_allowed_ones(name):
     with pytest.raises(UserError) as error:
         parse_variant(name)
     message = str(error.value)
@@ -78,7 +78,7 @@ def test_unknown_names_are_told_what_is_allowed(name):
 @pytest.mark.parametrize(
     "name", ["random_0.5", "random_0.5_", "random_0.5_0", "random_0.5_x", "random_0.5_1_2", "random_0.5_1000000"]
 )
-def test_random_controls_are_numbered(name):
+def test_a_random_control_without_a_number_is_refused(name):
     with pytest.raises(UserError, match="must be 1, 2, ..., 999999, as in random_0.5_1") as error:
         parse_variant(name)
     assert repr(name) in str(error.value) and "\n" not in str(error.value)
@@ -105,14 +105,14 @@ def test_random_controls_are_numbered(name):
         ("pattern_" + "a" * 20, "names must not end in 20 equal parts"),
     ],
 )
-def test_suffixes_that_make_no_sense(name, reason):
+def test_a_wrong_suffix_is_refused(name, reason):
     with pytest.raises(UserError, match=reason) as error:
         parse_variant(name)
     assert show(name) in str(error.value) and "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize("loss", ["0", "0.0", "0.2", "1", "-0.01", "", "x", ".", "1e", "nan", "1e-999", "0.01_1"])
-def test_losses_outside_0_to_20_percent(loss):
+def test_a_loss_outside_0_to_20_percent_is_refused(loss):
     with pytest.raises(UserError, match="must be a number above 0 and below 0.2, as in keep_0.01") as error:
         parse_variant(f"keep_{loss}")
     assert repr(f"keep_{loss}") in str(error.value) and "\n" not in str(error.value)
@@ -130,12 +130,12 @@ def test_losses_outside_0_to_20_percent(loss):
         ("keep_0.01", False, True, "baseline"),
     ],
 )
-def test_what_a_variant_starts_from_and_learns_from(name, scratch, taught, baseline):
+def test_the_start_and_the_teacher_of_a_variant(name, scratch, taught, baseline):
     variant = parse_variant(name)
     assert (variant.scratch, variant.is_taught, variant.baseline) == (scratch, taught, baseline)
 
 
-def test_what_is_searched_and_what_is_a_pattern():
+def test_variants_of_the_search_and_variants_of_a_pattern():
     searched = ("target_0.5", "isoparam_0.5", "par_search")
     patterns = ("baseline", "continued", "sandwich", "par", "pattern_wide")
     names = (*patterns, "lts_0.5", "random_0.5_1", "keep_0.1", *searched)
@@ -169,57 +169,55 @@ def test_what_is_searched_and_what_is_a_pattern():
         ("keep_1.5e-05-seed01", "keep_1.5e-5-seed1"),
     ],
 )
-def test_every_variant_has_one_name(name, canonical):
-    """Two names would be two folders, trained twice."""
+def test_another_spelling_of_a_name_is_refused(name, canonical):
+    """Each variant has one name and so one folder."""
     with pytest.raises(UserError, match=f"write it {re.escape(canonical)}$") as error:
         parse_variant(name)
     assert repr(name) in str(error.value) and "\n" not in str(error.value)
     assert parse_variant(canonical).name == canonical
 
 
-@settings(deadline=None)
 @given(st.floats(0.001, 1), st.integers(0, 99))
-def test_every_target_and_seed_reads_back(target, repeat):
+def test_a_name_of_any_target_and_seed_is_parsed_to_them(target, repeat):
     name = f"target_{spelled(target)}" + (f"-seed{repeat}" if repeat else "")
     assert parse_variant(name) == Variant("target", target, repeat=repeat)
     assert re.fullmatch(FOLDER, name)
 
 
-@settings(deadline=None)
 @given(st.floats(1e-12, 0.2, exclude_max=True))
-def test_every_loss_reads_back(loss):
+def test_a_name_of_any_loss_is_parsed_to_it(loss):
     name = f"keep_{spelled(loss)}"
     assert parse_variant(name) == Variant("keep", loss=loss)
     assert re.fullmatch(FOLDER, name)
 
 
-def test_names_are_made_from_their_parts():
+def test_the_name_of_given_parts():
     assert Variant("target", 0.5, scratch=True, repeat=2).name == "target_0.5-scratch-seed2"
     assert Variant("random", 0.5, 3).name == "random_0.5_3" and Variant("keep", loss=0.01).name == "keep_0.01"
     assert Variant("baseline", scratch=True, repeat=1).name == "baseline-seed1"
 
 
-def test_numbers_have_one_spelling():
+def test_the_spelling_of_a_number():
     assert [spelled(x) for x in (0.5, 1, 1.0, 0.75, 0.123456789, 1e-04, 1e-05)] == [
         *("0.5", "1", "1", "0.75", "0.123456789", "0.0001", "1e-5")
     ]
 
 
 @pytest.mark.parametrize("name", ["demo", "enwik8-mini", "wt103.v2", "A_b+c", "7"])
-def test_names_that_are_allowed(name):
+def test_allowed_names(name):
     check_name("experiment", name)
 
 
 @pytest.mark.parametrize("name", ["", "$(touch x)", "a b", "-rf", ".hidden", "..", "a/b", "a;b", "a\n", "\u00e4"])
 @pytest.mark.parametrize("what", ["dataset", "experiment", "variant"])
-def test_names_that_a_shell_could_misread(what, name):
+def test_a_name_with_other_characters_is_refused(what, name):
     with pytest.raises(UserError, match=f"^{what} .*names hold letters, digits") as error:
         check_name(what, name)
     assert repr(name) in str(error.value) and "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize("what", ["dataset", "experiment", "variant"])
-def test_names_that_files_and_snakemake_cannot_have(what):
+def test_a_long_or_repetitive_name_is_refused(what):
     for name, reason in (("x1" * 51, "at most 100 characters"), ("ab" * 20, "must not end in 20 equal parts")):
         with pytest.raises(UserError, match=f"^{what} .*: names .*{reason}") as error:
             check_name(what, name)
@@ -229,13 +227,13 @@ def test_names_that_files_and_snakemake_cannot_have(what):
 
 
 @pytest.mark.parametrize("name", ["data", "models", "mlartifacts", "mlflow.db", "slurm"])
-def test_names_that_experiments_must_leave_free(name):
+def test_a_name_of_a_file_in_results_is_refused_for_an_experiment(name):
     with pytest.raises(UserError, match="give the experiment another name"):
         check_name("experiment", name)
     check_name("variant", name)
 
 
-def test_other_patterns_are_named_in_the_configuration():
+def test_patterns_of_the_configuration():
     patterns = experiment(patterns={"others": {"wide": "(sf)x2"}}).patterns
     assert patterns.of(parse_variant("pattern_wide-seed1").pattern) == "(sf)x2"
     assert patterns.of("par") == patterns.par

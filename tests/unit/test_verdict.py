@@ -1,4 +1,4 @@
-"""The verdict on a network, from made-up evaluations: every answer, its numbers, and the command that it suggests."""
+"""The verdict on made-up evaluations: its answers, its numbers and the command that it suggests."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ COMMAND = "snakemake --cores 2 results/demo/"
 
 
 def network(variant: str = "target_0.5", nll: float = 1.6, share: float = 0.5, pattern: str = "s4fim1s2ifi") -> dict:
-    """An evaluation; the baseline has 1.6 nats."""
+    """An evaluation.  The baseline has 1.6 nats."""
     return evaluation(variant, pattern, nll, share, parse_variant(variant).target)
 
 
@@ -61,7 +61,7 @@ def test_a_target_missed_without_the_closed_loop_suggests_it():
 
 @pytest.mark.parametrize("share", [0.5, 0.6])
 @pytest.mark.parametrize("disturbed", ["network", "baseline"])
-def test_a_disturbed_measurement_is_called_so_and_suggests_another(share, disturbed):
+def test_a_disturbed_measurement_is_named_and_a_repetition_suggested(share, disturbed):
     values = network(share=share)
     row = (values if disturbed == "network" else values["baseline"])["latency"][0]
     row["p90_ms"] = 1.51 * row["p10_ms"]
@@ -71,17 +71,17 @@ def test_a_disturbed_measurement_is_called_so_and_suggests_another(share, distur
     assert (found.remedy and found.remedy.command) == (None if share == 0.5 else again)
 
 
-def test_disturbed_thresholds_are_called_so():
+def test_a_disturbed_measurement_of_a_threshold_is_named():
     values = swept((1.58, 1.59), ms=6.0)
     values["dynamic_k"][1]["latency"]["p90_ms"] = 20.0
     found = verdict(values).dynamic_k
     assert (found.word, found.good) == ("not certain", None)
     assert found.text.endswith("; disturbed") and found.remedy.command.endswith("--forcerun evaluate")
     values["target"]["measured"], values["latency"][0]["p90_ms"] = 0.6, 20.0
-    assert verdict(values).remedies == [found.remedy], "both questions suggest the same, which is said once"
+    assert verdict(values).remedies == [found.remedy], "equal remedies are given once"
 
 
-def test_a_target_beyond_reach_suggests_nothing():
+def test_a_target_that_cannot_be_met_has_no_remedy():
     assert verdict(network("target_0.05", share=0.9)).target.remedy is None
 
 
@@ -95,7 +95,7 @@ def test_a_target_beyond_reach_suggests_nothing():
         (1.76, "lost", "10.0% more nll than the baseline (2.308), +0.231 bpc"),
     ],
 )
-def test_quality_is_kept_within_the_tolerance_of_the_baseline(nll, word, text):
+def test_quality_within_the_tolerance_is_kept(nll, word, text):
     found = verdict(network(nll=nll)).quality
     assert (found.word, found.good, found.remedy is None) == (word, word == "kept", word == "kept")
     shown, interval = found.text.split("; ")
@@ -118,7 +118,7 @@ def test_quality_is_kept_within_the_tolerance_of_the_baseline(nll, word, text):
         ("keep_0.01", "keep_0.01"),
     ],
 )
-def test_lost_quality_suggests_the_baselines_start_then_latency_then_steps(variant, suggested):
+def test_the_remedy_of_lost_quality(variant, suggested):
     remedy = verdict(network(variant, nll=1.8)).quality.remedy
     assert remedy.command == f"{COMMAND}{suggested}/eval.json"
     assert parse_variant(suggested).name == suggested
@@ -143,7 +143,7 @@ def test_quality_without_a_baseline_is_unknown():
     assert repeat.remedy.command == f"{COMMAND}baseline-seed1/eval.json"
 
 
-def test_dynamic_k_is_faster_only_below_the_latency_of_the_dense_network():
+def test_dynamic_k_is_faster_if_below_the_latency_of_the_dense_network():
     faster = verdict(swept((1.58, 1.59), ms=4.9)).dynamic_k
     assert (faster.word, faster.good, faster.remedy) == ("faster", True, None)
     assert faster.text.startswith("tau = 0.1: 0.98 of the dense network's latency")
@@ -153,7 +153,7 @@ def test_dynamic_k_is_faster_only_below_the_latency_of_the_dense_network():
         assert slower.remedy.command == f'{COMMAND}target_0.5/eval.json --config "cluster_experts={{expert_size: 16}}"'
 
 
-def test_dynamic_k_shows_the_loss_against_both_references():
+def test_dynamic_k_gives_the_loss_against_the_dense_network_and_tau_0():
     values = swept((1.5, 1.51))
     row, dense = values["dynamic_k"][1], values["quality"]["final"]["test"]["nll"]
     row["test"]["nll"], values["dynamic_k"][0]["test"]["nll"] = 1.02 * dense, 0.98 * dense
@@ -170,7 +170,7 @@ def test_dynamic_k_shows_the_loss_against_both_references():
         ((1.58,), "evaluate.taus has no threshold above 0", "evaluate={taus: [0.05, 0.1]}"),
     ],
 )  # fmt: skip
-def test_without_a_threshold_that_keeps_the_quality_the_verdict_says_why(nlls, text, remedy):
+def test_the_reason_for_no_threshold(nlls, text, remedy):
     found = verdict(swept(nlls)).dynamic_k
     assert (found.word, found.good) == ("no threshold", False)
     assert found.text.startswith(text)
@@ -191,7 +191,7 @@ def test_the_baseline_is_the_reference():
 
 
 @pytest.mark.parametrize("control", ["random_0.5_1", "shallow_0.5-seed1"])
-def test_a_control_gets_no_remedy(control):
+def test_a_control_has_no_remedy(control):
     found = verdict(network(control, nll=1.9, share=0.7))
     assert (found.target.word, found.quality.word) == ("missed", "lost")
     assert found.remedies == []

@@ -1,4 +1,4 @@
-"""Text to ids and back, and the same by a tokenizer.json."""
+"""Vocabularies encode and decode text, and so does their tokenizer.json."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from planer.models.vocabulary import Vocabulary, read_vocabulary
 BYTES = Vocabulary(list(range(256)))
 LETTERS = Vocabulary(list(b" etaonihsrd"))
 WORDS = Vocabulary(["<eos>", "<unk>", "the", "cat", "sat", "\u00e9t\u00e9"])
-SUBWORDS = {  # two bytes of an e with an accent, and one merge
+SUBWORDS = {  # the two bytes of an e with an accent, and one merge
     "version": "1.0",
     "added_tokens": [],
     "pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True},
@@ -35,12 +35,12 @@ def tokenizers():
         (WORDS, "the cat\n\u00e9t\u00e9", [2, 3, 0, 5]),
     ],
 )
-def test_text_becomes_ids_and_comes_back(vocabulary, text, ids):
+def test_text_is_encoded_and_decoded(vocabulary, text, ids):
     assert vocabulary.encode(text) == ids
     assert vocabulary.decode(ids).strip() == text.replace("\n", " \n" if vocabulary is WORDS else "\n").strip()
 
 
-def test_subwords_come_back(tokenizers):
+def test_subwords_are_encoded_and_decoded(tokenizers):
     vocabulary = Vocabulary(SUBWORDS)
     assert vocabulary.kind == "subwords" and vocabulary.size == 5
     assert vocabulary.encode("ab\u00e9a") == [2, 3, 4, 0]
@@ -48,7 +48,7 @@ def test_subwords_come_back(tokenizers):
     assert vocabulary.decode([2, 3]) == "ab\ufffd"
 
 
-def test_bytes_come_as_soon_as_they_are_a_character():
+def test_a_character_is_decoded_at_its_last_byte():
     assert list(BYTES.pieces([97, 0xC3, 0xA9, 0xFF])) == ["a", "", "\u00e9", "\ufffd", ""]
     assert list(BYTES.pieces([0xC3])) == ["", "\ufffd"]
 
@@ -63,14 +63,14 @@ def test_bytes_come_as_soon_as_they_are_a_character():
         (WORDS, "the dog", "the prompt's word 'dog' is not in the vocabulary of vocab.json; write <unk> for it"),
     ],
 )
-def test_prompts_that_cannot_be_read(vocabulary, prompt, reason):
+def test_a_prompt_outside_the_vocabulary_is_refused(vocabulary, prompt, reason):
     with pytest.raises(UserError) as error:
         vocabulary.encode(prompt)
     assert str(error.value).startswith(reason)
 
 
 @pytest.mark.parametrize("symbols", [BYTES.symbols, LETTERS.symbols, WORDS.symbols, SUBWORDS])
-def test_a_file_of_symbols_or_a_tokenizer(symbols, tmp_path):
+def test_a_vocabulary_is_read_from_its_file(symbols, tmp_path):
     write_json(tmp_path / "vocab.json", symbols)
     assert read_vocabulary(tmp_path / "vocab.json").symbols == symbols
 
@@ -80,7 +80,7 @@ def test_a_file_of_symbols_or_a_tokenizer(symbols, tmp_path):
     ["", "[", "[]", "3", "[1, 1]", "[256]", '["a", 1]', '["a", "a"]', "[true]", "[null]"]
     + [pytest.param("[" * 100_000, id="deep")],
 )
-def test_a_file_that_is_neither(text, tmp_path):
+def test_a_wrong_file_is_refused(text, tmp_path):
     (tmp_path / "vocab.json").write_text(text)
     with pytest.raises(UserError, match="vocab.json"):
         read_vocabulary(tmp_path / "vocab.json")
@@ -96,7 +96,7 @@ def test_a_file_that_is_neither(text, tmp_path):
     ],
     ids=["bytes", "letters", "words", "subwords"],
 )
-def test_transformers_reads_text_alike(tokenizers, vocabulary, text):
+def test_the_tokenizer_encodes_and_decodes_the_same(tokenizers, vocabulary, text):
     tokenizer = tokenizers.Tokenizer.from_str(json.dumps(vocabulary.hugging_face()))
     ids = vocabulary.encode(text)
     assert tokenizer.encode(text).ids == ids

@@ -1,4 +1,4 @@
-"""Tiny networks of every family in transformers' classes, with random weights, and their inputs."""
+"""Tiny networks of every family from transformers, with random weights, and their inputs."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ FAMILIES = {
 
 
 def tiny(family: str) -> nn.Module:
-    """A network in eval mode.  Weights are large and no bias is zero, so that a wrong one shows in the logits."""
+    """A network in eval mode.  Large weights and nonzero biases make errors visible in the logits."""
     torch.manual_seed(0)
     model = FAMILIES[family]()
     with torch.no_grad():
@@ -71,7 +71,7 @@ def save_tokenizer(folder) -> None:
 
 
 def save(family: str, folder) -> None:
-    """A whole folder: network, and tokenizer or image processor."""
+    """Save the network and its tokenizer or image processor."""
     tiny(family).save_pretrained(folder)
     if family == "vit":
         transformers.ViTImageProcessorPil(size={"height": 8, "width": 8}).save_pretrained(folder)

@@ -1,4 +1,4 @@
-"""Tiny tasks for the tiny networks of tiny_pretrained.py."""
+"""Tiny tasks for the networks of tiny_pretrained.py."""
 
 from __future__ import annotations
 

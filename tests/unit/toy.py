@@ -1,4 +1,4 @@
-"""A tiny experiment and a made-up latency table, for tests of the search and of what it costs."""
+"""A tiny experiment and a made-up latency table, for tests of the search and of its cost."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def experiment(**overlay: object) -> Experiment:
 
 
 def latency_table_of_this_machine(config: Experiment | None = None, vocab_size: int = VOCAB_SIZE) -> LatencyTable:
-    """The same numbers, as if measured here."""
+    """The made-up latencies with the identity of this machine."""
     config = config or experiment()
     here = identity(runtime_of(config, config.seed), config.workload, config.model, vocab_size)
     made_up = latency_table().rows
@@ -49,7 +49,7 @@ def latency_table_of_this_machine(config: Experiment | None = None, vocab_size: 
 
 
 def latency_table() -> LatencyTable:
-    """What nobody measured, for that experiment, on a device that nobody has."""
+    """Made-up latencies of the tiny experiment on a device that does not exist."""
     model, workload = experiment().model, experiment().workload
     shapes = {name: getattr(model, name) for name in ("d_model", "num_heads", "d_inner", "num_experts", "norm")}
     rows = [

@@ -1,4 +1,4 @@
-"""Snakemake in a folder of its own, with the repository's rules and scripts and an experiment of its own."""
+"""Working directories in which Snakemake runs the repository's rules for a tiny experiment."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Workspace:
         shutil.copy(Path(__file__).with_name("tiny.yaml"), self.experiment)
 
     def run(self, *arguments: str, mlflow: bool = False, **environment: str) -> subprocess.CompletedProcess:
-        """Run snakemake; both output streams come back as one text.  mlflow: mirror the jobs in the folder's store."""
+        """Run snakemake, with both output streams as one text.  mlflow: mirror the jobs in the folder's store."""
         command = [self.python, "-m", "snakemake", "--snakefile", ROOT / "Snakefile", "--directory", self.folder]
         surroundings = os.environ | {"MLFLOW_TRACKING_URI": "" if mlflow else "none"}
         return subprocess.run(
@@ -41,7 +41,7 @@ class Workspace:
         )
 
     def planned(self, *arguments: str) -> dict[str, int]:
-        """Jobs per rule that a dry-run announces."""
+        """The jobs of each rule in a dry run."""
         result = self.run("--dry-run", *arguments)
         assert result.returncode == 0, result.stdout
         table = result.stdout.partition("Job stats:")[2].partition("Reasons:")[0]
@@ -67,11 +67,11 @@ COSTS_MS = {
     "moe_top1": 0.6,
     "moe_top2": 1.0,
 }
-"""Costs of the tiny experiment's options as an idle device may have them."""
+"""Costs of the tiny experiment's options, like those of an idle device."""
 
 
-def plant_costs(path: Path, costs_ms: dict[str, float] = COSTS_MS) -> None:
-    """Replace the costs of a measured table: on a busy machine they are noise, and no target may be within reach."""
+def set_costs(path: Path, costs_ms: dict[str, float] = COSTS_MS) -> None:
+    """Replace the costs of a measured table: on a busy machine they are noise, and targets may not be feasible."""
     table = LatencyTable.load(path)
     for column in ("p10_ms", "median_ms", "p90_ms"):
         table.rows[column] = table.rows["option"].map(costs_ms)
@@ -85,21 +85,21 @@ def workspace(tmp_path: Path) -> Workspace:
 
 
 def finish(folder: Path) -> Workspace:
-    """Run the tiny experiment to its comparison in a folder.  Its latency table is measured, then planted."""
+    """Run the tiny experiment to its comparison in a folder.  The costs of its measured latency table are replaced."""
     workspace = Workspace(folder)
     for target in ("results/tiny/latency_table.parquet", "results/tiny/comparison.parquet"):
         result = workspace.run(target, mlflow=True)
         assert result.returncode == 0, result.stdout
         if target.endswith("latency_table.parquet"):
-            plant_costs(folder / target)
+            set_costs(folder / target)
     return workspace
 
 
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Workspace:
-    """A workspace in which the tiny experiment has run to its comparison.  Tests must leave its files alone.
+    """A workspace in which the tiny experiment has run to its comparison.
 
-    Tests in several processes share it: the first that needs it runs it.
+    Test processes share it: the first that needs it runs it.  Tests must not change it or run Snakemake in it.
     """
     base = tmp_path_factory.getbasetemp()
     folder = (base if worker_id == "master" else base.parent) / "finished"
@@ -107,3 +107,10 @@ def finished(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Worksp
         if (folder / "results/tiny/comparison.parquet").exists():
             return Workspace(folder)
         return finish(folder)
+
+
+def copy_of(finished: Workspace, folder: Path) -> Workspace:
+    """Another workspace with all files of the finished one."""
+    workspace = Workspace(folder)
+    shutil.copytree(finished.folder, folder, dirs_exist_ok=True)
+    return workspace

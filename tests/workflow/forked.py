@@ -1,7 +1,7 @@
-"""Runs scripts of rules without Snakemake's process, each in a child of one process that has the libraries loaded.
+"""Runs scripts of rules without Snakemake, each in a child of one process that has the libraries loaded.
 
-A run costs what the script does, not the seconds that imports take.  Commands come in on standard input, one JSON
-document a line, and answers go out on standard output.
+So no run imports the libraries again, which takes seconds.  Commands are lines of JSON on standard input, and answers
+are lines of JSON on standard output.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from pathlib import Path
 
 from tests.workflow.preloaded import ROOT, load
 
-SECONDS = 300
-"""No script takes so long here; one that does is killed."""
+SECONDS = 1800
+"""A script that takes longer is killed.  It would take a few seconds on an idle machine."""
 MEMORY = 16 * 2**30
-"""Address space of a script.  PyTorch and its threads take a part of it."""
+"""Limit of a script's address space in bytes, of which PyTorch and its threads take a part."""
 
 
 def main() -> None:
@@ -34,7 +34,7 @@ def main() -> None:
 
 
 def _answer(job: dict) -> dict:
-    """Exit status of the script, and what it wrote on the console and into its log."""
+    """The script's exit status, console output and log."""
     console, log = Path(job["folder"], "console.txt"), Path(job["folder"], "log.txt")
     log.write_text("")
     child = os.fork()
@@ -50,7 +50,7 @@ def _answer(job: dict) -> dict:
 
 
 def _run(job: dict, console: Path) -> int:
-    """The script's exit status, as Python gives it; 2 for an exception, whose traceback is on the console."""
+    """The script's exit status, 2 for an exception, whose traceback is on the console."""
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
     os.chdir(job["folder"])
     handle = os.open(console, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
@@ -63,7 +63,7 @@ def _run(job: dict, console: Path) -> int:
         return 0
     except SystemExit as end:
         return end.code
-    except BaseException:  # noqa: BLE001 (what it was is on the console)
+    except BaseException:  # noqa: BLE001 (its traceback is on the console)
         os.write(2, traceback.format_exc().encode())
         return 2
 
@@ -81,7 +81,7 @@ def _die_after_the_first_checkpoint() -> None:
 
 
 def _snakemake(job: dict) -> object:
-    """What Snakemake gives to a script."""
+    """The object that Snakemake gives to a script."""
     from snakemake.iocontainers import InputFiles, Log, OutputFiles, Params, ResourceList, Snakemake, Wildcards
 
     files = InputFiles()

@@ -1,4 +1,4 @@
-"""Jobs of the tiny experiment: scripts, and the files that they read and write."""
+"""Jobs of the tiny experiment: their scripts, inputs and outputs."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ TABLE = f"{RESULTS}/latency_table.parquet"
 
 @dataclass(frozen=True)
 class Job:
-    """One job: its script, what it reads and what it writes."""
+    """A job: its script, inputs and outputs."""
 
     rule: str
     input: dict
@@ -32,16 +32,16 @@ class Job:
 
     @property
     def files(self) -> list[str]:
-        """Paths of all inputs, and of what is read beside them."""
+        """Paths of all files that the job reads, named as inputs or not."""
         named = [path for value in self.input.values() for path in ([value] if isinstance(value, str) else value)]
-        beside = [f"{DATA}/manifest.json"] if any(path.endswith(".npy") for path in named) else []
+        unnamed = [f"{DATA}/manifest.json"] if any(path.endswith(".npy") for path in named) else []
         if self.rule == "evaluate":
-            beside += [f"{TARGET}/{s}/{f}" for s in ("retrain", "sparsify", "routers") for f in MODEL]
-        return [path for path in dict.fromkeys(named + beside) if path != f"{RESULTS}/cost.json"]
+            unnamed += [f"{TARGET}/{s}/{f}" for s in ("retrain", "sparsify", "routers") for f in MODEL]
+        return [path for path in dict.fromkeys(named + unnamed) if path != f"{RESULTS}/cost.json"]
 
 
 class Runner:
-    """A process that has the libraries loaded and runs jobs in a folder, see forked.py."""
+    """A process of forked.py that runs jobs in a folder."""
 
     def __init__(self, folder: Path, config: dict, **environment: str):
         self.folder, self.config = folder, config
@@ -56,7 +56,7 @@ class Runner:
         )
 
     def run_job(self, job: Job, **options: object) -> dict:
-        """Run a job; its exit status, console and log."""
+        """Run a job and return its exit status, console and log."""
         training = {field.name: self.config["distill"][field.name] for field in fields(TeacherConfig)}
         command = {
             "folder": str(self.folder),

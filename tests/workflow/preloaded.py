@@ -1,9 +1,9 @@
-"""A Python whose libraries are loaded: ``python()`` is a program that runs scripts and modules as Python does.
+"""A program that runs scripts and modules like Python, in children of a server that has the libraries loaded.
 
-Loading PyTorch, Snakemake and MLflow takes two to four seconds of CPU in every process.  Here one server loads them
-once.  The program sends it its arguments, environment, folder and streams; the server forks a child, which runs them.
-The child differs from a process of its own in two ways: variables of the environment that libraries read while they are
-loaded come too late, and at its end modules are not taken down.
+Loading PyTorch, Snakemake and MLflow takes two to four seconds of CPU in every process.  The server loads them once.
+The program sends it its arguments, environment, folder and streams, and the server forks a child, which runs the script
+or module.  The child differs from a Python process in two ways: libraries do not read variables of its environment when
+they are loaded, and modules are not finalised at its end.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ OTHERS = (
     "transformers.modeling_utils",
     "transformers.models.auto.tokenization_auto",
 )
-"""What the modules of planer do not import when they are imported themselves.  transformers may be missing."""
+"""Modules that planer imports later than at its own import.  transformers may not be installed."""
 
 
 @cache
@@ -64,7 +64,7 @@ def python() -> str:
 
 
 def load() -> None:
-    """Import planer and what it and its scripts use."""
+    """Import planer and the libraries that it and its scripts use."""
     for path in sorted((ROOT / "planer").rglob("*.py")):
         name = ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
         if "triton" not in path.parts and path.stem not in ("hub", "__main__"):
@@ -77,7 +77,7 @@ def load() -> None:
 def main(folder: str) -> None:
     """Serve until the process is killed."""
     load()
-    gc.freeze()  # a collection would copy the memory that children share
+    gc.freeze()  # a garbage collection would copy the memory that children share
     signal.signal(signal.SIGCHLD, _reap)
     with socket.socket(socket.AF_UNIX) as listening:
         listening.bind(f"{folder}/socket")
@@ -99,7 +99,7 @@ def _reap(*_: object) -> None:
 
 
 def _answer(connection: socket.socket) -> None:
-    """Run what the program was asked to run in a child, and send its exit status."""
+    """Run the program's script or module in a child, and send its exit status."""
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     length, streams, _, _ = socket.recv_fds(connection, 4, 3)
     job = json.loads(connection.recv(int.from_bytes(length), socket.MSG_WAITALL))
@@ -118,14 +118,14 @@ def _answer(connection: socket.socket) -> None:
 
 def _run(program: str, arguments: list[str], environment: dict[str, str], folder: str) -> int:
     """Exit status of a script, or of a module after -m."""
-    atexit._clear()  # what the server's libraries registered
+    atexit._clear()  # the functions that the server's libraries registered
     os.environ.clear()
     os.environ.update(environment)
     os.chdir(folder)
     sys.argv = [one for one in arguments if one not in ("-P", "-m")]
     try:
         if "-m" in arguments:
-            sys.executable = program  # for Snakemake's jobs; what PyTorch starts needs the plain Python
+            sys.executable = program  # for Snakemake's jobs; processes of PyTorch need the plain Python
             runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
         else:
             runpy.run_path(sys.argv[0], run_name="__main__")
@@ -135,7 +135,7 @@ def _run(program: str, arguments: list[str], environment: dict[str, str], folder
         if not isinstance(status, int):
             print(status, file=sys.stderr)
             status = 1
-    except BaseException:  # noqa: BLE001 (as Python ends a process)
+    except BaseException:  # noqa: BLE001 (like Python)
         traceback.print_exc()
         status = 1
     atexit._run_exitfuncs()

@@ -1,4 +1,4 @@
-"""The program of preloaded.py: sends its arguments, environment, folder and streams, and ends as the child does."""
+"""The program of preloaded.py: sends its arguments, environment, folder and streams, and has the child's status."""
 
 import json
 import os

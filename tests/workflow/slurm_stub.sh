@@ -1,6 +1,6 @@
 #!/bin/sh
-# Stands in for SLURM's programs, by the name it is called by.  sbatch notes its arguments, one a line, in a file beside
-# itself and refuses the job, so that all attempts follow at once.
+# A stub of SLURM's programs; its name decides which.  sbatch writes its arguments, one a line, into a file in its folder
+# and refuses the job, so that all attempts follow at once.
 case ${0##*/} in
 sbatch)
     printf '%s\n' "$@" >"$0.$$.txt"

@@ -1,4 +1,4 @@
-"""Networks for text generation: the target is the latency of one token, and a sparse block is among the options."""
+"""A network for text generation: its target is the latency of one token, and a sparse block is an option."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from planer.latency.table import LatencyTable
-from tests.workflow.conftest import COSTS_MS, plant_costs
+from tests.workflow.conftest import COSTS_MS, set_costs
 
 pytestmark = pytest.mark.workflow
 SPARSE = "sparse_feed_forward_16"
@@ -28,17 +28,17 @@ def test_a_network_is_chosen_for_decoding(workspace):
         train_routers=SHORT,
         evaluate={"tgt_len": 256, "mem_len": 16, "taus": [0.5], "latency_rounds": 3},
     )
-    measured, wanted = "results/tiny/latency_table.parquet", "results/tiny/target_0.5"
+    measured, variant = "results/tiny/latency_table.parquet", "results/tiny/target_0.5"
     result = workspace.run(measured)
     assert result.returncode == 0, result.stdout
     table = LatencyTable.load(workspace.folder / measured)
     assert set(table.headline_rows["execution"]) == {"decode"} and SPARSE in set(table.headline_rows["option"])
-    plant_costs(workspace.folder / measured, COSTS_MS | {SPARSE: 0.2})
-    result = workspace.run(f"{wanted}/eval.json")
+    set_costs(workspace.folder / measured, COSTS_MS | {SPARSE: 0.2})
+    result = workspace.run(f"{variant}/eval.json")
     assert result.returncode == 0, result.stdout
-    report = json.loads((workspace.folder / wanted / "eval.json").read_text())
+    report = json.loads((workspace.folder / variant / "eval.json").read_text())
     assert report["target"]["requested"] == 0.5 and report["target"]["estimated"] <= 0.5
     assert {row["execution"] for row in report["latency"]} == {"decode", "eager"}
-    chosen = yaml.safe_load((workspace.folder / wanted / "architecture.yaml").read_text())
+    chosen = yaml.safe_load((workspace.folder / variant / "architecture.yaml").read_text())
     assert 0 < chosen["selection"]["used"]["target"] <= 0.5
     assert {block["kind"] for block in chosen["blocks"]} <= {"skip", "attention", "feed_forward", "sparse_feed_forward"}

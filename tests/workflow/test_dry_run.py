@@ -1,4 +1,4 @@
-"""Every shipped experiment, planned but not run."""
+"""The jobs of dry runs, for experiments of the repository and for tiny."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import pytest
 
 STAGES = ("retrain", "sparsify", "cluster_experts", "train_routers", "evaluate")
 ONCE = dict.fromkeys(("prepare_data", "profile_blocks", "estimate_cost", "pattern"), 1)
-"""What every plan holds: the last one is the baseline's architecture."""
+"""Jobs of every plan.  pattern makes the baseline's architecture."""
 CACHED = {"teacher": 1}
 
 
@@ -15,14 +15,14 @@ CACHED = {"teacher": 1}
     ("experiment", "cached"), [("demo", CACHED), ("enwik8-mini", CACHED), ("enwik8", {}), ("wt103", {})]
 )
 def test_a_target_needs_its_search_and_the_baseline(workspace, experiment, cached):
-    """Logits of the teacher are kept where the file is not too large."""
+    """Logits of the teacher are stored if the file is not too large."""
     jobs = workspace.planned(f"results/{experiment}/target_0.5/eval.json")
     assert jobs == ONCE | {"search": 1, "choose": 1} | dict.fromkeys(STAGES, 2) | cached
 
 
 @pytest.mark.workflow
-def test_a_search_waits_for_the_baseline_with_its_seed(workspace):
-    """Unless it neither starts from it nor learns from it."""
+def test_a_search_needs_the_baseline_with_its_seed(workspace):
+    """A search that neither starts nor learns from the baseline does not need it."""
     wanted = "results/tiny/target_0.5-seed1/search/metrics.json"
     assert workspace.planned(wanted) == ONCE | {"search": 1, "retrain": 1}
     assert workspace.planned(wanted, "results/tiny/baseline-seed1/retrain/metrics.json")["retrain"] == 1
@@ -57,21 +57,21 @@ def test_patterns_skip_the_search(workspace):
         ("baseline", {"retrain": 1, "pattern": 1}),
     ],
 )
-def test_a_student_needs_the_trained_baseline_and_what_it_says(workspace, variant, expected):
-    """Networks that are trained from random weights need neither."""
+def test_a_student_needs_the_trained_baseline_and_its_logits(workspace, variant, expected):
+    """Networks trained from random weights need neither."""
     jobs = workspace.planned(f"results/tiny/{variant}/retrain/metrics.json")
     assert jobs == dict.fromkeys(("prepare_data", "profile_blocks", "estimate_cost"), 1) | expected
 
 
 @pytest.mark.workflow
-def test_only_the_papers_method_makes_activations_sparse_without_a_teacher(workspace):
+def test_sparsification_without_a_teacher(workspace):
     for variant, trained in (("par-scratch", 1), ("continued", 2)):
         jobs = workspace.planned(f"results/tiny/{variant}/sparsify/metrics.json")
         assert jobs["sparsify"] == 1 and jobs["retrain"] == trained and "teacher" not in jobs
 
 
 @pytest.mark.workflow
-def test_comparison_holds_the_default_variants(workspace):
+def test_a_comparison_needs_the_default_variants(workspace):
     workspace.edit(default_variants=["baseline", "par", "target_0.5", "target_0.75"])
     jobs = workspace.planned("results/tiny/comparison.parquet")
     assert jobs["evaluate"] == 4
@@ -80,7 +80,7 @@ def test_comparison_holds_the_default_variants(workspace):
 
 
 @pytest.mark.workflow
-def test_the_report_takes_along_the_analyses_that_are_asked_for(workspace):
+def test_a_comparison_needs_the_default_analyses(workspace):
     workspace.edit(default_analyses=["pareto", "repeatability"])
     jobs = workspace.planned("results/tiny/comparison.parquet")
     assert jobs["pareto"] == jobs["repeatability"] == jobs["compare"] == 1
@@ -88,7 +88,7 @@ def test_the_report_takes_along_the_analyses_that_are_asked_for(workspace):
 
 @pytest.mark.workflow
 @pytest.mark.parametrize("experiment", ["demo", "tiny"])
-def test_repeats_search_and_train_anew(workspace, experiment):
+def test_repeats_are_searched_and_trained(workspace, experiment):
     jobs = workspace.planned(f"results/{experiment}/repeatability.json")
     thrice = dict.fromkeys(("pattern", "teacher", "search", "choose"), 3)
     assert jobs == ONCE | {"repeatability": 1} | thrice | dict.fromkeys(STAGES, 6)
@@ -96,18 +96,17 @@ def test_repeats_search_and_train_anew(workspace, experiment):
 
 @pytest.mark.workflow
 @pytest.mark.parametrize("experiment", ["demo", "tiny"])
-def test_a_shared_supernet_spares_searches(workspace, experiment):
-    """Ten targets from one supernet; beside it two more searches, and the baseline and five networks to train.
+def test_a_shared_supernet_replaces_searches(workspace, experiment):
+    """Ten targets need one shared search and two separate ones, and the training of the baseline and five networks.
 
-    The loosest target has one network, not two: its separate search is the shared one.
+    The loosest target has one network, because its separate search is the shared one.
     """
     jobs = workspace.planned(f"results/{experiment}/pareto.json")
     assert jobs == ONCE | {"pareto": 1, "teacher": 1, "search": 3, "choose": 9 + 3} | dict.fromkeys(STAGES, 6)
 
 
 @pytest.mark.workflow
-def test_a_network_from_the_shared_supernet_needs_no_search_of_its_own(workspace):
-    """A repeat of it takes the repeat of the search."""
+def test_a_repeat_of_a_shared_network_uses_the_repeated_shared_search(workspace):
     result = workspace.run("--dry-run", "results/tiny/shared_0.6-seed2/eval.json")
     assert result.returncode == 0, result.stdout
     assert "results/tiny/target_0.95-seed2/search/supernet.safetensors" in result.stdout

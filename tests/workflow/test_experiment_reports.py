@@ -1,4 +1,4 @@
-"""Reports on a whole experiment, by their rules alone, from files that stand in for many trained networks."""
+"""Reports on a whole experiment from made-up evaluations of many networks."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ TARGETS = (0.5, 0.55, 0.6, 0.65, 0.7, 0.75, 0.8, 0.85, 0.9)
 
 @pytest.fixture
 def trained(workspace, finished):
-    """Writes the files of all stages of a variant: real files of the baseline or of target_0.5, a little worse."""
+    """Writes the files of a variant: those of the baseline or of target_0.5, with a slightly larger loss."""
 
     def write(variant: str, model: str, worse: float = 0.0) -> None:
         source, folder = finished.folder / "results/tiny" / model, workspace.folder / "results/tiny" / variant
@@ -28,7 +28,7 @@ def trained(workspace, finished):
 
 
 def report(workspace, name: str) -> dict:
-    """Runs the rule that makes results/tiny/<name>.json, and no other."""
+    """Run only the rule that makes results/tiny/<name>.json."""
     result = workspace.run(f"results/tiny/{name}.json", "--allowed-rules", name)
     assert result.returncode == 0, result.stdout
     return read_json(workspace.folder / f"results/tiny/{name}.json", name)

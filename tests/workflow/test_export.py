@@ -11,12 +11,12 @@ from planer.files import read_json
 pytestmark = pytest.mark.workflow
 
 
-def test_a_folder_is_made_of_an_evaluated_network(workspace):
+def test_an_export_needs_an_evaluated_network(workspace):
     jobs = workspace.planned("results/tiny/baseline/hf")
     assert jobs["export"] == jobs["evaluate"] == jobs["train_routers"] == 1
 
 
-def test_a_finished_network_is_described_exported_and_read(finished, tmp_path, capsys):
+def test_a_trained_network_is_exported_described_and_loaded(finished, tmp_path, capsys):
     variant = finished.folder / "results/tiny/target_0.5"
     main(["export", str(variant / "routers"), str(tmp_path / "hf")])
     main(["info", str(tmp_path / "hf")])

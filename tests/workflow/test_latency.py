@@ -1,4 +1,4 @@
-"""The latency table of compiled networks at two batch sizes, from its measurement to a network chosen by it."""
+"""A latency table of compiled calls at two batch sizes, and a network chosen by it."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from planer.latency.table import LatencyTable
-from tests.workflow.conftest import plant_costs
+from tests.workflow.conftest import set_costs
 
 pytestmark = pytest.mark.workflow
 
@@ -24,7 +24,7 @@ def test_a_network_is_chosen_for_two_batches_of_compiled_calls(workspace):
     measured, chosen = "results/tiny/latency_table.parquet", "results/tiny/lts_0.9/architecture.yaml"
     result = workspace.run(measured, "results/tiny/additivity.json")
     assert result.returncode == 0, result.stdout
-    plant_costs(workspace.folder / measured)
+    set_costs(workspace.folder / measured)
     result = workspace.run(chosen)
     assert result.returncode == 0, result.stdout
     table = LatencyTable.load(workspace.folder / measured)

@@ -1,7 +1,7 @@
-"""Every file that the workflow reads, damaged at random: a job ends in one line, or does what it does without damage.
+"""Every file that the workflow reads, damaged at random: a job ends in one line or has the results without damage.
 
-Scripts of rules run as they are, each in a child of one process (forked.py).  Jobs are
-those of the tiny experiment with fewer steps.  PLANER_MUTATIONS sets how many mutations there are.
+Scripts of rules run in children of one process (forked.py).  The jobs are those of the tiny experiment with fewer
+steps.  PLANER_MUTATIONS is the number of mutations.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from tests.workflow.jobs import BASELINE, DATA, JOBS, MODEL, OWN, SHARED, TABLE,
 pytestmark = pytest.mark.workflow
 COUNT = int(os.environ.get("PLANER_MUTATIONS", "208"))
 BARE = 0.1
-"""Share of mutations without a checksum: most of them are accepted, and then a job takes its whole time."""
+"""Share of mutations without a checksum.  Most of them are accepted, so that a job takes its whole time."""
 SHORT = {
     "workload": {"execution": "eager"},
     "search": {"steps": 10, "epoch_steps": 5, "log_steps": 5},
@@ -43,19 +43,19 @@ SHORT = {
     "pareto": {"targets": [0.5, 0.6, 0.7], "compared": [0.5, 0.6, 0.7]},
     "repeatability": {"variant": "target_0.5", "seeds": 2},
 }
-"""What the jobs do less of than the tiny experiment's."""
+"""Values that make the jobs shorter than those of the tiny experiment."""
 MEASURED = re.compile(r"seconds|_ms$|^latency$|^speed_up$|^measured$|^search$|latency|^checksum$|per_second")
-"""Keys of numbers that no two runs share."""
+"""Keys of measured numbers, which differ between runs."""
 REPEATED = {
     "additivity.json": ("attention", "execution"),
     "eval.json": ("experiment", "variant", "architecture", "quality", "selection", "flops", "reference"),
 }
-"""Parts of reports that do not follow from measurements."""
+"""Parts of reports that do not depend on measurements."""
 TOKENS = {"train": 8192, "valid": 2048, "test": 2048}
 
 
 class Jobs(Runner):
-    """A folder with all that the jobs read, and a process that runs them there."""
+    """A folder with all files that the jobs read, and a process that runs the jobs there."""
 
     def __init__(self, folder: Path, finished: Path):
         self.folder, self.pristine = folder / "jobs", folder / "pristine"
@@ -65,11 +65,11 @@ class Jobs(Runner):
         self.config["threads"] = LatencyTable.load(self.pristine / TABLE).identity["threads"]
         self.references: dict[str, dict] = {}
         self._shorten_corpus()
-        self._stand_ins()
+        self._add_networks()
         shutil.copytree(self.pristine, self.folder)
         super().__init__(self.folder, self.config)
         for name in ("pareto", "repeatability", "teacher", "choice"):
-            for path in JOBS[name].output.values():  # of more steps
+            for path in JOBS[name].output.values():  # they are those of more steps
                 (self.pristine / path).unlink(missing_ok=True)
             self.reference(name)
             for path in JOBS[name].output.values():
@@ -85,8 +85,8 @@ class Jobs(Runner):
             manifest["files_sha256"][path.name] = file_sha256(path)
         write_json(folder / "manifest.json", manifest)
 
-    def _stand_ins(self) -> None:
-        """Networks that nobody trained: those of target_0.5 and the baseline, a little worse."""
+    def _add_networks(self) -> None:
+        """Made-up networks: those of target_0.5 and the baseline with slightly larger losses."""
         for number, folder in enumerate([*SHARED, *OWN[1:], f"{TARGET}-seed1", f"{BASELINE}-seed1"]):
             source = BASELINE if folder.startswith(BASELINE) else TARGET
             evaluation = read_json(self.pristine / source / "eval.json")
@@ -96,15 +96,15 @@ class Jobs(Runner):
             write_yaml(self.pristine / folder / MODEL[1], read_yaml(self.pristine / source / MODEL[1]))
 
     def run(self, name: str, **options: object) -> dict:
-        """Run a job; its exit status, console and log."""
+        """Run a job and return its exit status, console and log."""
         return self.run_job(JOBS[name], **options)
 
     def outputs(self, name: str) -> dict:
-        """What a job wrote, without what it measured."""
+        """The outputs of a job without measured numbers."""
         return {path: _content(self.folder / path) for path in JOBS[name].output.values()}
 
     def reference(self, name: str) -> dict:
-        """What the job writes when nothing is damaged."""
+        """The outputs of the job without damage."""
         if name not in self.references:
             ended = self.run(name)
             assert ended["status"] == 0, ended
@@ -113,7 +113,7 @@ class Jobs(Runner):
         return self.references[name]
 
     def restore(self, name: str, *damaged: str) -> None:
-        """Put back outputs and damaged files as they were."""
+        """Restore the outputs and damaged files."""
         for path in [*JOBS[name].output.values(), *damaged]:
             source, copy = self.pristine / path, self.folder / path
             if source.is_file():
@@ -121,7 +121,7 @@ class Jobs(Runner):
         shutil.rmtree(self.folder / "scratch", ignore_errors=True)
 
     def left_over(self, name: str) -> list[str]:
-        """Outputs and temporary files that are there."""
+        """Outputs and temporary files that exist."""
         outputs = [path for path in JOBS[name].output.values() if (self.folder / path).exists()]
         return outputs + [str(path) for path in self.folder.rglob("*.tmp")]
 
@@ -130,7 +130,7 @@ def _content(path: Path) -> object:
     if path.suffix == ".json":
         content = json.loads(path.read_text())
         return _unmeasured({key: content[key] for key in REPEATED.get(path.name, content)})
-    if path.name == "training.safetensors":  # a checkpoint, which holds how long it has taken
+    if path.name == "training.safetensors":  # a checkpoint, whose metadata hold the time taken
         return {name: (values.shape, values.tobytes()) for name, values in load_file(path).items()}
     if path.is_dir():
         return {file.name: file.read_bytes() for file in path.iterdir()}
@@ -153,21 +153,21 @@ def jobs(finished, tmp_path_factory):
 COUNTED = sum(len(job.files) for job in JOBS.values())
 
 
-def check(jobs: Jobs, name: str, path: str, how: str) -> None:
-    """Run a job one of whose files is damaged."""
-    place = f"{name} with {path} {how}"
+def check(jobs: Jobs, name: str, path: str, mutation: str) -> None:
+    """Run a job with a damaged file."""
+    place = f"{name} with {path} {mutation}"
     ended = jobs.run(name)
-    said = ended["console"] + ended["log"]
-    assert "Traceback" not in said, f"{place}: {said[-3000:]}"
+    text = ended["console"] + ended["log"]
+    assert "Traceback" not in text, f"{place}: {text[-3000:]}"
     if ended["status"] == 0:
         found = jobs.outputs(name)
         jobs.restore(name, path)
-        # Other contents of the right shape and without a checksum are another input, with another result.
-        assert how.startswith("bare") or found == jobs.reference(name), f"{place}: another result"
+        # Other contents of the right shape and without a checksum are a valid input with another result.
+        assert mutation.startswith("bare") or found == jobs.reference(name), f"{place}: another result"
         return
     lines = [line for line in ended["log"].splitlines() if line.startswith(MISTAKE)]
     assert ended["status"] == STATUS and len(lines) == 1, f"{place}: {ended}"
-    assert how.startswith("bare") or Path(path).name in lines[0], f"{place}: {lines[0]}"
+    assert mutation.startswith("bare") or Path(path).name in lines[0], f"{place}: {lines[0]}"
     assert not jobs.left_over(name), place
 
 
@@ -176,10 +176,10 @@ def test_a_damaged_file_ends_in_one_line_or_changes_nothing(jobs, name):
     files = JOBS[name].files
     for number in range(-(-COUNT * len(files) // COUNTED)):
         path = files[number % len(files)]
-        how, content = mutate(Path(path), (jobs.pristine / path).read_bytes(), (name, number), BARE)
+        mutation, content = mutate(Path(path), (jobs.pristine / path).read_bytes(), (name, number), BARE)
         (jobs.folder / path).write_bytes(content)
         try:
-            check(jobs, name, path, how)
+            check(jobs, name, path, mutation)
         finally:
             jobs.restore(name, path)
 
@@ -195,8 +195,8 @@ def test_a_missing_file_is_one_line(jobs):
 
 @pytest.mark.parametrize(("name", "variant", "count"), [("baseline", "baseline", 7), ("student", "target_0.55", 4)])
 def test_a_damaged_checkpoint_changes_no_result(jobs, name, variant, count):
-    """The training goes on from it, or begins anew: on a CPU both end with the same bits.  A student begins anew where
-    its proxy training has ended."""
+    """The training resumes from it or starts again, with the same bits on a CPU.  A student starts again at the end of
+    its proxy training."""
     expected = jobs.reference(name)
     assert jobs.run(name, killed=True)["status"] == 9
     path = jobs.folder / f"scratch/tiny/{variant}/retrain/checkpoint/state.safetensors"
@@ -216,7 +216,7 @@ def test_a_damaged_checkpoint_changes_no_result(jobs, name, variant, count):
 
 
 @pytest.mark.parametrize("text", ["{", "", '{"hours": {"total": -1}}', "[" * 100_000, "\ufeff"])
-def test_a_damaged_estimate_is_one_line_that_says_to_delete_it(tmp_path, text):
+def test_a_damaged_estimate_is_refused(tmp_path, text):
     path = tmp_path / "cost.json"
     path.write_text(text)
     with pytest.raises(UserError, match="cost.json .*; delete it: the next run makes it anew") as error:
@@ -224,7 +224,7 @@ def test_a_damaged_estimate_is_one_line_that_says_to_delete_it(tmp_path, text):
     assert "\n" not in str(error.value)
 
 
-def test_a_damaged_estimate_stops_snakemake_before_any_job(workspace):
+def test_a_damaged_estimate_is_refused_before_any_job(workspace):
     path = workspace.folder / "results/tiny/cost.json"
     path.parent.mkdir(parents=True)
     path.write_text('{"device": "here", "hours": NaN}')

@@ -1,5 +1,4 @@
-"""Blocks go through every stage, the report included: one of the user's own, which no file of planer knows, and sparse
-ones."""
+"""Every stage and the report support a block of the user and sparse blocks."""
 
 from __future__ import annotations
 
@@ -13,12 +12,12 @@ import yaml
 from planer.config.strict_yaml import read_yaml
 from planer.parsing import merge
 from tests.own_block import write_block
-from tests.workflow.conftest import COSTS_MS, ROOT, plant_costs
+from tests.workflow.conftest import COSTS_MS, ROOT, set_costs
 from tests.workflow.jobs import BASELINE, CORPUS, DATA, JOBS, RESULTS, TABLE, Job, Runner, network
 
 pytestmark = pytest.mark.workflow
 SPARSE = {"sparse_attention_4": 0.5, "sparse_conv_attention_4": 0.4, "sparse_feed_forward_16": 0.2}
-"""Costs in ms as an idle device may have them."""
+"""Costs in ms, like those of an idle device."""
 CHANGES = {
     "model": {"blocks": {"sparse_feed_forward": {"rank": 4}}},
     "patterns": {"baseline": "sgc4n16f"},
@@ -66,7 +65,7 @@ STAGES = [
 ]
 
 
-def test_every_stage_runs_blocks_of_the_users_own_and_sparse_ones(finished, tmp_path):
+def test_every_stage_runs_a_block_of_the_user_and_sparse_blocks(finished, tmp_path):
     write_block(tmp_path / "own")
     for name in ("data", "tiny/additivity.json"):
         source, copy = finished.folder / "results" / name, tmp_path / "results" / name
@@ -76,12 +75,12 @@ def test_every_stage_runs_blocks_of_the_users_own_and_sparse_ones(finished, tmp_
     runner = Runner(tmp_path, config, PLANER_BLOCKS=str(tmp_path / "own"))
     try:
         for job in STAGES:
-            if job.rule == "evaluate":  # nothing is made sparse here
+            if job.rule == "evaluate":  # no layer is sparsified
                 shutil.copytree(tmp_path / BASELINE / "retrain", tmp_path / BASELINE / "sparsify")
             ended = runner.run_job(job)
             assert ended["status"] == 0, (job.rule, ended)
             if job.rule == "profile_blocks":
-                plant_costs(tmp_path / TABLE, COSTS_MS | {"gate": 0.3} | SPARSE)
+                set_costs(tmp_path / TABLE, COSTS_MS | {"gate": 0.3} | SPARSE)
     finally:
         runner.close()
     network = yaml.safe_load((tmp_path / BASELINE / "retrain/architecture.yaml").read_text())

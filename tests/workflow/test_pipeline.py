@@ -1,4 +1,4 @@
-"""The whole pipeline at toy size: what it leaves behind."""
+"""The files of the whole pipeline at toy size."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import yaml
 from jsonschema import Draft202012Validator
 from mlflow.tracking import MlflowClient
 
-from tests.workflow.conftest import ROOT, Workspace
+from tests.workflow.conftest import ROOT, Workspace, copy_of
 
 pytestmark = pytest.mark.workflow
 SCHEMA = json.loads((ROOT / "planer/schemas/eval.schema.json").read_text())
@@ -23,8 +23,8 @@ def evaluation(workspace: Workspace, variant: str) -> dict:
     return json.loads((workspace.folder / f"results/tiny/{variant}/eval.json").read_text())
 
 
-def copied(finished: Workspace, folder: Path) -> Workspace:
-    """Another workspace with the same corpus and the same latency table."""
+def copy_of_inputs(finished: Workspace, folder: Path) -> Workspace:
+    """Another workspace with the corpus and the latency table."""
     again = Workspace(folder)
     for name in ("results/data", "results/tiny/latency_table.parquet", ".snakemake/metadata"):
         source, copy = finished.folder / name, again.folder / name
@@ -34,7 +34,7 @@ def copied(finished: Workspace, folder: Path) -> Workspace:
 
 
 @pytest.mark.parametrize("variant", ["baseline", "target_0.5"])
-def test_evaluations_fit_their_schema(finished, variant):
+def test_evaluations_are_valid_by_their_schema(finished, variant):
     Draft202012Validator(SCHEMA).validate(evaluation(finished, variant))
 
 
@@ -44,7 +44,7 @@ def test_the_chosen_network_meets_its_target_by_the_table(finished):
     assert target["estimated"] <= 0.5 and target["slack"] >= 0
 
 
-def test_the_search_shows_in_what_it_found(finished):
+def test_the_evaluation_gives_the_cost_of_the_search(finished):
     report, baseline = (evaluation(finished, variant) for variant in ("target_0.5", "baseline"))
     cost = report["search"]
     trained = baseline["provenance"]["wall_seconds"]["retrain"]
@@ -56,8 +56,8 @@ def test_the_search_shows_in_what_it_found(finished):
     assert {"search_health", "choices", "updates"} <= figures
 
 
-def test_the_network_was_the_best_of_its_candidates(finished):
-    """The better half of them was trained on, and the retraining went on where the winner's proxy training ended."""
+def test_the_chosen_network_is_the_best_candidate(finished):
+    """The better half is trained further, and the retraining resumes at the end of the winner's proxy training."""
     report = evaluation(finished, "target_0.5")
     candidates = report["selection"]["candidates"]
     assert {"shallow", "edited", "solver"} <= {candidate["source"] for candidate in candidates}
@@ -67,15 +67,14 @@ def test_the_network_was_the_best_of_its_candidates(finished):
     assert len(last) == -(-len(candidates) // 2)
     (winner,) = (one for one in last if one["pattern"] == report["architecture"]["pattern"])
     best = min(last, key=lambda candidate: candidate["proxy_nll"])
-    assert winner is best or winner["estimated"] < best["estimated"], "of networks not told apart the fastest"
+    assert winner is best or winner["estimated"] < best["estimated"], "of networks with equal losses it is the fastest"
     assert winner["source"] == report["selection"]["source"]
     log = (finished.folder / "logs/tiny/target_0.5/retrain.log").read_text()
     assert "retrain: resuming at step 10/20" in log
     assert not list((finished.folder / "scratch").rglob("*.safetensors"))
 
 
-def test_all_but_the_baseline_learn_from_it(finished):
-    """The baseline too, when its activations are made sparse."""
+def test_all_stages_but_the_baselines_training_learn_from_the_baseline(finished):
     histories = {
         f"{variant}/{stage}": pd.read_parquet(finished.folder / f"results/tiny/{variant}/{stage}/history.parquet")
         for variant in ("baseline", "target_0.5")
@@ -85,7 +84,7 @@ def test_all_but_the_baseline_learn_from_it(finished):
     assert taught == set(histories) - {"baseline/retrain"}
 
 
-def test_conversion_is_exact_and_thresholds_save_work(finished):
+def test_conversion_keeps_the_loss_and_thresholds_lower_the_flops(finished):
     report = evaluation(finished, "baseline")
     assert report["conversion"]["converted_layers"] == 2
     assert abs(report["conversion"]["tau0_difference"]) < 1e-4
@@ -94,7 +93,7 @@ def test_conversion_is_exact_and_thresholds_save_work(finished):
     assert flops == sorted(flops, reverse=True) and flops[-1] < flops[0]
 
 
-def test_report_is_one_self_contained_page(finished):
+def test_the_report_is_one_page_without_links_to_other_files(finished):
     page = (finished.folder / "results/tiny/report.html").read_text()
     assert "target_0.5" in page and page.count("<svg") >= 4
     assert not re.search(r"(src|href)\s*=\s*[\"']https?:", page)
@@ -102,8 +101,8 @@ def test_report_is_one_self_contained_page(finished):
     assert list(comparison["variant"]) == ["baseline", "target_0.5"]
 
 
-def test_same_seed_same_table_same_network_and_loss(finished, tmp_path):
-    again = copied(finished, tmp_path)
+def test_the_same_seed_and_table_give_the_same_bits(finished, tmp_path):
+    again = copy_of_inputs(finished, tmp_path)
     result = again.run("results/tiny/target_0.5/retrain/metrics.json")
     assert result.returncode == 0, result.stdout
     first, second = (workspace.folder / "results/tiny/target_0.5" for workspace in (finished, again))
@@ -116,8 +115,8 @@ def test_same_seed_same_table_same_network_and_loss(finished, tmp_path):
 
 
 def test_the_other_methods_and_controls(finished, tmp_path):
-    """Each chooses from its own space, within its latency where it has one, on the finished experiment's table."""
-    again = whole_copy(finished, tmp_path)
+    """Each chooses from its design space within its target, if it has one."""
+    again = copy_of(finished, tmp_path)
     variants = ["isoparam_0.6", "par_search", "lts_0.6", "shallow_0.6", "random_1_1"]
     result = again.run(*(f"results/tiny/{variant}/architecture.yaml" for variant in variants))
     assert result.returncode == 0, result.stdout
@@ -130,19 +129,12 @@ def test_the_other_methods_and_controls(finished, tmp_path):
     for variant in ("isoparam_0.6", "shallow_0.6"):
         assert not any(kind.startswith("m") for kind in kinds[variant])
     assert all(chosen[variant]["estimated"] <= 0.6 for variant in ("isoparam_0.6", "lts_0.6", "shallow_0.6"))
-    assert 0.98 <= chosen["random_1_1"]["estimated"] <= 1  # the baseline is in that window
+    assert 0.98 <= chosen["random_1_1"]["estimated"] <= 1  # the baseline is in this interval
     assert chosen["lts_0.6"]["scored_by"] == "params"
 
 
-def whole_copy(finished: Workspace, folder: Path) -> Workspace:
-    """Another workspace with all results."""
-    again = Workspace(folder)
-    shutil.copytree(finished.folder, again.folder, dirs_exist_ok=True)
-    return again
-
-
-def test_the_papers_method_and_the_baseline_trained_on(finished, tmp_path):
-    again = whole_copy(finished, tmp_path)
+def test_the_papers_method_and_the_continued_baseline(finished, tmp_path):
+    again = copy_of(finished, tmp_path)
     variants = ("target_0.5-scratch", "continued")
     result = again.run(*(f"results/tiny/{variant}/retrain/metrics.json" for variant in variants))
     assert result.returncode == 0, result.stdout

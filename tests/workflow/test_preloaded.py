@@ -1,4 +1,4 @@
-"""The Python whose libraries are loaded runs what Python runs, and ends as Python ends."""
+"""The preloaded Python has the outputs and exit status of Python."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ print("said", file=sys.stderr)
 
 
 def run(program: str, folder, *arguments) -> tuple[int, str, list[str]]:
-    """Exit status, standard output, and the last line of standard error."""
+    """Exit status, standard output and the last line of standard error."""
     done = subprocess.run(
         [program, *arguments],
         cwd=folder,

@@ -1,4 +1,4 @@
-"""Tiny pretrained experiments of three families through the workflow, and one line for what is missing."""
+"""Tiny pretrained experiments of three families in the workflow, and the refusal of wrong ones."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ EXPERIMENTS = {
         "arms": {
             "d2dmoe": {"method": "experts"},
             "small": {"method": "experts", "cluster_experts": {"expert_size": 2}},
-            # The name of a stage too.
+            # This is also the name of a stage.
             "routers": {"method": "experts", "cluster_experts": {"expert_size": 2}, "evaluate": {"taus": [0.1]}},
         },
     },
@@ -75,7 +75,7 @@ WORDS = ["the", "quick", "brown", "fox", "jumps", "over", "the", "lazy", "dog", 
 
 
 def write_data(folder: Path) -> None:
-    """Texts with and without a fox, a longer text, and images of three labels."""
+    """Write texts with and without a fox, a longer text, and images of three labels."""
     random = np.random.default_rng(0)
     texts = [" ".join(random.choice(WORDS, random.integers(3, 12))) for _ in range(40)]
     rows = [f"{text},{'fox' if 'fox' in text else 'none'}" for text in texts]
@@ -99,7 +99,7 @@ def experiments(workspace):
 
 
 @pytest.mark.workflow
-def test_three_families_from_data_to_the_page_and_the_folder(experiments):
+def test_three_families_from_data_to_report_and_export(experiments):
     wanted = ("tiny-bert/arms.html", "tiny-bert/d2dmoe/hf", "tiny-gpt2/threshold/eval.json")
     wanted += ("tiny-vit/dense/finetune/metrics.json",)
     result = experiments.run(*(f"results/{path}" for path in wanted), mlflow=True)
@@ -119,14 +119,14 @@ def test_three_families_from_data_to_the_page_and_the_folder(experiments):
     assert not experiments.planned("results/tiny-bert/arms.html"), "nothing is left to do"
     arms = experiments.planned(*(f"results/tiny-vit/{arm}/eval.json" for arm in ("d2dmoe", "small", "routers")))
     shared = {"sparsify_sites": 2, "cluster_sites": 2, "train_site_routers": 2, "evaluate_arm": 3}
-    assert arms == shared, "one sparsified network and the control, two splits, and nothing twice"
+    assert arms == shared, "the arms share one sparsified network, and two share a split"
     (experiments.folder / "data.csv").write_text((experiments.folder / "data.csv").read_text() + "\nthe fox,fox")
     assert "prepare_task" in experiments.planned("results/tiny-bert/dense/finetune/metrics.json")
 
 
 @pytest.mark.workflow
 @pytest.mark.parametrize("experiment", ["gpt2-openwebtext", "bert-carer", "vit-imagenet"])
-def test_the_papers_experiments_are_planned_and_name_what_is_missing(workspace, experiment):
+def test_the_papers_experiments_are_planned_and_name_the_missing_network(workspace, experiment):
     target = f"results/{experiment}/d2dmoe/eval.json"
     stages = ("prepare_model", "prepare_task", "sparsify_sites", "cluster_sites", "train_site_routers", "evaluate_arm")
     more = {"distil_projections": 1} if experiment == "vit-imagenet" else {}
@@ -156,7 +156,7 @@ def test_the_papers_experiments_are_planned_and_name_what_is_missing(workspace, 
         ("results/models/tiny/manifest.json", "'tiny' has no pretrained network"),
     ],
 )
-def test_wrong_targets(experiments, target, message):
+def test_a_wrong_target_is_refused(experiments, target, message):
     result = experiments.run("--dry-run", target)
     last = result.stdout.strip().splitlines()[-1]
     assert result.returncode != 0 and last.startswith("planer: ") and message in last, result.stdout
@@ -170,7 +170,7 @@ def test_wrong_targets(experiments, target, message):
         ("cluster_experts={expert_size: 3}", "the neurons of the MLP of a projection, which are 8 (arms.d2dmoe)"),
     ],
 )
-def test_wrong_values(experiments, given, message):
+def test_a_wrong_value_is_refused(experiments, given, message):
     result = experiments.run("--dry-run", "results/tiny-bert/dense/eval.json", "--config", given)
     last = result.stdout.strip().splitlines()[-1]
     assert result.returncode != 0 and last.startswith("planer: config: ") and last.endswith(message), result.stdout

@@ -1,4 +1,4 @@
-"""Signals about random networks beside what their trainings led to."""
+"""Signals about random networks and the losses of their trainings."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ pytestmark = pytest.mark.workflow
 
 
 def test_random_networks_are_scored_and_trained(finished, tmp_path):
-    """At the baseline's latency, where there is a network for sure: the baseline."""
+    """They have the baseline's latency, at which at least the baseline exists."""
     results = tmp_path / "results/tiny"
     for name in ("data", "tiny/baseline/retrain", "tiny/baseline/teacher"):
         shutil.copytree(finished.folder / "results" / name, tmp_path / "results" / name)
@@ -31,4 +31,4 @@ def test_random_networks_are_scored_and_trained(finished, tmp_path):
     assert [signal["signal"] for signal in found] == [name for name in rows[0] if name not in ("pattern", "final")]
     shutil.rmtree(results / "baseline/teacher")
     (again,) = measured(config, results, 1, 1)
-    assert again == rows[0], "with the teacher beside the student"
+    assert again == rows[0], "stored and computed logits give the same row"

@@ -1,4 +1,4 @@
-"""What runs again, and what does not."""
+"""The jobs that run again after a change."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import shutil
 
 import pytest
 
-from tests.workflow.conftest import Workspace
+from tests.workflow.conftest import Workspace, copy_of
 
 pytestmark = pytest.mark.workflow
 TARGET = "results/tiny/comparison.parquet"
@@ -16,26 +16,23 @@ CONVERSION = {"sparsify": 2, "cluster_experts": 2, "train_routers": 2, "evaluate
 
 @pytest.fixture(scope="module")
 def copy(finished, tmp_path_factory) -> Workspace:
-    """A copy of the finished workspace."""
-    workspace = Workspace(tmp_path_factory.mktemp("copied"))
-    shutil.copytree(finished.folder, workspace.folder, dirs_exist_ok=True)
-    return workspace
+    return copy_of(finished, tmp_path_factory.mktemp("copied"))
 
 
 @pytest.fixture
 def copied(copy, finished) -> Workspace:
-    """The copy with its first config, whatever an earlier test made of it."""
+    """The copy with the finished workspace's configuration, which an earlier test may have changed."""
     shutil.copy(finished.experiment, copy.experiment)
     return copy
 
 
-def test_finished_targets_are_not_repeated(finished):
-    result = finished.run(TARGET, "results/tiny/target_0.5/eval.json")
+def test_finished_targets_do_not_run_again(copied):
+    result = copied.run(TARGET, "results/tiny/target_0.5/eval.json")
     assert result.returncode == 0
     assert "Nothing to be done" in result.stdout
 
 
-def test_touching_every_file_repeats_nothing(copied):
+def test_newer_files_with_equal_content_run_nothing_again(copied):
     for path in sorted(copied.folder.glob("results/**/*")):
         path.touch()
     assert "Nothing to be done" in copied.run("--dry-run", TARGET).stdout
@@ -54,13 +51,13 @@ def test_touching_every_file_repeats_nothing(copied):
         ({"train_routers": {"width": 12}}, {"train_routers": 2, "evaluate": 2, "compare": 1}),
         ({"sparsify": {"weight": 0.5}}, CONVERSION),
         ({"candidates": {"scores": "alpha"}}, STUDENT),
-        # Where its activations are made sparse the baseline is its own teacher: weight and temperature matter alone.
+        # The sparsified baseline is taught by the baseline and uses only weight and temperature.
         ({"distill": {"balance_weight": 0.5}}, STUDENT),
         ({"distill": {"temperature": 2.0}}, CONVERSION | {"choose": 1, "retrain": 1}),
-        # All follow the baseline.
+        # Everything depends on the baseline.
         ({"retrain": {"balance_weight": 0.5}}, CONVERSION | {"search": 1, "teacher": 1, "choose": 1, "retrain": 2}),
     ],
 )
-def test_one_key_repeats_its_stage_and_what_depends_on_it(copied, sections, expected):
+def test_a_changed_key_runs_its_stage_and_later_stages_again(copied, sections, expected):
     copied.edit(**sections)
     assert copied.planned(TARGET) == expected

@@ -1,12 +1,12 @@
-"""The tiny experiment, with planted latencies, gives the results in same_results.json.
+"""The tiny experiment with fixed latencies gives the results in same_results.json.
 
-Always compared: the baseline's counts exactly and its losses within 0.1 %, because processors round differently, and
-another rounding may lead to another choice of network.  With PLANER_SAME_BITS=1 (``make same``) also the searched
-network, and sha256 of all weights, histories and reports without their measured times.  These hold for one kind of
-processor and one version of torch.
+The baseline's counts are compared exactly and its losses within 0.1 %, because processors round differently.  With
+another rounding, another network may be chosen.  PLANER_SAME_BITS=1 (``make same``) also compares the searched network
+and the sha256 of all weights, histories and reports without measured times.  These hold for one kind of processor and
+one version of torch.
 
-After a change that is meant to change numbers, ``python -m tests.workflow.test_same_results`` runs the experiment and
-writes the file anew.
+``python -m tests.workflow.test_same_results`` runs the experiment and writes the file, after an intended change of
+numbers.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ pytestmark = pytest.mark.workflow
 EXPECTED = Path(__file__).with_name("same_results.json")
 VARIANTS = ("baseline", "target_0.5")
 TIMED = ("latency", "seconds", "search", "summary", "provenance", "speed_up", "measured", "checksum")
-"""Words in those keys of eval.json that hold measured times or what depends on them."""
+"""Words in the keys of eval.json whose values are measured times or depend on them."""
 
 
 def exact_results(results: Path) -> dict:
-    """Networks, counts and FLOPs."""
+    """Networks, counts of layers and FLOPs."""
     found = {}
     for variant in VARIANTS:
         report = _report(results, variant)
@@ -83,7 +83,7 @@ def _report(results: Path, variant: str) -> dict:
 
 
 def _sha256(tensors: dict[str, np.ndarray]) -> str:
-    """Of the tensors' values, whatever their names."""
+    """Sha256 of the tensors' values without their names."""
     parts = [f"{tensor.dtype} {tensor.shape}".encode() + tensor.tobytes() for tensor in tensors.values()]
     return _text_sha256(" ".join(sorted(hashlib.sha256(part).hexdigest() for part in parts)))
 
@@ -118,7 +118,7 @@ def test_the_baseline_has_the_same_counts_and_losses(results, expected):
 
 
 @pytest.mark.skipif(os.environ.get("PLANER_SAME_BITS") != "1", reason="bits depend on the processor: make same")
-def test_everything_is_the_same_to_the_bit(results, expected):
+def test_all_results_have_the_same_bits(results, expected):
     assert exact_results(results) == expected["exact"]
     assert losses(results) == expected["losses"]
     assert hashes(results) == expected["hashes"]

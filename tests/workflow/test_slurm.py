@@ -1,4 +1,4 @@
-"""What every rule asks SLURM for, noted by stand-ins of SLURM's programs; tests/slurm runs a real one."""
+"""The resources that every rule requests from SLURM, whose programs are stubs here.  tests/slurm runs a real SLURM."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ OF_VARIANT = {
     "evaluate": ["eval.json"],
     "export": ["hf"],
 }
-"""What the rules write for a variant; the last file of each is asked for."""
+"""Outputs of the rules for a variant.  The last file of each rule is the target."""
 OF_EXPERIMENT = {
     "profile_blocks": "latency_table.parquet",
     "check_additivity": "additivity.json",
@@ -63,7 +63,7 @@ def target_of(experiment: str, rule: str) -> str:
 
 
 def finish_all_but(workspace: Workspace, experiment: str, rule: str) -> None:
-    """An experiment whose files all exist, empty, but for those that a rule writes."""
+    """Make an experiment whose files all exist and are empty, without those that a rule writes."""
     values = yaml.safe_load(workspace.experiment.read_text())
     values["threads"] = THREADS
     values["device"] = "cpu" if experiment == "on-cpu" else "auto"
@@ -88,7 +88,7 @@ def finish_all_but(workspace: Workspace, experiment: str, rule: str) -> None:
 def submissions(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[dict[str, str]]]:
     """Options of every sbatch call, by rule (on-cpu: retrain of an experiment on the CPU).
 
-    One run of Snakemake asks for one file of every rule, each of an experiment named after the rule.
+    The targets of one Snakemake run are one file of every rule, each of an experiment named after the rule.
     """
     workspace = Workspace(tmp_path_factory.mktemp("slurm"))
     folder = workspace.folder / "bin"
@@ -127,7 +127,7 @@ def submissions(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[dict
 
 
 def read_options(arguments: list[str]) -> Iterator[tuple[str, str]]:
-    """Options of sbatch and their values, '' where they have none."""
+    """Options of sbatch and their values, '' for an option without a value."""
     while arguments:
         option, *arguments = arguments
         name, equals, value = option.partition("=")
@@ -138,7 +138,7 @@ def read_options(arguments: list[str]) -> Iterator[tuple[str, str]]:
 
 @pytest.mark.workflow
 @pytest.mark.parametrize("rule", ["prepare_data", *OF_EXPERIMENT, *OF_VARIANT, "on-cpu"])
-def test_every_attempt_of_a_rule_asks_for_exactly_what_it_needs(submissions, rule):
+def test_the_requests_of_every_attempt_of_a_rule(submissions, rule):
     values = [yaml.safe_load((ROOT / path).read_text()) for path in ("config/config.yaml", "tests/workflow/tiny.yaml")]
     device = "cpu" if rule == "on-cpu" else "auto"
     experiment = build(Experiment, merge(*values, {"threads": THREADS, "device": device}))
@@ -157,8 +157,8 @@ def test_every_attempt_of_a_rule_asks_for_exactly_what_it_needs(submissions, rul
 
 
 @pytest.mark.workflow
-def test_every_rule_is_among_them(submissions):
-    """Those of pretrained experiments, which the demo does not run, are left out."""
+def test_the_requests_of_all_rules_are_tested(submissions):
+    """All rules but those of pretrained experiments."""
     others = {"pretrained.smk", "arms.smk"}
     text = "".join(path.read_text() for path in (ROOT / "rules").glob("*.smk") if path.name not in others)
     assert set(re.findall(r"^rule (\w+):", text, re.MULTILINE)) == submissions.keys() - {"on-cpu"}

@@ -1,4 +1,4 @@
-"""What surrounds the checkout does not matter: no home folder, another copy of the library among the packages."""
+"""The workflow runs without a home folder and with another copy of planer on PYTHONPATH."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ import pytest
 pytestmark = pytest.mark.workflow
 
 
-def test_no_home_and_another_copy_of_the_library(workspace, tmp_path):
+def test_no_home_and_another_copy_of_planer(workspace, tmp_path):
     other = tmp_path / "packages/planer/__init__.py"
     other.parent.mkdir(parents=True)
     other.write_text("raise SystemExit('the other copy was imported')")
-    workspace.python = sys.executable  # the user's, nothing preloaded
+    workspace.python = sys.executable  # not the preloaded one
     result = workspace.run(
         "results/data/pysource/manifest.json",
         HOME="/dev/null/home",
