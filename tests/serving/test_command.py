@@ -13,6 +13,7 @@ import openai
 import pytest
 
 from tests.command_line import refused_line
+from tests.serving.conftest import PATIENCE
 from tests.unit.toy import ROOT
 
 ASKED = {"model": "net", "prompt": "x", "temperature": 0}
@@ -33,7 +34,7 @@ def served(folder, *options: str) -> tuple[subprocess.Popen, int]:
 
 
 def client(port: int) -> openai.OpenAI:
-    return openai.OpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="none", max_retries=0, timeout=120)
+    return openai.OpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="none", max_retries=0, timeout=PATIENCE)
 
 
 def test_a_killed_server_starts_again_and_sigterm_lets_requests_finish(folder, continuation):
@@ -48,7 +49,7 @@ def test_a_killed_server_starts_again_and_sigterm_lets_requests_finish(folder, c
         process.send_signal(signal.SIGTERM)
         text = "".join(chunk.choices[0].text for chunk in [first, *stream])
         assert text == continuation("x", tokens=500)
-        assert process.wait(120) == 0
+        assert process.wait(PATIENCE) == 0
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from itertools import islice
 import openai
 import pytest
 
-from tests.serving.conftest import NAME
+from tests.serving.conftest import NAME, PATIENCE
 
 ENDLESS = {"model": NAME, "prompt": "x", "max_tokens": 1_000_000}
 SHORT = {"model": NAME, "prompt": "x", "max_tokens": 8, "temperature": 0}
@@ -31,7 +31,7 @@ def sent(server, body: dict, length: int | None = None) -> socket.socket:
     """A connection on which a request, or only the first bytes of its body, was sent."""
     text = json.dumps(body).encode()
     head = f"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(text)}"
-    client = socket.create_connection(("127.0.0.1", server.server.port), timeout=120)
+    client = socket.create_connection(("127.0.0.1", server.server.port), timeout=PATIENCE)
     client.sendall(f"{head}\r\n\r\n".encode() + text[:length])
     return client
 
@@ -147,7 +147,7 @@ def test_a_stopping_server_finishes_active_requests_and_refuses_new_ones(started
     assert refused.value.status_code == 503 and refused.value.response.headers["Retry-After"] == "1"
     server.go_on()
     assert joined(stream) == continuation("x", tokens=8)
-    stopping.join(60)
+    stopping.join(PATIENCE)
     assert not stopping.is_alive()
 
 

@@ -19,6 +19,7 @@ from mlflow.exceptions import MlflowException
 from planer.__main__ import main
 from planer.serving.register import model_parts, signature
 from tests.ports import free_ports
+from tests.serving.conftest import PATIENCE
 
 PARAMS = {"max_tokens": 9, "temperature": 0.9, "top_k": 40, "top_p": 0.9, "seed": 4}
 SAMPLING = {"tokens": 9, "temperature": 0.9, "top_k": 40, "top_p": 0.9, "seed": 4}
@@ -80,11 +81,11 @@ def test_mlflow_serves_a_saved_network(saved, continuation, tmp_path):
         request = urllib.request.Request(
             f"http://127.0.0.1:{port}/invocations", json.dumps(body).encode(), {"Content-Type": "application/json"}
         )
-        with urllib.request.urlopen(request, timeout=120) as answer:
+        with urllib.request.urlopen(request, timeout=PATIENCE) as answer:
             assert json.load(answer) == {"predictions": [{"text": continuation("ab", **SAMPLING)}]}
     finally:
         process.terminate()
-        process.wait(60)
+        process.wait(PATIENCE)
 
 
 @pytest.fixture

@@ -11,6 +11,7 @@ from planer.serving.server import Server
 
 pytest.importorskip("transformers", reason="the package transformers is not installed")
 
+from tests.serving.conftest import PATIENCE  # noqa: E402
 from tests.unit.converted import thresholded  # noqa: E402
 from tests.unit.tiny_pretrained import save_tokenizer  # noqa: E402
 
@@ -28,7 +29,7 @@ def test_answers_are_the_text_of_the_network_and_end_at_its_eos_token(tmp_path):
     server = Server(network, "hf", Limits.of(threads=1, grace=0), port=0)
     server.start()
     try:
-        api = openai.OpenAI(base_url=f"{server.address}/v1", api_key="none", max_retries=0, timeout=120)
+        api = openai.OpenAI(base_url=f"{server.address}/v1", api_key="none", max_retries=0, timeout=PATIENCE)
         answer = api.completions.create(**ASKED)
         assert answer.choices[0].text == network.surroundings.vocabulary.decode(written)
         assert (answer.choices[0].finish_reason, answer.usage.completion_tokens) == ("length", 9)

@@ -8,7 +8,7 @@ import socket
 import openai
 import pytest
 
-from tests.serving.conftest import NAME
+from tests.serving.conftest import NAME, PATIENCE
 
 COMPLETIONS, CHAT = "/v1/completions", "/v1/chat/completions"
 ASKED = {"model": NAME, "prompt": "x", "max_tokens": 2}
@@ -117,7 +117,7 @@ def test_a_prompt_of_a_megabyte_is_refused(server, path):
 def test_an_endless_body_is_refused(server):
     """More bytes than the server discards; the client sees the answer or a closed connection."""
     head = "POST /v1/completions HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
-    with socket.create_connection(("127.0.0.1", server.server.port), timeout=120) as client:
+    with socket.create_connection(("127.0.0.1", server.server.port), timeout=PATIENCE) as client:
         client.sendall(head.encode())
         chunk = b"100000\r\n" + b"x" * 2**20 + b"\r\n"
         with pytest.raises(OSError):

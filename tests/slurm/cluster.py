@@ -113,7 +113,7 @@ class Cluster:
     def call(self, *command: str) -> str:
         """Run a program of SLURM and return what it prints."""
         environment = os.environ | self.environment
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=30)
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
         assert done.returncode == 0, f"{' '.join(command)}: {done.stderr}"
         return done.stdout
 
@@ -126,7 +126,7 @@ class Cluster:
         text = self.call("scontrol", "-o", "show", "job", number)
         return dict(field.split("=", 1) for field in text.split() if "=" in field)
 
-    def wait(self, condition, what: str, seconds: float = 60) -> None:
+    def wait(self, condition, what: str, seconds: float = 600) -> None:
         """Wait until a condition holds."""
         end = time.monotonic() + seconds
         while not condition():
