@@ -16,9 +16,9 @@ from safetensors.numpy import load, save
 
 Mutation = Callable[[bytes, random.Random], bytes]
 VALUES = (None, True, "text", "", [], {}, [1], -1, 0, 0.5, 1e308, 10**18, "NaN", "\u0661")
-"""What a value is replaced with."""
+"""Replacements of a value."""
 LITERALS = (b"NaN", b"Infinity", b"-Infinity", b"1e999", b"9" * 400, b"9" * 5000, b"[" * 5000)
-"""What a number in a JSON text is replaced with."""
+"""Replacements of a number in a JSON text."""
 
 
 def truncated(content: bytes, rng: random.Random) -> bytes:

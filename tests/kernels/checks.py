@@ -208,9 +208,9 @@ def dynamic_error(layer: Dynamic, dtype: torch.dtype, device="cpu", oracle=dynam
 
 @contextlib.contextmanager
 def poisoned():
-    """New memory holds NaN, or -1 in integers: results that read unwritten memory are then wrong."""
+    """New memory holds NaN, or -1 in integers, so that results from unwritten memory are wrong."""
 
-    def spoil(make):
+    def filled(make):
         def made(*args, **kwargs):
             tensor = make(*args, **kwargs)
             return tensor.fill_(math.nan if tensor.is_floating_point() else -1)
@@ -218,8 +218,8 @@ def poisoned():
         return made
 
     with (
-        mock.patch.object(torch, "empty", spoil(torch.empty)),
-        mock.patch.object(torch, "empty_like", spoil(torch.empty_like)),
-        mock.patch.object(torch.Tensor, "new_empty", spoil(torch.Tensor.new_empty)),
+        mock.patch.object(torch, "empty", filled(torch.empty)),
+        mock.patch.object(torch, "empty_like", filled(torch.empty_like)),
+        mock.patch.object(torch.Tensor, "new_empty", filled(torch.Tensor.new_empty)),
     ):
         yield

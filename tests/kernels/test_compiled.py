@@ -44,7 +44,7 @@ KINDS = {"bf16": (torch.bfloat16, False), "tf32": (torch.float32, True), "ieee":
 
 @dataclasses.dataclass(frozen=True)
 class Launch:
-    """What Triton compiles for one launch."""
+    """A kernel and the arguments for which Triton compiles it."""
 
     kernel: object
     signature: tuple[tuple[str, str], ...]

@@ -1,4 +1,4 @@
-"""A converted decoder of transformers behind the server."""
+"""The server with a converted decoder of transformers."""
 
 from __future__ import annotations
 

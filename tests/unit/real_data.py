@@ -1,4 +1,4 @@
-"""Real corpora in $PLANER_DATA, or in shared/data beside the repository."""
+"""Real corpora in $PLANER_DATA, or in shared/data in the parent folder of the repository."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 
 
 def real(name: str) -> Path:
-    """Path of a real data file; skips the test when no folder has it."""
+    """Path of a real data file; skips the test if no folder has it."""
     folders = [Path(__file__).parents[3] / "shared" / "data"]
     if given := os.environ.get("PLANER_DATA"):
         folders.insert(0, Path(given))

@@ -108,20 +108,20 @@ def expected_digest(tmp_path: Path) -> str:
 def test_an_asset_is_fetched_only_when_missing_or_damaged(tmp_path, home, monkeypatch):
     file, sha256 = wheel(tmp_path / "package.whl"), expected_digest(tmp_path)
     offer(monkeypatch, Local("pip", "made-up", "1", str(file)), sha256=sha256)
-    said: list[str] = []
-    assets.fetch(say=said.append)
+    lines: list[str] = []
+    assets.fetch(say=lines.append)
     assert {path.name for path in (home / "thing").iterdir()} == {"config.json", "weights.bin", "evil.json"}
     assert {path.name for path in home.iterdir()} == {"thing"}, "folders in names of members are ignored"
-    assert said == ["1 of 1  thing: fetching made-up 1, 1 MB with pip"]
+    assert lines == ["1 of 1  thing: fetching made-up 1, 1 MB with pip"]
 
     offer(monkeypatch, Local("pip", "made-up", "1"), sha256=sha256)
-    assets.fetch(["thing"], say=said.append)
-    assert said[-1] == "1 of 1  thing: is there"
+    assets.fetch(["thing"], say=lines.append)
+    assert lines[-1] == "1 of 1  thing: is there"
 
     (home / "thing" / "config.json").write_bytes(b"changed")
     offer(monkeypatch, Local("pip", "made-up", "1", str(file)), sha256=sha256)
-    assets.fetch(say=said.append)
-    assert "fetching" in said[-1] and (home / "thing" / "config.json").read_bytes() == b"{}"
+    assets.fetch(say=lines.append)
+    assert "fetching" in lines[-1] and (home / "thing" / "config.json").read_bytes() == b"{}"
 
 
 @pytest.mark.parametrize(

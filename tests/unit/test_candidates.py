@@ -60,7 +60,7 @@ def test_a_network_that_is_fast_enough_is_a_candidate(bias):
 
 
 def test_a_bias_lowers_the_budget_and_networks_are_proposed_again():
-    """Everything is 10 % slower than the table says: the next budget of every proposer is 0.5 / 1.1."""
+    """All networks are 10 % slower than estimated, so that the next budget of every proposer is 0.5 / 1.1."""
     found, asked, networks = candidates_of(measured=lambda estimated: 1.1 * estimated)
     assert networks.limits[0].share == pytest.approx(0.5), "the target stays"
     assert len(found.candidates) == 6
@@ -220,7 +220,7 @@ def test_random_controls_differ_by_number_and_repeat():
 
 
 def test_random_controls_are_measured_and_corrected():
-    """Everything is nearly 5 % slower than the table says."""
+    """All networks are almost 5 % slower than estimated."""
 
     def measurement(network):
         return 1.049 * latency_table().estimate(network, "cached") / 15.0

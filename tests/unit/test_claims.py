@@ -156,8 +156,8 @@ def test_a_table_that_needs_another_machine_is_skipped(folder, monkeypatch, caps
 def test_mistakes_in_claims_are_one_line_before_anything_runs(folder, monkeypatch, change, reason):
     assert change[0] in TABLE
     (folder / "made_up.yaml").write_text(TABLE.replace(*change))
-    said = main(monkeypatch)
-    assert reason in said and said.startswith(f"planer: {folder}/made_up.yaml: ") and "\n" not in said
+    text = main(monkeypatch)
+    assert reason in text and text.startswith(f"planer: {folder}/made_up.yaml: ") and "\n" not in text
     assert not (folder / "found").exists()
 
 

@@ -31,7 +31,7 @@ ARM = arm("d2dmoe", "experts", "dynamic_k", 0.015)
 
 
 def write_arm(family: str, home, evaluation=None, make=converted, setting=("dynamic_k", 0.4)):
-    """The folder of a converted network, made from a folder beside it with a licence."""
+    """Write the folder of a network converted from a folder with a licence."""
     save(family, home / "source")
     (home / "source/README.md").write_text("---\nlicense: mit\ntags: [old]\n---\n# The source\n")
     (home / "source/LICENSE").write_text("The licence.")

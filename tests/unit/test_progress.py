@@ -69,7 +69,7 @@ def test_durations(seconds, text):
 
 @pytest.fixture
 def console(clock, monkeypatch):
-    """The user's stream besides the log."""
+    """The stream on which the user sees progress."""
     stream = io.StringIO()
     monkeypatch.setattr(module, "_console", None)
     show_on(stream, "demo/target_0.5 retrain")

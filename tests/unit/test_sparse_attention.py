@@ -55,9 +55,9 @@ def convolved(layer: torch.nn.Conv2d, y: torch.Tensor) -> torch.Tensor:
     result = layer.bias.expand(image.shape).clone()
     for t, s in torch.cartesian_prod(torch.arange(length), torch.arange(modules)).tolist():
         for i, j in torch.cartesian_prod(*map(torch.arange, layer.kernel_size)).tolist():
-            before, beside = t - 2 + i, s + j - layer.kernel_size[1] // 2
-            if before >= 0 and 0 <= beside < modules:
-                result[:, t, s] += image[:, before, beside] @ layer.weight[:, :, i, j].T
+            time, other = t - 2 + i, s + j - layer.kernel_size[1] // 2
+            if time >= 0 and 0 <= other < modules:
+                result[:, t, s] += image[:, time, other] @ layer.weight[:, :, i, j].T
     return result.flatten(2)
 
 

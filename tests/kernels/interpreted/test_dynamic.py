@@ -19,7 +19,7 @@ WHOLE, PARTS = Tile(16, 16, 64, 4, 2), Tile(16, 32, 16, 4, 2)
 
 @pytest.fixture(params=[1, 3])
 def parts(request, monkeypatch):
-    """How many programs share a block of tokens."""
+    """The number of programs that share a block of tokens."""
     monkeypatch.setattr(module, "SPLITS", request.param)
 
 
