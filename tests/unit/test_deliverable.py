@@ -78,7 +78,7 @@ def test_the_plain_network_is_the_original_one(family, tmp_path, capsys):
 
 
 def test_a_full_disk_leaves_nothing_of_a_plain_network(tmp_path):
-    folder, plain = delivered("vit", tmp_path), tmp_path / "plain"
+    folder, plain = write_arm("vit", tmp_path), tmp_path / "plain"
     with pytest.raises(SystemExit, match="cannot write .*/model.safetensors: File too large"), small_disk(2_000):
         main(["export", str(folder), str(plain), "--plain"])
     assert not plain.exists()
@@ -131,7 +131,7 @@ def test_the_model_card_has_the_measurements_and_how_to_load(tmp_path, capsys):
 
 
 def test_info_writes_nothing_before_a_damaged_evaluation(tmp_path, capsys):
-    folder = delivered("gpt2", tmp_path, ARM)
+    folder = write_arm("gpt2", tmp_path, ARM)
     (folder / "eval.json").write_text("{}")
     with pytest.raises(SystemExit, match="eval.json is not as arm.schema.json describes it"):
         main(["info", str(folder)])
