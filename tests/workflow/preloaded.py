@@ -52,7 +52,7 @@ def python() -> str:
         env=os.environ | {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"},
         stdout=subprocess.PIPE,
     )
-    server.stdout.readline()
+    assert server.stdout.readline(), "the server of preloaded.py did not start"
 
     def end() -> None:
         server.kill()
