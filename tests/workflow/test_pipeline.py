@@ -151,7 +151,7 @@ def test_the_papers_method_and_the_continued_baseline(finished, tmp_path):
 
 
 def test_projections_become_experts_too(finished, tmp_path):
-    again = whole_copy(finished, tmp_path)
+    again = copy_of(finished, tmp_path)
     short = {"batch": 4, "tgt_len": 32, "mem_len": 32, "steps": 6, "log_steps": 3, "checkpoint_steps": 3}
     again.edit(projections=short | {"replace": True}, default_variants=["baseline"])
     target = "results/tiny/report.html"
