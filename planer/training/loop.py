@@ -74,9 +74,10 @@ def fit(
     terms, averaged over the steps that reported them.  Wall-clock time stays out of the history, which is the same to
     the last bit for the same seed.
 
-    The last step is checkpointed too: the caller deletes the checkpoint when its outputs are written.  SIGTERM saves
-    after the running step and leaves by SystemExit(143).  Raises UserError when the loss or a weight stops being finite
-    (the last checkpoint stays) and when the checkpoint cannot be written.
+    The last step is checkpointed too: the caller deletes the checkpoint when its outputs are written.  SIGTERM and
+    SIGINT (Ctrl-C) save after the running step and leave by SystemExit(143) and KeyboardInterrupt.  Raises
+    UserError when the loss or a weight stops being finite (the last checkpoint stays) and when the checkpoint cannot be
+    written.
     """
     run = _Run(StepLoss(model, task, terms, runtime), optimizers, record.checkpoint)
     total = sum(group.steps for group in optimizers.values())
@@ -86,7 +87,7 @@ def fit(
     began, seconds_before = time.monotonic(), run.seconds
     last = min(total, record.until or total)
 
-    with reproducible(runtime.device), _sigterm() as stop, Progress(last, task.name, start=run.step) as bar:
+    with reproducible(runtime.device), _signals() as came, Progress(last, task.name, start=run.step) as bar:
         while run.step < last and not task.converged:
             metrics = run.train_step()
             log_now = run.step % config.log_steps == 0 or run.step == total
@@ -97,12 +98,12 @@ def fit(
             if row:
                 record.on_row(run.add_row(row))
             run.seconds = seconds_before + time.monotonic() - began
-            stopping = stop.is_set()
+            stopping = bool(came)
             if run.step % config.checkpoint_steps == 0 or run.step == last or task.converged or stopping:
                 run.save()
             bar.advance(**run.shown)
             if stopping:
-                raise SystemExit(143)
+                raise KeyboardInterrupt if came[0] == signal.SIGINT else SystemExit(128 + came[0])
     return run.history(), run.speed()
 
 
@@ -270,17 +271,20 @@ class _Means:
 
 
 @contextmanager
-def _sigterm() -> Iterator[threading.Event]:
-    """An event that SIGTERM sets, instead of ending the process.  Signals reach the main thread only."""
-    stop = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield stop
-        return
-    before = signal.signal(signal.SIGTERM, lambda number, frame: stop.set())
+def _signals() -> Iterator[list[int]]:
+    """SIGTERM and SIGINT that came, instead of ending the process, unless ignored.  They reach the main thread only."""
+    came: list[int] = []
+    before = {}
+    if threading.current_thread() is threading.main_thread():
+        before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+        before = {number: handler for number, handler in before.items() if handler is not signal.SIG_IGN}
+    for number in before:
+        signal.signal(number, lambda number, frame: came.append(number))
     try:
-        yield stop
+        yield came
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _prefix(name: str) -> str:

@@ -241,21 +241,26 @@ def test_rows_are_reported_at_once_and_validation_is_in_a_logged_row(tmp_path):
     assert not {"seconds", "tokens_per_second"} & set(history.columns)
 
 
-class Terminated(TwoGroups):
-    """Sends SIGTERM in the middle of a step."""
+class Signalled(TwoGroups):
+    """Gets a signal in the middle of a step."""
+
+    def __init__(self, number: signal.Signals):
+        super().__init__()
+        self.number = number
 
     def batch(self, step):
         if step == 9:
-            os.kill(os.getpid(), signal.SIGTERM)
+            os.kill(os.getpid(), self.number)
         return super().batch(step)
 
 
-def test_sigterm_saves_after_the_running_step(uninterrupted, tmp_path):
-    before = signal.getsignal(signal.SIGTERM)
-    with pytest.raises(SystemExit) as exit:
-        run(Terminated(), tmp_path, checkpoint_steps=1000)
-    assert exit.value.code == 143
-    assert signal.getsignal(signal.SIGTERM) is before
+@pytest.mark.parametrize(("number", "error"), [(signal.SIGTERM, SystemExit(143)), (signal.SIGINT, KeyboardInterrupt())])
+def test_a_signal_saves_after_the_running_step(uninterrupted, tmp_path, number, error):
+    before = signal.getsignal(number)
+    with pytest.raises(type(error)) as end:
+        run(Signalled(number), tmp_path, checkpoint_steps=1000)
+    assert end.value.args == error.args
+    assert signal.getsignal(number) is before
     assert Checkpoint(tmp_path, "groups").load()[1]["step"] == 10
     resumed = TwoGroups()
     history = run(resumed, tmp_path)
