@@ -256,11 +256,14 @@ class Signalled(TwoGroups):
 
 @pytest.mark.parametrize(("number", "error"), [(signal.SIGTERM, SystemExit(143)), (signal.SIGINT, KeyboardInterrupt())])
 def test_a_signal_saves_after_the_running_step(uninterrupted, tmp_path, number, error):
-    before = signal.getsignal(number)
-    with pytest.raises(type(error)) as end:
-        run(Signalled(number), tmp_path, checkpoint_steps=1000)
+    before = signal.signal(number, signal.default_int_handler)  # jobs in the background ignore SIGINT
+    try:
+        with pytest.raises(type(error)) as end:
+            run(Signalled(number), tmp_path, checkpoint_steps=1000)
+        assert signal.getsignal(number) is signal.default_int_handler
+    finally:
+        signal.signal(number, before)
     assert end.value.args == error.args
-    assert signal.getsignal(number) is before
     assert Checkpoint(tmp_path, "groups").load()[1]["step"] == 10
     resumed = TwoGroups()
     history = run(resumed, tmp_path)
@@ -278,6 +281,15 @@ class Diverging(TwoGroups):
     def loss(self, model, batch, *given):
         result = super().loss(model, batch, *given)
         return dataclasses.replace(result, loss=result.loss * self.factor) if batch[0] == self.after_step else result
+
+
+def test_an_ignored_signal_stays_ignored(uninterrupted, tmp_path):
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        history = run(Signalled(signal.SIGINT), tmp_path)
+    finally:
+        signal.signal(signal.SIGINT, before)
+    pd.testing.assert_frame_equal(history, uninterrupted[1], check_exact=True)
 
 
 @pytest.mark.parametrize("factor", [math.nan, math.inf])
