@@ -8,6 +8,7 @@ standard output.  --device cpu --small rehearses the whole on a CPU with sizes t
 from __future__ import annotations
 
 import argparse
+import itertools
 import os
 import sys
 import time
@@ -26,7 +27,9 @@ from benchmarks.experts import ROUTINGS, Sizes, case, forward_backward, provider
 from benchmarks.graphs import Candidate, candidate, interleaved
 from benchmarks.output import command_line, start, table, write_results
 from planer.config import WorkloadConfig
+from planer.kernels.activations import activate
 from planer.kernels.dynamic_ffn import dynamic_ffn
+from planer.kernels.neuron_threshold import neuron_threshold
 from planer.latency.networks import Pool, timed_forward
 from planer.runtime import Runtime
 from planer.specs import Architecture, Attention, FeedForward, MoE, Skip, from_notation
@@ -170,6 +173,29 @@ def dynamic_experts(session: Session) -> None:
     table("Dynamically executed experts: us (ratio to dense); union: what blocks of 64 tokens need", head, lines)
 
 
+def thresholds(session: Session) -> None:
+    """Few tokens through a layer with gated SiLU that leaves out neurons under a threshold: decoding."""
+    d, f = (32, 64) if session.small else (2_048, 8_192)
+    generator = torch.Generator().manual_seed(0)
+    shapes = (16, d), (2 * f, d), (f, d)
+    x, w1, w2 = (torch.randn(s, generator=generator).to(session.device, session.dtype) / s[1] ** 0.5 for s in shapes)
+    backends, lines = ("masked_dense", "triton"), []
+    for tokens, score, share in itertools.product((1, 4, 16), ("gate", "product"), (0.25, 0.5)):
+        if session.out_of_time("thresholds"):
+            break
+        own = x[:tokens] * d**0.5
+        compared = F.silu(F.linear(own, w1[:f])) if score == "gate" else activate(F.linear(own, w1), "swiglu")
+        limits = compared.abs().float().quantile(1 - share).expand(f)
+        dense = partial(lambda own: F.linear(activate(F.linear(own, w1), "swiglu"), w2.t()), own)
+        arguments = own, w1, None, w2, None, limits, score
+        calls = [("dense", dense)] + [(b, partial(neuron_threshold, *arguments, b, "swiglu")) for b in backends]
+        what = {"section": "thresholds", "tokens": tokens, "score": score, "share": share}
+        session.compare([(name, torch.inference_mode()(call), 0.0) for name, call in calls], **what)
+        cells = [session.cell(**what, provider=name) for name in ("dense", *backends)]
+        lines.append([f"{tokens} {score} {100 * share:.0f} %", *cells])
+    table(f"Thresholds on neurons, {d} x {f}: us (ratio to dense)", ["tokens", "dense", *backends], lines)
+
+
 def workload(session: Session, attention: str, execution: str) -> WorkloadConfig:
     batch, tgt_len, mem_len = (2, 16, 16) if session.small else (64, 64, 640)
     return WorkloadConfig(batch, tgt_len, mem_len, attention, execution)
@@ -262,7 +288,10 @@ def verdict(session: Session) -> None:
         print("\ntriton slower than the loop:", "; ".join(slower) or "nowhere")
 
 
-SECTIONS = {"experts": mixtures, "dynamic": dynamic_experts, "blocks": attention_blocks, "networks": networks}
+SECTIONS = {
+    "experts": mixtures, "dynamic": dynamic_experts, "thresholds": thresholds, "blocks": attention_blocks,
+    "networks": networks,
+}  # fmt: skip
 
 
 def main() -> None:

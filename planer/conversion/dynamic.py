@@ -74,6 +74,8 @@ class DynamicFeedForward(nn.Module):
         self.name, self.is_projection, self.target = site.name, site.is_projection, target
         self.num_experts, self.expert_size = site.d_inner // expert_size, expert_size
         self.selector: Selector = ALL
+        self.dense = True
+        """Whether it runs as the dense layer now."""
         self.counter: Counter | None = None
         self.break_even: float | None = None
         """As BREAK_EVEN, measured with this network on the device where it is; None where it was not."""
@@ -82,7 +84,7 @@ class DynamicFeedForward(nn.Module):
         self.register_buffer("norm_quantiles", torch.full((GRID + 1,), torch.nan), persistent=False)
         self._site = site  # no module: its parameters keep their names in the network
         self._activation = gated(site.activation) if site.gated else site.activation
-        self._theta, self._dense = 0.0, True
+        self._theta = 0.0
         self._random = torch.Generator()
 
     def select(self, selector: Selector, fast: bool = False) -> None:
@@ -107,8 +109,8 @@ class DynamicFeedForward(nn.Module):
             quantiles = {"router": self.quantiles[0], "oracle": self.norm_quantiles, "random": uniform}
             self._theta = share_threshold(quantiles[selector.scores], selector.value)
         self.selector = selector
-        self._dense = selector == ALL or fast and not self.saves_time(selector)
-        if not self._dense:
+        self.dense = selector == ALL or fast and not self.saves_time(selector)
+        if not self.dense:
             self._site.store_by_neuron()
         self._random.manual_seed(0)
 
@@ -128,7 +130,7 @@ class DynamicFeedForward(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x [..., D] to y [..., D], before dropout and residual."""
-        if self._dense:
+        if self.dense:
             if self.counter is not None:
                 everything = torch.full(x.shape[:-1], self.num_experts, device=x.device)
                 self.counter.add(self.name, everything, self.num_experts)

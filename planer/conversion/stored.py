@@ -10,7 +10,7 @@ layer, since the names of layers differ between heads; thresholds are in the ord
   shares of their neurons that run, which decide between sparse and dense products (without them, as 1);
 - ``selector``, ``value``: how the layers run.  ``all`` is the dense network.  Of experts a rule of selectors.py and its
   value; of thresholds the score and a share.
-- ``fast``: layers run densely where selecting experts saves no time, on the device where the network is loaded.
+- ``fast``: layers run densely where leaving out experts or neurons saves no time, on the device where the network is.
 """
 
 from __future__ import annotations
@@ -89,7 +89,7 @@ def select(model: nn.Module, description: Mapping, **setting: str | float | bool
     else:
         layers = [site.layer.replacement for site in feed_forward_sites(model)]
         for layer, threshold in zip(layers, _thresholds(description, len(layers), selector, value), strict=True):
-            layer.set_theta(*threshold)
+            layer.set_theta(*threshold, description["fast"])
     return description
 
 

@@ -19,7 +19,7 @@ from planer.conversion.counter import Counter
 from planer.conversion.sites import FeedForwardSite, feed_forward_sites
 from planer.errors import UserError
 from planer.kernels.activations import gated
-from planer.kernels.neuron_threshold import SCORES, neuron_threshold
+from planer.kernels.neuron_threshold import SCORES, neuron_threshold, saves_time
 
 
 class ThresholdFeedForward(nn.Module):
@@ -31,6 +31,8 @@ class ThresholdFeedForward(nn.Module):
     The kernel's table decides, by density and tokens.  Results differ by rounding.
     """
 
+    dense: bool
+    """Whether it runs as the dense layer now."""
     limits: Tensor
     """Of each neuron, the magnitude of g_j or h_j over which it runs, [F] in single precision; not saved."""
 
@@ -43,30 +45,37 @@ class ThresholdFeedForward(nn.Module):
         self.register_buffer("limits", torch.empty(0), persistent=False)
         self.set_theta(theta, density)
 
-    def set_theta(self, theta: float, density: float = 1.0) -> None:
+    def set_theta(self, theta: float, density: float = 1.0, fast: bool = False) -> None:
         """Compute the neurons with a score over theta from now on.  Raises UserError as ``limits`` does.
 
         density: the measured share of neurons with such a score; where it was not measured, all of them.
+        fast: compute all neurons where leaving some out saves no time (``saves_time``).
         """
         self.density = density
         self.theta, self.limits = theta, limits(self._site, theta, self.score)
-        if not self._dense:
+        nothing = not theta and self._site.activation != "relu"  # of ReLU, zeros are left out at 0
+        self.dense = nothing or fast and not self.saves_time
+        if not self.dense:
             self._site.store_by_neuron()
 
     @property
-    def _dense(self) -> bool:
-        """Whether all neurons run; of ReLU, zeros are left out at 0."""
-        return not (self.theta or self._site.activation == "relu")
+    def saves_time(self) -> bool:
+        """Whether leaving out neurons is expected to save time, by the kernel's table for a single token.
+
+        The answer does not depend on the tokens of a call, so that decoding equals a pass over the whole text.
+        """
+        weights = self._site.weights().w1
+        return saves_time(weights.device, weights.dtype, self.density)
 
     def forward(self, x: Tensor) -> Tensor:
         """x [..., D] to y [..., D], before dropout and residual.
 
-        Raises ValueError in training mode at a theta over 0.
+        Raises ValueError in training mode where it leaves out neurons.
         """
         neurons = len(self.limits)
-        if self.training and self.theta:
+        if self.training and self.theta and not self.dense:
             raise ValueError(f"{self.name} leaves out neurons, which is for inference; call eval() or set theta to 0")
-        if self.training or self._dense:
+        if self.training or self.dense:
             if self.counter is not None:
                 self.counter.add(self.name, torch.full(x.shape[:-1], neurons, device=x.device), neurons)
             return self._site.dense(x)
@@ -98,6 +107,11 @@ def limits(site: FeedForwardSite, theta: float, score: str) -> Tensor:
     if theta == 0 or score == "gate":
         return torch.full_like(norms, theta)
     return theta / norms  # infinite where a neuron adds nothing
+
+
+def threshold_layers(model: nn.Module) -> list[ThresholdFeedForward]:
+    """The layers of a network with thresholds, in order."""
+    return [module for module in model.modules() if isinstance(module, ThresholdFeedForward)]
 
 
 def apply_thresholds(

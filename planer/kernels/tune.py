@@ -95,7 +95,7 @@ class Case:
         h = activate(x @ (w1 / d_model**0.5).t(), "swiglu")
         limits = h.abs().float().quantile(1 - self.share).expand(neurons)
         arguments = x, w1 / d_model**0.5, None, w2, None, limits, "product"
-        for name in ("masked_dense", "fused", "cpp"):
+        for name in ("masked_dense", "fused", "cpp", "triton"):
             if neuron_threshold.unsupported(name, device, dtype) is None:
                 yield name, lambda name=name: neuron_threshold.neuron_threshold(*arguments, name, "swiglu")
 
@@ -119,7 +119,7 @@ def cases(device: torch.device) -> list[Case]:
         (0.1,) if cuda else (0.05, 0.1, 0.25, 0.5, 1.0),
     )
     threshold = itertools.product(
-        () if cuda else ("float32",),  # else there is one backend
+        dtypes if cuda else ("float32",),  # where there are several backends
         ("inference",),
         (1, 2, 4, 8, 16, 32, 64, 256),
         (1,),

@@ -8,11 +8,14 @@ import math
 from unittest import mock
 
 import torch
+import torch.nn.functional as F
 
-from planer.kernels.activations import factors, function_of
+from planer.kernels.activations import activate, factors, function_of
 from planer.kernels.dynamic_ffn import dynamic_ffn_reference
 from planer.kernels.dynamic_ffn.triton import layer as dynamic_kernels
 from planer.kernels.expert_ffn import expert_ffn, expert_ffn_reference
+from planer.kernels.neuron_threshold import neuron_threshold_reference
+from planer.kernels.neuron_threshold.triton import layer as threshold_kernels
 from planer.kernels.routing import Pairs, top_k
 from tests.unit.numerics import normalised_error
 
@@ -204,6 +207,65 @@ def dynamic_error(layer: Dynamic, dtype: torch.dtype, device="cpu", oracle=dynam
     with poisoned():
         y = dynamic_kernels.forward(*values, mask, function_of(layer.activation))
     return normalised_error(y, oracle(*(value.double() for value in values), mask, activation=layer.activation))
+
+
+@dataclasses.dataclass(frozen=True)
+class Threshold:
+    """Sizes of a layer of which a token runs about ``share`` of the neurons."""
+
+    tokens: int = 21
+    d_model: int = 24
+    neurons: int = 70
+    share: float = 0.4
+    score: str = "product"
+    activation: str = "swiglu"
+
+    def values(self, device="cpu") -> list[torch.Tensor]:
+        """x, w1, b1, w2, b2 and the limits, in double precision, scaled so that outputs are about 1."""
+        layer = Dynamic(self.tokens, self.d_model, self.neurons, 1, activation=self.activation).values(device)
+        return [*layer, self.limits(layer)]
+
+    def limits(self, layer: list[torch.Tensor]) -> torch.Tensor:
+        """[F].  Of each neuron the middle of the two values, as far apart as there are near the share."""
+        compared = self.compared(layer).sort(dim=0).values  # [N, F]
+        middle = round((1 - self.share) * (self.tokens - 1))
+        window = range(max(0, middle - 2), min(self.tokens - 1, middle + 3))
+        gaps = torch.stack([compared[i + 1] - compared[i] for i in window])
+        chosen = gaps.argmax(dim=0) + window.start
+        neurons = torch.arange(self.neurons, device=compared.device)
+        return (compared[chosen, neurons] + compared[chosen + 1, neurons]) / 2
+
+    def compared(self, layer: list[torch.Tensor]) -> torch.Tensor:
+        """|act(gate)| or |h| of every token and neuron, [N, F]."""
+        x, w1, b1, *_ = layer
+        z = F.linear(x, w1, b1)
+        if self.score == "gate":
+            return activate(z[:, : self.neurons].clone(), function_of(self.activation)).abs()
+        return activate(z, self.activation).abs()
+
+
+THRESHOLD = {
+    **{f"{score}, {name}": Threshold(score=score, activation=name)
+       for score in ("gate", "product") for name in ("relu", "gelu", "gelu_tanh", "silu", "swiglu")},
+    "few run": Threshold(share=0.1, score="gate"),
+    "odd width": Threshold(d_model=37, neurons=45),
+    "one piece": Threshold(neurons=5, score="gate"),
+    "wide": Threshold(tokens=3, d_model=200, neurons=33),
+    "many tokens": Threshold(tokens=50, score="gate"),
+}  # fmt: skip
+
+
+def threshold_error(layer: Threshold, dtype: torch.dtype, device="cpu", oracle=neuron_threshold_reference) -> float:
+    """Normalised error of the kernel's output against the oracle in double precision, on the same inputs.
+
+    Infinite where other numbers of neurons run.
+    """
+    values = [value.to(dtype) for value in layer.values(device)]
+    values[-1] = layer.limits([value.double() for value in values[:-1]]).float()
+    with poisoned():
+        y, counts = threshold_kernels.forward(*values, layer.score == "gate", function_of(layer.activation))
+    expected, counted = oracle(*(v.double() for v in values), score=layer.score, activation=layer.activation)
+    return normalised_error(y, expected) if torch.equal(counts, counted) else math.inf
 
 
 @contextlib.contextmanager

@@ -28,6 +28,7 @@ from planer.kernels.activations import factors, function_of  # noqa: E402
 from planer.kernels.dynamic_ffn.triton import layer as dynamic_ffn  # noqa: E402
 from planer.kernels.expert_ffn.products import Layer  # noqa: E402
 from planer.kernels.expert_ffn.triton import layer as expert_ffn  # noqa: E402
+from planer.kernels.neuron_threshold.triton import layer as neuron_threshold  # noqa: E402
 from planer.kernels.routing import Plan  # noqa: E402
 from planer.kernels.routing.triton import gate, plan  # noqa: E402
 from planer.kernels.triton import tiles  # noqa: E402
@@ -159,6 +160,15 @@ def dynamic(kind, tokens, width=D, activation="relu") -> list[Launch]:
         return launches(lambda: dynamic_ffn.forward(*arguments, function_of(activation)))
 
 
+def threshold(kind, tokens, early, activation="swiglu") -> list[Launch]:
+    dtype, tf32 = KINDS[kind]
+    rows = factors(activation) * INNER
+    shapes = (tokens, D), (rows, D), (rows,), (INNER, D), (D,)
+    arguments = [*(meta(*s, dtype=dtype) for s in shapes), meta(INNER, dtype=torch.float32)]
+    with tf32_is(tf32):
+        return launches(lambda: neuron_threshold.forward(*arguments, early, function_of(activation)))
+
+
 def everything() -> list[Launch]:
     found = []
     for kind in KINDS:
@@ -174,6 +184,9 @@ def everything() -> list[Launch]:
         for activation in ("relu", "swiglu"):
             for tokens, width in ((12_288, D), (64, D), (512, 8_192)):
                 found += dynamic(kind, tokens, width, activation)
+        for early, activation in ((True, "swiglu"), (False, "swiglu"), (False, "gelu")):
+            found += threshold(kind, 1, early, activation)
+        found += threshold(kind, 4_096, False)
     for dtype in (torch.bfloat16, torch.float32):
         x, weight = meta(12_288, D, dtype=dtype), meta(EXPERTS, D, dtype=dtype)
         for k in (1, 2):
@@ -244,6 +257,7 @@ def test_every_shipped_tile_is_launched():
     assert {t for table in tiles.GROUPED.values() for _, t in table} == products
     assert set(tiles.DYNAMIC.values()) == launched("_dynamic_ffn")
     assert set(tiles.WIDE.values()) == launched("_wide_hidden")
+    assert set(tiles.THRESHOLD.values()) == launched("_threshold_hidden")
 
 
 def test_a_spill_is_found():

@@ -20,7 +20,7 @@ ASKED = {"model": "hf", "prompt": "the quick brown fox", "temperature": 0, "max_
 
 def test_answers_are_the_text_of_the_network_and_end_at_its_eos_token(tmp_path):
     model = thresholded("llama")
-    planer.pretrained.select(model, "product", 0.5)
+    planer.pretrained.select(model, "product", 0.5, fast=False)
     model.save_pretrained(tmp_path)
     save_tokenizer(tmp_path)
     network = planer.load(tmp_path)

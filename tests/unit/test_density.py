@@ -11,11 +11,23 @@ import torch.nn.functional as F
 from numerics import normalised_error
 
 import planer.pretrained
+from planer.conversion.counter import counting
 from planer.conversion.sites import feed_forward_sites
-from planer.conversion.threshold_layer import ThresholdFeedForward, apply_thresholds, output_norms
+from planer.conversion.threshold_layer import (
+    ThresholdFeedForward,
+    apply_thresholds,
+    output_norms,
+    threshold_layers,
+)
 from planer.evaluation.arms.points import threshold_points
 from planer.kernels import choice
-from planer.kernels.neuron_threshold import backends, function, neuron_threshold, neuron_threshold_reference
+from planer.kernels.neuron_threshold import (
+    backends,
+    function,
+    neuron_threshold,
+    neuron_threshold_reference,
+    saves_time,
+)
 
 pytest.importorskip("transformers", reason="the package transformers is not installed")
 
@@ -145,3 +157,23 @@ def test_points_of_an_evaluation_have_the_densities():
     for point in threshold_points(model, SimpleNamespace(score="product", thetas=thetas, densities=densities)):
         point.apply(model)
         assert densities_of(model) == ([1.0, 1.0] if point.selector == "all" else [0.4, 0.6])
+
+
+def test_fast_layers_run_densely_where_leaving_out_neurons_saves_no_time(monkeypatch):
+    model, x = thresholded("gpt2"), inputs("gpt2")
+    dense = logits(model, x)
+    monkeypatch.setattr(function, "_best", lambda device, dtype, tokens, density: "cpp" if density < 0.4 else "fused")
+    planer.pretrained.select(model, "product", 0.25)
+    assert [layer.dense for layer in threshold_layers(model)] == [False, True], "their densities are 0.25 and 0.5"
+    planer.pretrained.select(model, "product", 0.5)
+    assert torch.equal(logits(model, x), dense)
+    with counting(model) as counter:
+        logits(model, x)
+    assert set(counter.shares().values()) == {1.0}
+    planer.pretrained.select(model, "product", 0.5, fast=False)
+    monkeypatch.undo()
+    assert not torch.equal(logits(model, x), dense)
+
+
+def test_no_backend_leaves_out_products_in_bfloat16_on_a_cpu():
+    assert not any(saves_time(torch.device("cpu"), torch.bfloat16, density) for density in (0.01, 0.5, 1.0))

@@ -19,6 +19,7 @@ from scipy.stats import quantile_test
 from torch import nn
 
 from planer.conversion.dynamic import dynamic_layers
+from planer.conversion.threshold_layer import threshold_layers
 from planer.evaluation.arms.points import Point
 from planer.measure import by_round, measure, summary
 from planer.paired import CONFIDENCE
@@ -63,7 +64,7 @@ def _rows(samples: pd.DataFrame, points: Sequence[Point], placed: Sequence[nn.Mo
     """Latencies from milliseconds by round and candidate."""
     names = [{"selector": "dense", "value": None, "dense_layers": None}]
     for point, own in zip(points, placed, strict=True):
-        dense = sum(not layer.saves_time(layer.selector) for layer in dynamic_layers(own))
+        dense = sum(layer.dense for layer in (*dynamic_layers(own), *threshold_layers(own)))
         names.append({"selector": point.selector, "value": point.value, "dense_layers": dense})
     columns = ["dense", *map(str, range(len(points)))]
     return [
@@ -112,11 +113,13 @@ def _phases(dense: nn.Module, task: PretrainedTask, batch: Batch) -> Mapping[str
 def _at(model: nn.Module, point: Point) -> nn.Module:
     """The network at a point, with the same weights in memory: no call has to set the point.
 
-    Split layers in which selecting experts saves no time run densely, as users run them.
+    Layers in which leaving out experts or neurons saves no time run densely, as users run them.
     """
     memo = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
     own = copy.deepcopy(model, memo)
     point.apply(own)
     for layer in dynamic_layers(own):
         layer.select(layer.selector, fast=True)
+    for layer in threshold_layers(own):
+        layer.set_theta(layer.theta, layer.density, fast=True)
     return own

@@ -1,4 +1,4 @@
-"""Layers that compute only neurons over a threshold: all neurons by dense products, and those that run in C++.
+"""Layers that compute only neurons over a threshold: all by dense products, or those that run in C++ and in Triton.
 
 Arguments and results are those of ``planer.kernels.neuron_threshold``.
 """
@@ -44,3 +44,13 @@ def cpp(
     early = score == "gate"
     layer = with_biases(w1, b1, w2, b2)
     return torch.ops.planer_cpp.neuron_threshold(x, *layer, limits, early, function_of(activation))
+
+
+def triton(
+    x: Tensor, w1: Tensor, b1: Bias, w2: Tensor, b2: Bias, limits: Tensor, score: str, activation: str
+) -> tuple[Tensor, Tensor]:
+    """planer/kernels/neuron_threshold/triton/layer.py."""
+    from planer.kernels.neuron_threshold.triton import layer as kernels
+
+    layer = with_biases(w1, b1, w2, b2)
+    return kernels.forward(x, *layer, limits.float(), score == "gate", function_of(activation))

@@ -16,7 +16,8 @@ Backends that compute the same:
 - reference: the definition, in the precision of its arguments;
 - masked_dense: PyTorch, all neurons, then zeros for those that do not run;
 - fused: the same products on a CPU, float32, and one pass in C++ between them; for many tokens;
-- cpp: C++ on a CPU, float32; reads only the weights of neurons that run; for few tokens.
+- cpp: C++ on a CPU, float32; reads only the weights of neurons that run; for few tokens;
+- triton: Triton kernels for CUDA, for few tokens; reads only the weights of neurons that one of 16 tokens runs.
 
 Letters in shapes: N tokens, D model width, F neurons.
 """
@@ -27,7 +28,7 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-from planer.kernels import choice
+from planer.kernels import choice, triton
 from planer.kernels.activations import ALL, check_activation, factors
 from planer.kernels.cpp import build
 from planer.kernels.inference import Bias, arguments_of, refuse_gradients
@@ -35,7 +36,9 @@ from planer.kernels.neuron_threshold import backends
 from planer.kernels.neuron_threshold.reference import neuron_threshold_reference
 from planer.kernels.shapes import check_shapes
 
-BACKENDS = ("reference", "masked_dense", "fused", "cpp")
+BACKENDS = ("reference", "masked_dense", "fused", "cpp", "triton")
+SPARSE = ("cpp", "triton")
+"""Backends that leave out products."""
 SCORES = ("gate", "product")
 
 
@@ -106,9 +109,7 @@ def _run(
     density: float,
 ) -> tuple[Tensor, Tensor]:
     if backend == "auto":
-        share = choice.bucket(density)
-        order = choice.order("neuron_threshold", x.device, x.dtype, "inference", len(x), 1, share)
-        backend = next(name for name in (*order, "masked_dense") if unsupported(name, x.device, x.dtype) is None)
+        backend = _best(x.device, x.dtype, len(x), density)
     elif reason := unsupported(backend, x.device, x.dtype):
         raise ValueError(f"neuron_threshold: backend {backend} {reason}")
     return getattr(backends, backend)(x, w1, b1, w2, b2, limits, score, activation)
@@ -122,11 +123,24 @@ def _(x, w1, b1, w2, b2, limits, score, backend, activation, density):
 refuse_gradients("neuron_threshold", _library)
 
 
+def _best(device: torch.device, dtype: torch.dtype, tokens: int, density: float) -> str:
+    """The best backend of the device's table that can run such a call."""
+    order = choice.order("neuron_threshold", device, dtype, "inference", tokens, 1, choice.bucket(density))
+    return next(name for name in (*order, "masked_dense") if unsupported(name, device, dtype) is None)
+
+
+def saves_time(device: torch.device, dtype: torch.dtype, density: float) -> bool:
+    """Whether a single token of a layer of this density is expected to take less time than all its products."""
+    return _best(device, dtype, 1, density) in SPARSE
+
+
 def unsupported(backend: str, device: torch.device, dtype: torch.dtype) -> str | None:
     """Why a backend cannot run on such arguments, or None.  Every backend has all activations and scores."""
-    if backend not in ("fused", "cpp"):
-        return None
-    return build.unsupported(device, dtype, torch.float32)
+    if backend == "triton":
+        return triton.unsupported(device, dtype)
+    if backend in ("fused", "cpp"):
+        return build.unsupported(device, dtype, torch.float32)
+    return None
 
 
 @register_flop_formula(torch.ops.planer.neuron_threshold, get_raw=True)

@@ -82,6 +82,15 @@ WIDE = {
 }
 
 
+# Blocks of tokens (m) of neuron_threshold; n, neurons of the hidden layer or columns of the output; k, the part of a
+# sum taken at a time.  For few tokens: 16 is the least that a tensor core takes.
+THRESHOLD = {
+    "half": Tile(16, 64, 128, 4, 4),
+    "tf32": Tile(16, 64, 64, 4, 4),
+    "ieee": Tile(16, 32, 32, 4, 3),
+}
+
+
 GATE = Tile(32, 16, 128, 4, 3)
 """Tokens (m) of a program of the gate, and the part of their rows (k) taken at a time."""
 

@@ -19,7 +19,7 @@ def small_tiles(monkeypatch):
     def use(tile: tiles.Tile) -> None:
         for key in tiles.GROUPED:
             monkeypatch.setitem(tiles.GROUPED, key, ((0, tile),))
-        for table in (tiles.DYNAMIC, tiles.WIDE):
+        for table in (tiles.DYNAMIC, tiles.WIDE, tiles.THRESHOLD):
             for key in table:
                 monkeypatch.setitem(table, key, tile)
 

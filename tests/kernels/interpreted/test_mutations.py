@@ -11,7 +11,7 @@ import torch
 from planer.kernels.dynamic_ffn.triton import layer
 from planer.kernels.expert_ffn.triton import layer as kernels
 from tests.kernels import checks
-from tests.kernels.checks import TOLERANCE, Dynamic, Layer, dynamic_error, errors
+from tests.kernels.checks import TOLERANCE, Dynamic, Layer, Threshold, dynamic_error, errors, threshold_error
 
 LAST_ROW = "    live = p < end\n", "    live = p < end - 1\n"
 LAST_EXPERT = "if expert >= E:", "if expert >= E - 1:"
@@ -41,6 +41,15 @@ DYNAMIC = {
     "only pieces that all tokens execute": ("pieces", "tl.max(chosen.to", "tl.min(chosen.to"),
     "wide, without the last piece": ("wide", "load(counts + block))", "load(counts + block) - 1)"),
     "wide, the experts of other tokens": ("wide", "tl.where(chosen != 0,", "tl.where(neuron[None, :] >= 0,"),
+}  # fmt: skip
+
+THRESHOLD = {
+    "the neurons of other tokens": ("total = tl.where(runs,", "total = tl.where(inside,"),
+    "the gate compared instead of the product": ("if not EARLY:", "if EARLY:"),
+    "the limit of another neuron": ("tl.load(limits + neuron", "tl.load(limits + neuron // 2"),
+    "without the bias": ("total += tl.load(b2", "0 * tl.load(b2"),
+    "half of the neurons": ("range(part * BK, F,", "range(part * BK, F // 2,"),
+    "the rows of one token": ("needed = tl.max((h != 0.0)", "needed = tl.min((h != 0.0)"),
 }  # fmt: skip
 
 
@@ -75,3 +84,9 @@ def test_wrong_dynamic_experts_are_found(name, old, new, tmp_path, monkeypatch):
         monkeypatch.setattr(layer, "ON_CHIP", 0)
         monkeypatch.setattr(layer, "wide", wrong)
     assert dynamic_error(Dynamic(), torch.float32) > 100 * TOLERANCE[torch.float32]
+
+
+@pytest.mark.parametrize(("old", "new"), THRESHOLD.values(), ids=THRESHOLD.keys())
+def test_wrong_thresholds_are_found(old, new, tmp_path, monkeypatch):
+    monkeypatch.setattr(checks, "threshold_kernels", mutant("neuron_threshold", "layer", old, new, tmp_path))
+    assert threshold_error(Threshold(), torch.float32) > 100 * TOLERANCE[torch.float32]

@@ -17,14 +17,13 @@ import triton.language as tl
 from torch import Tensor
 
 from planer.kernels.dynamic_ffn.triton import wide
-from planer.kernels.dynamic_ffn.triton.pieces import active_pieces, row_parts
+from planer.kernels.dynamic_ffn.triton.pieces import active_pieces
+from planer.kernels.triton.parts import MULTIPROCESSORS, row_parts, sum_parts
 from planer.kernels.triton.product import activated
 from planer.kernels.triton.tiles import arithmetic, dynamic_tile, options
 
 ON_CHIP = 512
 """Widest rows that a block of tokens and its sums can keep on chip."""
-MULTIPROCESSORS = 132
-"""Of an H200: so many blocks keep it busy; fewer are split."""
 SPLITS = 4
 """Programs that may share a block's pieces."""
 
@@ -93,15 +92,6 @@ def _dynamic_ffn(
         tl.store(out_at + d[None, :], total.to(out.dtype.element_ty), mask=live[:, None] & (d < D)[None, :])
 
 
-@triton.jit(do_not_specialize=["size"])
-def _sum_parts(parts, out, size, SPLIT: tl.constexpr, B: tl.constexpr):
-    i = tl.program_id(0).to(tl.int64) * B + tl.arange(0, B)
-    total = tl.zeros((B,), tl.float32)
-    for part in tl.static_range(SPLIT):
-        total += tl.load(parts + part * size + i, mask=i < size, other=0.0)
-    tl.store(out + i, total.to(out.dtype.element_ty), mask=i < size)
-
-
 def forward(
     x: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor, mask: Tensor, activation: str = "relu"
 ) -> Tensor:
@@ -133,5 +123,5 @@ def forward(
             ACTIVATION=activation, GATED=gated, **options(x.dtype, tile),
         )  # fmt: skip
         if split > 1:
-            _sum_parts[triton.cdiv(y.numel(), 1024),](out, y, y.numel(), SPLIT=split, B=1024)
+            sum_parts(out, y)
     return y

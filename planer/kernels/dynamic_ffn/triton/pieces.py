@@ -1,4 +1,4 @@
-"""Which pieces of the hidden layer a block of tokens executes, and the first product of a piece.
+"""Which pieces of the hidden layer a block of tokens executes.
 
 A piece is a number of neurons, not of experts, so experts of any size fill it.
 
@@ -34,31 +34,6 @@ def _active_pieces(
     place = tl.cumsum(active, axis=0) - active
     tl.store(pieces + tl.program_id(0).to(tl.int64) * C + place, c, mask=active > 0)
     tl.store(counts + tl.program_id(0), tl.sum(active, axis=0))
-
-
-@triton.jit
-def row_parts(
-    x_at, u_at, live, there, D: tl.constexpr, PRECISION: tl.constexpr, UPCAST: tl.constexpr,
-    BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
-):  # fmt: skip
-    """A block of tokens times a piece of the neurons, a part of the rows at a time, in float32: [BM, BN].
-
-    x_at: [BM, 1] and u_at: [BN, 1], where rows begin; live: [BM] and there: [BN], which there are.
-    """
-    k = tl.arange(0, BK)
-    x_at += k[None, :]
-    u_at += k[None, :]
-    total = tl.zeros((BM, BN), tl.float32)
-    for start in range(0, D, BK):
-        inside = (start + k < D)[None, :]
-        x = tl.load(x_at, mask=live[:, None] & inside, other=0.0)
-        u = tl.load(u_at, mask=there[:, None] & inside, other=0.0)
-        if UPCAST:
-            x, u = x.to(tl.float32), u.to(tl.float32)
-        total = tl.dot(x, tl.trans(u), total, input_precision=PRECISION)
-        x_at += BK
-        u_at += BK
-    return total
 
 
 def active_pieces(chosen: Tensor, num_neurons: int, tile: Tile) -> tuple[Tensor, Tensor]:

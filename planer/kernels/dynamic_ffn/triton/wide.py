@@ -15,7 +15,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from planer.kernels.dynamic_ffn.triton.pieces import active_pieces, row_parts
+from planer.kernels.dynamic_ffn.triton.pieces import active_pieces
+from planer.kernels.triton.parts import row_parts
 from planer.kernels.triton.product import activated
 from planer.kernels.triton.tiles import WIDE, arithmetic, options
 

@@ -1,0 +1,1 @@
+"""Triton kernels of layers that are executed in part."""
