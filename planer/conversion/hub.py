@@ -100,8 +100,8 @@ def select(model: nn.Module, selector: str, value: float = 0, fast: bool = True)
     selector, value: ``all`` is the dense network.  Of experts a rule and its value, as
     ``planer.conversion.selectors.Selector`` explains them.  Of thresholds ``product`` or ``gate``, the score that they
     were calibrated for, and a share of neurons, one of the calibrated.
-    fast: layers run densely where selecting experts saves no time on the device, and in the type, that the network has
-    now.  False selects experts in every layer.
+    fast: layers run densely where leaving out experts or neurons saves no time on the device, and in the type, that the
+    network has now.  False leaves them out in every layer.
     Raises UserError when the network is not converted, or this does not fit it.
     """
     from planer.conversion import stored

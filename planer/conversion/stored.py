@@ -10,7 +10,7 @@ layer, since the names of layers differ between heads; thresholds are in the ord
   shares of their neurons that run, which decide between sparse and dense products (without them, as 1);
 - ``selector``, ``value``: how the layers run.  ``all`` is the dense network.  Of experts a rule of selectors.py and its
   value; of thresholds the score and a share.
-- ``fast``: layers run densely where leaving out experts or neurons saves no time, on the device where the network is.
+- ``fast``: layers run densely where leaving out experts or neurons saves no time on the device that loads them.
 """
 
 from __future__ import annotations

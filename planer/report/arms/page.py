@@ -127,8 +127,8 @@ def _latencies(evaluations: Sequence[dict]) -> dict:
     columns = ["arm", "call", "tokens", "selector", "dense layers", "ms", "p10 to p90", "speed"]
     text = (
         "Median of one call. The speed is the median over rounds of the dense network's time over the arm's. Dense "
-        "layers ran all their experts, since selecting saves no time there. Quality and FLOPs of a row are those of "
-        "selecting in all layers."
+        "layers ran all their experts or neurons, since leaving some out saves no time there. Quality and FLOPs of a "
+        "row are those of leaving them out in all layers."
     )
     return section("Latency", text, "", table(columns, rows, text=("arm", "call", "selector"), title="All calls"))
 
