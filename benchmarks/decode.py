@@ -5,6 +5,7 @@
 - layers: feed-forward and attention layers of d_model 1024 with their residuals, as operators of the decode engine and
   in PyTorch.  Every call has another token and goes to the next of several copies of the layer.  Between two calls of a
   copy the other candidates read 1 GB, so that caches hold nothing of it, as in a whole network.
+  PyTorch's weights lie where it puts them; the operators move theirs into huge pages.
 - floor: sums over as many bytes as the dense network reads for a token, in turn with it: what reading its weights can
   take at best.  Weights are float32, bfloat16 and int8.
 - network: the 800M shape of "Sparse is Enough in Scaling Transformers" (arXiv 2111.12763), 24 blocks of attention and
@@ -37,6 +38,7 @@ from planer.errors import UserError
 from planer.heads import HeadSpec, Softmax
 from planer.heads.sparse_softmax import SparseSoftmax
 from planer.kernels.cpp import build
+from planer.kernels.huge_pages import into_huge_pages
 from planer.measure import by_round, measure, summary
 from planer.models import LanguageModel, initialise
 from planer.models.decoder import Segments, Sequences, decoder_of
@@ -132,12 +134,12 @@ def layer_calls(sizes: Sizes) -> dict[str, Callable[[], Tensor]]:
     """A step of each layer; the products of dense ones in PyTorch too."""
     calls = {}
     for name, spec in layers(sizes).items():
-        model = network(sizes, (spec,) * sizes.copies, Softmax(), 2)
-        calls[name] = _in_turn(_steps(model), sizes)
+        ours, plain = (network(sizes, (spec,) * sizes.copies, Softmax(), 2) for _ in range(2))
+        calls[name] = _in_turn(_steps(ours), sizes)
         if name == "feed-forward":
-            calls["feed-forward in PyTorch"] = _in_turn([_forward(block) for block in model.blocks], sizes)
+            calls["feed-forward in PyTorch"] = _in_turn([_forward(block) for block in plain.blocks], sizes)
         if name == "attention":
-            calls["four projections in PyTorch"] = _in_turn([_projections(block) for block in model.blocks], sizes)
+            calls["four projections in PyTorch"] = _in_turn([_projections(block) for block in plain.blocks], sizes)
     return calls
 
 
@@ -181,7 +183,7 @@ def measured_floor(options: argparse.Namespace, sizes: Sizes) -> Iterator[dict]:
     width = sizes.d_model
     count = sizes.depth * (4 * width**2 + 2 * width * sizes.d_inner) + sizes.words * width  # matrices, head included
     bytes_each = {"float32": 4, "bfloat16": 2, "int8": 1}
-    memory = torch.ones(count)
+    memory = into_huge_pages(torch.ones(count))
     calls = {weights: reader(model, sizes, weights) for weights in bytes_each}
     sums = {f"sum, {weights}": memory[: count * size // 4].sum for weights, size in bytes_each.items()}
     ms = _in_rounds(calls | sums, options, "floor")
@@ -194,7 +196,7 @@ def measured_floor(options: argparse.Namespace, sizes: Sizes) -> Iterator[dict]:
 @torch.inference_mode()
 def measured_large_layers(options: argparse.Namespace, sizes: Sizes) -> Iterator[dict]:
     """A row for each layer, one at a time in memory, in turn with a sum over more bytes than caches hold."""
-    memory, times = torch.ones(2**26), {}
+    memory, times = into_huge_pages(torch.ones(2**26)), {}
     for name, spec in layers(sizes).items():
         steps = _steps(network(sizes, (spec,), Softmax(), 2))
         ms = _in_rounds({name: _in_turn(steps, sizes), "sum": memory.sum}, options, name)
@@ -227,9 +229,8 @@ def measured_networks(options: argparse.Namespace, sizes: Sizes) -> Iterator[dic
         blocks, head = networks(sizes)[name]
         return network(sizes, blocks * sizes.depth, head, sizes.words)
 
-    model = made("dense")
-    dense = {"dense": reader(model, sizes)}
-    ms = _in_rounds(dense | {"dense in PyTorch": reader(model, sizes, None)}, options, "dense")
+    dense = {"dense": reader(made("dense"), sizes)}
+    ms = _in_rounds(dense | {"dense in PyTorch": reader(made("dense"), sizes, None)}, options, "dense")
     yield compared("network", "dense", "dense in PyTorch", ms)
     for name in networks(sizes):
         if name != "dense":
