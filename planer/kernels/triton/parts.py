@@ -10,7 +10,7 @@ import triton.language as tl
 from torch import Tensor
 
 MULTIPROCESSORS = 132
-"""Of an H200: so many programs keep it busy."""
+"""Of an H200, which this number of programs keeps busy."""
 
 
 @triton.jit
