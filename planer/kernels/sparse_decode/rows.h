@@ -67,6 +67,7 @@ void row_dots(const float* x, const W* row, int64_t D, float* out) {
   };
   int64_t d = 0;
   for (; d + SUMS * LANES <= D; d += SUMS * LANES) {
+    // 27 instead of 22 GB/s in float32, 20 instead of 16 in int8; but 20 instead of 28 in bfloat16.
     if constexpr (!std::is_same_v<W, at::BFloat16>)
       for (int64_t byte = 0; byte < int64_t(SUMS * LANES * sizeof(W)); byte += LINE)
         fetch(reinterpret_cast<const char*>(row + d) + AHEAD + byte);

@@ -1,1 +1,1 @@
-"""Triton kernels of layers that are executed in part."""
+"""Triton kernels of neuron_threshold."""
