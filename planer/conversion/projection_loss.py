@@ -2,6 +2,7 @@
 
     Loss = mean over projections of ||MLP(x) - W x - b||^2 / d  +  alpha_t * mean over projections, tokens of H2(hidden)
 
+Inputs that autocast made half precision are read in that of the MLPs' weights.
 Letters in shapes: N tokens, d width.
 """
 
@@ -23,7 +24,7 @@ def regression(
     """The loss of the module's text, and its parts.  taken: inputs and results [N, d] of projections by name."""
     errors, penalties = [], []
     for name, (x, y) in taken:
-        predicted, hidden = layers[name].with_hidden(x)
+        predicted, hidden = layers[name].with_hidden(x.to(layers[name].up.weight.dtype))
         errors.append((predicted - y).square().mean())
         penalties.append(square_hoyer(hidden).mean())
     error, penalty = torch.stack(errors).mean(), torch.stack(penalties).mean()
@@ -38,8 +39,8 @@ class RelativeErrors:
 
     def add(self, name: str, x: Tensor, y: Tensor) -> None:
         """x, y: inputs and results [N, d] of a projection."""
-        y = y.double()
-        self._squared[name] += (self._layers[name](x) - y).square().sum().item()
+        y, layer = y.double(), self._layers[name]
+        self._squared[name] += (layer(x.to(layer.up.weight.dtype)) - y).square().sum().item()
         moments = torch.stack((torch.ones_like(y), y, y.square())).sum(1)
         self._moments[name] = self._moments.get(name, 0) + moments
 

@@ -117,6 +117,14 @@ def test_distillation_trains_only_the_projections(tmp_path):
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
+def test_distillation_in_bfloat16_has_the_errors_of_single_precision(tmp_path):
+    errors, config = [], dataclasses.replace(CONFIG, steps=2)
+    for dtype in (torch.float32, torch.bfloat16):
+        record = Record(Checkpoint(tmp_path / str(dtype), ""))
+        errors.append(distil_own_projections(network(), TEXTS, config, Runtime(dtype=dtype), record)[2]["error"])
+    assert errors[1] == pytest.approx(errors[0], rel=0.05)
+
+
 def test_projections_are_split_into_experts():
     model = mlps()
     sites = feed_forward_sites(model)

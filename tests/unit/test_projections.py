@@ -95,6 +95,17 @@ def test_distillation_trains_only_the_projections(family, tmp_path):
     assert metrics["error"] == pytest.approx(sum(v for k, v in metrics.items() if k.startswith("error_")) / 4 / LAYERS)
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+def test_distillation_in_bfloat16_has_the_errors_of_single_precision(family, tmp_path):
+    errors, settings = [], config(2)
+    for dtype in (torch.float32, torch.bfloat16):
+        task, runtime = task_of(family, tmp_path, settings), Runtime(dtype=dtype)
+        task.runtime = runtime
+        record = Record(Checkpoint(tmp_path / str(dtype), ""))
+        errors.append(distil_projections(network(family), task, settings, runtime, record)[1]["error"])
+    assert errors[1] == pytest.approx(errors[0], rel=0.05)
+
+
 def test_an_interrupted_run_resumes_with_the_same_bits(tmp_path):
     results = []
     for name, stops in (("whole", (None,)), ("parts", (3, None))):
