@@ -34,6 +34,11 @@ def l1(a: Tensor) -> Tensor:
 PENALTIES: dict[str, Callable[[Tensor], Tensor]] = {"hoyer": square_hoyer, "l1": l1}
 
 
+def mean(values: Tensor) -> Tensor:
+    """The mean; 0, with gradients of 0, where there are no values."""
+    return values.mean() if values.numel() else values.sum()
+
+
 def sum_over_groups(penalties: Iterable[tuple[bool, Tensor]]) -> Tensor:
     """The mean over feed-forward layers plus the mean over attention projections, where there are any.
 

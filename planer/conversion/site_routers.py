@@ -8,7 +8,7 @@
 S_c sums the activations h_j of the expert's neurons.  That supposes ReLU; where activations may be negative, S_c sums
 |h_j| ||w2_j||.
 In decoders the first token of a sample has norms hundreds of times larger than others, which would rule the squared
-error: t_c is at most the largest norm of the batch's other tokens.  Padding is left out.
+error: t_c is at most the largest norm of the batch's other tokens, where there are any.  Padding is left out.
 Letters in shapes: N tokens, D model width, F neurons, n experts.
 """
 
@@ -68,14 +68,16 @@ class SiteRouterRegression(Term):
 
     def __call__(self, result: Result, batch: Any, step: int) -> tuple[Tensor, Metrics]:
         """See Term."""
-        real, typical = self.task.real(batch), typical_tokens(self.model, self.task, batch)
+        real = self.task.real(batch)
+        others = typical_tokens(self.model, self.task, batch)[real]
         metrics: Metrics = {}
         for site, seen in self._recorder.take():
             layer = self._layers[site.name]
             scores, target = layer.router(seen.x[real]), self.target(site, seen, real)
             if layer.target == "norm":
-                highest = target[typical[real]].max()
-                metrics[f"loss_{site.name}"] = (scores - target.clamp(max=highest)).square().mean()
+                if others.any():
+                    target = target.clamp(max=target[others].max())
+                metrics[f"loss_{site.name}"] = (scores - target).square().mean()
             else:
                 share = target / target.max()
                 metrics[f"loss_{site.name}"] = F.binary_cross_entropy_with_logits(scores, share)

@@ -10,7 +10,8 @@ What is penalised, by the configuration's ``on`` (z: input of the activation; of
     displaced   a = max(0, z - displacement), the layer's activation stays (eq. 5)
     none        a = h, what the output weights are multiplied by, whatever the activation
 
-Padding is left out, and the first token of a sample in decoders (``recording.typical_tokens``).
+Padding is left out, and the first token of a sample in decoders (``recording.typical_tokens``).  A batch without other
+tokens has the penalty 0.
 Letters in shapes: B samples, T tokens, F neurons.
 """
 
@@ -25,7 +26,7 @@ import torch
 from torch import Tensor, nn
 
 from planer.conversion.assessment import ASSESSED_TOKENS
-from planer.conversion.penalties import PENALTIES, ramp, sum_over_groups
+from planer.conversion.penalties import PENALTIES, mean, ramp, sum_over_groups
 from planer.conversion.recording import Recorder, Seen, typical_passes, typical_tokens
 from planer.conversion.sites import FeedForwardSite, feed_forward_sites
 from planer.runtime import Runtime
@@ -72,8 +73,8 @@ class SitePenalty(Term):
         metrics: Metrics = {}
         for site, seen in self._recorder.take():
             a = self._penalised(site, seen)[typical]
-            penalties.append((site.is_projection, PENALTIES[self.config.penalty](a).mean()))
-            metrics[f"sparsity_{site.name}"] = (a == 0).float().mean()
+            penalties.append((site.is_projection, mean(PENALTIES[self.config.penalty](a))))
+            metrics[f"sparsity_{site.name}"] = mean((a == 0).float())
         penalty = sum_over_groups(penalties)
         return alpha * penalty, {"penalty": penalty, "alpha": alpha} | metrics
 

@@ -97,6 +97,16 @@ def test_the_first_token_of_a_decoder_does_not_dominate_the_loss(tmp_path):
     assert losses[1] < 10 * losses[0]
 
 
+@pytest.mark.parametrize("target", ["norm", "moefication"])
+def test_texts_of_one_token_have_a_loss_in_a_decoder(target, tmp_path):
+    model, task = split("gpt2", target, "relu"), task_of("gpt2", tmp_path, config())
+    regression = SiteRouterRegression(model, task)
+    batch = {name: tensor[:, :1] for name, tensor in task.batch(0).items()}
+    with regression.watching():
+        loss, _ = regression(FrozenPasses(model, task).loss(None, batch, None), batch, 0)
+    assert loss.isfinite() and loss > 0
+
+
 @pytest.mark.parametrize(("family", "on"), [("bert", "relu"), ("vit", "none"), ("llama", "relu")])
 def test_moefication_regresses_the_share_of_the_largest_sum(family, on, tmp_path):
     model, task = split(family, "moefication", on), task_of(family, tmp_path, config())

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from planer.config import LoopConfig
+from planer.conversion.recording import run
 from planer.conversion.site_sparsity import SitePenalty, prepare_activation, sparsify_sites, sparsity
 from planer.conversion.sites import feed_forward_sites
 from planer.runtime import Runtime
@@ -101,6 +102,20 @@ def test_parts_of_a_batch_give_the_gradients_of_the_whole_batch(family, parts, t
     expected = {name: float(torch.as_tensor(value).detach()) for name, value in metrics.items()}
     assert {name: float(value) for name, value in means.items()} == pytest.approx(expected, rel=1e-5)
     torch.testing.assert_close(added, gradients, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("penalty", ["hoyer", "l1"])
+def test_texts_of_one_token_have_no_penalty_in_a_decoder(penalty, tmp_path):
+    settings = config(penalty=penalty)
+    model, task = network("gpt2"), task_of("gpt2", tmp_path, settings)
+    term = SitePenalty(model, task, settings)
+    batch = {name: tensor[:, :1] for name, tensor in task.batch(0).items()}
+    with term.watching():
+        run(model, batch)
+        added, metrics = term(None, batch, 0)
+    added.backward()
+    assert added == metrics["penalty"] == 0 and all(torch.as_tensor(value).isfinite() for value in metrics.values())
+    assert not model.transformer.h[0].mlp.c_fc.weight.grad.any()
 
 
 @pytest.mark.parametrize("family", ["bert", "llama"])
