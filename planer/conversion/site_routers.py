@@ -8,7 +8,8 @@
 S_c sums the activations h_j of the expert's neurons.  That supposes ReLU; where activations may be negative, S_c sums
 |h_j| ||w2_j||.
 In decoders the first token of a sample has norms hundreds of times larger than others, which would rule the squared
-error: t_c is at most the largest norm of the batch's other tokens, where there are any.  Padding is left out.
+error and the maximum: t_c and S_c are at most the largest of the batch's other tokens, where there are any.
+Padding is left out.
 Letters in shapes: N tokens, D model width, F neurons, n experts.
 """
 
@@ -74,12 +75,12 @@ class SiteRouterRegression(Term):
         for site, seen in self._recorder.take():
             layer = self._layers[site.name]
             scores, target = layer.router(seen.x[real]), self.target(site, seen, real)
+            if others.any():
+                target = target.clamp(max=target[others].max())
             if layer.target == "norm":
-                if others.any():
-                    target = target.clamp(max=target[others].max())
                 metrics[f"loss_{site.name}"] = (scores - target).square().mean()
             else:
-                share = target / target.max()
+                share = target / target.max().clamp(min=torch.finfo(target.dtype).tiny)  # all may be 0
                 metrics[f"loss_{site.name}"] = F.binary_cross_entropy_with_logits(scores, share)
         return torch.stack(list(metrics.values())).mean(), metrics
 

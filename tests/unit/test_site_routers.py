@@ -109,13 +109,16 @@ def test_texts_of_one_token_have_a_loss_in_a_decoder(target, tmp_path):
 
 @pytest.mark.parametrize(("family", "on"), [("bert", "relu"), ("vit", "none"), ("llama", "relu")])
 def test_moefication_regresses_the_share_of_the_largest_sum(family, on, tmp_path):
+    """The largest of a huge first token does not count in a decoder."""
     model, task = split(family, "moefication", on), task_of(family, tmp_path, config())
     regression, batch, seen = SiteRouterRegression(model, task), task.batch(0), {}
     for layer in dynamic_layers(model):
+        if family == "llama":
+            layer.register_forward_pre_hook(lambda module, x: torch.cat((9 * x[0][:, :1], x[0][:, 1:]), 1))
         layer.register_forward_pre_hook(lambda module, x: seen.update({module.name: x[0]}))
     with regression.watching():
         loss, _ = regression(FrozenPasses(model, task).loss(None, batch, None), batch, 0)
-    expected = []
+    expected, others = [], typical_tokens(model, task, batch)[task.real(batch)]
     for layer in dynamic_layers(model):
         x, site = seen[layer.name][task.real(batch)], layer._site
         h = site.hidden(x)
@@ -123,9 +126,19 @@ def test_moefication_regresses_the_share_of_the_largest_sum(family, on, tmp_path
             h = h.abs() * site.weights().w2.norm(dim=1)
         sums = torch.stack([h[:, c * SIZE : (c + 1) * SIZE].sum(1) for c in range(EXPERTS)], 1)
         p = torch.sigmoid(torch.tanh(x @ layer.router.v1.T) @ layer.router.v2.T)
-        y = sums / sums.max()
+        y = (sums / sums[others].max()).clamp(max=1)
         expected.append(-(y * p.log() + (1 - y) * (1 - p).log()).mean())
     torch.testing.assert_close(loss, sum(expected) / len(expected), rtol=1e-4, atol=1e-5)
+
+
+def test_moefication_of_a_layer_without_activations_has_a_loss(tmp_path):
+    model, task = split("gpt2", "moefication", "relu"), task_of("gpt2", tmp_path, config())
+    regression, batch = SiteRouterRegression(model, task), task.batch(0)
+    with torch.no_grad():
+        model.transformer.h[0].mlp.c_fc.bias.fill_(-1e6)
+    with regression.watching():
+        loss, _ = regression(FrozenPasses(model, task).loss(None, batch, None), batch, 0)
+    assert loss.isfinite()
 
 
 @pytest.mark.parametrize("target", ["norm", "moefication"])
