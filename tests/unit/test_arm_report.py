@@ -130,3 +130,9 @@ def test_the_cheapest_row_that_keeps_the_validation_quality_is_chosen():
     kept = [r for r in evaluation["rows"] if not r["bound"] and r["valid"]["nll"] <= 2.5 * 1.004]
     assert chosen["network_flops"] == min(r["network_flops"] for r in kept)
     assert choose(evaluation["rows"], "nll", 2.0, "lower", 0.004) is None
+
+
+def test_thresholds_of_0_are_chosen_before_all_neurons_with_the_same_flops():
+    whole, row = arms("nll")[4]["rows"][:2]
+    row |= {key: whole[key] for key in ("valid", "network_flops")}
+    assert whole["selector"] == "all" and choose([whole, row], "nll", 2.5, "lower", 0.01) is row

@@ -19,10 +19,11 @@ def choose(rows: Sequence[Mapping], metric: str, dense: float, better: str, tole
     """The row with the fewest FLOPs of the network that keeps the quality of the validation split; None without one.
 
     rows: of eval.json; bounds are left out.  dense: the dense network's measure of the validation split.
+    Of rows with equal FLOPs ``all`` is the last choice: it knows no densities, by which layers leave out products.
     """
     own = [row for row in rows if row["bound"] is None]
     kept = [row for row in own if keeps(row["valid"][metric], dense, better, tolerance)]
-    return min(kept, key=lambda row: row["network_flops"], default=None)
+    return min(kept, key=lambda row: (row["network_flops"], row["selector"] == "all"), default=None)
 
 
 def curve(rows: Sequence[Mapping], metric: str, selector: str) -> tuple[np.ndarray, np.ndarray]:
