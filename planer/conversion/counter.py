@@ -51,6 +51,10 @@ class Counter:
         """Executed share of the parts, by layer."""
         return {name: mean / (len(self._histograms[name]) - 1) for name, mean in self.per_token().items()}
 
+    def share(self) -> float:
+        """Executed share of the parts of all layers together."""
+        return sum(self.per_token().values()) / sum(len(histogram) - 1 for histogram in self._histograms.values())
+
 
 def _mean(histogram: Tensor) -> float:
     return float((histogram * torch.arange(len(histogram))).sum() / max(1, int(histogram.sum())))

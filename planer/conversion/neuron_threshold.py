@@ -118,6 +118,11 @@ class Curve:
         return float(self._squares[: self._bin(share)].sum() / self._squares.sum().clamp(min=1e-300))
 
     @property
+    def counted(self) -> float:
+        """Neurons of all tokens together; layers of a network see the same tokens."""
+        return float(self._neurons.sum())
+
+    @property
     def active(self) -> float:
         """Share of the neurons whose score is over 0."""
         return 1 - float(self._neurons[0] / self._neurons.sum())
@@ -194,14 +199,15 @@ def _log_probs(model: nn.Module, task: PretrainedTask, batch: Batch) -> Tensor:
 
 
 def greedy_shares(curves: Mapping[str, Curve], losses: Mapping[str, float], share: float) -> dict[str, float]:
-    """Shares of neurons by layer, whose mean is ``share``.
+    """Shares of neurons by layer, whose mean over the neurons of all layers is ``share``.
 
-    All layers of a network have the same size, so that each step saves the same number of products.
+    MLPs in the place of projections have fewer neurons than other layers: a step saves products in proportion to them.
     """
     levels = 1 - np.arange(STEPS + 1) / STEPS
     names, taken = list(curves), np.zeros(len(curves), dtype=int)
     loss = np.array([[losses[name] * curves[name].dropped(level) for level in levels] for name in names])
-    steps = np.concatenate((np.diff(loss), np.full((len(names), 1), np.inf)), axis=1)
-    while levels[taken].mean() > share + 1e-9:
+    sizes = np.array([curves[name].counted for name in names])
+    steps = np.concatenate((np.diff(loss) / sizes[:, None], np.full((len(names), 1), np.inf)), axis=1)
+    while np.average(levels[taken], weights=sizes) > share + 1e-9:
         taken[steps[range(len(names)), taken].argmin()] += 1
     return dict(zip(names, levels[taken].tolist(), strict=True))

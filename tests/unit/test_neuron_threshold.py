@@ -237,9 +237,9 @@ def test_losses_of_layers_are_divergences_of_networks_with_one_threshold(tmp_pat
             assert losses[name] == pytest.approx(total / count / curves[name].dropped(0.5), rel=1e-3)
 
 
-def quadratic(scale: float) -> Curve:
+def quadratic(scale: float, neurons: int = 4096) -> Curve:
     curve = Curve()
-    scores = torch.linspace(0.01, 1, 4096)[None] * scale
+    scores = torch.linspace(0.01, 1, neurons)[None] * scale
     curve.add(scores, scores.square())
     return curve
 
@@ -260,6 +260,15 @@ def test_greedy_shares_have_the_lowest_loss():
             if 0 <= total - a - b <= 32
         )
         assert sum(table[name][round(32 * own)] for name, own in found.items()) == pytest.approx(best, rel=1e-6)
+
+
+def test_greedy_shares_are_a_mean_over_neurons():
+    """A layer of a quarter of the neurons, with a quarter of the loss, has the same share as the other."""
+    curves = {"large": quadratic(1, 8192), "small": quadratic(1, 2048)}
+    for share in (0.25, 0.5, 0.75):
+        found = greedy_shares(curves, {"large": 4.0, "small": 1.0}, share)
+        assert (4 * found["large"] + found["small"]) / 5 == pytest.approx(share, abs=1 / 32)
+        assert found["large"] == pytest.approx(found["small"], abs=2 / 32)
 
 
 def test_greedy_calibration_gives_a_weak_layer_few_neurons(tmp_path):

@@ -159,4 +159,5 @@ def test_evaluation_counts_executed_experts_of_projections(family, tmp_path):
     assert everything["network_flops"] == pytest.approx(flops["total"] + routers)
     saved = sum((experts[layer["layer"]] - layer["mean"]) * 4 * WIDTH * 4 for layer in part["layers"])
     assert part["network_flops"] == pytest.approx(everything["network_flops"] - saved)
-    assert 0 < part["executed_share"] < 1
+    executed = sum(layer["mean"] for layer in part["layers"]) / sum(experts.values())
+    assert part["executed_share"] == pytest.approx(executed) and 0 < executed < 1

@@ -109,7 +109,7 @@ def _costs(
     network = own["total"] - own["feed_forward"] + layers
     replaced = dense["feed_forward"] + (dense["projections"] - own["projections"])
     return {
-        "executed_share": float(np.mean(list(counter.shares().values()))),
+        "executed_share": counter.share(),
         "feed_forward_flops": layers,
         "feed_forward_ratio": layers / replaced,
         "network_flops": network,
