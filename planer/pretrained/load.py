@@ -42,7 +42,8 @@ def load_model(
 
     labels: of a classification, in the order of their ids; the folder's by default.  Where the folder has no such
     head, it gets random weights from PyTorch's generator.  dtype: of the weights, whatever the folder's.
-    attention: ``sdpa`` or ``eager``.
+    attention: ``sdpa`` or ``eager``.  Feed-forward layers compute all tokens at once; the configuration keeps its
+    chunk_size_feed_forward.
     Raises UserError when weights are missing, superfluous, of another size than config.json says, or not finite.
     """
     options = {"id2label": dict(enumerate(labels)), "label2id": {label: i for i, label in enumerate(labels)}}
@@ -63,6 +64,9 @@ def load_model(
             _refuse(folder, f"has values in {name} that are not finite; copy it again")
         # Weights that are mapped from a file begin at addresses where products on a CPU are rounded differently.
         weight.data = weight.data.clone()
+    for module in model.modules():
+        if hasattr(module, "chunk_size_feed_forward"):
+            module.chunk_size_feed_forward = 0  # statistics and counts need all tokens of a pass at once
     return model
 
 

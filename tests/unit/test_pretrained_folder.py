@@ -14,6 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from planer.conversion.recording import Recorder
 from planer.errors import UserError
 from planer.pretrained.folder import check_folder
 from planer.pretrained.load import load_image_processor, load_model, load_tokenizer
@@ -81,6 +82,17 @@ def test_tied_weights_stay_tied_and_half_precision_becomes_single(copied):
     model = load_model(check_folder(folder, "causal_lm"))
     assert model.lm_head.weight is model.transformer.wte.weight
     assert {weight.dtype for weight in model.parameters()} == {torch.float32}
+
+
+def test_feed_forward_layers_of_a_loaded_network_compute_all_tokens_at_once(copied):
+    folder = copied("bert")
+    edit(folder, chunk_size_feed_forward=3)
+    model = load_model(check_folder(folder, "masked_lm"))
+    with Recorder(model).recording() as recorder:
+        found = logits(model, inputs("bert"))
+        assert {seen.x.shape[:2] for _, seen in recorder.take()} == {inputs("bert").shape}
+    torch.testing.assert_close(found, logits(tiny("bert"), inputs("bert")))
+    assert model.config.chunk_size_feed_forward == 3
 
 
 @pytest.mark.parametrize("family", ["gpt2", "bert", "llama"])
