@@ -21,7 +21,7 @@ from planer.errors import UserError
 from planer.files import one_line
 from planer.parsing import show
 from planer.pretrained.folder import Folder
-from planer.pretrained.load import load_tokenizer
+from planer.pretrained.load import load_tokenizer, padding_id
 
 
 def prepare_task(config: TaskConfig, network: Folder, folder: str | Path, seed: int) -> None:
@@ -118,8 +118,8 @@ def _labelled_text(
 ) -> tuple[TaskFacts, dict[str, dict[str, Tensor]]]:
     _check_positions(network, "task.max_length", config.max_length)
     tokenizer = load_tokenizer(network)
-    pad = next((i for i in (tokenizer.pad_token_id, tokenizer.eos_token_id) if i is not None), 0)
-    facts = TaskFacts("labelled_text", config.headline, examples["train"].label_names, pad_id=pad)
+    label_names = examples["train"].label_names
+    facts = TaskFacts("labelled_text", config.headline, label_names, pad_id=padding_id(tokenizer))
     pairs, splits = bool(config.text_pair_column), {}
     for name, part in examples.items():
         texts = zip(*part.inputs, strict=True) if pairs else (part.inputs,)

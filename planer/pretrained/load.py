@@ -88,6 +88,11 @@ def load_tokenizer(folder: Folder) -> transformers.PreTrainedTokenizerBase:
     return tokenizer
 
 
+def padding_id(tokenizer: transformers.PreTrainedTokenizerBase) -> int:
+    """The symbol that fills up shorter texts of a batch: the tokenizer's own, else its end of a text, else 0."""
+    return next((i for i in (tokenizer.pad_token_id, tokenizer.eos_token_id) if i is not None), 0)
+
+
 def load_image_processor(folder: Folder) -> transformers.BaseImageProcessor:
     """The folder's image processor, in Pillow.  Raises UserError when it cannot be read."""
     with quiet_transformers() as library:

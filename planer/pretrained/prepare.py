@@ -20,7 +20,14 @@ from planer.files import file_sha256, one_line, read_json, write_json
 from planer.parsing import show
 from planer.pretrained.adapters import adapter_for, adapters
 from planer.pretrained.folder import WEIGHTS, Folder, check_folder
-from planer.pretrained.load import HEADS, load_image_processor, load_model, load_tokenizer, quiet_transformers
+from planer.pretrained.load import (
+    HEADS,
+    load_image_processor,
+    load_model,
+    load_tokenizer,
+    padding_id,
+    quiet_transformers,
+)
 from planer.tensors import read_tensors, write_tensors
 
 if TYPE_CHECKING:
@@ -80,16 +87,16 @@ def load_network(
     """The network that a manifest describes, or the one that a later stage has saved in a folder, in eval mode.
 
     labels: of a classification, in the order of their ids; they are in the configuration of a saved network.  A new
-    head gets random weights from PyTorch's generator.
+    head gets random weights from PyTorch's generator.  Classifiers of texts are padded as the task's batches are.
     Raises UserError when the network cannot be loaded, or a file in the folder is not as it was saved.
     """
-    source = prepared_folder(manifest)
+    prepared = source = prepared_folder(manifest)
     if folder is not None:
         _check_saved(Path(folder))
         source = check_folder(folder, source.head, converted=True, with_processor=False)
     model = load_model(source, labels, attention=_read(manifest)["attention"])
-    if source.head == "sequence_classification" and model.config.pad_token_id is None:
-        model.config.pad_token_id = model.config.eos_token_id or 0  # decoders find the last token of a text by it
+    if source.head == "sequence_classification":  # decoders find the last token of a text by it
+        model.config.pad_token_id = padding_id(load_tokenizer(prepared))
     return model
 
 

@@ -10,6 +10,7 @@ import torch
 
 from planer.config.pretrained import NetworkKeys, PretrainedConfig
 from planer.errors import UserError
+from planer.pretrained.load import load_tokenizer
 from planer.pretrained.prepare import load_network, prepare_model, prepared_folder, save_network
 
 transformers = pytest.importorskip("transformers", reason="the package transformers is not installed")
@@ -56,6 +57,23 @@ def test_random_weights_depend_on_the_seed(tmp_path):
         prepare_model(random_network(GPT2, str(tmp_path / "net")), "causal_lm", manifest, seed)
         weights.append(load_network(manifest).transformer.h[0].mlp.c_fc.weight)
     assert torch.equal(weights[0], weights[1]) and not torch.equal(weights[0], weights[2])
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+def test_a_classifier_reads_no_padding_of_the_tasks_batches(family, tmp_path):
+    """The folder names other symbols, and two ends of a text, as Llama 3 does."""
+    save(family, tmp_path / "net")
+    file = tmp_path / "net/config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"pad_token_id": 9, "eos_token_id": [7, 8]}))
+    manifest, config = tmp_path / "manifest.json", PretrainedConfig(str(tmp_path / "net"), NetworkKeys(), "", "sdpa")
+    prepare_model(config, "sequence_classification", manifest, seed=0)
+    model, pad = load_network(manifest, labels=("a", "b", "c")), load_tokenizer(prepared_folder(manifest)).pad_token_id
+    ids = torch.tensor([[11, 12, 13, 14], [15, 9, pad, pad]])  # 9 is a word here
+    logits = model(ids, attention_mask=(ids != pad).long()).logits
+    torch.testing.assert_close(logits[1:], model(ids[1:, :2]).logits)
+    (tmp_path / "stage").mkdir()
+    save_network(model, tmp_path / "stage")
+    assert load_network(manifest, tmp_path / "stage").config.pad_token_id == pad
 
 
 def test_a_vision_network_gets_an_image_processor_of_its_size(tmp_path):
