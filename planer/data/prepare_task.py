@@ -96,7 +96,7 @@ def _read_text(key: str, path: str) -> str:
 
 def _labelled(config: TaskConfig, network: Folder, seed: int) -> dict[str, LabelledSet]:
     columns = Columns(config.text_column, config.text_pair_column, config.label_column)
-    train = read_labelled(resolve(config.train), columns, _labels(network))
+    train = read_labelled(resolve(config.train), columns, trained=_labels(network))
     shares = {name: getattr(config.split, name) for name in ("valid", "test") if not getattr(config, name)}
     found = random_splits(train, shares, seed) if shares else {"train": train}
     for name in ("valid", "test"):

@@ -145,6 +145,29 @@ def test_a_wrong_task_is_refused(folders, tmp_path, monkeypatch, kind, family, c
     assert "\n" not in str(refused.value) and not Path("out").exists()
 
 
+def test_folders_of_images_named_otherwise_are_numbered_by_name(tmp_path, caplog):
+    """The network has names, as those of ImageNet; folders are named as in the archive."""
+    save("vit", tmp_path / "net")
+    file = tmp_path / "net/config.json"
+    named = {"id2label": {0: "tench", 1: "shark", 2: "hen"}, "label2id": {"tench": 0, "shark": 1, "hen": 2}}
+    file.write_text(json.dumps(json.loads(file.read_text()) | named))
+    network = check_folder(tmp_path / "net", "image_classification")
+    for label in ("n03", "n01", "n02"):
+        (tmp_path / "images" / label).mkdir(parents=True)
+        for number in range(2):
+            Image.new("RGB", (8, 8), (number, 0, 0)).save(tmp_path / "images" / label / f"{number}.png")
+    path = str(tmp_path / "images")
+    task = config("labelled_images", train=path, valid=path, test=path)
+    with caplog.at_level("INFO", logger="planer"):
+        prepare_task(task, network, tmp_path / "out", 0)
+    facts, splits = read_task(tmp_path / "out", ("test",))
+    assert facts.label_names == ("n01", "n02", "n03") and splits["test"]["labels"].tolist() == [0, 0, 1, 1, 2, 2]
+    assert caplog.messages == [f"{path}: the labels n01, n02, n03 are the network's tench, shark, hen, in this order"]
+    (tmp_path / "images/n03").rename(tmp_path / "images/hen")
+    with pytest.raises(UserError, match="unknown 'n01'; known: tench, shark, hen"):
+        prepare_task(task, network, tmp_path / "out", 0)
+
+
 def test_labels_of_a_trained_head_are_kept(tmp_path):
     """In the order of the folder, which is not alphabetical; other labels are refused."""
     model = transformers.BertForSequenceClassification(
@@ -163,6 +186,6 @@ def test_labels_of_a_trained_head_are_kept(tmp_path):
     network = check_folder(tmp_path / "net", "sequence_classification")
     prepare_task(config("labelled_text", train=write_table(tmp_path / "a.csv")), network, tmp_path / "out", 0)
     assert read_task(tmp_path / "out", ())[0].label_names == ("none", "fox")
-    (tmp_path / "b.csv").write_text("text,label\nfox,cat\ndog,dog\n")
+    (tmp_path / "b.csv").write_text("text,label\nfox,cat\ndog,none\n")
     with pytest.raises(UserError, match="unknown 'cat'; known: none, fox"):
         prepare_task(config("labelled_text", train=str(tmp_path / "b.csv")), network, tmp_path / "out", 0)

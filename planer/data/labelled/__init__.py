@@ -22,15 +22,19 @@ READERS: dict[str, Callable[[Path, Columns], Rows]] = {
 
 
 def read_labelled(
-    path: str | Path, columns: Columns | None = None, label_names: Sequence[str] | None = None
+    path: str | Path,
+    columns: Columns | None = None,
+    label_names: Sequence[str] | None = None,
+    trained: Sequence[str] | None = None,
 ) -> LabelledSet:
     """Read one split.
 
     path: a .csv, .tsv, .jsonl or .parquet file; IDX images with their labels beside them; a folder that a Hugging Face
     data set was saved to; or a folder of images with one folder a label.
     columns: names of columns, where there are any.
-    label_names: labels in the order of their ids, as a network or the training examples have them; by default the
-    file's own.
+    label_names: labels in the order of their ids, as the training examples have them; by default those of a trained
+    head, else the file's own.
+    trained: labels of a trained head.  Where it has as many but knows none of the file's, the file's own are numbered.
     Raises UserError naming file, column and row when something cannot be read.
     """
     path = Path(path)
@@ -41,7 +45,7 @@ def read_labelled(
         raise UserError(
             f"{path} cannot be read ({one_line(error)}); it must be a readable file, text in UTF-8"
         ) from error
-    return number_labels(path, rows, label_names)
+    return number_labels(path, rows, label_names, trained)
 
 
 def _reader(path: Path) -> Callable[[Path, Columns], Rows]:

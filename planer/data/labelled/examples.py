@@ -5,6 +5,7 @@ Letters in shapes: N examples, H height, W width, C channels.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,8 @@ import numpy as np
 
 from planer.errors import UserError
 from planer.parsing import show
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -92,17 +95,21 @@ def _text(path: Path, place: str, column: str, value: object) -> str:
     return value
 
 
-def number_labels(path: Path, rows: Rows, label_names: Sequence[str] | None) -> LabelledSet:
+def number_labels(
+    path: Path, rows: Rows, label_names: Sequence[str] | None, trained: Sequence[str] | None = None
+) -> LabelledSet:
     """Give every label its id.
 
-    label_names: labels in the order of their ids, as a network or the training examples have them; by default those
-    that the file declares, else those that it holds, sorted, numbers by size.
+    label_names: labels in the order of their ids, as the training examples have them; by default those of a trained
+    head, else those that the file declares, else those that it holds, sorted, numbers by size.
+    trained: of a trained head.  Where it has as many but knows none of the file's, the file's own are numbered.
     Raises UserError, naming the row, for a label that is empty or not among them.
     """
     if not len(rows.labels):
         raise UserError(f"{path} holds no rows; name a file with examples")
     labels = [_label(path, rows, index) for index in range(len(rows.labels))]
-    names = tuple(label_names or rows.label_names or _sorted(set(labels)))
+    own = tuple(rows.label_names or _sorted(set(labels)))
+    names = tuple(label_names or _of_head(path, own, trained))
     if len(names) < 2:
         raise UserError(f"{path}: every row has the label {show(names[0])}; a classification needs two labels")
     ids = {name: i for i, name in enumerate(names)}
@@ -110,6 +117,17 @@ def number_labels(path: Path, rows: Rows, label_names: Sequence[str] | None) -> 
         if label not in ids:
             raise UserError(f"{path}, {place}: {rows.label} has the unknown {show(label)}; known: {show_names(names)}")
     return LabelledSet(rows.values, np.array([ids[label] for label in labels], np.int64), names)
+
+
+def _of_head(path: Path, own: Sequence[str], trained: Sequence[str] | None) -> Sequence[str]:
+    """Labels in the order of their ids: a trained head's, or the file's own where it has as many and knows none."""
+    if trained is None:
+        return own
+    if len(own) != len(trained) or set(own) & set(trained):
+        return trained
+    shown = show_names(own, 3), show_names(trained, 3)
+    log.info("%s: the labels %s are the network's %s, in this order", path, *shown)
+    return own
 
 
 def _label(path: Path, rows: Rows, index: int) -> str:
