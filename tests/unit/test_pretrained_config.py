@@ -41,6 +41,25 @@ def test_every_arm_of_a_shipped_experiment_is_valid(name):
 
 
 @pytest.mark.parametrize(
+    ("name", "arm", "experts", "ramp", "samples"),
+    [
+        ("gpt2-openwebtext", "d2dmoe", 768, "none", 960_000),
+        ("gpt2-openwebtext", "d2dmoe_gelu", 768, "none", 960_000),
+        ("gpt2-openwebtext", "moefication", 128, "none", 960_000),
+        ("bert-carer", "d2dmoe", 128, "linear", 160_000),
+        ("bert-carer", "moefication", 128, "linear", 160_000),
+        ("vit-imagenet", "d2dmoe", 512, "linear_warmup", 115_200_000),
+        ("vit-imagenet", "moefication", 128, "linear_warmup", 115_200_000),
+    ],
+)
+def test_the_papers_arms_have_its_experts_and_trainings(name, arm, experts, ramp, samples):
+    content = arm_values(merge(DEFAULTS, *read_experiment(name, FILES)), arm)
+    sparsify = content["sparsify"]
+    assert content["cluster_experts"]["expert_size"] * experts == 3072
+    assert (sparsify["ramp"], sparsify["batch"] * sparsify["steps"]) == (ramp, samples)
+
+
+@pytest.mark.parametrize(
     ("changes", "message"),
     [
         ({"pretrained": {"config": {"model_type": "gpt2"}}}, "pretrained.folder: name a folder or a config, not both"),
