@@ -113,7 +113,8 @@ class Job:
         """Where a training stage resumes from.  A checkpoint of other params or other input files does not count."""
         from planer.training.checkpoint import Checkpoint
 
-        digest = hashlib.sha256(repr(sorted(self._snakemake.params.items())).encode())
+        params = sorted((name, value) for name, value in self._snakemake.params.items() if name != "max_hours")
+        digest = hashlib.sha256(repr(params).encode())  # max_hours, a limit, changes no result
         for name, path in sorted(self._snakemake.input.items()):
             if name != "cost":  # an estimate in hours changes no result
                 try:

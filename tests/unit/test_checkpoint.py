@@ -2,14 +2,18 @@
 
 import multiprocessing
 import time
+from types import SimpleNamespace
 
 import pytest
 import torch
 from small_disk import small_disk
 
+from planer import runtime
+from planer.config import Experiment
 from planer.errors import UserError
 from planer.tensors import write_tensors
 from planer.training.checkpoint import Checkpoint
+from planer.workflow.job import Job
 
 pytestmark = pytest.mark.slow
 
@@ -65,6 +69,21 @@ def test_another_identity_is_ignored_with_a_reason(tmp_path, capsys):
     message = capsys.readouterr().err
     assert "lr 0.01" in message and "lr 0.02" in message and message.count("\n") == 1
     assert Checkpoint(tmp_path, "lr 0.01").load() is not None  # and stays
+
+
+def test_another_limit_in_hours_keeps_the_checkpoint(tmp_path, monkeypatch):
+    """Another input or parameter does not."""
+    monkeypatch.setattr(runtime, "keep_freed_memory", lambda: None)
+    (tmp_path / "train").write_text("a text")
+
+    def identity(**params) -> str:
+        names = {"wildcards": {"experiment": "mine", "variant": "dense"}, "input": {"train": tmp_path / "train"}}
+        return Job(SimpleNamespace(rule="finetune", params=params, **names), None, Experiment).checkpoint().identity
+
+    first = identity(max_hours=24.0, seed=1)
+    assert identity(max_hours=48.0, seed=1) == first != identity(max_hours=24.0, seed=2)
+    (tmp_path / "train").write_text("another text")
+    assert identity(max_hours=24.0, seed=1) != first
 
 
 def test_a_damaged_file_is_ignored_with_a_reason(tmp_path, capsys):
