@@ -219,6 +219,7 @@ rule train_site_routers:
         runtime=most_minutes,
     params:
         config=arm_sections(*COMPUTE, "train_routers"),
+        max_hours=max_hours,
         seed=arm_seed("train_routers"),
         code=code_hash("pretrained/train_routers.py"),
     message:

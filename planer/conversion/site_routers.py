@@ -33,7 +33,9 @@ from planer.conversion.sites import FeedForwardSite
 from planer.runtime import Runtime
 from planer.tasks.pretrained_task import PretrainedTask
 from planer.tasks.task import MAIN, Metrics, Result
+from planer.training.finetune import check_pace
 from planer.training.loop import Record, StepGroup, fit
+from planer.training.loss import StepLoss
 from planer.training.optimizer import make_optimizer
 from planer.training.terms import Term
 
@@ -117,20 +119,39 @@ def train_site_routers(
 
     The caller deletes the checkpoint when it has written the results.
     """
-    model.to(runtime.device).eval()
-    layers = dynamic_layers(model)
-    routers = nn.ModuleList(layer.router for layer in layers)
-    initialise_routers(routers, runtime.generator("train_routers", "initialisation"))
-    regression = SiteRouterRegression(model, task)
+    routers, regression = _start(model, task, runtime)
     optimizer = make_optimizer(routers.parameters(), config.optimizer)
     groups = {MAIN: StepGroup(optimizer, config.optimizer, config.steps)}
     with regression.watching():
         passes = FrozenPasses(model, task)
-        history, speed = fit(routers.eval(), passes, [regression], groups, runtime, config, record)
+        history, speed = fit(routers, passes, [regression], groups, runtime, config, record)
     metrics = assess(model, regression)
     calibrate(model, task, CALIBRATED_TOKENS, runtime.derive("train_routers", "calibration"))
     model.requires_grad_(True)
-    return history, {"converted_layers": len(layers), **metrics, **speed}
+    return history, {"converted_layers": len(routers), **metrics, **speed}
+
+
+def check_router_hours(
+    model: nn.Module, task: PretrainedTask, config: SiteRouterConfig, runtime: Runtime, max_hours: float
+) -> None:
+    """Time a few steps of train_site_routers.  Raises UserError when it would take longer than max_hours at their pace.
+
+    Nothing of the network changes but the routers, which train_site_routers initialises anew.
+    """
+    routers, regression = _start(model, task, runtime)
+    with regression.watching():
+        loss = StepLoss(routers, FrozenPasses(model, task), [regression], runtime)
+        check_pace(lambda step: loss.backward(step)[0], task, config, runtime, max_hours)
+    routers.zero_grad(set_to_none=True)
+    model.requires_grad_(True)
+
+
+def _start(model: nn.Module, task: PretrainedTask, runtime: Runtime) -> tuple[nn.ModuleList, SiteRouterRegression]:
+    """The routers with fresh weights, and their regression; the network is in eval mode on the device."""
+    model.to(runtime.device).eval()
+    routers = nn.ModuleList(layer.router for layer in dynamic_layers(model))
+    initialise_routers(routers, runtime.generator("train_routers", "initialisation"))
+    return routers.eval(), SiteRouterRegression(model, task)
 
 
 @torch.no_grad()

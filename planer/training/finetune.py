@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import pandas as pd
-from torch import nn
+from torch import Tensor, nn
 
+from planer.config import LoopConfig
 from planer.config.pretrained import FinetuneConfig
 from planer.errors import UserError
 from planer.runtime import Runtime, reproducible
@@ -55,19 +56,33 @@ def check_hours(
 
     Neither weights nor gradients change; PyTorch's generators do.
     """
-    seconds = []
     model.to(runtime.device).train()
+
+    def take(step: int) -> Tensor:
+        part = task.parts(task.batch(step))[0]
+        with runtime.autocast():
+            loss = task.loss(model, part, None).loss
+        loss.backward()
+        model.zero_grad(set_to_none=True)
+        return loss
+
+    check_pace(take, task, config, runtime, max_hours)
+    model.eval()
+
+
+def check_pace(
+    take: Callable[[int], Tensor], task: PretrainedTask, config: LoopConfig, runtime: Runtime, max_hours: float
+) -> None:
+    """Raise UserError when config.steps would take longer than max_hours, by the time of a few of them.
+
+    take: computes one part of a step, by its number, and returns a tensor of one element that depends on it.
+    """
+    seconds = []
     with reproducible(runtime.device):
         for step in range(1 + TIMED_STEPS):
             started = time.perf_counter()
-            part = task.parts(task.batch(step))[0]
-            with runtime.autocast():
-                loss = task.loss(model, part, None).loss
-            loss.backward()
-            model.zero_grad(set_to_none=True)
-            loss.item()  # waits for the device
+            take(step).item()  # waits for the device
             seconds.append(time.perf_counter() - started)
-    model.eval()
     hours = config.steps * task.accumulate * min(seconds[1:]) / 3600
     if hours > max_hours:
         raise UserError(

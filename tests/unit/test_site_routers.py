@@ -15,8 +15,14 @@ from planer.conversion.dynamic import dynamic_layers, make_dynamic, set_selector
 from planer.conversion.recording import FrozenPasses, typical_passes, typical_tokens
 from planer.conversion.routers import initialise_routers
 from planer.conversion.selectors import Selector
-from planer.conversion.site_routers import SiteRouterRegression, calibrate, train_site_routers
+from planer.conversion.site_routers import (
+    SiteRouterRegression,
+    calibrate,
+    check_router_hours,
+    train_site_routers,
+)
 from planer.conversion.site_sparsity import prepare_activation
+from planer.errors import UserError
 from planer.runtime import Runtime
 from planer.tensors import read_tensors
 from planer.training.checkpoint import Checkpoint
@@ -167,6 +173,24 @@ def test_an_interrupted_run_resumes_with_the_same_bits(tmp_path):
             model, task = split("vit"), task_of("vit", tmp_path, config(5))
             record = Record(Checkpoint(tmp_path / name, ""), until=stop)
             train_site_routers(model, task, config(5), Runtime(), record)
+        results.append(nn.ModuleList(dynamic_layers(model)).state_dict())
+    assert all(torch.equal(value, results[1][key]) for key, value in results[0].items())
+
+
+def test_a_training_that_would_take_too_long_is_refused(tmp_path):
+    """The network is not trained for the estimate, and the training's results do not depend on it."""
+    results = []
+    for checked in (True, False):
+        model, task = split("bert"), task_of("bert", tmp_path, config())
+        if checked:
+            before = {name: value.clone() for name, value in model.named_parameters()}
+            with pytest.raises(UserError, match=r"test would take about .* hours on this device for 100,000,000 steps"):
+                check_router_hours(model, task, config(100_000_000), Runtime(), max_hours=0.001)
+            check_router_hours(model, task, config(), Runtime(), max_hours=1.0)
+            assert all(parameter.grad is None and parameter.requires_grad for parameter in model.parameters())
+            changed = {name for name, value in model.named_parameters() if not torch.equal(value, before[name])}
+            assert all(".router." in name for name in changed)
+        train_site_routers(model, task, config(), Runtime(), Record(Checkpoint(tmp_path / f"{checked}", "")))
         results.append(nn.ModuleList(dynamic_layers(model)).state_dict())
     assert all(torch.equal(value, results[1][key]) for key, value in results[0].items())
 
