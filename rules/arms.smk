@@ -6,7 +6,6 @@ rule evaluate_arm:
         unpack(arm_files),
         network=NETWORK,
         task=TASK,
-        dense=dense_model,
         reference=reference_model,
     output:
         report="results/{experiment}/{variant}/eval.json",

@@ -104,7 +104,6 @@ def arm(variant: str, method: str, selector: str = "", slope: float = 0.0, metri
         },
         "flops": {"projections": 3e6, "attention": 0.5e6, "feed_forward": 6e6, "head": 0.5e6, "total": 1e7},
         "reference": {"variant": reference, "valid": dense, "test": dense},
-        "dense": {"valid": dense, "test": dense},
         "quality": {"valid": own, "test": own},
         "difference": {"value": own[metric] - dense[metric], "low": -0.01, "high": 0.01},
         "rows": rows,

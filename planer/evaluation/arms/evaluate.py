@@ -21,7 +21,7 @@ from planer.evaluation.arms.sweep import Reference, score, sweep
 from planer.evaluation.arms.timing import time_arm
 from planer.git import git_commit
 from planer.runtime import device_name
-from planer.tasks.metrics import METRICS, measure
+from planer.tasks.metrics import METRICS
 from planer.tasks.pretrained_task import PretrainedTask
 
 if TYPE_CHECKING:
@@ -44,14 +44,11 @@ class Arm:
     """The dense variant that was trained as long, which the arm is compared with."""
 
 
-def evaluate_arm(
-    arm: Arm, dense: nn.Module, task: PretrainedTask, config: ArmEvaluateConfig, finetuned: dict | None = None
-) -> dict:
+def evaluate_arm(arm: Arm, dense: nn.Module, task: PretrainedTask, config: ArmEvaluateConfig) -> dict:
     """Evaluate one arm; the result is valid against planer/schemas/arm.schema.json.
 
     dense: the network of the arm's reference, in eval mode on the task's device; its layers are not converted.
     task: with all splits; rows are chosen and compared by the first of its metrics.
-    finetuned: ``quality`` of the fine-tuned network, where it is not the reference.
     Leaves both networks' weights in the runtime's dtype.
     """
     started, headline = time.perf_counter(), task.metrics[0]
@@ -88,7 +85,6 @@ def evaluate_arm(
         "network": _network(dense, arm),
         "flops": reference.per_token,
         "reference": {"variant": arm.reference, **known},
-        "dense": finetuned or known,
         "quality": {split: whole[split] for split in known},
         "difference": whole["difference"],
         "rows": rows,
@@ -97,12 +93,6 @@ def evaluate_arm(
         "latency": latency,
         "provenance": _provenance(task, time.perf_counter() - started),
     }
-
-
-def quality(model: nn.Module, task: PretrainedTask, description: str) -> dict[str, dict[str, float]]:
-    """The task's metrics of a network on the validation and the test split."""
-    scores = {split: score(model, task, split, f"{description}, {split}")[0] for split in ("valid", "test")}
-    return {split: measure(task.metrics, found) for split, found in scores.items()}
 
 
 def _dense_row(model: nn.Module, task: PretrainedTask, reference: Reference) -> dict:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from planer.config.pretrained import PretrainedExperiment
 from planer.conversion.arm_files import read_labels, read_routers, read_thresholds, split_by
-from planer.evaluation.arms.evaluate import Arm, evaluate_arm, quality
+from planer.evaluation.arms.evaluate import Arm, evaluate_arm
 from planer.evaluation.arms.points import expert_points, threshold_points
 from planer.evaluation.arms.summary import summary_line
 from planer.files import write_json
@@ -17,10 +17,7 @@ if __name__ == "__main__":
     with stage(snakemake, PretrainedExperiment) as job:
         files, method, config, runtime = snakemake.input, snakemake.params.method, job.config, job.runtime()
         task = make_task(Path(files.task).parent, None, runtime, "evaluate")
-        dense, finetuned = load_network(files.network, Path(files.dense).parent).to(runtime.device), None
-        if files.reference != files.dense:
-            finetuned = quality(dense, task, "dense")
-            dense = load_network(files.network, Path(files.reference).parent).to(runtime.device)
+        dense = load_network(files.network, Path(files.reference).parent).to(runtime.device)
         model, points = load_network(files.network, Path(files.model).parent), []
         if method == "experts":
             split_by(model, read_labels(files.labels), config.train_routers.width, config.train_routers.target)
@@ -30,7 +27,7 @@ if __name__ == "__main__":
             points = threshold_points(model, read_thresholds(files.thresholds))
         names = snakemake.wildcards.experiment, snakemake.wildcards.variant
         arm = Arm(*names, method, model.to(runtime.device), points, snakemake.params.reference)
-        report = evaluate_arm(arm, dense, task, config.evaluate, finetuned)
+        report = evaluate_arm(arm, dense, task, config.evaluate)
         write_json(snakemake.output.report, report)
         job.run.metrics(report)
         print(summary_line(report), flush=True)
