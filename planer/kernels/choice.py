@@ -66,6 +66,12 @@ def order(
     return result
 
 
+def is_measured(operation: str, device: torch.device) -> bool:
+    """Whether times decided the backends for a device: false where its table says that it was not measured."""
+    path = table_path(operation, device_class(device))
+    return not path.exists() or read_json(path).get("measured") is not False
+
+
 def nearest(
     rows: Iterable[dict], dtype: str, mode: str, tokens: int, expert_size: int, share: float | None
 ) -> dict | None:

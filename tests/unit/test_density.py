@@ -175,5 +175,25 @@ def test_fast_layers_run_densely_where_leaving_out_neurons_saves_no_time(monkeyp
     assert not torch.equal(logits(model, x), dense)
 
 
+@pytest.mark.parametrize("measured", [True, False])
+def test_a_table_that_was_not_measured_promises_no_time(measured, ran, monkeypatch, tmp_path):
+    """Layers run densely then, unless all are asked to leave out neurons: those follow the table."""
+    path = tmp_path / "table.json"
+    path.write_text(json.dumps({"measured": measured, "rows": []}))
+    monkeypatch.setattr(choice, "table_path", lambda operation, name: path)
+    assert saves_time(torch.device("cpu"), torch.float32, 0.25) == measured
+    model = thresholded("gpt2")
+    for fast, expected in ((True, ["cpp", "cpp"] if measured else []), (False, ["cpp", "cpp"])):
+        planer.pretrained.select(model, "product", 0.25, fast=fast)
+        ran.clear()
+        logits(model, inputs("gpt2")[:1, :1])
+        assert ran == expected
+
+
+def test_the_table_of_the_h200_was_not_measured(monkeypatch):
+    monkeypatch.setattr(choice, "device_class", lambda device: "NVIDIA H200")
+    assert not choice.is_measured("neuron_threshold", torch.device("cpu"))
+
+
 def test_no_backend_leaves_out_products_in_bfloat16_on_a_cpu():
     assert not any(saves_time(torch.device("cpu"), torch.bfloat16, density) for density in (0.01, 0.5, 1.0))

@@ -130,8 +130,11 @@ def _best(device: torch.device, dtype: torch.dtype, tokens: int, density: float)
 
 
 def saves_time(device: torch.device, dtype: torch.dtype, density: float) -> bool:
-    """Whether a single token of a layer of this density is expected to take less time than all its products."""
-    return _best(device, dtype, 1, density) in SPARSE
+    """Whether a single token of a layer of this density is expected to take less time than all its products.
+
+    A table that was not measured tells nothing of time: then it is not.
+    """
+    return _best(device, dtype, 1, density) in SPARSE and choice.is_measured("neuron_threshold", device)
 
 
 def unsupported(backend: str, device: torch.device, dtype: torch.dtype) -> str | None:
