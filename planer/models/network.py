@@ -56,6 +56,8 @@ class Network(LanguageModel):
     """A language model that reads and writes text."""
 
     surroundings = Surroundings(None, None)
+    positions: int | None = None
+    """Most tokens of a text; None: any number."""
 
     def generate(self, prompt: str | Sequence, weights: str = "float32", **options) -> str | list:
         """The prompt and what follows it: text for text, ids for ids, and a list of these for a list of prompts.

@@ -31,6 +31,11 @@ class PretrainedNetwork:
         symbols = json.loads(tokenizer.backend_tokenizer.to_str())
         self.surroundings = Surroundings(Vocabulary(symbols, name), evaluation)
 
+    @property
+    def positions(self) -> int:
+        """Most tokens of a text."""
+        return self.model.config.max_position_embeddings
+
     def generate(self, prompt: str | Sequence[int], **options) -> str | list[int]:
         """The prompt and what follows it: text for text, ids for ids; otherwise as ``stream``."""
         if not isinstance(prompt, str):
@@ -56,17 +61,16 @@ class PretrainedNetwork:
         """
         if weights != "float32":
             raise UserError(f"weights is {show(weights)}; allowed for networks in transformers' classes: float32")
-        return self._stream(ids, Sampling.of(**options))
-
-    @torch.inference_mode()
-    def _stream(self, ids: Sequence[int], sampling: Sampling) -> Iterator[int]:
-        config = self.model.config
-        ids = token_ids(ids, config.vocab_size)
-        if len(ids) + sampling.tokens > config.max_position_embeddings:
+        ids, sampling = token_ids(ids, self.model.config.vocab_size), Sampling.of(**options)
+        if len(ids) + sampling.tokens > self.positions:
             raise UserError(
                 f"{len(ids):,} tokens of the prompt and {sampling.tokens:,} more exceed the network's "
-                f"{config.max_position_embeddings:,} positions; ask for fewer"
+                f"{self.positions:,} positions; ask for fewer"
             )
+        return self._stream(ids, sampling)
+
+    @torch.inference_mode()
+    def _stream(self, ids: list[int], sampling: Sampling) -> Iterator[int]:
         ends, generator = _ends(self.model), torch.Generator().manual_seed(sampling.seed)
         waiting, cache = torch.tensor([ids], device=self.model.device), None
         for _ in range(sampling.tokens):

@@ -68,14 +68,19 @@ class ServedModel:
     async def submit(self, asked: CompletionRequest | ChatRequest) -> tuple[Generation, Inbox]:
         """Queue a request.  Raises ApiError when it asks for too much, or when the server is full or closing."""
         self.require(asked.model)
-        limits, tokens = self.limits, asked.tokens(self.limits.max_tokens)
-        if tokens > limits.max_tokens:
-            reason = f"max_tokens is {tokens:,}; this server writes at most {limits.max_tokens:,}"
+        limit = self.limits.max_tokens
+        if (tokens := asked.tokens(limit)) > limit:
+            reason = f"max_tokens is {tokens:,}; this server writes at most {limit:,}"
             raise ApiError(400, reason, "invalid_value", "max_tokens")
         ids = await asyncio.to_thread(self._encode, asked)
+        if self._network.positions is not None:
+            limit = min(limit, max(1, self._network.positions - len(ids)))
         inbox = Inbox()
-        sampling, words = asked.sampling(tokens) | {"weights": self._weights}, asked.stop_words()
-        generation = Generation(self._network, ids, sampling, words, limits.seconds, inbox.deliver)
+        sampling, words = asked.sampling(asked.tokens(limit)) | {"weights": self._weights}, asked.stop_words()
+        try:
+            generation = Generation(self._network, ids, sampling, words, self.limits.seconds, inbox.deliver)
+        except UserError as error:
+            raise ApiError(400, str(error), "context_length_exceeded", asked.text_parameter) from error
         try:
             self.engine.submit(generation)
         except Full:

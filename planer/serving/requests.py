@@ -118,7 +118,7 @@ class ChatRequest(GenerationRequest):
         return "".join(f"{message.role}: {message.content}\n" for message in self.messages) + "assistant:"
 
     def tokens(self, limit: int) -> int:
-        """How many to write; the default is the server's limit."""
+        """How many to write; the default is the limit."""
         asked = self.max_completion_tokens or self.max_tokens
         return limit if asked is None else asked
 
