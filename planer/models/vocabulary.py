@@ -6,7 +6,7 @@ import codecs
 import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 
 from planer.config.text import EOS, UNKNOWN, encode, parse_tokenizer, vocab_size_of
@@ -79,16 +79,24 @@ class Vocabulary:
             yield from self._subword_pieces(ids)
 
     def _subword_pieces(self, ids: Iterable[int]) -> Iterator[str]:
-        """Text between two ids depends on both, so the ids since the last whole piece are decoded together."""
-        from tokenizers.decoders import DecodeStream
-
-        stream, seen = DecodeStream(skip_special_tokens=False), []
+        """Text between two ids depends on both, so ids are decoded together with those of the piece before."""
+        last, new = [], []
         for i in ids:
-            piece = stream.step(self._tokenizer, i)
-            seen = [] if piece else [*seen, i]
-            yield piece or ""
-        if seen:  # an unfinished character
-            yield self._tokenizer.decode(seen, skip_special_tokens=False)
+            new.append(i)
+            piece = self._following(last, new)
+            if piece and not piece.endswith("\ufffd"):
+                last, new = new, []
+                yield piece
+            else:  # an unfinished character
+                yield ""
+        if new:
+            yield self._following(last, new)
+
+    def _following(self, before: list[int], ids: list[int]) -> str:
+        """What the tokenizer writes for ids after others."""
+        decode = partial(self._tokenizer.decode, skip_special_tokens=False)
+        start, whole = decode(before), decode([*before, *ids])
+        return whole[len(start) :] if whole.startswith(start) else decode(ids)  # wrong bytes change characters before
 
     def hugging_face(self) -> dict:
         """The same as a tokenizer.json."""

@@ -21,6 +21,26 @@ SUBWORDS = {  # the two bytes of an e with an accent, and one merge
     "model": {"type": "BPE", "vocab": {"a": 0, "b": 1, "ab": 2, "\u00c3": 3, "\u00a9": 4}, "merges": [["a", "b"]]},
 }
 
+LLAMA = {  # spaces are part of words, and bytes stand for other characters
+    "version": "1.0",
+    "added_tokens": [],
+    "decoder": {
+        "type": "Sequence",
+        "decoders": [
+            {"type": "Replace", "pattern": {"String": "\u2581"}, "content": " "},
+            {"type": "ByteFallback"},
+            {"type": "Fuse"},
+            {"type": "Strip", "content": " ", "start": 1, "stop": 0},
+        ],
+    },
+    "model": {
+        "type": "BPE",
+        "vocab": {"\u2581the": 0, "\u2581cat": 1, "s": 2, "<0xC3>": 3, "<0xA9>": 4, "<0xFF>": 5},
+        "merges": [],
+        "byte_fallback": True,
+    },
+}
+
 
 @pytest.fixture
 def tokenizers():
@@ -46,6 +66,12 @@ def test_subwords_are_encoded_and_decoded(tokenizers):
     assert vocabulary.encode("ab\u00e9a") == [2, 3, 4, 0]
     assert list(vocabulary.pieces([2, 3, 4, 0])) == ["ab", "", "\u00e9", "a"]
     assert vocabulary.decode([2, 3]) == "ab\ufffd"
+
+
+def test_wrong_bytes_after_a_character_are_replaced(tokenizers):
+    """Decoded together with them, the character would be replaced too."""
+    assert list(Vocabulary(LLAMA).pieces([3, 4, 5, 1])) == ["", "\u00e9", "", "\ufffd cat"]
+    assert Vocabulary(LLAMA).decode([0, 3, 4, 5, 5]) == "the\u00e9\ufffd\ufffd"
 
 
 def test_a_character_is_decoded_at_its_last_byte():
