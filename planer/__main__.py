@@ -90,11 +90,10 @@ def generate(options: argparse.Namespace) -> None:
     sampling = {name: getattr(options, name) for name in names}
     Sampling.of(**sampling)  # before the network is read
     network = planer.load(options.folder, options.device, options.vocab)
-    tokens = network.stream(network.encode(options.prompt), options.weights, **sampling)
-    pieces = network.surroundings.vocabulary.pieces(tokens)
+    ids = network.encode(options.prompt)
+    pieces = network.surroundings.vocabulary.pieces(network.stream(ids, options.weights, **sampling), ids)
     first = next(pieces, "")  # before anything is written: the network may refuse the prompt
-    space = " " if network.surroundings.vocabulary.kind == "words" else ""
-    print(f"{options.prompt}{space}{first}", end="", flush=True)
+    print(f"{options.prompt}{first}", end="", flush=True)
     for piece in pieces:
         print(piece, end="", flush=True)
     print()

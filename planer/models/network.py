@@ -74,7 +74,7 @@ class Network(LanguageModel):
         ids = [self.encode(one) if isinstance(one, str) else token_ids(one, vocab_size) for one in prompts]
         following = zip(*self._stream(ids, weights, options), strict=True)
         written = [
-            self.surroundings.vocabulary.decode([*before, *after]) if isinstance(one, str) else [*before, *after]
+            one + self.surroundings.vocabulary.decode(after, before) if isinstance(one, str) else [*before, *after]
             for one, before, after in zip(prompts, ids, following, strict=True)
         ]
         return written if is_list else written[0]

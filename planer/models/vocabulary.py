@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import codecs
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
@@ -13,6 +13,9 @@ from planer.config.text import EOS, UNKNOWN, encode, parse_tokenizer, vocab_size
 from planer.errors import Damaged, UserError
 from planer.files import CHECKSUM, one_line, parse_json, read_text
 from planer.parsing import show
+
+CONTEXT = 4
+"""Ids of a prompt that the first one after it is decoded with: a character may take as many."""
 
 
 @dataclass(frozen=True)
@@ -63,24 +66,30 @@ class Vocabulary:
             raise UserError(f"the prompt's {name} is not in the vocabulary of {self.source}; {advice}")
         return self._ids[symbol]
 
-    def decode(self, ids: Iterable[int]) -> str:
-        """Text of ids; bytes that are no UTF-8 become U+FFFD."""
-        return "".join(self.pieces(ids))
+    def decode(self, ids: Iterable[int], before: Sequence[int] = ()) -> str:
+        """Text of ids that follow others; bytes that are no UTF-8 become U+FFFD."""
+        return "".join(self.pieces(ids, before))
 
-    def pieces(self, ids: Iterable[int]) -> Iterator[str]:
-        """Text of ids, as soon as it is known."""
+    def pieces(self, ids: Iterable[int], before: Sequence[int] = ()) -> Iterator[str]:
+        """Text of ids, as soon as it is known.  before: ids of the text that it follows, such as a prompt's."""
         if self.kind == "bytes":
             decoder = codecs.getincrementaldecoder("utf-8")("replace")
             yield from (decoder.decode(bytes([self.symbols[i]])) for i in ids)
             yield decoder.decode(b"", final=True)
         elif self.kind == "words":
-            yield from ("\n" if self.symbols[i] == EOS else f"{self.symbols[i]} " for i in ids)
+            yield from self._word_pieces(ids, before)
         else:
-            yield from self._subword_pieces(ids)
+            yield from self._subword_pieces(ids, before)
 
-    def _subword_pieces(self, ids: Iterable[int]) -> Iterator[str]:
+    def _word_pieces(self, ids: Iterable[int], before: Sequence[int]) -> Iterator[str]:
+        line_begins = not before or self.symbols[before[-1]] == EOS
+        for symbol in (self.symbols[i] for i in ids):
+            yield "\n" if symbol == EOS else symbol if line_begins else f" {symbol}"
+            line_begins = symbol == EOS
+
+    def _subword_pieces(self, ids: Iterable[int], before: Sequence[int]) -> Iterator[str]:
         """Text between two ids depends on both, so ids are decoded together with those of the piece before."""
-        last, new = [], []
+        last, new = list(before[-CONTEXT:]), []
         for i in ids:
             new.append(i)
             piece = self._following(last, new)

@@ -41,7 +41,8 @@ class PretrainedNetwork:
         if not isinstance(prompt, str):
             ids = token_ids(prompt, self.model.config.vocab_size)
             return [*ids, *self.stream(ids, **options)]
-        return prompt + self.surroundings.vocabulary.decode(self.stream(self.encode(prompt), **options))
+        ids = self.encode(prompt)
+        return prompt + self.surroundings.vocabulary.decode(self.stream(ids, **options), ids)
 
     def encode(self, text: str) -> list[int]:
         """Ids of a text, after those with which the tokenizer begins every text.

@@ -58,7 +58,8 @@ class Generation:
         self._most = sampling["tokens"]
         self._stop_words = StopWords(stop_words)
         self._deliver = deliver
-        self._pieces = network.surroundings.vocabulary.pieces(self._counted(network.stream(ids, **sampling)))
+        tokens = self._counted(network.stream(ids, **sampling))
+        self._pieces = network.surroundings.vocabulary.pieces(tokens, ids)
 
     def cancel(self) -> None:
         """The client is gone: write no further token."""

@@ -34,8 +34,8 @@ class TextModel:
             raise MlflowException.invalid_parameter_value(str(error)) from error
 
     def _following(self, prompt: str, sampling: dict) -> str:
-        tokens = self._network.stream(self._network.encode(prompt), **sampling)
-        return self._network.surroundings.vocabulary.decode(tokens)
+        ids = self._network.encode(prompt)
+        return self._network.surroundings.vocabulary.decode(self._network.stream(ids, **sampling), ids)
 
 
 def _load_pyfunc(path: str) -> TextModel:

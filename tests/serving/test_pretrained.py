@@ -32,7 +32,7 @@ def test_answers_are_the_text_of_the_network_and_end_at_its_eos_token(tmp_path):
     try:
         api = openai.OpenAI(base_url=f"{server.address}/v1", api_key="none", max_retries=0, timeout=PATIENCE)
         answer = api.completions.create(**ASKED)
-        assert answer.choices[0].text == network.surroundings.vocabulary.decode(written)
+        assert answer.choices[0].text == network.surroundings.vocabulary.decode(written, ids)
         assert (answer.choices[0].finish_reason, answer.usage.completion_tokens) == ("length", 9)
         network.model.generation_config.eos_token_id = written[5]
         ended = api.completions.create(**ASKED)

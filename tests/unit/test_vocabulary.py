@@ -40,6 +40,18 @@ LLAMA = {  # spaces are part of words, and bytes stand for other characters
         "byte_fallback": True,
     },
 }
+PARTS = {
+    "version": "1.0",
+    "added_tokens": [],
+    "decoder": {"type": "WordPiece", "prefix": "##", "cleanup": True},
+    "model": {
+        "type": "WordPiece",
+        "vocab": {"play": 0, "##ing": 1},
+        "unk_token": "play",
+        "continuing_subword_prefix": "##",
+        "max_input_chars_per_word": 9,
+    },
+}
 
 
 @pytest.fixture
@@ -57,7 +69,7 @@ def tokenizers():
 )
 def test_text_is_encoded_and_decoded(vocabulary, text, ids):
     assert vocabulary.encode(text) == ids
-    assert vocabulary.decode(ids).strip() == text.replace("\n", " \n" if vocabulary is WORDS else "\n").strip()
+    assert vocabulary.decode(ids) == text
 
 
 def test_subwords_are_encoded_and_decoded(tokenizers):
@@ -66,6 +78,22 @@ def test_subwords_are_encoded_and_decoded(tokenizers):
     assert vocabulary.encode("ab\u00e9a") == [2, 3, 4, 0]
     assert list(vocabulary.pieces([2, 3, 4, 0])) == ["ab", "", "\u00e9", "a"]
     assert vocabulary.decode([2, 3]) == "ab\ufffd"
+
+
+@pytest.mark.parametrize(
+    ("vocabulary", "before", "ids", "pieces"),
+    [
+        (WORDS, [2], [3, 4, 0, 2], [" cat", " sat", "\n", "the"]),
+        (WORDS, [2, 0], [3, 4], ["cat", " sat"]),
+        (Vocabulary(LLAMA), [0, 1], [2, 0], ["s", " the"]),
+        (Vocabulary(LLAMA), [0], [3, 4, 1], ["", "\u00e9", " cat"]),
+        (Vocabulary(LLAMA), [3, 4], [1, 2], [" cat", "s"]),
+        (Vocabulary(PARTS), [0], [1, 0], ["ing", " play"]),
+    ],
+)
+def test_text_after_a_prompt_goes_on_where_it_ends(tokenizers, vocabulary, before, ids, pieces):
+    assert list(vocabulary.pieces(ids, before)) == pieces
+    assert vocabulary.decode(before) + vocabulary.decode(ids, before) == vocabulary.decode([*before, *ids])
 
 
 def test_wrong_bytes_after_a_character_are_replaced(tokenizers):
