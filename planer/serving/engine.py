@@ -46,14 +46,14 @@ class Generation:
         ids: Sequence[int],
         sampling: dict,
         stop_words: Sequence[str],
-        seconds: float,
+        deadline: float,
         deliver: Deliver,
     ):
-        """ids: the prompt's.  sampling: options of ``Network.stream``, with tokens.  seconds: to the last token, from
-        now."""
+        """ids: the prompt's.  sampling: options of ``Network.stream``, with tokens.  deadline: of the last token, by
+        the monotonic clock."""
         self.prompt_tokens, self.tokens = len(ids), 0
         self.finish: str | None = None
-        self._deadline = time.monotonic() + seconds
+        self._deadline = deadline
         self._cancelled = False
         self._most = sampling["tokens"]
         self._stop_words = StopWords(stop_words)

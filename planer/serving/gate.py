@@ -23,13 +23,14 @@ CLOSE = {"Connection": "close"}
 
 
 class Gate:
-    """ASGI middleware.  Logs no text of prompts and answers."""
+    """ASGI middleware.  Logs no text of prompts and answers.  Tells routes when a request arrived."""
 
     def __init__(self, app: ASGIApp, limits: Limits, figures: Metrics):
         self._app, self._limits, self._figures = app, limits, figures
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         began, status = time.monotonic(), 0
+        scope["began"] = began
 
         async def noted(message: Message) -> None:
             nonlocal status

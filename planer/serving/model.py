@@ -65,8 +65,11 @@ class ServedModel:
             message = f"there is no model {show(name)}; this server has {self.name!r}"
             raise ApiError(404, message, "model_not_found", "model")
 
-    async def submit(self, asked: CompletionRequest | ChatRequest) -> tuple[Generation, Inbox]:
-        """Queue a request.  Raises ApiError when it asks for too much, or when the server is full or closing."""
+    async def submit(self, asked: CompletionRequest | ChatRequest, began: float) -> tuple[Generation, Inbox]:
+        """Queue a request.  began: when it arrived, by the monotonic clock.
+
+        Raises ApiError when it asks for too much, or when the server is full or closing.
+        """
         self.require(asked.model)
         limit = self.limits.max_tokens
         if (tokens := asked.tokens(limit)) > limit:
@@ -78,7 +81,7 @@ class ServedModel:
         inbox = Inbox()
         sampling, words = asked.sampling(asked.tokens(limit)) | {"weights": self._weights}, asked.stop_words()
         try:
-            generation = Generation(self._network, ids, sampling, words, self.limits.seconds, inbox.deliver)
+            generation = Generation(self._network, ids, sampling, words, began + self.limits.seconds, inbox.deliver)
         except UserError as error:
             raise ApiError(400, str(error), "context_length_exceeded", asked.text_parameter) from error
         try:

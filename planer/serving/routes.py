@@ -57,7 +57,7 @@ def build_app(model: ServedModel) -> FastAPI:
 async def _answer(
     request: Request, model: ServedModel, asked: CompletionRequest | ChatRequest, answer: CompletionAnswer
 ) -> Response:
-    generation, inbox = await model.submit(asked)
+    generation, inbox = await model.submit(asked, request.scope["began"])
     request.scope["generation"] = generation
     if asked.stream:
         with_usage = asked.stream_options is not None and asked.stream_options.include_usage

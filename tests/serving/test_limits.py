@@ -110,6 +110,16 @@ def test_a_stream_that_takes_too_long_ends_with_an_error(impatient):
     impatient.wait_for(ACTIVE, 0)
 
 
+def test_the_time_to_read_a_prompt_counts(impatient, monkeypatch):
+    def slow(text: str) -> list[int]:
+        time.sleep(0.6)
+        return [1]
+
+    monkeypatch.setattr(impatient.network, "encode", slow)
+    with pytest.raises(openai.InternalServerError, match="the request took longer than 0.5 s"):
+        impatient.api.completions.create(**SHORT)
+
+
 def test_a_body_that_does_not_arrive_ends_with_an_error(impatient):
     with sent(impatient, SHORT, length=5) as client:
         answer = b"".join(iter(lambda: client.recv(4096), b""))
