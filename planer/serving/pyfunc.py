@@ -5,6 +5,7 @@ MLflow imports this module to load a model that ``register.py`` wrote.
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
 
 import pandas as pd
@@ -18,10 +19,10 @@ class TextModel:
     """A network behind MLflow's interface; ``generate`` of a network says what the parameters mean."""
 
     def __init__(self, network: Network):
-        self._network = network
+        self._network, self._lock = network, threading.Lock()
 
     def predict(self, model_input: pd.DataFrame, params: dict | None = None) -> pd.DataFrame:
-        """What follows each prompt.
+        """What follows each prompt.  Calls of several threads wait for one another.
 
         model_input: a column ``prompt``.  params: max_tokens, temperature, top_k, top_p, seed; those that are absent
         have the defaults of ``Sampling``.  Returns a column ``text``.
@@ -29,7 +30,8 @@ class TextModel:
         """
         sampling = {{"max_tokens": "tokens"}.get(name, name): value for name, value in (params or {}).items()}
         try:
-            return pd.DataFrame({"text": [self._following(prompt, sampling) for prompt in model_input["prompt"]]})
+            with self._lock:
+                return pd.DataFrame({"text": [self._following(prompt, sampling) for prompt in model_input["prompt"]]})
         except UserError as error:
             raise MlflowException.invalid_parameter_value(str(error)) from error
 

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 import urllib.request
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import mlflow
@@ -17,6 +18,7 @@ import pytest
 from mlflow.exceptions import MlflowException
 
 from planer.__main__ import main
+from planer.serving.pyfunc import TextModel
 from planer.serving.register import model_parts, signature
 from tests.ports import free_ports
 from tests.serving.conftest import PATIENCE
@@ -40,6 +42,29 @@ def test_a_saved_network_writes_the_same_text(saved, continuation):
     (text,) = model.predict([{"prompt": "ab"}])["text"]
     assert text == continuation("ab")
     assert model.metadata.signature.params.to_dict()[0]["name"] == "max_tokens"
+
+
+def test_a_network_answers_one_thread_at_a_time(network, continuation):
+    """MLflow's server calls a model from several."""
+    inside, most = 0, 0
+
+    class Watched:
+        surroundings, encode = network.surroundings, network.encode
+
+        def stream(self, ids, **sampling):
+            nonlocal inside, most
+            inside += 1
+            most = max(most, inside)
+            time.sleep(0.05)
+            yield from network.stream(ids, **sampling)
+            inside -= 1
+
+    model = TextModel(Watched())
+    prompts = ["ab", "c", "d"]
+    with ThreadPoolExecutor(3) as threads:
+        answers = threads.map(lambda prompt: model.predict(pd.DataFrame({"prompt": [prompt]}), PARAMS), prompts)
+    assert [answer["text"][0] for answer in answers] == [continuation(prompt, **SAMPLING) for prompt in prompts]
+    assert most == 1
 
 
 @pytest.mark.parametrize(
