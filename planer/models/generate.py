@@ -10,8 +10,9 @@ Letters in shapes: V vocabulary.
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Annotated
 
 import torch
@@ -88,7 +89,7 @@ def generate(
 ) -> Iterator[int]:
     """Yield the tokens that follow a prompt; otherwise as ``generate_batch``."""
     options = {"mem_len": mem_len, "clamp_len": clamp_len, "weights": weights}
-    return (token for (token,) in generate_batch(model, [prompt], sampling, **options))
+    return chain.from_iterable(generate_batch(model, [prompt], sampling, **options))
 
 
 @torch.inference_mode()
@@ -101,7 +102,7 @@ def generate_batch(
     clamp_len: int = 0,
     weights: str = "float32",
 ) -> Iterator[list[int]]:
-    """Yield the next token of every prompt: those that each gets alone.
+    """Yield the next token of every prompt: those that each gets alone; and an empty list between segments of a prompt.
 
     prompts: ids, of any lengths.  mem_len: tokens that a token sees before itself.  clamp_len: 0 switches it off.
     weights: what the decode engine stores weights as (``planer.models.decoder.decoder_of``).
@@ -111,7 +112,9 @@ def generate_batch(
     generators = [torch.Generator().manual_seed(sampling.seed) for _ in all_ids]
     device = next(model.parameters()).device
     reading = {"mem_len": mem_len, "clamp_len": clamp_len}
-    outputs = [_read(model, torch.tensor([ids], device=device), **reading) for ids in all_ids]
+    outputs = []
+    for ids in all_ids:
+        outputs.append((yield from _read(model, torch.tensor([ids], device=device), **reading)))
     log_probs = [model.log_probs(output.hidden[0, -1]) for output in outputs]
     tokens = [sampling.choose(row, generator) for row, generator in zip(log_probs, generators, strict=True)]
     yield tokens
@@ -123,10 +126,11 @@ def generate_batch(
             yield tokens
 
 
-def _read(model: LanguageModel, ids: Tensor, **reading: int) -> Output:
-    """Of the last segment of a prompt [1, T]."""
-    state = None
+def _read(model: LanguageModel, ids: Tensor, **reading: int) -> Generator[list[int], None, Output]:
+    """Read a prompt [1, T]; yield an empty list between segments, return what the last one gives."""
+    output = None
     for segment in ids.split(SEGMENT, dim=1):
-        output = model(segment, state, **reading, same_length=True, attention="cached")
-        state = output.state
+        if output is not None:
+            yield []
+        output = model(segment, output and output.state, **reading, same_length=True, attention="cached")
     return output

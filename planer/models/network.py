@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 import torch
@@ -72,7 +73,7 @@ class Network(LanguageModel):
         prompts = prompt if is_list else [prompt]
         vocab_size = self.architecture.vocab_size
         ids = [self.encode(one) if isinstance(one, str) else token_ids(one, vocab_size) for one in prompts]
-        following = zip(*self._stream(ids, weights, options), strict=True)
+        following = zip(*filter(None, self._steps(ids, weights, options)), strict=True)
         written = [
             one + self.surroundings.vocabulary.decode(after, before) if isinstance(one, str) else [*before, *after]
             for one, before, after in zip(prompts, ids, following, strict=True)
@@ -87,10 +88,14 @@ class Network(LanguageModel):
 
     def stream(self, ids: Sequence[int], weights: str = "float32", **options) -> Iterator[int]:
         """Yield the ids that follow, one at a time; otherwise as ``generate``."""
-        return (token for (token,) in self._stream([ids], weights, options))
+        return chain.from_iterable(self.steps(ids, weights, **options))
 
-    def _stream(self, ids: Sequence[Sequence[int]], weights: str, options: dict) -> Iterator[list[int]]:
-        """The next id of every prompt, again and again.  Options are checked at once."""
+    def steps(self, ids: Sequence[int], weights: str = "float32", **options) -> Iterator[list[int]]:
+        """As ``stream``, with every id in a list, and an empty list between segments of the prompt."""
+        return self._steps([ids], weights, options)
+
+    def _steps(self, ids: Sequence[Sequence[int]], weights: str, options: dict) -> Iterator[list[int]]:
+        """See ``generate_batch``.  Options are checked at once."""
         sampling = Sampling.of(**options)
         check_weights(self, weights)
         context = {"mem_len": self.surroundings.mem_len, "clamp_len": self.surroundings.clamp_len}

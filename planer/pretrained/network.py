@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
+from itertools import chain
 from pathlib import Path
 
 import torch
 
 from planer.errors import UserError
 from planer.files import read_json
-from planer.models.generate import Sampling, token_ids
+from planer.models.generate import SEGMENT, Sampling, token_ids
 from planer.models.network import Surroundings
 from planer.models.vocabulary import Vocabulary
 from planer.parsing import show
@@ -60,6 +61,10 @@ class PretrainedNetwork:
         ``planer.models.generate.Sampling``.
         Raises UserError for options out of range, and for a text longer than the network's positions.
         """
+        return chain.from_iterable(self.steps(ids, weights, **options))
+
+    def steps(self, ids: Sequence[int], weights: str = "float32", **options) -> Iterator[list[int]]:
+        """As ``stream``, with every id in a list, and an empty list between segments of the prompt."""
         if weights != "float32":
             raise UserError(f"weights is {show(weights)}; allowed for networks in transformers' classes: float32")
         ids, sampling = token_ids(ids, self.model.config.vocab_size), Sampling.of(**options)
@@ -68,18 +73,22 @@ class PretrainedNetwork:
                 f"{len(ids):,} tokens of the prompt and {sampling.tokens:,} more exceed the network's "
                 f"{self.positions:,} positions; ask for fewer"
             )
-        return self._stream(ids, sampling)
+        return self._steps(ids, sampling)
 
     @torch.inference_mode()
-    def _stream(self, ids: list[int], sampling: Sampling) -> Iterator[int]:
+    def _steps(self, ids: list[int], sampling: Sampling) -> Iterator[list[int]]:
         ends, generator = _ends(self.model), torch.Generator().manual_seed(sampling.seed)
-        waiting, cache = torch.tensor([ids], device=self.model.device), None
+        *before, waiting = torch.tensor([ids], device=self.model.device).split(SEGMENT, dim=1)
+        cache = None
+        for segment in before:
+            cache = self.model(segment, cache=cache, use_cache=True, logits_to_keep=1).cache
+            yield []
         for _ in range(sampling.tokens):
             output = self.model(waiting, cache=cache, use_cache=True, logits_to_keep=1)
             token, cache = sampling.choose(output.logits[0, -1].float().log_softmax(-1), generator), output.cache
             if token in ends:
                 return
-            yield token
+            yield [token]
             waiting = torch.tensor([[token]], device=self.model.device)
 
 

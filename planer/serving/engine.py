@@ -1,4 +1,4 @@
-"""The thread that generates: it steps the active requests in turn, one token each.
+"""The thread that generates: it steps the active requests in turn, one token or segment of a prompt each.
 
 Every request has the network's memory of its text to itself and is computed alone, so that its text does not depend on
 the requests beside it.
@@ -49,7 +49,7 @@ class Generation:
         deadline: float,
         deliver: Deliver,
     ):
-        """ids: the prompt's.  sampling: options of ``Network.stream``, with tokens.  deadline: of the last token, by
+        """ids: the prompt's.  sampling: options of ``Network.steps``, with tokens.  deadline: of the last token, by
         the monotonic clock."""
         self.prompt_tokens, self.tokens = len(ids), 0
         self.finish: str | None = None
@@ -58,15 +58,19 @@ class Generation:
         self._most = sampling["tokens"]
         self._stop_words = StopWords(stop_words)
         self._deliver = deliver
-        tokens = self._counted(network.stream(ids, **sampling))
-        self._pieces = network.surroundings.vocabulary.pieces(tokens, ids)
+        self._steps, self._new = network.steps(ids, **sampling), []
+        self._pieces = network.surroundings.vocabulary.pieces(self._counted(), ids)
 
     def cancel(self) -> None:
         """The client is gone: write no further token."""
         self._cancelled = True
 
     def step(self) -> None:
-        """Read the prompt, or write one token and deliver the text that it makes certain."""
+        """Read a segment of the prompt, or write one token and deliver the text that it makes certain."""
+        step = next(self._steps, None)
+        if step == []:
+            return
+        self._new = step or []
         piece = next(self._pieces, None)
         if piece is None:
             self.end("stop" if self.tokens < self._most else "length")
@@ -86,15 +90,18 @@ class Generation:
     def end(self, finish: str) -> None:
         """Deliver what was held back, and that this is all; free the memory."""
         self.finish = finish
+        self._steps.close()
         self._pieces.close()
         if rest := self._stop_words.rest():
             self._deliver(rest)
         self._deliver(None)
 
-    def _counted(self, tokens: Iterator[int]) -> Iterator[int]:
-        for token in tokens:
-            self.tokens += 1
-            yield token
+    def _counted(self) -> Iterator[int]:
+        """Ids of the steps; the end after the last step."""
+        while ids := self._new:
+            self._new = []
+            self.tokens += len(ids)
+            yield from ids
 
 
 class Engine:

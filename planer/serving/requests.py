@@ -62,7 +62,7 @@ class GenerationRequest(Body):
     presence_penalty: Literal[0] | None = None
 
     def sampling(self, tokens: int) -> dict:
-        """Options of ``Network.stream``; the API's default temperature is 1."""
+        """Options of ``Network.steps``; the API's default temperature is 1."""
         return {
             "tokens": tokens,
             "temperature": 1.0 if self.temperature is None else self.temperature,

@@ -105,14 +105,14 @@ def started(folder):
     def start(**limits) -> Running:
         network, held = planer.load(folder), threading.Event()
         held.set()
-        stream = network.stream
+        steps = network.steps
 
-        def waiting_stream(*arguments, **options):
-            for token in stream(*arguments, **options):
+        def waiting_steps(*arguments, **options):
+            for step in steps(*arguments, **options):
                 assert held.wait(PATIENCE)
-                yield token
+                yield step
 
-        network.stream = waiting_stream
+        network.steps = waiting_steps
         server = Server(network, NAME, Limits.of(**{"threads": 1, "grace": 0} | limits), port=0)
         server.start()
         running.append(Running(server, network, held))

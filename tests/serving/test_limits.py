@@ -110,6 +110,20 @@ def test_a_stream_that_takes_too_long_ends_with_an_error(impatient):
     impatient.wait_for(ACTIVE, 0)
 
 
+def test_a_long_prompt_is_interrupted_and_leaves_others_their_turns(started, continuation, monkeypatch):
+    server = started(active=2)
+    monkeypatch.setattr("planer.models.generate.SEGMENT", 1)
+    server.pause()
+    long = sent(server, SHORT | {"prompt": "x" * 8_000})
+    server.wait_for(ACTIVE, 1)
+    server.go_on()
+    assert server.api.completions.create(**SHORT).choices[0].text == continuation("x", tokens=8)
+    assert server.figures()[ACTIVE] == 1
+    long.close()
+    server.wait_for(CANCELLED, 1)
+    assert server.figures()["planer_generated_tokens_total"] == 8
+
+
 def test_the_time_to_read_a_prompt_counts(impatient, monkeypatch):
     def slow(text: str) -> list[int]:
         time.sleep(0.6)
@@ -128,10 +142,10 @@ def test_a_body_that_does_not_arrive_ends_with_an_error(impatient):
 
 def test_an_error_in_the_network_ends_one_request_only(endless, continuation, capsys, monkeypatch):
     def broken(*arguments, **options):
-        yield 1
+        yield [1]
         raise RuntimeError("broken network")
 
-    monkeypatch.setattr(endless.network, "stream", broken)
+    monkeypatch.setattr(endless.network, "steps", broken)
     with pytest.raises(openai.InternalServerError, match="the server has a fault; its log says more"):
         endless.api.completions.create(**SHORT)
     with pytest.raises(openai.APIError, match="the server has a fault; its log says more"):

@@ -22,7 +22,7 @@ def writes(server):
 
     def script(vocabulary: Vocabulary, ids: list[int]) -> None:
         server.network.surroundings = replace(server.network.surroundings, vocabulary=vocabulary)
-        server.network.stream = lambda prompt, tokens, **_: iter(ids[:tokens])
+        server.network.steps = lambda prompt, tokens, **_: ([i] for i in ids[:tokens])
 
     return script
 

@@ -7,7 +7,7 @@ import torch
 
 from planer.errors import UserError
 from planer.models import LanguageModel, initialise
-from planer.models.generate import SEGMENT, Sampling, generate
+from planer.models.generate import SEGMENT, Sampling, generate, generate_batch
 from planer.specs import Architecture, Attention, DynamicMoE, FeedForward, MoE, Skip
 
 BLOCKS = (Attention(2, 8), FeedForward(32), Skip(), MoE(32, 4, 2), Attention(1, 8), DynamicMoE(32, 8, 4))
@@ -58,7 +58,10 @@ def test_texts_depend_on_the_memory(norm):
 def test_a_long_prompt_is_read_in_segments():
     model = network()
     prompt = torch.randint(23, (2 * SEGMENT + 5,), generator=torch.Generator().manual_seed(1)).tolist()
-    assert written(model, prompt, 20, tokens=3) == without_memory(model, prompt, 3, 20, 0, Sampling())
+    expected = without_memory(model, prompt, 3, 20, 0, Sampling())
+    assert written(model, prompt, 20, tokens=3) == expected
+    steps = generate_batch(model, [prompt], Sampling.of(tokens=3), mem_len=20)
+    assert list(steps) == [[], [], *([token] for token in expected)]
 
 
 def test_a_threshold_changes_the_text():

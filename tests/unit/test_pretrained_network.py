@@ -52,6 +52,16 @@ def test_the_text_equals_that_of_transformers(family, saved):
     assert network.generate(PROMPT, tokens=9) == PROMPT + network.surroundings.vocabulary.decode(written, ids)
 
 
+@pytest.mark.parametrize("family", ["gpt2", "llama", "mistral", "qwen2", "qwen3"])
+def test_a_long_prompt_is_read_in_segments(family, saved, monkeypatch):
+    network = planer.load(saved(family))
+    ids = network.encode(f"{PROMPT} jumps over the lazy dog")
+    written = list(network.stream(ids, tokens=9))
+    monkeypatch.setattr("planer.pretrained.network.SEGMENT", 3)
+    pauses = (len(ids) - 1) // 3
+    assert list(network.steps(ids, tokens=9)) == [[]] * pauses + [[token] for token in written] and pauses > 1
+
+
 def test_samples_depend_on_the_seed(saved):
     network = planer.load(saved("llama"))
     one, same, other = (network.generate(PROMPT, tokens=9, temperature=2, seed=seed) for seed in (1, 1, 2))
