@@ -118,6 +118,6 @@ def _bound(host: str, port: int) -> socket.socket:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
         return socket.create_server((host, port), family=family)
-    except (OSError, OverflowError) as error:
+    except (OSError, OverflowError, TypeError) as error:  # TypeError: no name of a host
         reason = str(getattr(error, "strerror", None) or error).partition(" (")[0]
         raise UserError(f"port {port} of {host}: {reason}; name others with --host and --port") from error

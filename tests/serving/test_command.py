@@ -60,6 +60,7 @@ def test_a_killed_server_starts_again_and_sigterm_lets_requests_finish(folder, c
         (["--port", "http"], "argument --port: invalid int value: 'http'"),
         (["--port", "70000"], "port 70000 of 127.0.0.1: "),
         (["--host", "300.1.1.1"], "port 8000 of 300.1.1.1: "),
+        (["--host", "\u00e4..b"], "port 8000 of \u00e4..b: encoding of hostname failed; name others with --host"),
         (["--device", "tpu"], "device: 'tpu' is unknown"),
     ],
 )
