@@ -137,7 +137,7 @@ class AdaptiveSoftmax(HeadSpec):
             weight = embedding.weight[start:stop]
         else:
             weight = embedding.table(number)
-            hidden = hidden @ (embedding.projection(number) if number else head.projection)
+            hidden = head.project(hidden, embedding.projection(number) if number else head.projection)
         if number == 0:
             weight, bias = head.join(weight, head.cluster_weight), head.join(bias, head.cluster_bias)
         return head.linear(hidden, weight, bias)

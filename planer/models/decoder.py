@@ -18,6 +18,7 @@ from torch import Tensor
 from planer.errors import UserError
 from planer.kernels.cpp import build
 from planer.kernels.sparse_decode import WEIGHTS, rows
+from planer.models.embedding import AdaptiveEmbedding
 from planer.models.head import Head
 from planer.models.positions import sinusoids
 from planer.models.steps import STEPS, multiplicative_layer
@@ -100,6 +101,11 @@ class Decoder:
             table = self._positions[clamp_len] = sinusoids(clamped, self.model.architecture.d_model)
         return table
 
+    def embed(self, tokens: Tensor) -> Tensor:
+        """[B] int64 to [B, D]."""
+        embedding = self.model.embedding
+        return embedding(tokens, self._head.product) if isinstance(embedding, AdaptiveEmbedding) else embedding(tokens)
+
     def log_probs(self, hidden: Tensor) -> Tensor:
         """[B, D] to [B, V]."""
         return self._head.log_probs(hidden)
@@ -134,7 +140,7 @@ class Sequences:
     def hidden(self, tokens: Tensor) -> Tensor:
         """States behind the last block [B, D], after reading the next token of every sequence [B]."""
         model = self._decoder.model
-        x = model.embed(tokens)
+        x = self._decoder.embed(tokens)
         for place in self._path:
             step = self._decoder.steps[place]
             x = step(x, self._caches[place]) if step else self._in_pytorch(x, place)
@@ -180,7 +186,7 @@ class _Head:
     def __init__(self, head: Head, kind: str):
         self._head, self._kind = head, kind
         self._joined: dict[tuple[int, int], Tensor] = {}
-        self._rows: dict[tuple[int, int], list[Tensor]] = {}
+        self._rows: dict[tuple[int, ...], list[Tensor]] = {}
         if hasattr(head, "scales"):
             self._layer = multiplicative_layer(head.scales, head.bias, head.shared, kind)
 
@@ -191,9 +197,16 @@ class _Head:
         return self._head.spec.logits(self, hidden).log_softmax(-1)
 
     def linear(self, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        key = weight.data_ptr(), len(weight)
+        return self.product(x, weight, bias, self._kind)
+
+    def project(self, x: Tensor, projection: Tensor) -> Tensor:
+        return self.product(x, projection.t())
+
+    def product(self, x: Tensor, weight: Tensor, bias: Tensor | None = None, kind: str = "float32") -> Tensor:
+        """x W^T + b, with W stored as this kind: [B, D] to [B, n]."""
+        key = weight.data_ptr(), *weight.shape, *weight.stride()
         if key not in self._rows:
-            self._rows[key] = rows(weight, self._kind)
+            self._rows[key] = rows(weight, kind)
         return torch.ops.planer_cpp.decode_linear(x, self._rows[key], bias)
 
     def join(self, first: Tensor, second: Tensor) -> Tensor:

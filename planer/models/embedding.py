@@ -6,6 +6,7 @@ Letters in shapes: D model width, w width of a table.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from itertools import accumulate
 
 import torch
@@ -45,12 +46,12 @@ class AdaptiveEmbedding(nn.Module):
         """[D, w]."""
         return getattr(self, f"projection_{number}")
 
-    def forward(self, tokens: Tensor) -> Tensor:
-        """[...] int64 to [..., D]."""
+    def forward(self, tokens: Tensor, linear: Callable[[Tensor, Tensor], Tensor] = F.linear) -> Tensor:
+        """[...] int64 to [..., D].  linear: projects rows [..., w] by [D, w]."""
         result = None
         for number, (start, stop) in enumerate(zip(self.starts, self.starts[1:], strict=False)):
             table = self.table(number)
-            found = F.linear(F.embedding((tokens - start).clamp(0, len(table) - 1), table), self.projection(number))
+            found = linear(F.embedding((tokens - start).clamp(0, len(table) - 1), table), self.projection(number))
             here = ((tokens >= start) & (tokens < stop))[..., None]
             result = found if result is None else torch.where(here, found, result)
         return result * math.sqrt(self.d_model)

@@ -52,6 +52,11 @@ class Head(nn.Module):
         return _at_least_single(F.linear(x, weight, bias))
 
     @staticmethod
+    def project(x: Tensor, projection: Tensor) -> Tensor:
+        """x P: [..., D] to [..., w]."""
+        return x @ projection
+
+    @staticmethod
     def join(first: Tensor, second: Tensor) -> Tensor:
         """The rows of both."""
         return torch.cat((first, second))

@@ -165,10 +165,11 @@ def test_unknown_or_unsupported_weights_are_refused(weights, reason):
         list(generate(network().double(), [1], Sampling(), mem_len=5, weights=weights))
 
 
+@pytest.mark.parametrize("head", HEADS, ids=lambda head: head.label)
 @pytest.mark.parametrize("weights", ["float32", "bfloat16", "int8"])
-def test_a_sequence_alone_gives_the_same_bits_as_in_a_batch(weights):
+def test_a_sequence_alone_gives_the_same_bits_as_in_a_batch(weights, head):
     """The sequences have different lengths."""
-    model, ids = network(*BLOCKS.values()), text(8)
+    model, ids = network(*BLOCKS.values(), head=head), text(8)
     with torch.inference_mode():
         states = [model(ids[b : b + 1, b:PROMPT], mem_len=5, attention="cached").state for b in range(PROMPT - 1)]
         decoder = decoder_of(model, weights)
