@@ -101,6 +101,11 @@ def test_memory_lengths(kind, mem_len, clamp_len):
     assert error(model, mem_len=mem_len, clamp_len=clamp_len) < TOLERANCE
 
 
+def test_modules_of_several_panels():
+    """Of 40 columns, in panels of 32, for four modules side by side and one more."""
+    assert error(network(SparseAttention(5, 40, 5), SparseConvAttention(5, 40, 5), d_model=200)) < TOLERANCE
+
+
 @pytest.mark.parametrize("head", HEADS, ids=lambda head: head.label)
 @pytest.mark.parametrize("norm", ["post", "pre"])
 def test_every_head(head, norm):
@@ -222,6 +227,25 @@ def test_a_changed_threshold_is_used_at_once():
     model.dynamic_blocks()[0].tau = 0.0
     assert not torch.equal(decoded(model, text()), before)
     assert error(model) < TOLERANCE
+
+
+def test_a_token_with_a_score_that_is_no_number_runs_all_experts():
+    model = network(BLOCKS["dynamic"])
+    layer = model.dynamic_blocks()[0]
+    with torch.no_grad():
+        layer.router.v2[0] = float("nan")
+    some = decoded(model, text())
+    layer.tau = 0.0
+    assert normalised_error(some, decoded(model, text())) < TOLERANCE
+
+
+def test_tokens_of_more_sequences_than_the_caches_are_refused():
+    model = network(BLOCKS["attention"])
+    with torch.inference_mode():
+        state = model(text()[:1, :PROMPT], mem_len=5, attention="cached").state
+        sequences = Sequences(decoder_of(model), [state], TOKENS, 5, 0)
+        with pytest.raises(RuntimeError, match="tokens of 2 sequences"):
+            sequences.read(text()[:, PROMPT])
 
 
 def test_memories_of_changing_length():

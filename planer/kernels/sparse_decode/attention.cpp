@@ -23,15 +23,25 @@ struct Heads {
 
   int64_t width() const { return u.numel(); }
 
+  // Raises unless the caches are those of the tokens x [B, D], and of these heads.
+  void check(const Tensor& x) const {
+    const int64_t B = x.size(0), H = u.size(0), C = keys.size(2), Dh = u.size(1);
+    TORCH_CHECK(keys.sizes() == at::IntArrayRef({B, H, C, Dh}) && values.sizes() == keys.sizes(),
+                "decoding: tokens of ", B, " sequences in ", H, " heads of ", Dh, ", but caches ", keys.sizes(), " and ",
+                values.sizes());
+    TORCH_CHECK(v.sizes() == u.sizes(), "decoding: biases ", u.sizes(), " and ", v.sizes());
+    TORCH_CHECK(seen.numel() == B, "decoding: lengths of ", seen.numel(), " sequences, but caches of ", B);
+    TORCH_CHECK(positions.size(0) == H && positions.size(1) >= C && positions.size(2) == Dh, "decoding: ", C,
+                " cached positions, but distances ", positions.sizes());
+  }
+
   // Mixes values for queries, keys and values of one token of every sequence: rows of W numbers, stride apart in
   // memory; out [B, W].  Keys and values go into the cache.
   void run(const float* q, const float* k, const float* v_new, int64_t stride, float* out) const {
     const int64_t B = keys.size(0), H = keys.size(1), C = keys.size(2), Dh = keys.size(3), W = H * Dh;
-    TORCH_CHECK(positions.size(1) >= C, "decoding: ", C, " cached positions, but ", positions.size(1), " distances");
     data(keys), data(values);
     float *all_keys = keys.mutable_data_ptr<float>(), *all_values = values.mutable_data_ptr<float>();
     const float *us = data(u), *vs = data(v), *table = data(positions);
-    TORCH_CHECK(seen.numel() == B, "decoding: lengths of ", seen.numel(), " sequences, but caches of ", B);
     const int64_t L = positions.size(1), *lengths = data<int64_t>(seen);
     in_parallel(B * H, 3 * C * Dh, [&](int64_t begin, int64_t end) {
       std::vector<float> scores(whole_vectors(C)), by_key(Dh), by_position(Dh);
@@ -104,6 +114,7 @@ Tensor attention(const Tensor& x, const Tensor& norm_weight, const Tensor& norm_
                  const Tensor& u, const Tensor& v, const Tensor& positions, const Tensor& keys, const Tensor& values,
                  const Tensor& seen, at::TensorList qkv, at::TensorList output) {
   const Heads heads{u, v, positions, keys, values, seen};
+  heads.check(x);
   const int64_t W = heads.width();
   return Residual{norm_weight, norm_bias, eps, before}.around(x, [&](const float* in, int64_t B, float* y) {
     std::vector<float> projected(B * 3 * W), mixed(B * W);
@@ -118,6 +129,7 @@ Tensor sparse_attention(const Tensor& x, const Tensor& norm_weight, const Tensor
                         const Tensor& u, const Tensor& v, const Tensor& positions, const Tensor& keys,
                         const Tensor& values, const Tensor& seen, at::TensorList projections) {
   const Heads heads{u, v, positions, keys, values, seen};
+  heads.check(x);
   const int64_t W = heads.width(), each = projections.size() / 4;
   const auto project = [&](int number, const float* from, int64_t B, float* to) {
     Multiplicative{projections.slice(number * each, each)}.run(from, B, to);
@@ -138,9 +150,11 @@ Tensor sparse_conv_attention(const Tensor& x, const Tensor& norm_weight, const T
                              const Tensor& keys, const Tensor& values, const Tensor& seen, const Tensor& image,
                              at::TensorList projection, at::TensorList convolutions) {
   const Heads heads{u, v, positions, keys, values, seen};
+  heads.check(x);
   const int64_t W = heads.width(), M = image.size(2), S = image.size(3) - 2, row = S + 2;
   const int64_t each = convolutions.size() / 3;
   data(image);
+  TORCH_CHECK(image.size(0) == x.size(0), "decoding: tokens of ", x.size(0), " sequences, images of ", image.size(0));
   return Residual{norm_weight, norm_bias, eps, before}.around(x, [&](const float* in, int64_t B, float* y) {
     std::vector<float> projected(B * W), parts(3 * B * W);
     Multiplicative{projection}.run(in, B, projected.data());

@@ -47,6 +47,8 @@ struct Layer {
 // f(Layer) for the type of its matrices.
 template <typename F>
 auto with_layer(at::TensorList w1, const Tensor& b1, at::TensorList w2, const F& f) {
+  TORCH_CHECK(w1[0].numel() == w2[0].numel() && w1[0].numel() == b1.numel() * w1[0].size(-1), "decoding: weights ",
+              w1[0].sizes(), " and ", w2[0].sizes(), ", but ", b1.numel(), " neurons");
   return with_type(w1, [&](auto type) {
     using W = decltype(type);
     return f(Layer<W>{Rows<W>(w1), data(b1), Rows<W>(w2)});
@@ -118,7 +120,7 @@ Tensor dynamic(const Tensor& x, const Tensor& norm_weight, const Tensor& norm_bi
       float *scores = all_scores.data() + b * E, largest = 0.0f;
       for (int64_t e = 0; e < E; ++e) {
         scores[e] = std::abs(scores[e]);
-        largest = scores[e] <= largest ? largest : scores[e];  // NaN stays, and then all run
+        if (!(scores[e] <= largest) && !std::isnan(largest)) largest = scores[e];  // NaN stays, and then all run
       }
       picked.clear();
       for (int64_t e = 0; e < E; ++e)

@@ -222,7 +222,8 @@ struct Residual {
   template <typename F>
   at::Tensor around(const at::Tensor& x, const F& layer) const {
     const int64_t B = x.size(0), D = x.size(1);
-    TORCH_CHECK(weight.numel() == D, "decoding: tokens are ", D, " wide, the LayerNorm is ", weight.numel());
+    TORCH_CHECK(weight.numel() == D && bias.numel() == D, "decoding: tokens are ", D, " wide, the LayerNorm is ",
+                weight.numel(), " and ", bias.numel());
     const float *from = data(x), *scales = data(weight), *shifts = data(bias);
     at::Tensor result = at::empty_like(x);
     float* out = result.mutable_data_ptr<float>();
