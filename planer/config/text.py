@@ -85,17 +85,23 @@ def tokenizer_file(tokenizer: str) -> Path | None:
 
 
 def parse_tokenizer(source: str, document: str):
-    """A ``tokenizers.Tokenizer``; source names the file in messages.  Raises UserError when it is not readable."""
+    """A ``tokenizers.Tokenizer`` that neither truncates nor pads; source names the file in messages.
+
+    Raises UserError when it is not readable.
+    """
     try:
         from tokenizers import Tokenizer
     except ImportError:
         raise UserError(f"{source} needs the package tokenizers; install it, or use bytes or words") from None
     try:
-        return Tokenizer.from_str(document)
+        tokenizer = Tokenizer.from_str(document)
     except Exception as error:  # the library raises no narrower class
         raise UserError(
             f"{source} is no readable tokenizer.json ({one_line(error)}); write it with the package tokenizers"
         ) from error
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    return tokenizer
 
 
 def read_tokenizer(path: Path) -> str:

@@ -107,6 +107,14 @@ def test_subwords_survive_a_round_trip(here, subwords):
     assert source(tokenizer="tok") == source(tokenizer="tok/tokenizer.json") | {"tokenizer": "tok"}
 
 
+def test_a_tokenizer_that_truncates_and_pads_reads_the_whole_text(here, subwords):
+    subwords.enable_truncation(16)
+    subwords.enable_padding(length=32)
+    subwords.save("tok/tokenizer.json")
+    splits, _, _ = prepared("tok")
+    assert "".join(subwords.decode(ids.tolist()) for ids in splits) == TEXT
+
+
 def test_a_long_text_is_tokenized_in_whole_lines(here, subwords):
     long = TEXT * (2 * CHUNK // len(TEXT) + 1)
     (here / "long.txt").write_text(long)
