@@ -30,7 +30,7 @@ EOS, UNKNOWN = "<eos>", "<unk>"
 RARE = 3
 """Words that occur less often in train become <unk>, as in WikiText: so <unk> is trained, and the vocabulary small."""
 CHUNK = 2**16
-"""Characters per call of a tokenizer, up to the end of a line."""
+"""Characters per call of a tokenizer, which then reads on to the end of the line, over at most as many more."""
 FOUND = Path("scratch/texts")
 """Folder of the results of ``survey``."""
 
@@ -126,8 +126,14 @@ def encode(source: str, tokenizer, text: str) -> list[int]:
 
 
 def chunks(text: str) -> Iterator[str]:
-    """A text in pieces, each of CHUNK characters and the rest of their last line."""
-    return (match[0] for match in re.finditer(rf"(?s).{{1,{CHUNK}}}[^\n]*\n?", text))
+    """A text in pieces, each of CHUNK characters and the rest of their last line.
+
+    Where that rest has more than CHUNK characters, the piece ends before its last white space, as words of many
+    tokenizers begin with one, or anywhere without any.
+    """
+    lines = rf".{{1,{CHUNK}}}+[^\n]{{0,{CHUNK}}}+(?:\n|\Z)"
+    most = rf".{{1,{2 * CHUNK}}}"
+    return (match[0] for match in re.finditer(rf"(?s){lines}|{most}(?=\s)|{most}", text))
 
 
 def vocab_size_of(tokenizer) -> int:

@@ -59,7 +59,7 @@ def _words(part: str, vocabulary: list[str]) -> np.ndarray:
 
 
 def _subwords(part: str, tokenizer, source: str) -> np.ndarray:
-    """Ids of a text, in chunks of whole lines: a tokenizer needs a hundred bytes a character."""
+    """Ids of a text, in chunks: a tokenizer needs a hundred bytes a character."""
     dtype = np.min_scalar_type(text.vocab_size_of(tokenizer) - 1)
     encoded = (text.encode(f"data.tokenizer: {source}", tokenizer, chunk) for chunk in text.chunks(part))
     return np.concatenate([np.array([], dtype), *(np.array(ids, dtype) for ids in encoded)])

@@ -50,8 +50,8 @@ def _text(config: TaskConfig, network: Folder) -> tuple[TaskFacts, dict[str, dic
         config.kind, config.headline, block_size=config.block_size, **_symbols(config, network, tokenizer)
     )
     for name, text in _texts(config).items():
-        ids = tokenizer(list(chunks(text)), add_special_tokens=False).input_ids if text else []
-        tokens = np.concatenate([np.array(part, np.int32) for part in ids] or [np.array([], np.int32)])
+        encoded = (tokenizer(chunk, add_special_tokens=False).input_ids for chunk in chunks(text))
+        tokens = np.concatenate([np.array([], np.int32), *(np.array(ids, np.int32) for ids in encoded)])
         if len(tokens) <= config.block_size:
             problem = f"the split {name} has {len(tokens):,} tokens, a block {config.block_size:,}"
             raise UserError(f"task: {problem}; give more text, or lower task.block_size")

@@ -18,7 +18,16 @@ from planer.config.lengths import check_lengths
 from planer.config.model import one_source
 from planer.config.pretrained import pretrained_names
 from planer.config.strict_yaml import read_experiment
-from planer.config.text import CHUNK, corpus_of, survey, text_files, three_parts, tokenizer_file, word_vocabulary
+from planer.config.text import (
+    CHUNK,
+    chunks,
+    corpus_of,
+    survey,
+    text_files,
+    three_parts,
+    tokenizer_file,
+    word_vocabulary,
+)
 from planer.data.corpora import SPLITS
 from planer.data.own_text import prepare_text
 from planer.errors import UserError
@@ -120,6 +129,27 @@ def test_a_long_text_is_tokenized_in_whole_lines(here, subwords):
     (here / "long.txt").write_text(long)
     splits, _, _ = prepared("tok", "long.txt")
     assert "".join(subwords.decode(ids.tolist()) for ids in splits) == long
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "ab " * CHUNK,
+        "abc" * CHUNK,
+        "\u4e16\n" + "\u754c" * 4 * CHUNK + "\n\n",
+        "ab\n" + " " * 3 * CHUNK + "c",
+        "a b\n" * CHUNK,
+    ],
+)
+def test_chunks_of_a_long_line_are_bounded(text):
+    pieces = list(chunks(text))
+    assert "".join(pieces) == text and max(map(len, pieces)) <= 2 * CHUNK + 1
+    assert len(pieces) <= len(text) / CHUNK + 1
+
+
+def test_chunks_are_cut_between_words():
+    assert "".join(f"{piece}|" for piece in chunks("ab " * CHUNK)).count("ab| ab") == 1
+    assert [piece[-1] for piece in chunks("ab cd\n" * CHUNK)] == ["\n"] * 6
 
 
 @pytest.mark.parametrize("text", ["a b\n" * 500, "ab" * 1000, "\u00e9\u4e16" * 300, "one two"])
