@@ -170,8 +170,9 @@ def three_parts(content: bytes, between_words: bool) -> list[bytes]:
 
 
 def _boundary(content: bytes, position: int) -> int:
-    """The first position from here on behind a space or end of line; without any, the start of the next character."""
-    if space := re.compile(rb"\s").search(content, max(position - 1, 0)):
+    """The first position from here on behind a space or end of line that further text follows; without any, the start
+    of the next character."""
+    if space := re.compile(rb"\s").search(content, max(position - 1, 0), len(content.rstrip())):
         return space.end()
     while position < len(content) and content[position] & 0xC0 == 0x80:
         position += 1

@@ -162,6 +162,14 @@ def test_words_and_characters_are_not_split(text):
         assert [word for part in parts for word in part.split()] == content.split()
 
 
+@pytest.mark.parametrize("end", ["\n", "\r\n", " \n\n"])
+@pytest.mark.parametrize("text", ["\u4e16\u754c" * 1000, "ACGT" * 1500, "one two\n" + "GATTACA" * 900])
+def test_a_text_without_spaces_is_split_between_characters(text, end):
+    parts = three_parts((text + end).encode(), between_words=True)
+    assert "".join(part.decode() for part in parts) == text + end
+    assert [len(part) for part in parts] == pytest.approx([5400, 300, 300], rel=0.06)
+
+
 def test_files_of_a_glob_are_joined_in_order(here):
     (here / "sub").mkdir()
     for name in ("b", "a", "sub/c"):
