@@ -102,7 +102,21 @@ def _labelled(config: TaskConfig, network: Folder, seed: int) -> dict[str, Label
     for name in ("valid", "test"):
         if name not in found:
             found[name] = read_labelled(resolve(getattr(config, name)), columns, train.label_names)
+    _check_inputs(config, found)
     return {name: found[name] for name in SPLITS}
+
+
+def _check_inputs(config: TaskConfig, examples: dict[str, LabelledSet]) -> None:
+    """Raise UserError for a file of images where the task reads texts, or of texts where it reads images."""
+    for name, part in examples.items():
+        image = isinstance(part.inputs[0], np.ndarray)
+        if image == (config.kind == "labelled_images"):
+            continue
+        found, kind, wanted = ("images", "labelled_images", "texts") if image else ("texts", "labelled_text", "images")
+        key = name if getattr(config, name) else "train"
+        problem = f"{resolve(getattr(config, key))} holds {found}, but task.kind is {config.kind}"
+        remedy = f"set task.kind: {kind}, or " if key == "train" else ""
+        raise UserError(f"task.{key}: {problem}; {remedy}name data or a text_column with {wanted}")
 
 
 def _labels(network: Folder) -> tuple[str, ...] | None:

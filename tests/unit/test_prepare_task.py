@@ -7,6 +7,8 @@ import json
 from pathlib import Path
 
 import numpy as np
+import pyarrow
+import pyarrow.parquet
 import pytest
 import torch
 from PIL import Image
@@ -143,6 +145,45 @@ def test_a_wrong_task_is_refused(folders, tmp_path, monkeypatch, kind, family, c
     with pytest.raises(UserError, match=message) as refused:
         prepare_task(config(kind, **given), folders[family], tmp_path / "out", 0)
     assert "\n" not in str(refused.value) and not Path("out").exists()
+
+
+@pytest.fixture(scope="module")
+def mixed(tmp_path_factory):
+    """A folder with the same labels in a table of paths, a folder of images, IDX files and a Parquet file."""
+    root = tmp_path_factory.mktemp("mixed")
+    for label in ("0", "1"):
+        (root / "images" / label).mkdir(parents=True)
+        Image.new("L", (8, 8), int(label)).save(root / "images" / label / "a.png")
+    paths = [f"images/{label}/a.png" for label in "01"]
+    (root / "paths.csv").write_text("text,label\n" + "".join(f"{path},{path[7]}\n" for path in paths))
+    sizes = (2).to_bytes(4, "big"), (8).to_bytes(4, "big") * 2
+    (root / "a-images-idx3-ubyte").write_bytes(bytes((0, 0, 8, 3)) + b"".join(sizes) + bytes(128))
+    (root / "a-labels-idx1-ubyte").write_bytes(bytes((0, 0, 8, 1)) + sizes[0] + bytes((0, 1)))
+    columns = {"text": [{"bytes": (root / path).read_bytes(), "path": None} for path in paths], "label": [0, 1]}
+    pyarrow.parquet.write_table(pyarrow.table(columns), root / "images.parquet")
+    return root
+
+
+@pytest.mark.parametrize(
+    ("family", "split", "name"),
+    [
+        ("vit", "train", "paths.csv"),
+        ("vit", "valid", "paths.csv"),
+        ("bert", "train", "images"),
+        ("bert", "train", "a-images-idx3-ubyte"),
+        ("bert", "test", "images.parquet"),
+    ],
+)
+def test_data_of_another_kind_than_the_task_are_refused(folders, mixed, tmp_path, family, split, name):
+    kinds = {"texts": "labelled_text", "images": "labelled_images"}
+    found, wanted = ("texts", "images") if family == "vit" else ("images", "texts")
+    fitting = mixed / ("images" if family == "vit" else "paths.csv")
+    files = dict.fromkeys(("train", "valid", "test"), str(fitting)) | {split: str(mixed / name)}
+    with pytest.raises(UserError) as refused:
+        prepare_task(config(kinds[wanted], **files), folders[family], tmp_path / "out", 0)
+    problem = f"task.{split}: {mixed / name} holds {found}, but task.kind is {kinds[wanted]}"
+    remedy = f"set task.kind: {kinds[found]}, or " if split == "train" else ""
+    assert str(refused.value) == f"{problem}; {remedy}name data or a text_column with {wanted}"
 
 
 def test_folders_of_images_named_otherwise_are_numbered_by_name(tmp_path, caplog):
