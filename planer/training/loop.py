@@ -30,6 +30,9 @@ from planer.training.loss import StepLoss, subset
 from planer.training.schedule import learning_rate
 from planer.training.terms import Term
 
+SIGNALS = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP", "SIGINT") if hasattr(signal, name)]
+"""Signals after which a training saves and leaves.  Windows has no SIGHUP."""
+
 
 @dataclass(frozen=True)
 class StepGroup:
@@ -74,10 +77,10 @@ def fit(
     terms, averaged over the steps that reported them.  Wall-clock time stays out of the history, which is the same to
     the last bit for the same seed.
 
-    The last step is checkpointed too: the caller deletes the checkpoint when its outputs are written.  SIGTERM and
-    SIGINT (Ctrl-C) save after the running step and leave by SystemExit(143) and KeyboardInterrupt.  Raises
-    UserError when the loss or a weight stops being finite (the last checkpoint stays) and when the checkpoint cannot be
-    written.
+    The last step is checkpointed too: the caller deletes the checkpoint when its outputs are written.  SIGTERM, SIGHUP
+    (a closed terminal) and SIGINT (Ctrl-C) save after the running step and leave by SystemExit(143), SystemExit(129)
+    and KeyboardInterrupt.  Raises UserError when the loss or a weight stops being finite (the last checkpoint stays)
+    and when the checkpoint cannot be written.
     """
     run = _Run(StepLoss(model, task, terms, runtime), optimizers, record.checkpoint)
     total = sum(group.steps for group in optimizers.values())
@@ -272,11 +275,11 @@ class _Means:
 
 @contextmanager
 def _signals() -> Iterator[list[int]]:
-    """SIGTERM and SIGINT that came, instead of ending the process, unless ignored.  They reach the main thread only."""
+    """SIGNALS that came, instead of ending the process, unless ignored.  They reach the main thread only."""
     came: list[int] = []
     before = {}
     if threading.current_thread() is threading.main_thread():
-        before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+        before = {number: signal.getsignal(number) for number in SIGNALS}
         before = {number: handler for number, handler in before.items() if handler is not signal.SIG_IGN}
     for number in before:
         signal.signal(number, lambda number, frame: came.append(number))

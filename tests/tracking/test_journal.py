@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import subprocess
@@ -15,7 +14,7 @@ import pytest
 from planer.errors import UserError
 from planer.git import git_commit
 from planer.workflow import tracking
-from planer.workflow.tracking.journal import ENDS_BYTES, KEPT, Journal, fingerprint, journals
+from planer.workflow.tracking.journal import ENDS_BYTES, KEPT, TERMINATING, Journal, fingerprint, journals
 
 ROOT = Path(__file__).parents[2]
 
@@ -193,13 +192,28 @@ def test_none_switches_mlflow_off(tmp_path, monkeypatch, capsys):
     assert capsys.readouterr().err == ""
 
 
-def test_a_handler_of_sigterm_keeps_it(tmp_path):
+@pytest.mark.parametrize("number", TERMINATING)
+def test_a_signal_ends_a_job_as_an_exception(tmp_path, number):
+    before = signal.signal(number, signal.SIG_DFL)
+    try:
+        with pytest.raises(SystemExit) as end, track(tmp_path):
+            assert signal.getsignal(number) is not signal.SIG_DFL  # it would end the tests
+            os.kill(os.getpid(), number)
+        assert signal.getsignal(number) is signal.SIG_DFL
+    finally:
+        signal.signal(number, before)
+    assert end.value.code == 128 + number and records(tmp_path)[-1]["end"] == "KILLED"
+
+
+@pytest.mark.parametrize("number", TERMINATING)
+@pytest.mark.parametrize("ignored", [False, True])
+def test_a_handler_of_a_signal_keeps_it(tmp_path, number, ignored):
     caught = []
-    before = signal.signal(signal.SIGTERM, lambda number, frame: caught.append(number))
+    before = signal.signal(number, signal.SIG_IGN if ignored else lambda number, frame: caught.append(number))
     try:
         with track(tmp_path):
-            os.kill(os.getpid(), signal.SIGTERM)
-        assert caught == [signal.SIGTERM]
+            os.kill(os.getpid(), number)
+        assert caught == ([] if ignored else [number])
     finally:
-        signal.signal(signal.SIGTERM, before)
-    assert json.loads(journals(tmp_path)[0].read_text().splitlines()[-1])["end"] == "FINISHED"
+        signal.signal(number, before)
+    assert records(tmp_path)[-1]["end"] == "FINISHED"

@@ -254,7 +254,10 @@ class Signalled(TwoGroups):
         return super().batch(step)
 
 
-@pytest.mark.parametrize(("number", "error"), [(signal.SIGTERM, SystemExit(143)), (signal.SIGINT, KeyboardInterrupt())])
+@pytest.mark.parametrize(
+    ("number", "error"),
+    [(signal.SIGTERM, SystemExit(143)), (signal.SIGHUP, SystemExit(129)), (signal.SIGINT, KeyboardInterrupt())],
+)
 def test_a_signal_saves_after_the_running_step(uninterrupted, tmp_path, number, error):
     before = signal.signal(number, signal.default_int_handler)  # jobs in the background ignore SIGINT
     try:
@@ -283,12 +286,13 @@ class Diverging(TwoGroups):
         return dataclasses.replace(result, loss=result.loss * self.factor) if batch[0] == self.after_step else result
 
 
-def test_an_ignored_signal_stays_ignored(uninterrupted, tmp_path):
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP])
+def test_an_ignored_signal_stays_ignored(uninterrupted, tmp_path, number):
+    before = signal.signal(number, signal.SIG_IGN)
     try:
-        history = run(Signalled(signal.SIGINT), tmp_path)
+        history = run(Signalled(number), tmp_path)
     finally:
-        signal.signal(signal.SIGINT, before)
+        signal.signal(number, before)
     pd.testing.assert_frame_equal(history, uninterrupted[1], check_exact=True)
 
 

@@ -35,6 +35,9 @@ FOLDER = ".tracking"
 KEPT = 5
 """Journals that a stage keeps at most, the newest and those before it that MLflow has not taken."""
 
+TERMINATING = (signal.SIGTERM, signal.SIGHUP)
+"""Signals that end a job as an exception; SIGHUP comes when a terminal is closed."""
+
 ENDS_BYTES = 2**16
 """Of a file, at either end, that its fingerprint is made of: weights may have gigabytes."""
 
@@ -51,8 +54,9 @@ def track(
 ) -> Iterator[StageRun]:
     """Record the body as one run: FINISHED, FAILED by an exception, or KILLED by a signal.
 
-    params is any nesting of mappings; it is logged flattened, with dots between the keys.  SIGTERM, where nothing else
-    handles it, becomes SystemExit(143), so that the run is closed and finally-blocks execute.
+    params is any nesting of mappings; it is logged flattened, with dots between the keys.  SIGTERM and SIGHUP, where
+    nothing else handles or ignores them, become SystemExit(143) and SystemExit(129), so that the run is closed and
+    finally-blocks execute.
     """
     if os.environ.get("MLFLOW_TRACKING_URI") == "none":
         yield StageRun(None)
@@ -299,7 +303,7 @@ def _versions() -> dict[str, str]:
 def _end(error: BaseException) -> dict[str, str]:
     """The last record of a job that an exception ended."""
     code = error.code if isinstance(error, SystemExit) else None
-    if isinstance(error, KeyboardInterrupt) or code in (128 + signal.SIGTERM, 128 + signal.SIGINT):
+    if isinstance(error, KeyboardInterrupt) or code in [128 + number for number in (*TERMINATING, signal.SIGINT)]:
         return {"end": "KILLED"}
     if isinstance(error, SystemExit) and code in (None, 0):
         return {"end": "FINISHED"}
@@ -308,17 +312,17 @@ def _end(error: BaseException) -> dict[str, str]:
 
 @contextmanager
 def _terminable() -> Iterator[None]:
-    """Turn SIGTERM into SystemExit, unless somebody else handles it.  Signals reach the main thread only."""
+    """Turn TERMINATING into SystemExit, unless handled or ignored already.  Signals reach the main thread only."""
 
     def leave(number: int, frame: object) -> None:
         raise SystemExit(128 + number)
 
     main = threading.current_thread() is threading.main_thread()
-    if not main or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
-        yield
-        return
-    signal.signal(signal.SIGTERM, leave)
+    turned = [number for number in TERMINATING if main and signal.getsignal(number) is signal.SIG_DFL]
+    for number in turned:
+        signal.signal(number, leave)
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        for number in turned:
+            signal.signal(number, signal.SIG_DFL)
