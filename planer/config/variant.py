@@ -14,9 +14,9 @@
     keep_<q>                    the fastest network whose validation loss is at most q above the baseline's, q < 0.2
 
 All but the baseline start from the trained baseline and have it as their teacher.  The suffix ``-scratch`` is the
-papers' method: search and training from random weights, without a teacher.  The suffix ``-seed<k>`` comes last and
-repeats everything, the baseline included, with other random streams.  Every variant has one name: ``target_0.5``, not
-``target_0.50`` or ``target_.5``.
+papers' method: search and training from random weights, without a teacher; continued and keep_<q> have no such suffix.
+The suffix ``-seed<k>`` comes last and repeats everything, the baseline included, with other random streams.  Every
+variant has one name: ``target_0.5``, not ``target_0.50`` or ``target_.5``.
 """
 
 from __future__ import annotations
@@ -53,7 +53,8 @@ LARGEST_LOSS = 0.2
 ALLOWED = (
     "baseline, continued, sandwich, par, pattern_<name>, par_search, target_<t>, isoparam_<t>, shared_<t>, "
     "shallow_<t>, lts_<t>, random_<t>_<n> and keep_<q> with t from 0.001 to 1, n = 1, 2, ... and q below 0.2; add "
-    "-scratch for search and training from random weights, -seed<k> to repeat one with another seed"
+    "-scratch for search and training from random weights (except to baseline, continued and keep_<q>), -seed<k> to "
+    "repeat one with another seed"
 )
 
 

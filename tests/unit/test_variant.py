@@ -73,6 +73,7 @@ def test_the_refusal_of_an_unknown_name_lists_the_allowed_ones(name):
     message = str(error.value)
     assert repr(name) in message and "\n" not in message
     assert all(allowed in message for allowed in (*PATTERNS, "target_<t>", "-seed<k>"))
+    assert "(except to baseline, continued and keep_<q>)" in message
 
 
 @pytest.mark.parametrize(
