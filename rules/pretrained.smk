@@ -3,7 +3,7 @@
 
 rule prepare_model:
     input:
-        files=network_files,
+        files=files_of_network,
     output:
         manifest=NETWORK,
     log:
@@ -31,7 +31,7 @@ rule prepare_model:
 
 rule prepare_task:
     input:
-        files=task_files,
+        files=files_of_task,
         network=NETWORK,
     output:
         train="results/data/{experiment}-task/train.safetensors",
@@ -52,6 +52,7 @@ rule prepare_task:
         runtime=120,
     params:
         config=sections("task"),
+        images=image_folders,
         batches=batches_of_trainings,
         seed=experiment_seed("prepare_task"),
         code=code_hash("pretrained/prepare_task.py"),

@@ -13,6 +13,8 @@ from planer.config.arms import (
     training_batches,
 )
 from planer.config.paths import resolve
+from planer.data.user_files import data_files, images_digest
+from planer.pretrained.folder import network_files
 
 
 def arm_sections(*names):
@@ -59,18 +61,30 @@ def most_minutes(wildcards, attempt):
     return math.ceil(60 * settings(wildcards.experiment)["max_hours"]) + 60
 
 
-def network_files(wildcards):
+def files_of_network(wildcards):
     """Files of the user's network that are there; a job refuses what is missing."""
-    network = config_of(wildcards.experiment).pretrained
-    names = ("config.json", "model.safetensors") if network.folder else ()
-    return [str(file) for name in names if (file := resolve(network.folder) / name).is_file()]
+    return list(map(str, network_files(config_of(wildcards.experiment).pretrained)))
 
 
-def task_files(wildcards):
-    """Files and folders of the task's data that are there; a job refuses what is missing."""
-    task = config_of(wildcards.experiment).task
-    paths = [resolve(path) for path in (task.train, task.valid, task.test) if path]
-    return [str(path) for path in paths if path.exists()]
+def splits_of(experiment):
+    """Files and folders of the task's data."""
+    task = config_of(experiment).task
+    return [resolve(path) for path in (task.train, task.valid, task.test) if path]
+
+
+def files_of_task(wildcards):
+    """Files of the task's data that are there; a job refuses what is missing."""
+    return [str(file) for path in splits_of(wildcards.experiment) for file in data_files(path)]
+
+
+@cache
+def digests_of(experiment):
+    return [images_digest(path) for path in splits_of(experiment) if not data_files(path)]
+
+
+def image_folders(wildcards):
+    """Params: what the task's folders of images hold, in the place of inputs: there may be a million files."""
+    return digests_of(wildcards.experiment)
 
 
 def of_stage(stage, name):

@@ -14,6 +14,8 @@ from typing import NoReturn
 
 from safetensors import SafetensorError, safe_open
 
+from planer.config.paths import resolve
+from planer.config.pretrained import PretrainedConfig
 from planer.errors import Damaged, UserError
 from planer.files import check_shape, one_line
 from planer.parsing import show
@@ -25,6 +27,11 @@ INDEX = "model.safetensors.index.json"
 TOKENIZERS = (("tokenizer.json",), ("vocab.txt",), ("vocab.json", "merges.txt"))
 """Files from which transformers makes a tokenizer."""
 IMAGES = (("preprocessor_config.json",),)
+PROCESSORS = (
+    *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "chat_template.jinja"),
+    *("vocab.txt", "vocab.json", "merges.txt", "preprocessor_config.json"),
+)
+"""Files of tokenizers and image processors."""
 CLASSES = {
     "causal_lm": ("ForCausalLM", "LMHeadModel"),
     "masked_lm": ("ForMaskedLM",),
@@ -61,6 +68,15 @@ class Folder:
     def projections(self) -> Mapping | None:
         """Which attention projections are MLPs (``planer.pretrained.projections``); None where none is."""
         return self.config["projections"] if self.config["model_type"].startswith(PREFIX) else None
+
+
+def network_files(config: PretrainedConfig) -> list[Path]:
+    """Files that an experiment's network is made from and that are there: of its folder, or of its tokenizer's."""
+    source = config.folder or config.tokenizer
+    if not source or not os.path.isdir(folder := resolve(source)):
+        return []
+    names = (*PROCESSORS, "config.json", INDEX, "*.safetensors") if config.folder else PROCESSORS
+    return sorted(file for name in names for file in folder.glob(name) if file.is_file())
 
 
 def is_pretrained(folder: str | Path) -> bool:

@@ -19,7 +19,7 @@ from planer.errors import Damaged, UserError
 from planer.files import file_sha256, one_line, read_json, write_json
 from planer.parsing import show
 from planer.pretrained.adapters import adapter_for, adapters
-from planer.pretrained.folder import WEIGHTS, Folder, check_folder
+from planer.pretrained.folder import PROCESSORS, WEIGHTS, Folder, check_folder
 from planer.pretrained.load import (
     HEADS,
     load_image_processor,
@@ -33,11 +33,6 @@ from planer.tensors import read_tensors, write_tensors
 if TYPE_CHECKING:
     import transformers
 
-PROCESSORS = (
-    *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "chat_template.jinja"),
-    *("vocab.txt", "vocab.json", "merges.txt", "preprocessor_config.json"),
-)
-"""Files of tokenizers and image processors."""
 CONFIG_SHA256 = "config_sha256"
 """Key of the sha256 of config.json in the metadata of a stage's weights."""
 

@@ -13,9 +13,8 @@ from planer.errors import UserError
 from planer.files import new_folder, write_json, write_text
 from planer.parsing import show
 from planer.pretrained.card import model_card
-from planer.pretrained.folder import INDEX, ROUTERS, WEIGHTS, Folder, check_folder, head_of
+from planer.pretrained.folder import INDEX, PROCESSORS, ROUTERS, WEIGHTS, Folder, check_folder, head_of
 from planer.pretrained.load import quiet_transformers
-from planer.pretrained.prepare import PROCESSORS
 from planer.tensors import read_tensors, write_tensors
 
 if TYPE_CHECKING:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import gzip
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ import pytest
 from PIL import Image
 
 from planer.data.labelled import Columns, random_splits, read_labelled
+from planer.data.user_files import data_files, images_digest
 from planer.errors import UserError
 
 TEXTS = ['he said "no", twice', "two\tparts", "line one\nline two", "café"]
@@ -305,3 +307,48 @@ def test_random_splits_have_every_example_once_and_repeat(tmp_path):
     assert again["test"].inputs == random_splits(examples, {"test": 0.25}, 3)["test"].inputs != other["test"].inputs
     with pytest.raises(UserError, match="40 examples are too few for a split valid"):
         random_splits(examples, {"valid": 0.01}, 0)
+
+
+def test_all_files_that_are_read_are_inputs(tmp_path):
+    """Of a file the file, of IDX images the labels too, of a saved data set what it is made of."""
+    names = ("train-images-idx3-ubyte.gz", "train-labels-idx1-ubyte.gz", "train.csv")
+    for name in names:
+        (tmp_path / name).touch()
+    images, labels, table = (tmp_path / name for name in names)
+    assert data_files(table) == [table] and data_files(images) == [images, labels]
+    saved = write_saved(tmp_path / "saved", {"text": SIMPLE, "label": STARS})
+    found = data_files(saved)
+    assert [path.name for path in found] == [
+        "data-00000-of-00002.arrow",
+        "data-00001-of-00002.arrow",
+        "dataset_info.json",
+        "state.json",
+    ]
+    (saved / "cache-0123456789abcdef.arrow").touch()
+    assert data_files(saved) == found, "what the package datasets keeps there is not read"
+    (tmp_path / "folder").mkdir()
+    assert not data_files(tmp_path / "folder") and not data_files(tmp_path / "missing")
+    assert not data_files(tmp_path / ("a" * 300)) and not data_files(Path())
+
+
+def test_a_digest_follows_the_images_of_a_folder(tmp_path):
+    """Their names, sizes and dates, but nothing that is not read."""
+    for label in ("cat", "dog"):
+        (tmp_path / label).mkdir()
+        (tmp_path / label / "1.png").write_bytes(b"12")
+    image, digests = tmp_path / "dog/1.png", [images_digest(tmp_path)]
+    (tmp_path / "dog/notes.txt").touch()
+    (tmp_path / ".cache").mkdir()
+    (tmp_path / ".cache/1.png").touch()
+    assert images_digest(tmp_path) == digests[0]
+    os.utime(image, (1, 1))
+    digests.append(images_digest(tmp_path))
+    image.write_bytes(b"123")
+    os.utime(image, (1, 1))
+    digests.append(images_digest(tmp_path))
+    image.rename(image.with_name("2.png"))
+    digests.append(images_digest(tmp_path))
+    (tmp_path / "cat/2.JPG").touch()
+    digests.append(images_digest(tmp_path))
+    assert len(set(digests)) == len(digests)
+    assert images_digest(tmp_path / "missing") == images_digest(tmp_path / "dog/2.png"), "a job refuses them"

@@ -14,9 +14,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from planer.config.pretrained import PretrainedConfig
 from planer.conversion.recording import Recorder
 from planer.errors import UserError
-from planer.pretrained.folder import check_folder
+from planer.pretrained.folder import check_folder, network_files
 from planer.pretrained.load import load_image_processor, load_model, load_tokenizer
 
 transformers = pytest.importorskip("transformers", reason="the package transformers is not installed")
@@ -122,6 +123,23 @@ def test_a_network_in_several_files_is_loaded(saved, copied):
     min(folder.glob("model-*.safetensors")).unlink()
     with pytest.raises(UserError, match="lacks model-00001-of-.* that model.safetensors.index.json names; copy"):
         check_folder(folder, "causal_lm")
+
+
+def test_all_files_that_a_network_is_made_from_are_inputs(tmp_path):
+    """Of a folder its tokenizer too, of a network with random weights only a tokenizer."""
+    processor = {"tokenizer.json", "preprocessor_config.json"}
+    shards = {"model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"}
+    network = {"config.json", "model.safetensors", "model.safetensors.index.json"} | shards
+    for name in (*processor, *network, "README.md", "pytorch_model.bin"):
+        (tmp_path / name).touch()
+
+    def names(folder: str = "", tokenizer: str = "") -> set[str]:
+        config = {} if folder else {"model_type": "gpt2"}
+        return {path.name for path in network_files(PretrainedConfig(folder, config, tokenizer, "sdpa"))}
+
+    assert names(folder=str(tmp_path)) == processor | network
+    assert names(tokenizer=str(tmp_path)) == processor
+    assert not names() and not names(folder=str(tmp_path / "missing")) and not names(folder="a" * 300)
 
 
 def edit(folder: Path, **changes) -> None:

@@ -122,6 +122,13 @@ def test_three_families_from_data_to_report_and_export(experiments):
     assert arms == shared, "the arms share one sparsified network, and two share a split"
     (experiments.folder / "data.csv").write_text((experiments.folder / "data.csv").read_text() + "\nthe fox,fox")
     assert "prepare_task" in experiments.planned("results/tiny-bert/dense/finetune/metrics.json")
+    labels = experiments.folder / "train-labels-idx1-ubyte.gz"
+    labels.write_bytes(labels.read_bytes()[:-8])
+    assert "prepare_task" in experiments.planned("results/tiny-vit/dense/finetune/metrics.json")
+    tokenizer = experiments.folder / "bert/tokenizer.json"
+    tokenizer.write_text(tokenizer.read_text() + "\n")
+    for experiment in ("tiny-bert", "tiny-gpt2"):
+        assert "prepare_model" in experiments.planned(f"results/{experiment}/dense/finetune/metrics.json")
 
 
 @pytest.mark.workflow

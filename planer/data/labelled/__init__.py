@@ -9,6 +9,7 @@ import numpy as np
 
 from planer.data.labelled import arrow, delimited, idx, images, json_lines
 from planer.data.labelled.examples import Columns, LabelledSet, Rows, number_labels
+from planer.data.user_files import IMAGES, is_saved_set
 from planer.errors import UserError
 from planer.files import one_line
 from planer.parsing import show
@@ -52,13 +53,13 @@ def _reader(path: Path) -> Callable[[Path, Columns], Rows]:
     if (path / "dataset_dict.json").is_file():
         raise UserError(f"{path} holds several splits; name one of them, such as {path / 'train'}")
     if path.is_dir():
-        return arrow.read_saved if (path / "state.json").is_file() else images.read_folder
+        return arrow.read_saved if is_saved_set(path) else images.read_folder
     if not path.is_file():
         raise UserError(f"{path} does not exist; name a file or folder of labelled examples")
-    if path.name.removesuffix(".gz").endswith(idx.IMAGES):
+    if path.name.removesuffix(".gz").endswith(IMAGES):
         return idx.read
     if path.suffix not in READERS:
-        allowed = f"{', '.join(READERS)}, {idx.IMAGES}, a folder"
+        allowed = f"{', '.join(READERS)}, {IMAGES}, a folder"
         raise UserError(f"{path}: unknown kind of file {show(path.suffix)}; allowed: {allowed}")
     return READERS[path.suffix]
 

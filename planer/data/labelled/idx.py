@@ -10,10 +10,9 @@ from pathlib import Path
 import numpy as np
 
 from planer.data.labelled.examples import Columns, Rows
+from planer.data.user_files import labels_beside
 from planer.errors import UserError
 from planer.files import one_line
-
-IMAGES, LABELS = "images-idx3-ubyte", "labels-idx1-ubyte"
 
 
 def read(path: Path, columns: Columns) -> Rows:
@@ -21,7 +20,7 @@ def read(path: Path, columns: Columns) -> Rows:
 
     Raises UserError when one is damaged, or they have different lengths.
     """
-    labels_path = path.with_name(path.name.replace(IMAGES, LABELS))
+    labels_path = labels_beside(path)
     if not labels_path.is_file():
         raise UserError(f"{path}: there is no {labels_path.name} beside it; put the labels there")
     images, labels = _array(path, 3), _array(labels_path, 1)

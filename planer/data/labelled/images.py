@@ -14,10 +14,9 @@ import numpy as np
 from PIL import Image
 
 from planer.data.labelled.examples import Columns, Rows
+from planer.data.user_files import SUFFIXES
 from planer.errors import UserError
 from planer.files import one_line
-
-SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 
 
 class Images(Sequence):
