@@ -51,7 +51,7 @@ rule save_arm:
     threads: 1
     resources:
         mem_mb=lambda wildcards, attempt: 16000 * attempt,
-        runtime=30,
+        runtime=lambda wildcards, attempt: 30 * attempt,
     params:
         config=arm_sections("train_routers"),
         method=method_of,
@@ -80,8 +80,8 @@ rule report_arms:
         "../envs/torch.yaml"
     threads: 1
     resources:
-        mem_mb=4000,
-        runtime=30,
+        mem_mb=lambda wildcards, attempt: 4000 * attempt,
+        runtime=lambda wildcards, attempt: 30 * attempt,
     params:
         code=code_hash("pretrained/report_arms.py"),
     message:

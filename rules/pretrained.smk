@@ -17,7 +17,7 @@ rule prepare_model:
     threads: 1
     resources:
         mem_mb=lambda wildcards, attempt: 8000 * attempt,
-        runtime=30,
+        runtime=lambda wildcards, attempt: 30 * attempt,
     params:
         config=sections("pretrained"),
         head=lambda wildcards: config_of(wildcards.experiment).task.head,
@@ -48,8 +48,8 @@ rule prepare_task:
         "../envs/torch.yaml"
     threads: 1
     resources:
-        mem_mb=lambda wildcards, attempt: 8000 * attempt,
-        runtime=120,
+        mem_mb=memory_of_task,
+        runtime=lambda wildcards, attempt: 120 * attempt,
     params:
         config=sections("task"),
         images=image_folders,

@@ -15,6 +15,7 @@ from planer.config.arms import (
 from planer.config.paths import resolve
 from planer.data.user_files import data_files, images_digest
 from planer.pretrained.folder import network_files
+from planer.workflow.resources import task_memory
 
 
 def arm_sections(*names):
@@ -57,8 +58,8 @@ def batches_of_trainings(wildcards, input):
 
 
 def most_minutes(wildcards, attempt):
-    """Run time of a job that a cluster grants: the longest training and an hour."""
-    return math.ceil(60 * settings(wildcards.experiment)["max_hours"]) + 60
+    """Run time of a job that a cluster grants: the longest training and an hour, more in every attempt."""
+    return (math.ceil(60 * settings(wildcards.experiment)["max_hours"]) + 60) * attempt
 
 
 def files_of_network(wildcards):
@@ -80,6 +81,12 @@ def files_of_task(wildcards):
 @cache
 def digests_of(experiment):
     return [images_digest(path) for path in splits_of(experiment) if not data_files(path)]
+
+
+def memory_of_task(wildcards, attempt):
+    """Host memory of prepare_task.  That of images depends on the network's image size, not on their files."""
+    is_text = config_of(wildcards.experiment).task.kind != "labelled_images"
+    return task_memory(sum(Path(file).stat().st_size for file in files_of_task(wildcards) if is_text)) * attempt
 
 
 def image_folders(wildcards):

@@ -57,6 +57,10 @@ MEASUREMENT_SECONDS = 240
 """Longest measurement of a network with the baseline, or at its thresholds."""
 VALID_SHARE = 0.05
 """Of a byte corpus, validation and test text each."""
+TOKEN_BYTES, TEXT_BYTES = 140, 4
+"""Memory of a token while a text becomes tokens, and about how much of the text it stands for."""
+TASK_MB = 8000
+"""Least memory for preparing a task: PyTorch, transformers, and images."""
 START_MINUTES = 15
 """Start of the job, imports, reading and writing files."""
 
@@ -97,6 +101,11 @@ def preparation(corpus: Corpus) -> Request:
     """Of preparing a corpus: text, numbers and masks of all tokens; half an hour for a download."""
     numbers = max(sum(corpus.tokens or ()), corpus.size)
     return Request(_rounded(BASE_MB + MARGIN * 16 * numbers / MIB), 2 * START_MINUTES + math.ceil(numbers / 2e6))
+
+
+def task_memory(size: int) -> int:
+    """MiB of host memory for preparing the task of a pretrained network from texts of this many bytes."""
+    return max(TASK_MB, _rounded(BASE_MB + size * TOKEN_BYTES / TEXT_BYTES / MIB))
 
 
 def request(stage: str, config: Experiment, variant: str = "baseline") -> Request:

@@ -12,7 +12,7 @@ from peak_memory import experiment
 
 from planer.config import Experiment
 from planer.config.text import corpus_of
-from planer.workflow.resources import STAGES, preparation, request
+from planer.workflow.resources import STAGES, preparation, request, task_memory
 
 ROOT = Path(__file__).parents[2]
 SNAKEMAKE_MB = 260
@@ -114,3 +114,9 @@ def test_the_teacher_of_sparsification_counts():
     config = shipped("enwik8", "cuda")
     taught, alone = (request("sparsify", config, name) for name in ("par", "par-scratch"))
     assert taught.mem_mb > alone.mem_mb and taught.minutes > alone.minutes
+
+
+def test_a_longer_text_needs_more_memory_to_prepare():
+    """A small one as much as the libraries; OpenWebText, 40 GB, over 1 TB."""
+    assert task_memory(0) == task_memory(10**8) == 8000
+    assert 1e6 < task_memory(40 * 10**9) < 1.5e6

@@ -6,6 +6,7 @@ import ast
 import re
 from functools import cache
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -89,6 +90,19 @@ def test_a_rule_without_a_gpu_has_no_device(rule):
     """The job would resolve it for its record, and fail on a node without a GPU."""
     if "gpu=gpus," not in RULES[rule]:
         assert '"device"' not in RULES[rule] and "COMPUTE" not in RULES[rule]
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_memory_and_time_grow_in_every_attempt(rule):
+    asked = re.findall(r"(?:mem_mb|runtime)=(.*),\n", RULES[rule])
+    assert len(asked) == 2 and not any(value.isdecimal() for value in asked)
+
+
+def test_trainings_of_pretrained_networks_get_more_time_in_every_attempt():
+    rules = {"cache": cache, "settings": lambda experiment: {"max_hours": 2.0}}
+    exec((ROOT / "rules/pretrained_inputs.smk").read_text(), rules)
+    wildcards = SimpleNamespace(experiment="any")
+    assert [rules["most_minutes"](wildcards, attempt) for attempt in (1, 2, 3)] == [180, 360, 540]
 
 
 def test_memory_is_estimated_for_the_device_that_rules_request():
