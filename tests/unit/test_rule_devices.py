@@ -92,6 +92,13 @@ def test_a_rule_without_a_gpu_has_no_device(rule):
         assert '"device"' not in RULES[rule] and "COMPUTE" not in RULES[rule]
 
 
+def test_the_example_of_the_slurm_profile_has_all_rules_that_request_a_gpu():
+    example = (ROOT / "profiles/slurm/profile.v9+.yaml").read_text().partition("# set-resources:\n")[2]
+    assert set(re.findall(r"^#   (\w+): [&*]gpu$", example, re.MULTILINE)) == {
+        rule for rule, text in RULES.items() if "gpu=gpus," in text
+    }
+
+
 @pytest.mark.parametrize("rule", RULES)
 def test_memory_and_time_grow_in_every_attempt(rule):
     asked = re.findall(r"(?:mem_mb|runtime)=(.*),\n", RULES[rule])
