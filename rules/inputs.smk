@@ -5,6 +5,7 @@ from types import SimpleNamespace
 from planer.config import TeacherConfig, ThresholdConfig
 from planer.config.corpora import CORPORA, entry
 from planer.config.variant import parse_variant
+from planer.files import checksum
 from planer.search.methods import needs_supernet, search_config
 
 
@@ -20,6 +21,17 @@ def dataset_file(name):
 def vocab_size(wildcards):
     """Params: symbols of the experiment's corpus."""
     return corpus_of(config_of(wildcards.experiment).data).vocab_size
+
+
+MEASURED = ("seed", *COMPUTE, "model", "patterns", "design_space", "search_methods", "workload", "profile_blocks")
+"""Sections that the latency table is measured for."""
+
+
+@cache
+def measured_settings(experiment):
+    """A hash of what the latency table is measured for: another table needs another estimate of the training time."""
+    values, corpus = settings(experiment), corpus_of(config_of(experiment).data)
+    return checksum([*(values[name] for name in MEASURED), corpus.vocab_size])
 
 
 def source_of(wildcards):

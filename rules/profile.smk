@@ -18,9 +18,7 @@ rule profile_blocks:
         mem_mb=memory("profile_blocks"),
         runtime=minutes("profile_blocks"),
     params:
-        config=sections(
-            "seed", *COMPUTE, "model", "patterns", "design_space", "search_methods", "workload", "profile_blocks"
-        ),
+        config=sections(*MEASURED),
         vocab_size=vocab_size,
         code=code_hash("profile_blocks.py"),
     message:
@@ -77,6 +75,7 @@ rule estimate_cost:
             "model", "patterns", "design_space", "workload", "data", "candidates", *TRAININGS, "max_hours"
         ),
         vocab_size=vocab_size,
+        settings=lambda wildcards: measured_settings(wildcards.experiment),
         code=code_hash("estimate_cost.py"),
     message:
         "{wildcards.experiment} estimate_cost: estimating how long the experiment trains on this device; log: {log}"

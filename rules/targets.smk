@@ -20,11 +20,15 @@ def targets():
 
 
 def check_cost(experiment):
-    """Raise UserError when an experiment that was estimated earlier would now train too long, with more steps."""
+    """Raise UserError when an experiment that was estimated earlier would now train too long, with more steps.
+
+    An estimate for another device or model does not count: estimate_cost will run again.
+    """
     estimate = Path(f"results/{experiment}/cost.json")
     if estimate.exists():
         earlier, config = load_cost(estimate), config_of(experiment)
-        check_hours(rescaled(earlier, config), earlier["device"], config)
+        if earlier.get("settings") == measured_settings(experiment):
+            check_hours(rescaled(earlier, config), earlier["device"], config)
 
 
 def check_targets():

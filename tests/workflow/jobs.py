@@ -118,7 +118,9 @@ SHARED = [f"{RESULTS}/shared_0.5", f"{RESULTS}/shared_0.6", f"{RESULTS}/target_0
 OWN = [TARGET, f"{RESULTS}/target_0.6"]
 CHOICE = {"batch": 16, "tgt_len": 512, "mem_len": 64, "clamp_len": 0, "taus": [0.0, 0.1, 0.5], "tolerance": 0.01}
 JOBS = {
-    "cost": Job("estimate_cost", {"table": TABLE}, {"report": f"{RESULTS}/cost.json"}),
+    "cost": Job(
+        "estimate_cost", {"table": TABLE}, {"report": f"{RESULTS}/cost.json"}, params={"settings": 64 * "0"}
+    ),
     "additivity": Job("check_additivity", {"table": TABLE}, {"report": f"{RESULTS}/additivity.json"}),
     "search": Job(
         "search",

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from planer.files import write_json
+
 STAGES = ("retrain", "sparsify", "cluster_experts", "train_routers", "evaluate")
 ONCE = dict.fromkeys(("prepare_data", "profile_blocks", "estimate_cost", "pattern"), 1)
 """Jobs of every plan.  pattern makes the baseline's architecture."""
@@ -111,3 +113,13 @@ def test_a_repeat_of_a_shared_network_uses_the_repeated_shared_search(workspace)
     assert result.returncode == 0, result.stdout
     assert "results/tiny/target_0.95-seed2/search/supernet.safetensors" in result.stdout
     assert "shared_0.6-seed2/search" not in result.stdout
+
+
+@pytest.mark.workflow
+def test_an_estimate_for_other_settings_refuses_nothing(workspace):
+    """The latency table will be measured again, and training estimated from it."""
+    stages = ("search", "retrain", "distill", "sparsify", "train_routers")
+    report = {"device": "another", "settings": 64 * "0", "tokens": dict.fromkeys(stages, 1)}
+    path = workspace.folder / "results/tiny/cost.json"
+    write_json(path, report | {"hours": dict.fromkeys((*stages, "total"), 1.0)})
+    assert workspace.planned("results/tiny/par/eval.json")["estimate_cost"] == 1

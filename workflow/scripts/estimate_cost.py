@@ -10,6 +10,7 @@ if __name__ == "__main__":
         table = LatencyTable.load(snakemake.input.table)
         hours, device = training_hours(job.config, job.vocab_size, table), table.identity["device"]
         check_hours(hours, device, job.config)
-        report = {"device": device, "hours": hours, "tokens": training_tokens(job.config)}
+        report = {"device": device, "settings": snakemake.params.settings}
+        report |= {"hours": hours, "tokens": training_tokens(job.config)}
         write_json(snakemake.output.report, report)
         job.run.metrics({f"{name}_hours": value for name, value in hours.items()})
