@@ -1,5 +1,5 @@
 # Resources of jobs: threads, a GPU, memory, time, an exclusive machine.  SLURM gets all of them.  A local run uses only
-# threads (--cores) and GPUs (--resources gpu=<n>).
+# threads (--cores) and GPUs.  All local jobs run on the first GPU: use --resources gpu=1 (docs/install.md).
 from planer.workflow.resources import preparation, request
 
 EXCLUSIVE = "--exclusive"
