@@ -45,7 +45,7 @@ class Search:
     chosen: list[str]
     """Option at each position [P]."""
     scores: np.ndarray | None
-    """Replace-one scores [P, N] in nats per token, or None when the architecture weights were the scores."""
+    """Replace-one scores [P, N] in nats per token, or None where the search had none."""
 
     @classmethod
     def load(cls, folder: str | Path) -> Search:
@@ -56,7 +56,7 @@ class Search:
         network, path = Path(folder) / "architecture.yaml", Path(folder) / "search/trajectory.parquet"
         trajectory, _ = read_parquet(path, TRAJECTORY, others="gaps")
         notes = load_selection(network)
-        scores = np.array(list(notes["scores"].values())) if notes["scored_by"] == "replace_one" else None
+        scores = np.array(list(notes["scores"].values())) if notes["rounds"] else None
         chosen = [block.name for block in Architecture.load(network).blocks]
         found = cls(trajectory, notes["score_options"], chosen, scores)
         shapes = [found.last("alpha").shape, found.last("updates").shape, *([] if scores is None else [scores.shape])]
@@ -144,7 +144,7 @@ def choices(searches: Mapping[str, Search]) -> Figure:
         shares = _map(left, weights[variant], search.options, scale(BLUE), Normalize(0, most), ring)
         left.set_title(f"{variant}: softmax(\u03b1)")
         if scores[variant] is None:
-            _without(right, "chosen by \u03b1 alone")
+            _without(right, "no replace-one scores")
             continue
         drops = _map(right, scores[variant], search.options, scale(BLUE, ORANGE), Normalize(-limit, limit), ring)
         right.set_title("replace-one scores")

@@ -61,10 +61,11 @@ def chosen_network(
         winner, notes = _kept(config, variant, space, measurement, proxy, reference)
     else:
         winner, notes = choose(space, measurement if variant.target is not None else None, proxy)
-    network, solved = space.network(winner.options), winner.source in ("solver", "argmax")
+    network = space.network(winner.options)
+    scored_by = {"solver": space.config.scores, "argmax": "alpha", "largest": "params"}
     more = {
         "target": variant.target,
-        "scored_by": space.config.scores if solved else "params" if winner.source == "largest" else None,
+        "scored_by": scored_by.get(winner.source),
         "used": used(space.limits, winner.options),
         "rounds": space.incumbents,
         "scores": {f"position_{b}": [round(s, 6) for s in row] for b, row in enumerate(space.scores)},

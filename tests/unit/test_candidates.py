@@ -242,6 +242,16 @@ def test_par_search_has_no_target_and_is_not_measured():
     assert notes["scored_by"] == "alpha" and list(notes["scores"]) == [f"position_{b}" for b in range(4)]
 
 
+@pytest.mark.parametrize(("proposer", "scored_by"), [("solver", "replace_one"), ("argmax", "alpha")])
+def test_the_argmax_is_not_scored_by_switches(proposer, scored_by):
+    none = dict.fromkeys(("shallow", "edited", "solver", "argmax", "random"), 0)
+    config = experiment(candidates={"proposers": none | {proposer: 1}})
+    known = {"alpha": torch.zeros(4, 6), "supernet_loss": lambda path: 2 + 0.01 * sum(path)}
+    _, notes = network_of("target_0.6", config, **known)
+    assert (notes["source"], notes["scored_by"]) == (proposer, scored_by)
+    assert bool(notes["rounds"]) == (proposer == "solver"), "only switches have rounds"
+
+
 def test_latencies_are_those_of_the_workloads_attention():
     """Recomputed attention takes twice as long, also in the baseline."""
     _, notes = network_of("shallow_0.6", experiment(workload={"attention": "recompute"}))

@@ -40,21 +40,21 @@ def trajectory(experts: int = EXPERTS) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def searched(folder, scored_by: str = "replace_one", experts: int = EXPERTS) -> Search:
-    """The files of a search of (sf)x2 in a folder."""
+def searched(folder, source: str = "solver", rounds: int = 1, experts: int = EXPERTS) -> Search:
+    """The files of a search of (sf)x2 in a folder, with this many rounds of replace-one scores."""
     write_parquet(folder / "search/trajectory.parquet", trajectory(experts))
     scores = np.arange(POSITIONS * len(OPTIONS)).reshape(POSITIONS, -1) / 100
     notes = dict.fromkeys(("status", "gap", "target")) | {
         "variant": "par_search",
         "chosen_by": "solver",
-        "source": "solver",
+        "source": source,
         "solver": "milp",
         "estimated": 0.9,
         "used": {},
-        "rounds": [],
+        "rounds": [{"options": [1, 3, 1, 3], "supernet_nll": 2.0}] * rounds,
         "closed_loop": [],
         "candidates": [],
-        "scored_by": scored_by,
+        "scored_by": {"solver": "replace_one", "argmax": "alpha"}.get(source),
         "scores": {f"position_{position}": row for position, row in enumerate(scores.tolist())},
         "score_options": OPTIONS,
     }
@@ -74,7 +74,13 @@ def test_a_search_is_read_from_its_folder(tmp_path):
     assert search.scores.shape == (POSITIONS, len(OPTIONS)) and search.scores[1, 0] == 0.06
     assert search.last("alpha")[0].tolist() == [0, 0, 0, EPOCHS - FROZEN, 0, 0]
     assert search.total("updates")[0].tolist() == [EPOCHS, EPOCHS, 0, 0, 0, 0]
-    assert searched(tmp_path / "alpha", scored_by="alpha").scores is None
+
+
+def test_replace_one_scores_are_shown_whatever_proposed_the_chosen_network(tmp_path):
+    assert searched(tmp_path / "solver", rounds=0).scores is None, "the scores are of architecture weights"
+    for source in ("shallow", "argmax"):
+        assert searched(tmp_path / source, source).scores is not None
+        assert searched(tmp_path / f"{source}_alone", source, rounds=0).scores is None
 
 
 def test_the_health_figure_has_every_value_of_every_search(tmp_path):
@@ -110,9 +116,9 @@ def test_updates_are_multiples_of_an_even_share(tmp_path):
 
 
 def test_searches_without_scores_or_experts_say_so(tmp_path):
-    figures = draw_searches({"par_search": searched(tmp_path, scored_by="alpha", experts=0)})
+    figures = draw_searches({"par_search": searched(tmp_path, "argmax", rounds=0, experts=0)})
     texts = {name: [text.get_text() for axes in figure.axes for text in axes.texts] for name, figure in figures.items()}
-    assert texts["choices"] == ["chosen by \u03b1 alone"] and texts["updates"] == ["no mixture of experts"]
+    assert texts["choices"] == ["no replace-one scores"] and texts["updates"] == ["no mixture of experts"]
     assert len(meshes(figures["choices"])) == len(meshes(figures["updates"])) == 1
 
 
