@@ -182,11 +182,11 @@ def _network_sections(evaluations: Sequence[dict]) -> list[dict]:
         ),
         section(
             "Search",
-            "How every network was chosen. Estimated is by the latency table, measured is before training. Slack is "
-            "the part of the target that the estimate leaves unused. The search cost is its time over that of one "
-            "training of the baseline. Where proxy training decided between candidates, all of them are listed. Below, "
-            "health over epochs: a working search lowers the entropy of its architecture weights, does not choose skip "
-            "everywhere, and ends near its budget (dashed).",
+            "How every network was chosen. The chosen network's latency is estimated by the latency table and measured "
+            "before training. Slack is the part of the target that the estimate leaves unused. The search cost is its "
+            "time over that of one training of the baseline. Where proxy training decided between candidates, all of "
+            "them are listed. Below, health over epochs: a working search lowers the entropy of its architecture "
+            "weights, does not choose skip everywhere, and ends near its budget (dashed).",
             "search_health",
             *search_tables(evaluations),
             *proxy_training_tables(evaluations),

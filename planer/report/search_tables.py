@@ -18,12 +18,12 @@ def search_tables(evaluations: Sequence[dict]) -> list[dict]:
         "search seconds",
         ", ".join(["search cost", *(f"wanted at most {bar:g}" for bar in bars)]),
     ]
-    return [table(columns, rows, text=("network", "chosen by", "status", "measured", "also used"))] if rows else []
+    return [table(columns, rows, text=("network", "chosen by", "status", "also used"))] if rows else []
 
 
 def _search_row(evaluation: dict) -> list[str]:
     how, target, cost = (evaluation[name] for name in ("selection", "target", "search"))
-    target = target or dict.fromkeys(("requested", "estimated", "slack"), None) | {"rounds": []}
+    target, chosen = target or dict.fromkeys(("requested", "estimated", "slack"), None), _chosen(evaluation)
     gap = f", gap {how['gap']:.1g}" if how["gap"] else ""
     return [
         evaluation["variant"],
@@ -32,9 +32,9 @@ def _search_row(evaluation: dict) -> list[str]:
         cell(target["requested"], "{:.2f}".format),
         cell(target["estimated"], "{:.3f}".format),
         cell(target["slack"], "{:.1%}".format),
-        ", then ".join(f"{entry['measured']:.3f}" for entry in target["rounds"]),
+        cell(chosen.get("measured"), "{:.3f}".format),
         ", ".join(f"{name} {share:.2f}" for name, share in how["used"].items() if name != "target"),
-        cell(_chosen(evaluation).get("supernet_nll"), "{:.3f}".format),
+        cell(chosen.get("supernet_nll"), "{:.3f}".format),
         cell(pick(cost, "seconds"), "{:.0f}".format),
         cell(pick(cost, "ratio"), "{:.2f}".format),
     ]

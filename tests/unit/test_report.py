@@ -23,6 +23,7 @@ from planer.report.figures import draw
 from planer.report.page import section
 from planer.report.page import table as grid
 from planer.report.report import FIGURES, render, write_report
+from planer.report.search_tables import search_tables
 from planer.specs import Architecture, Attention, FeedForward
 
 ROOT = Path(__file__).parents[2]
@@ -165,6 +166,17 @@ def test_a_chosen_random_network_is_not_reported_as_the_solvers(evaluations, tex
     page = text(evaluations[:3])
     assert "random network, by proxy training of 2 candidates" in page
     assert "solver on" not in page and "target_0.5: proxy training of 2 candidates" in page
+
+
+def test_the_measured_latency_is_that_of_the_chosen_network(evaluations):
+    """Others were measured before and after it."""
+    measured = {evaluations[2]["architecture"]["pattern"]: 0.4987, "s4iim1s2ifi": 0.4951}
+    candidates = [{"pattern": name, "measured": ratio, "supernet_nll": None} for name, ratio in measured.items()]
+    evaluations[2]["selection"] = SELECTION | {"candidates": candidates}
+    rounds = [{"budget": 0.5, "estimated": 0.49, "measured": ratio} for ratio in (0.5301, *measured.values())]
+    evaluations[2]["target"]["rounds"] = rounds
+    (found,) = search_tables(evaluations[:3])
+    assert found["rows"][0]["cells"][found["columns"].index("measured")] == "0.499"
 
 
 class Page(HTMLParser):
