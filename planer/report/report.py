@@ -195,8 +195,8 @@ def _network_sections(evaluations: Sequence[dict]) -> list[dict]:
         section(
             "Results of the search",
             "Left, the probabilities by the architecture weights; right, how much the supernet's loss falls (blue) or "
-            "rises (orange) when one option of the last incumbent is switched, 0 where it keeps its option. Rings mark "
-            "the chosen network.",
+            "rises (orange) when one option is switched in the incumbent of the last round, 0 where it keeps its "
+            "option. That round may have found a better incumbent, which has no scores. Rings mark the chosen network.",
             "choices",
         ),
         section(

@@ -56,7 +56,7 @@ class Space:
     supernet_loss: PathLoss | None = None
     """Of networks as paths through the supernet."""
     scores: list[list[float]] = field(default_factory=list)
-    """[P, N], the solver's last scores."""
+    """[P, N], the solver's last scores: with replace_one, of the incumbent of the last round."""
     incumbents: list[dict] = field(default_factory=list)
     """``options`` and ``supernet_nll`` of every incumbent of replace-one scoring."""
 

@@ -15,6 +15,7 @@ from planer.errors import UserError
 from planer.search.constraints import Limit, latency_limit
 from planer.search.proposers import PROPOSERS, cuts
 from planer.search.proposers.random import WINDOW, random_network
+from planer.search.scorers.replace_one import replace_one_scores
 
 SIZES = Limit("params", [0, 1, 2, 4, 8, 8, 64, 64], 0, 150, 64, "parameters")
 """A limit that two mixtures of experts and a few other blocks reach."""
@@ -257,6 +258,18 @@ def test_the_solver_finds_the_network_of_the_lowest_loss():
         assert floor - 1 <= limit.of(entry["options"]) <= limit.budget
     assert np.ptp(np.subtract(networks.scores, WORTH), axis=1).max() < 1e-9, "scores are the falls of the loss"
     assert made_up_loss(found[0]) <= made_up_loss(found[1]) <= made_up_loss(found[2])
+
+
+def test_scores_are_of_the_incumbent_of_the_last_round():
+    """The loss of a pair of blocks is no sum, so the scores of two incumbents differ."""
+
+    def loss(path) -> float:
+        return made_up_loss(path) + sum(WORTH[path[i], path[i + 1]] for i in range(7))
+
+    networks = space(0.5, alpha=torch.zeros(8, 8), supernet_loss=loss, scores="replace_one", rounds=1)
+    next(PROPOSERS["solver"](networks))
+    first, last = (entry["options"] for entry in networks.incumbents)
+    assert networks.scores == replace_one_scores(loss, first, 8).tolist() != replace_one_scores(loss, last, 8).tolist()
 
 
 def test_further_networks_of_the_solver_keep_the_distance_and_have_falling_scores():

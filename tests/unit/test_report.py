@@ -252,6 +252,11 @@ def test_report_has_the_same_bytes_every_time(evaluations, write, tmp_path):
         assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes()
 
 
+def test_the_scores_are_said_to_be_of_the_incumbent_that_was_scored(evaluations, additivity):
+    page = render(evaluations, additivity, {"choices": '<svg viewBox="0 0 1 1"></svg>'})
+    assert "when one option is switched in the incumbent of the last round" in "".join(parse(page).text)
+
+
 def test_report_escapes_text(evaluations, write):
     hostile = "<script>alert(1)</script>"
     evaluations[0]["experiment"] = evaluations[2]["architecture"]["pattern"] = hostile

@@ -61,7 +61,11 @@ class _Chooser:
         return first
 
     def another(self, best: Selection, found: Sequence[Selection]) -> Selection:
-        """The best network that is far enough from all found ones.  Raises UserError when there is none."""
+        """The best network that is far enough from all found ones.  Raises UserError when there is none.
+
+        With replace_one it is near the best network.  The scores are of the incumbent of the last round, which is
+        another network where that round found a better one.
+        """
         apart = ([selection.options for selection in found], self.config.min_distance)
         if self.config.scores == "alpha":
             return self._filling(lambda limits: self._solve(limits, apart=apart))
