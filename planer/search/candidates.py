@@ -6,7 +6,8 @@ fewer heads before worse networks are considered:
 
     budget_{k+1} = min(target, target / median over its networks that were too slow of measured / estimated)
 
-By the table, too, a network never exceeds its target.  Where no network is fast enough, the fastest one is used.
+By the table, too, a network never exceeds its target.  Where no network is fast enough, the fastest one that keeps the
+limits by the table is used, or else the fastest one.
 """
 
 from __future__ import annotations
@@ -130,7 +131,8 @@ def choose(space: Space, measurement: Measurement | None, proxy: Proxy) -> tuple
     found = measured_candidates(space, measurement)
     running = list(found.candidates.values())
     if not running:  # nothing is fast enough: the paper's argmax ignores limits
-        running = [min(found.rejected.values(), key=lambda c: found.latency(c.options))]
+        slow = found.rejected.values()
+        running = [min(slow, key=lambda c: (not space.allows(c.options), found.latency(c.options)))]
         print(f"no network is fast enough; the fastest is used: {found.latency(running[0].options):.3f}", flush=True)
 
     def train(number: int, share: float) -> Losses:
