@@ -128,7 +128,7 @@ class Experiment(RuntimeConfig):
         blocks = from_notation(self.patterns.baseline, self.model.symbols())
         second = [i for i, block in enumerate(blocks) if block.remembers][1:2]
         for block in blocks[: second[0] if second else None]:
-            narrow = [one for one in options if block.remembers and one.kind == block.kind and one.size <= block.size]
+            narrow = [one for one in options if block.has_heads and one.kind == block.kind and one.size <= block.size]
             if block not in options and not narrow:
                 raise UserError(f"variant {name}: design_space lacks {block.name}, which every cut keeps; add it")
 

@@ -280,6 +280,9 @@ def test_cuts_of_the_baseline_need_its_blocks_in_the_design_space(variant):
             experiment.check_variant(variant)
     narrow = {"design_space": ["attention_2", "feed_forward"], "patterns": {"baseline": "(sf)x3"}}
     build(Experiment, merge(DEFAULTS, few, narrow)).check_variant(variant)
+    sparse = {"design_space": ["sparse_attention_8", "feed_forward"], "patterns": {"baseline": "(q16f)x3"}}
+    with pytest.raises(UserError, match="design_space lacks sparse_attention_16, which every cut keeps"):
+        build(Experiment, merge(DEFAULTS, few, sparse)).check_variant(variant)
 
 
 def test_a_shared_supernet_needs_a_proposer_that_asks_it():

@@ -211,6 +211,14 @@ def test_edited_networks_have_sparse_layers_in_place_of_all_dense_ones(option, d
     assert set(names[place::2]) <= {option, "skip"}, "only in place of the dense layer"
 
 
+def test_each_of_two_sparse_attentions_is_proposed_alone():
+    """The number in their names is no number of heads: neither stands for the other, nor do they mix."""
+    sparse = {"sparse_attention_2": 0.02, "sparse_attention_4": 0.01}
+    networks = space(0.6, options=(*OPTIONS, *sparse), costs=COSTS | sparse)
+    first, second = (named(networks, options) for options in proposed("edited", networks)[:2])
+    assert [set(names) & set(sparse) for names in (first, second)] == [{option} for option in sparse]
+
+
 def test_a_design_space_without_feed_forward_or_skip():
     without = {name: tuple(option for option in OPTIONS if option != name) for name in ("skip", "feed_forward")}
     assert proposed("shallow", space(0.5, options=without["feed_forward"])) == []

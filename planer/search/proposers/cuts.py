@@ -78,7 +78,7 @@ def filled(space: Space, kept: Iterable[int], replaced: Sequence[BlockSpec | Non
     for position, spec in enumerate(replaced):
         if position not in kept or spec is None:
             fewest.append(skip)
-        elif spec.remembers:
+        elif spec.has_heads:
             sizes[position] = _sizes(space, spec)
             fewest.append(sizes[position][0] if sizes[position] else None)
         else:
