@@ -27,7 +27,7 @@ class RepeatabilityConfig:
     seeds: Annotated[int, Range(2, 1_000)]
     margin: PositiveShare
     power: PositiveShare
-    alpha: PositiveShare
+    alpha: Annotated[float, Range(0, 0.5, above=True, below=True)]
 
     def __post_init__(self) -> None:
         variant = parse_variant(self.variant)

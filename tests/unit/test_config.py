@@ -198,6 +198,7 @@ def test_a_wrong_type_or_choice_is_refused(path, value, allowed):
         ("default_variants", ["par", "pattern_x"], "patterns.others has no x; it has: none"),
         ("repeatability.variant", "baseline", "a variant other than baseline"),
         ("repeatability.variant", "pattern_x", "patterns.others has no x; it has: none"),
+        ("repeatability.alpha", 0.5, "above 0 and below 0.5"),
         ("default_analyses", ["pareto", "pareto"], "each once"),
         ("pareto.targets", [0.5, 0.75, 0.95, 0.5], "each once"),
         ("pareto.compared", [0.5, 0.75], "3 to 100 values"),
