@@ -30,7 +30,8 @@ FORWARDS_PER_ALPHA_STEP = 2
 def training_hours(config: SimpleNamespace, vocab_size: int, table: LatencyTable) -> dict[str, float]:
     """Hours of every training stage for one target and its baseline, and their sum.
 
-    The target's network counts like the baseline, which it must not exceed.  Its search includes proxy training.
+    The target's network counts like the baseline, which it must not exceed.  Its search includes proxy training.  That
+    of keep_<q> is not counted.
     """
     baseline = config.model.architecture(vocab_size, config.patterns.baseline).blocks
     options = [config.model.option(name) for name in config.design_space]
