@@ -41,7 +41,7 @@ class RepeatabilityConfig:
 
 @dataclass(frozen=True)
 class ParetoConfig:
-    """Networks for many targets out of one supernet."""
+    """Networks for many targets with one supernet."""
 
     targets: Annotated[tuple[Target, ...], Items(3, 100)]
     compared: Annotated[tuple[Target, ...], Items(3, 100)]
@@ -61,7 +61,7 @@ class ParetoConfig:
         return f"target_{spelled(target)}"
 
     def shared(self, target: float) -> str:
-        """The variant that is chosen for a target from the common supernet.
+        """The variant that is chosen for a target with the common supernet.
 
         For the loosest target this is target_<t> itself, whose supernet is the common one.
         """

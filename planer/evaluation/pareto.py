@@ -1,9 +1,10 @@
 """One supernet for many latency targets, against a separate search for each.
 
-The supernet of the loosest target serves all targets: its networks are chosen by replace-one scores under each budget,
-without training.  For some targets two networks are trained and evaluated in the same way: that from the shared
-supernet (``shared_<t>``) and that from a search at the target itself (``target_<t>``).  For the loosest target they are
-the same network.
+The supernet of the loosest target serves all targets.  Under each budget a network is chosen with it: the supernet
+scores for some of the proposers (``candidates.proposers``), and proxy training decides between the candidates of all of
+them.  So the chosen network may be one that the supernet did not propose.  For some targets two networks are trained
+and evaluated in the same way: that chosen with the shared supernet (``shared_<t>``) and that of a search at the target
+itself (``target_<t>``), which has the same other proposers.  For the loosest target they are the same network.
 """
 
 from __future__ import annotations
@@ -14,11 +15,12 @@ from planer.config import ParetoConfig
 from planer.evaluation.comparison import headline
 
 RULE = (
-    "Both networks of a target have the same latency budget and the same training; the one with the better test "
-    "quality wins. A target costs the seconds of the shared search over the number of its targets, or all seconds of a "
-    "separate search; choosing from a supernet costs the same for both and is left out."
+    "Both networks of a target have the same latency budget, the same proposers beside the supernet and the same "
+    "training; the one with the better test quality wins. Either may come from a proposer that does not ask the "
+    "supernet. A target costs the seconds of the shared search over the number of its targets, or all seconds of a "
+    "separate search; choosing with a supernet costs the same for both and is left out."
 )
-SEARCHES = {"shared": "from the shared supernet", "separate": "from a separate search"}
+SEARCHES = {"shared": "with the shared supernet", "separate": "with a separate search"}
 
 
 def pareto(config: ParetoConfig, networks: Sequence[dict], evaluations: Sequence[dict]) -> dict:
@@ -42,7 +44,7 @@ def pareto(config: ParetoConfig, networks: Sequence[dict], evaluations: Sequence
 
 
 def _choice(config: ParetoConfig, target: float, network: dict) -> dict:
-    """The shared supernet's network for a target."""
+    """The network for a target that was chosen with the shared supernet."""
     selection = network["selection"]
     return {
         "target": target,

@@ -48,9 +48,10 @@ def pareto_section(report: dict) -> dict:
         (
             f"The search of {report['supernet']} served {totals['targets']} targets with its supernet; for "
             f"{totals['compared']} of them the network was compared with that of a search at the target itself. The "
-            f"shared supernet's was better {wins['shared']} times, the separate search's {wins['separate']} times, "
-            f"equal {wins['same']} times; mean test {unit} {tests['shared']:.3f} against {tests['separate']:.3f}. For "
-            f"all targets the shared search takes {totals['shared_search_seconds']:.0f} s, separate searches about "
+            f"one chosen with the shared supernet was better {wins['shared']} times, the separate search's "
+            f"{wins['separate']} times, equal {wins['same']} times; mean test {unit} {tests['shared']:.3f} against "
+            f"{tests['separate']:.3f}. For all targets the shared search takes "
+            f"{totals['shared_search_seconds']:.0f} s, separate searches about "
             f"{totals['separate_search_seconds_all_targets']:.0f} s. {report['rule']}"
         ),
         "pareto",
@@ -59,7 +60,7 @@ def pareto_section(report: dict) -> dict:
             ["target", "blocks", "estimated", "supernet nll", "on the front"],
             chosen,
             text=("target", "blocks"),
-            title="Networks of the shared supernet",
+            title="Networks chosen with the shared supernet",
         ),
     )
 

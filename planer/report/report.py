@@ -34,7 +34,7 @@ FIGURES = {
     "expert_balance": "Load of every expert during training, one row per network with mixtures of experts",
     "starts": "Validation loss over training steps, from the trained baseline and from random weights",
     "dynamic_k": "Test quality over executed FLOPs and over latency, one line per network",
-    "pareto": "Networks for many latency targets from one supernet, and from separate searches",
+    "pareto": "Networks for many latency targets, chosen with one supernet and by separate searches",
 }
 """Figures and their text alternatives."""
 

@@ -78,9 +78,11 @@ def test_rows_go_from_the_strictest_target_to_the_loosest(report, tmp_path):
 
 def test_the_section_names_the_better_search_and_the_costs(report):
     page = pareto_section(report)
-    wins = "The shared supernet's was better 1 times, the separate search's 1 times, equal 1 times"
+    wins = "The one chosen with the shared supernet was better 1 times, the separate search's 1 times, equal 1 times"
     assert wins in page["text"] and "takes 80 s, separate searches about 280 s" in page["text"]
+    assert "Either may come from a proposer that does not ask the supernet" in page["text"]
     trained, chosen = page["tables"]
+    assert chosen["title"] == "Networks chosen with the shared supernet"
     assert [row["cells"][-1] for row in trained["rows"]] == ["separate", "shared", "same"]
     assert [row["cells"][0] for row in chosen["rows"]] == ["0.5", "0.6", "0.7", "0.9"]
     for table in page["tables"]:

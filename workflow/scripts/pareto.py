@@ -1,4 +1,4 @@
-"""Compare networks for many targets from one supernet with networks of separate searches."""
+"""Compare networks for many targets, chosen with one supernet, with networks of separate searches."""
 
 from planer.evaluation.pareto import pareto
 from planer.files import read_json, write_json, write_text
