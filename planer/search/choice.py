@@ -46,7 +46,7 @@ def choose_network(
         space.start_loss = cache(lambda options: proxy.untrained(space.network(options), text))
     measurement = None
     if config.candidates.corrections:
-        measurement = relative_latency(config, vocab_size, dataclasses.replace(runtime, seed=seed))
+        measurement = proxy.measured(relative_latency(config, vocab_size, dataclasses.replace(runtime, seed=seed)))
 
     def trained(candidate: Candidate, share: float) -> Losses:
         return proxy(space.network(candidate.options), share)

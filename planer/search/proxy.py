@@ -1,11 +1,18 @@
-"""Proxy training: the first steps of the training that a candidate would have."""
+"""Proxy training: the first steps of the training that a candidate would have.
+
+Checkpoints of networks and their measured latencies are kept until the choice is written, so that a job that was killed
+chooses among the same candidates and trains nothing twice.
+"""
 
 from __future__ import annotations
 
+import hashlib
+import shutil
 import time
 
 import numpy as np
 
+from planer.latency.relative import Measurement
 from planer.models import LanguageModel
 from planer.search.halving import Losses
 from planer.specs import Architecture
@@ -15,6 +22,9 @@ from planer.training.checkpoint import Checkpoint
 from planer.training.loop import Record
 from planer.training.recipe import Recipe
 
+PARTS = "proxy"
+"""Folder of all checkpoints, beside the job's own."""
+
 
 class ProxyTraining:
     """Trains candidates for a while and scores them; each goes on from its own checkpoint."""
@@ -23,8 +33,9 @@ class ProxyTraining:
         """checkpoint: of the job; every network gets one beside it."""
         self.recipe, self._checkpoint = recipe, checkpoint
         self._text = recipe.texts.valid[:VALID_TOKENS]
-        self._folders: dict[str, str] = {}
-        self._checkpoints: dict[str, Checkpoint] = {}
+        self._choice = checkpoint.part(f"{PARTS}/choice", "choice")
+        _, values = self._choice.load() or ({}, {"ratios": {}})
+        self._ratios: dict[str, float] = values["ratios"]
         self._seconds: dict[str, dict[int, float]] = {}
         self.seconds_now = 0.0
         """Time of trainings since the last restart."""
@@ -48,6 +59,17 @@ class ProxyTraining:
         self._seconds.setdefault(network.pattern, {})[steps] = values["seconds"]
         return Losses(tensors["nll"].tolist(), tensors["tokens"].tolist())
 
+    def measured(self, measurement: Measurement) -> Measurement:
+        """The measurement, once for every network: a restart reads what was measured."""
+
+        def once(network: Architecture) -> float:
+            if network.pattern not in self._ratios:
+                self._ratios[network.pattern] = measurement(network)
+                self._choice.save({}, {"ratios": self._ratios})
+            return self._ratios[network.pattern]
+
+        return once
+
     def untrained(self, network: Architecture, text: np.ndarray) -> float:
         """Loss of the network at its start on a text [n], in nats per token."""
         return mean_of(*self.recipe.scored(self.recipe.start(network), text))[0]
@@ -70,11 +92,9 @@ class ProxyTraining:
         self._part(network).hand_over(path)
 
     def delete(self) -> None:
-        """Delete all checkpoints, once the choice that they led to is written."""
-        for checkpoint in self._checkpoints.values():
-            checkpoint.delete()
+        """Delete all checkpoints, earlier runs' too, once the choice that they led to is written."""
+        shutil.rmtree(self._checkpoint.path.parents[1] / PARTS, ignore_errors=True)
 
     def _part(self, network: Architecture, folder: str = "") -> Checkpoint:
-        name, number = network.pattern, len(self._folders)
-        path = f"{self._folders.setdefault(name, f'proxy_{number}')}/{folder}"
-        return self._checkpoints.setdefault(path, self._checkpoint.part(path, name))
+        name = network.pattern
+        return self._checkpoint.part(f"{PARTS}/{hashlib.sha256(name.encode()).hexdigest()[:16]}/{folder}", name)

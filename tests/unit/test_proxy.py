@@ -8,13 +8,16 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from toy import VOCAB_SIZE, experiment
+from toy import VOCAB_SIZE, experiment, latency_table
 
+from planer.config.variant import parse_variant
 from planer.data.texts import Texts
 from planer.errors import UserError
 from planer.models import LanguageModel, initialise
 from planer.runtime import Runtime
+from planer.search import choice
 from planer.search.halving import halve
+from planer.search.methods import config_of
 from planer.search.proxy import ProxyTraining
 from planer.training.checkpoint import Checkpoint
 from planer.training.loop import Record
@@ -169,11 +172,43 @@ def test_no_network_is_trained_twice(tmp_path, capsys):
     assert not list(tmp_path.rglob("*.safetensors"))
 
 
+def test_checkpoints_of_an_earlier_run_are_deleted_too(tmp_path):
+    ProxyTraining(recipe("scratch"), Checkpoint(tmp_path, "choice"))(OTHER, 0.1)
+    again = ProxyTraining(recipe("scratch"), Checkpoint(tmp_path, "choice"))
+    again.measured(lambda network: 0.5)(NETWORK)
+    again.delete()
+    assert not list(tmp_path.iterdir())
+
+
 def test_the_seconds_of_a_choice_are_those_of_the_other_networks(tmp_path):
     proxy = ProxyTraining(recipe("scratch"), Checkpoint(tmp_path, "choice"))
     proxy(NETWORK, 0.1), proxy(OTHER, 0.1)
     assert proxy.seconds_without(NETWORK) + proxy.seconds_without(OTHER) == pytest.approx(proxy.seconds_now)
     assert 0 < proxy.seconds_without(NETWORK) < proxy.seconds_now
+
+
+def test_a_killed_choice_goes_on_with_the_same_candidates(tmp_path, monkeypatch):
+    """Where it is repeated, the machine measures other latencies."""
+    variant = parse_variant("shallow_0.9-scratch")
+    config = config_of(experiment(candidates={"proposers": {"shallow": 3}, "corrections": 1}), variant)
+
+    class Killed(ProxyTraining):
+        def __call__(self, network, share):
+            raise KeyboardInterrupt
+
+    def chosen(folder, slowdown: float, kind=ProxyTraining):
+        def measured(network) -> float:
+            return slowdown * latency_table().estimate(network, "cached") / 15.0
+
+        monkeypatch.setattr(choice, "relative_latency", lambda *_: measured)
+        proxy = kind(recipe("scratch"), Checkpoint(folder, "choice"))
+        return choice.choose_network(config, variant, latency_table(), proxy, seed=1)
+
+    expected = chosen(tmp_path / "straight", 1.0)
+    assert expected != chosen(tmp_path / "slow", 1.05)
+    with pytest.raises(KeyboardInterrupt):
+        chosen(tmp_path / "killed", 1.0, Killed)
+    assert chosen(tmp_path / "killed", 1.05) == expected
 
 
 def test_a_tiny_share_is_one_step(tmp_path):
@@ -182,12 +217,23 @@ def test_a_tiny_share_is_one_step(tmp_path):
     assert proxy(NETWORK, 1e-6).mean == pytest.approx(proxy.reference(recipe("scratch").start(NETWORK)), rel=0.05)
 
 
-def test_another_network_does_not_resume(tmp_path, capsys):
-    ProxyTraining(recipe("scratch"), Checkpoint(tmp_path, "choice"))(NETWORK, 0.1)
-    capsys.readouterr()
-    loss = ProxyTraining(recipe("scratch"), Checkpoint(tmp_path, "choice"))(OTHER, 0.1)
-    assert "not resuming" in capsys.readouterr().err
+def test_after_a_restart_networks_may_come_in_another_order(tmp_path, capsys):
+    before = ProxyTraining(recipe("scratch"), Checkpoint(tmp_path, "choice"))(NETWORK, 0.1)
+    again = ProxyTraining(recipe("scratch"), Checkpoint(tmp_path, "choice"))
+    loss = again(OTHER, 0.1)
+    seconds = again.seconds_now
+    assert again(NETWORK, 0.1) == before and again.seconds_now == seconds, "no step is repeated"
+    assert "resuming" not in capsys.readouterr().err
     assert loss == ProxyTraining(recipe("scratch"), Checkpoint(tmp_path / "fresh", "choice"))(OTHER, 0.1)
+
+
+def test_a_restart_reads_measured_latencies(tmp_path):
+    speeds = iter([0.1 + 0.2, 0.5])
+    for _ in range(2):
+        proxy = ProxyTraining(recipe("scratch"), Checkpoint(tmp_path, "choice"))
+        measured = proxy.measured(lambda network: next(speeds))
+        assert measured(NETWORK) == measured(NETWORK) == 0.1 + 0.2
+    assert measured(OTHER) == 0.5
 
 
 def test_the_loss_before_training_is_that_of_the_initial_weights():
