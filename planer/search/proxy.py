@@ -34,9 +34,10 @@ class ProxyTraining:
         self.recipe, self._checkpoint = recipe, checkpoint
         self._text = recipe.texts.valid[:VALID_TOKENS]
         self._choice = checkpoint.part(f"{PARTS}/choice", "choice")
-        _, values = self._choice.load() or ({}, {"ratios": {}})
+        _, values = self._choice.load() or ({}, {"ratios": {}, "seconds": 0.0})
         self._ratios: dict[str, float] = values["ratios"]
-        self._seconds: dict[str, dict[int, float]] = {}
+        self._began, self._before = time.perf_counter(), values["seconds"]
+        self._seconds: dict[str, float] = {}
         self.seconds_now = 0.0
         """Time of trainings since the last restart."""
 
@@ -49,14 +50,15 @@ class ProxyTraining:
         training, kept = self._part(network), self._part(network, f"after_{steps}")
         if (found := kept.load()) is None:
             began = time.perf_counter()
-            model, _, _ = self.recipe.train(network, Record(training, until=steps))
-            seconds = time.perf_counter() - began
+            model, _, metrics = self.recipe.train(network, Record(training, until=steps))
+            trained = metrics["seconds"] - self._seconds.get(network.pattern, 0.0)
+            self.seconds_now += min(trained, time.perf_counter() - began)  # trained: before a restart too
             nll, tokens = self.recipe.scored(model, self._text)
-            found = {"nll": nll, "tokens": tokens}, {"seconds": seconds}
+            found = {"nll": nll, "tokens": tokens}, {"seconds": metrics["seconds"]}
             kept.save(*found)
-            self.seconds_now += seconds
+            self._save()
         tensors, values = found
-        self._seconds.setdefault(network.pattern, {})[steps] = values["seconds"]
+        self._seconds[network.pattern] = max(self._seconds.get(network.pattern, 0.0), values["seconds"])
         return Losses(tensors["nll"].tolist(), tensors["tokens"].tolist())
 
     def measured(self, measurement: Measurement) -> Measurement:
@@ -65,7 +67,7 @@ class ProxyTraining:
         def once(network: Architecture) -> float:
             if network.pattern not in self._ratios:
                 self._ratios[network.pattern] = measurement(network)
-                self._choice.save({}, {"ratios": self._ratios})
+                self._save()
             return self._ratios[network.pattern]
 
         return once
@@ -80,8 +82,8 @@ class ProxyTraining:
         return Losses(nll.tolist(), tokens.tolist()).mean
 
     def seconds_without(self, network: Architecture) -> float:
-        """Time of the trainings of all other networks, before a restart too."""
-        return sum(sum(parts.values()) for name, parts in self._seconds.items() if name != network.pattern)
+        """Time of the trainings of all other networks, before a restart too, and all other time before it."""
+        return self._before + sum(seconds for name, seconds in self._seconds.items() if name != network.pattern)
 
     def steps(self, share: float) -> int:
         """Steps that are this share of the training, at least one."""
@@ -94,6 +96,11 @@ class ProxyTraining:
     def delete(self) -> None:
         """Delete all checkpoints, earlier runs' too, once the choice that they led to is written."""
         shutil.rmtree(self._checkpoint.path.parents[1] / PARTS, ignore_errors=True)
+
+    def _save(self) -> None:
+        """Keep what was measured, and the time that was no training."""
+        seconds = self._before + time.perf_counter() - self._began - self.seconds_now
+        self._choice.save({}, {"ratios": self._ratios, "seconds": seconds})
 
     def _part(self, network: Architecture, folder: str = "") -> Checkpoint:
         name = network.pattern

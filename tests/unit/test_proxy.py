@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -16,6 +17,7 @@ from planer.errors import UserError
 from planer.models import LanguageModel, initialise
 from planer.runtime import Runtime
 from planer.search import choice
+from planer.search import proxy as proxy_module
 from planer.search.halving import halve
 from planer.search.methods import config_of
 from planer.search.proxy import ProxyTraining
@@ -209,6 +211,37 @@ def test_a_killed_choice_goes_on_with_the_same_candidates(tmp_path, monkeypatch)
     with pytest.raises(KeyboardInterrupt):
         chosen(tmp_path / "killed", 1.0, Killed)
     assert chosen(tmp_path / "killed", 1.05) == expected
+
+
+def test_search_cost_has_the_time_before_a_restart(tmp_path, monkeypatch):
+    """7 s of a measurement, and 10 s of a training that is killed; then it takes 2 s to start and 30 s to the rung."""
+    clock, kept = SimpleNamespace(now=0.0), iter([40.0, 70.0])
+    monkeypatch.setattr(proxy_module, "time", SimpleNamespace(perf_counter=lambda: clock.now))
+
+    def spend(seconds: float) -> float:
+        clock.now += seconds
+        return seconds
+
+    class Timed(Recipe):
+        def train(self, network, record):
+            return spend(2 + 30), None, {"seconds": next(kept)}
+
+        def scored(self, model, text):
+            return torch.ones(1), torch.ones(1)
+
+    def restarted() -> ProxyTraining:
+        return ProxyTraining(Timed(CONFIG.retrain, TEXTS, Runtime()), Checkpoint(tmp_path, "choice"))
+
+    restarted().measured(lambda network: spend(7))(NETWORK)
+    spend(10)
+    proxy = restarted()
+    proxy(OTHER, 0.1)
+    assert (proxy.seconds_now, proxy.seconds_without(NETWORK), proxy.seconds_without(OTHER)) == (32, 7 + 40, 7)
+    proxy(OTHER, 0.5)
+    assert (proxy.seconds_now, proxy.seconds_without(NETWORK)) == (32 + 30, 7 + 70)
+    again = restarted()
+    again(OTHER, 0.1), again(OTHER, 0.5)
+    assert again.seconds_now == 0 and again.seconds_without(NETWORK) == 7 + 2 + 70, "2 s of the second start"
 
 
 def test_a_tiny_share_is_one_step(tmp_path):
