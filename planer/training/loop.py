@@ -30,8 +30,8 @@ from planer.training.loss import StepLoss, subset
 from planer.training.schedule import learning_rate
 from planer.training.terms import Term
 
-SIGNALS = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP", "SIGINT") if hasattr(signal, name)]
-"""Signals after which a training saves and leaves.  Windows has no SIGHUP."""
+SIGNALS = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)
+"""Signals after which a training saves and leaves."""
 
 
 @dataclass(frozen=True)
