@@ -29,7 +29,7 @@ from planer.conversion.dynamic import make_dynamic
 from planer.conversion.site_routers import train_site_routers
 from planer.conversion.site_sparsity import sparsify_sites
 from planer.data.task_files import TaskFacts
-from planer.runtime import Runtime, device_name, keep_freed_memory
+from planer.runtime import Runtime, device_name, set_up_process
 from planer.tasks.make_task import TASKS
 from planer.tasks.pretrained_task import PretrainedTask
 from planer.training.checkpoint import Checkpoint
@@ -180,7 +180,7 @@ STAGES = {"sparsify": run_sparsify, "cluster": run_cluster, "routers": run_route
 
 def run_stage(shape: Shape, stage: str, folder: Path) -> None:
     """Run a stage in this process and print parameters and the largest resident memory in GiB."""
-    keep_freed_memory()
+    set_up_process()
     model = shape.network()
     params = sum(weight.numel() for weight in model.parameters())
     STAGES[stage](shape, model, folder)

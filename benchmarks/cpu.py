@@ -22,7 +22,7 @@ from benchmarks.output import command_line, positive, start, table, write_result
 from planer.kernels.dynamic_ffn import dynamic_ffn, unsupported
 from planer.measure import by_round, measure, summary
 from planer.progress import Progress
-from planer.runtime import device_name, keep_freed_memory
+from planer.runtime import device_name, set_up_process
 
 CPU = torch.device("cpu")
 TOKENS = 1024
@@ -174,7 +174,7 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     torch.manual_seed(0)
-    keep_freed_memory()
+    set_up_process()
     name = device_name(CPU)
     print(f"{name}, {torch.backends.cpu.get_cpu_capability()}, {options.threads} threads, torch {torch.__version__}")
     session = Session(options.rounds, options.seconds)

@@ -42,7 +42,7 @@ from planer.kernels.huge_pages import into_huge_pages
 from planer.measure import by_round, measure, summary
 from planer.models import LanguageModel, initialise
 from planer.models.decoder import Segments, Sequences, decoder_of
-from planer.runtime import device_name, keep_freed_memory
+from planer.runtime import device_name, set_up_process
 from planer.specs import Architecture, Attention, FeedForward
 from planer.specs.block import BlockSpec
 from planer.specs.sparse_attention import SparseAttention
@@ -269,7 +269,7 @@ def main() -> None:
     if not build.available():
         raise UserError("there is no decode engine without a C++ compiler; install one or set CXX")
     torch.set_num_threads(options.threads)
-    keep_freed_memory()
+    set_up_process()
     load, sizes, rows = os.getloadavg()[0], SIZES[options.shape], []
     print(f"{device_name(CPU)}, {options.threads} threads, torch {torch.__version__}, load before {load:.2f}")
     sections = {name: SECTIONS[name] for name in options.sections}

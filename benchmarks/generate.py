@@ -30,7 +30,7 @@ from planer.measure import by_round, measure, summary
 from planer.models.decoder import Sequences, decoder_of
 from planer.models.export import export_network
 from planer.models.network import Network, load
-from planer.runtime import device_name, keep_freed_memory
+from planer.runtime import device_name, set_up_process
 
 CPU = torch.device("cpu")
 SEQUENCES = 8
@@ -100,7 +100,7 @@ def main() -> None:
     if not build.available():
         raise UserError("there is no decode engine without a C++ compiler; install one or set CXX")
     torch.set_num_threads(options.threads)
-    keep_freed_memory()
+    set_up_process()
     network = load(options.folder)
     text = options.text.read_text(errors="replace")[: 8 * options.read]
     ids = network.encode(text)[: options.read]

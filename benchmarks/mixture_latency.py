@@ -23,7 +23,7 @@ from benchmarks.experts import Sizes, case, providers
 from benchmarks.output import command_line, positive, start, table, write_results
 from planer.kernels.expert_ffn import BACKENDS, unsupported
 from planer.measure import by_round, measure, summary
-from planer.runtime import device_name, keep_freed_memory
+from planer.runtime import device_name, set_up_process
 
 CPU, DTYPE = torch.device("cpu"), torch.float32
 WIDTHS = (128, 256, 512, 1024)
@@ -75,7 +75,7 @@ def main() -> None:
     if min(options.widths) < EXPERTS:
         parser.error(f"--widths: {min(options.widths)} is below the number of experts, {EXPERTS}")
     torch.set_num_threads(options.threads)
-    keep_freed_memory()
+    set_up_process()
     load = os.getloadavg()[0]
     print(f"{device_name(CPU)}, {options.threads} threads, torch {torch.__version__}, load before {load:.2f}")
     rows = list(measured(tuple(options.widths), tuple(options.tokens), options.rounds, options.seconds))

@@ -34,7 +34,7 @@ from planer.data.stream import EvalBatches
 from planer.data.texts import Texts
 from planer.latency.networks import timed_forward
 from planer.models import LanguageModel
-from planer.runtime import Runtime, device_name, keep_freed_memory
+from planer.runtime import Runtime, device_name, set_up_process
 from planer.specs import Architecture
 from planer.tasks.nll import VALID_BATCH
 from planer.training.checkpoint import Checkpoint
@@ -259,7 +259,7 @@ def main() -> None:
     if not text.exists():
         sys.exit(f"{text} does not exist; run snakemake --cores 2 results/data/{config.data.dataset}/train.npy")
     torch.set_num_threads(1)
-    keep_freed_memory()
+    set_up_process()
     with tempfile.TemporaryDirectory() as work:
         run(options, config, Path(work))
 

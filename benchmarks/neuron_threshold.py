@@ -31,7 +31,7 @@ from planer.measure import by_round, measure
 from planer.paired import Paired, compare_pairs
 from planer.pretrained.folder import check_folder
 from planer.pretrained.load import load_model, load_tokenizer
-from planer.runtime import Runtime, device_name, keep_freed_memory
+from planer.runtime import Runtime, device_name, set_up_process
 from planer.tasks.causal_blocks import CausalBlocks, token_nll
 
 SHARES = {"product": (0.7, 0.5, 0.4, 0.3), "gate": (0.9, 0.8, 0.7, 0.5)}
@@ -156,7 +156,7 @@ def main() -> None:
     parser.add_argument("--threads", type=positive, default=1, help="default: %(default)s")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    keep_freed_memory()
+    set_up_process()
     folder = check_folder(options.folder, "causal_lm")
     model, tokenizer = load_model(folder), load_tokenizer(folder)
     texts = {"train": options.calibration, "valid": options.valid, "test": options.test}

@@ -32,7 +32,7 @@ from planer.config import Experiment
 from planer.config.variant import spelled
 from planer.data.texts import Texts
 from planer.latency.table import LatencyTable
-from planer.runtime import device_name, keep_freed_memory, resolve_device, runtime_of
+from planer.runtime import device_name, resolve_device, runtime_of, set_up_process
 from planer.search.constraints import limits_of
 from planer.search.proposers.random import random_network
 from planer.search.proxy import ProxyTraining
@@ -123,7 +123,7 @@ def main() -> None:
         if not (ROOT / needed).exists():
             sys.exit(f"{needed} does not exist; run snakemake --cores 2 {needed}")
     torch.set_num_threads(config.threads)
-    keep_freed_memory()
+    set_up_process()
     rows = list(measured(config, folder, options.target, options.networks))
     found = agreement(rows, config.seed)
     lines = [[x["signal"], f"{x['tau']:.2f}", f"{x['interval'][0]:.2f} to {x['interval'][1]:.2f}"] for x in found]

@@ -34,7 +34,7 @@ from planer.data.texts import Texts
 from planer.latency.networks import random_model, timed_forward
 from planer.measure import summary
 from planer.progress import Progress
-from planer.runtime import Runtime, device_name, keep_freed_memory, reproducible, resolve_device
+from planer.runtime import Runtime, device_name, reproducible, resolve_device, set_up_process
 from planer.tasks.causal_lm import CausalLM
 from planer.training.loss import StepLoss
 from planer.training.optimizer import make_optimizer
@@ -161,7 +161,7 @@ def prepared_calls(threads: int) -> dict[str, Callable[[], object]]:
     """A step of training and a forward pass of a network of the demo's size, on random tokens."""
     config = shipped_experiment("demo")
     torch.set_num_threads(threads)
-    keep_freed_memory()
+    set_up_process()
     runtime = Runtime()
     network = config.model.architecture(256, PATTERN)
     tokens = np.random.default_rng(0).integers(256, size=100_000, dtype=np.uint8)

@@ -7,10 +7,13 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 from planer.errors import UserError
 from planer.serving.limits import Limits
+
+if TYPE_CHECKING:
+    from planer.models.network import Network
 
 WEIGHTS = ("float32", "bfloat16", "int8")
 """Those of planer/kernels/sparse_decode, which needs PyTorch."""
@@ -83,13 +86,12 @@ def _run_options(command: Parser) -> None:
 
 def generate(options: argparse.Namespace) -> None:
     """Write the prompt and what follows it, as it comes."""
-    import planer
     from planer.models.generate import Sampling
 
     names = ("tokens", "temperature", "top_k", "top_p", "seed")
     sampling = {name: getattr(options, name) for name in names}
     Sampling.of(**sampling)  # before the network is read
-    network = planer.load(options.folder, options.device, options.vocab)
+    network = _load(options)
     ids = network.encode(options.prompt)
     pieces = network.surroundings.vocabulary.pieces(network.stream(ids, options.weights, **sampling), ids)
     first = next(pieces, "")  # before anything is written: the network may refuse the prompt
@@ -102,16 +104,23 @@ def generate(options: argparse.Namespace) -> None:
 def serve(options: argparse.Namespace) -> None:
     """Answer requests until a signal."""
     limits = Limits.of(**{name: getattr(options, name) for name in LIMITS})
-    import planer
-
     with _packages("'planer[serve]'"):
         from planer.serving.server import Server, is_loopback, run
-    network = planer.load(options.folder, options.device, options.vocab)
+    network = _load(options)
     name = options.name or network.surroundings.variant or Path(options.folder).resolve().name
     server = Server(network, name, limits, options.host, options.port, options.weights)
     if not is_loopback(options.host):
         print(f"anyone who reaches {server.address} can use the network: it asks for no key", file=sys.stderr)
     run(server, name)
+
+
+def _load(options: argparse.Namespace) -> Network:
+    """The network that is to be run, in a process that flushes denormals."""
+    import planer
+    from planer.runtime import flush_denormals
+
+    flush_denormals()
+    return planer.load(options.folder, options.device, options.vocab)
 
 
 def info(options: argparse.Namespace) -> None:

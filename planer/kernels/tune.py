@@ -23,7 +23,7 @@ from planer.kernels.activations import activate
 from planer.kernels.routing import top_k
 from planer.measure import MIN_ROUNDS, by_round, measure
 from planer.progress import progress
-from planer.runtime import device_name, keep_freed_memory, resolve_device
+from planer.runtime import device_name, resolve_device, set_up_process
 
 EXPERTS = 8
 TIE = 0.03
@@ -164,7 +164,7 @@ def main(arguments: list[str] | None = None) -> None:
     if options.rounds < MIN_ROUNDS or (options.threads is not None and options.threads < 1):
         raise UserError(f"--rounds must be at least {MIN_ROUNDS} and --threads at least 1")
     device = resolve_device(options.device)
-    keep_freed_memory()
+    set_up_process()
     if options.threads:
         torch.set_num_threads(options.threads)
     name = choice.device_class(device)

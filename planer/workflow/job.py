@@ -41,13 +41,13 @@ class Job:
     def __init__(self, snakemake, run: tracking.StageRun, root: type[RuntimeConfig]):
         import torch
 
-        from planer.runtime import keep_freed_memory
+        from planer.runtime import set_up_process
 
         self._snakemake = snakemake
         self.run = run
         self.config: SimpleNamespace = sections(snakemake.params.get("config", {}), root)
         """The sections of the config that the rule declared."""
-        keep_freed_memory()
+        set_up_process()
         if threads := getattr(self.config, "threads", None):
             torch.set_num_threads(threads)  # latencies and the last bits of sums depend on it, so --cores must not
 

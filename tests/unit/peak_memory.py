@@ -20,7 +20,7 @@ from planer.config.corpora import CORPORA
 from planer.data.texts import Texts
 from planer.models import LanguageModel
 from planer.parsing import build, merge
-from planer.runtime import Runtime, keep_freed_memory
+from planer.runtime import Runtime, set_up_process
 from planer.search.latency_loss import LatencyLoss
 from planer.search.phase1 import SearchTask
 from planer.search.supernet import build_supernet
@@ -67,7 +67,7 @@ def main(stage: str, *given: str) -> None:
     config = experiment(*given)
     corpus = CORPORA[config.data.dataset]
     torch.set_num_threads(1)  # threads that wait for each other on a busy machine take minutes
-    keep_freed_memory()
+    set_up_process()
     tokens = np.random.default_rng(0).integers(corpus.vocab_size, size=900_000).astype(np.uint8)
     with tempfile.TemporaryDirectory() as folder:
         run = globals()[f"run_{stage}"]

@@ -73,7 +73,7 @@ def test_another_identity_is_ignored_with_a_reason(tmp_path, capsys):
 
 def test_another_limit_in_hours_keeps_the_checkpoint(tmp_path, monkeypatch):
     """Another input or parameter does not."""
-    monkeypatch.setattr(runtime, "keep_freed_memory", lambda: None)
+    monkeypatch.setattr(runtime, "set_up_process", lambda: None)
     (tmp_path / "train").write_text("a text")
 
     def identity(**params) -> str:

@@ -1,6 +1,8 @@
 """Devices, dtypes and reproducibility."""
 
 import random
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -89,3 +91,17 @@ def test_reproducible_restores_the_setting():
         raise KeyError
     assert not torch.are_deterministic_algorithms_enabled()
     assert torch.utils.deterministic.fill_uninitialized_memory
+
+
+def test_denormals_are_zero_in_every_thread():
+    """In a process of its own: the setting stays with its threads."""
+    code = """
+import torch
+from planer.runtime import set_up_process
+torch.set_num_threads(4)
+set_up_process()
+if torch.set_flush_denormal(True):
+    small = torch.full((2_000_000,), 1e-20)  # large enough for all threads
+    assert not (small * small).any()
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
