@@ -50,7 +50,6 @@ def measure(
     rows: list[tuple[str, int, float]] = []
     began = time.perf_counter()
     collecting = gc.isenabled()
-    gc.collect()
     gc.disable()  # a collection during a call would count as its time
     try:
         for done in range(warmup):
@@ -89,6 +88,7 @@ def measure_placed(
     Returns rows like ``measure``, with rounds numbered over all builds.
     """
     kept, samples = [], []  # kept alive, so that the next build gets other memory
+    gc.collect()  # networks of earlier measurements free theirs
     each = -(-rounds // PLACEMENTS)
     for number in range(PLACEMENTS):
         kept.append(build(number))

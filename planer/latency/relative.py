@@ -18,8 +18,8 @@ from planer.specs import Architecture
 
 TOLERANCE = 0.02
 """A measured latency may be above its target by this share."""
-WARMUP = 3
-"""Untimed rounds of a measurement."""
+WARMUP = 1
+"""Untimed rounds at every place in memory."""
 SETS = 3
 """Most measurements of a network; more than one on a noisy machine, until the median is precise."""
 MAX_SECONDS = 12.0
