@@ -1,8 +1,10 @@
-"""The order of the tests and the settings of Hypothesis."""
+"""The order of the tests, the settings of Hypothesis, and floats as the standard has them."""
 
 from __future__ import annotations
 
 import contextlib
+import sys
+from collections.abc import Iterator
 
 import pytest
 
@@ -17,3 +19,11 @@ with contextlib.suppress(ImportError):  # the environment of the GPU tests does 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Tests that run Snakemake come first: they take longest, and short tests at the end keep all processes busy."""
     items.sort(key=lambda item: item.get_closest_marker("workflow") is None)
+
+
+@pytest.fixture(autouse=True)
+def standard_floats() -> Iterator[None]:
+    """Commands that a test calls in this process have denormals flushed; Hypothesis refuses to run then."""
+    yield
+    if torch := sys.modules.get("torch"):
+        torch.set_flush_denormal(False)
