@@ -117,10 +117,9 @@ def set_up_process() -> None:
 def flush_denormals() -> None:
     """Have this thread, and those that it starts, read and write floats below 1e-38 as zero.
 
-    The attention of a trained network gives distant positions such probabilities.  Some processors handle them a
-    hundred times slower than other floats: measured on an Intel Xeon, a trained network took a tenth longer than the
-    same one with random weights, which the latency table and the search measure.  Where a processor has no such mode
-    nothing happens.
+    The attention of a trained network gives distant positions such probabilities, and some processors are slow with
+    them: on an Intel Xeon a trained network took a tenth longer than the same one with random weights, which the
+    latency table and the search measure.  Where a processor has no such mode nothing happens.
     """
     torch.set_flush_denormal(True)
 
