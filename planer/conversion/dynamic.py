@@ -91,6 +91,17 @@ class DynamicFeedForward(nn.Module):
         """Run by this selector from now on; random scores start anew.
 
         fast: run densely, without router, where the selector would save no time (``saves_time``).
+        Raises UserError as ``theta_of``.
+        """
+        self._theta, self.selector = self.theta_of(selector), selector
+        self.dense = selector == ALL or fast and not self.saves_time(selector)
+        if not self.dense:
+            self._site.store_by_neuron()
+        self._random.manual_seed(0)
+
+    def theta_of(self, selector: Selector) -> float:
+        """The layer's threshold for ``absolute``; 0 for other rules, which need none.
+
         Raises UserError when the rule does not fit the routers or the number of experts, and for ``absolute`` before
         the calibration.
         """
@@ -104,15 +115,11 @@ class DynamicFeedForward(nn.Module):
                 f"selector: {selector.name} needs routers that predict norms; these were trained with target "
                 f"{self.target}: use top_k or absolute"
             )
-        if selector.name == "absolute":
-            uniform = torch.linspace(0, 1, GRID + 1)
-            quantiles = {"router": self.quantiles[0], "oracle": self.norm_quantiles, "random": uniform}
-            self._theta = share_threshold(quantiles[selector.scores], selector.value)
-        self.selector = selector
-        self.dense = selector == ALL or fast and not self.saves_time(selector)
-        if not self.dense:
-            self._site.store_by_neuron()
-        self._random.manual_seed(0)
+        if selector.name != "absolute":
+            return 0.0
+        uniform = torch.linspace(0, 1, GRID + 1)
+        quantiles = {"router": self.quantiles[0], "oracle": self.norm_quantiles, "random": uniform}
+        return share_threshold(quantiles[selector.scores], selector.value)
 
     def saves_time(self, selector: Selector) -> bool:
         """Whether a selector is expected to run faster than the dense layer, by the calibration and BREAK_EVEN.
@@ -203,7 +210,10 @@ def set_selector(model: nn.Module, selector: Selector, fast: bool = False) -> No
     """Run all split layers of a network by this selector.
 
     fast: layers run densely where the selector would save no time; more experts than selected then run.
-    Raises UserError when the selector does not fit the layers.
+    Raises UserError when the selector does not fit a layer; all then run as before.
     """
-    for layer in dynamic_layers(model):
+    layers = dynamic_layers(model)
+    for layer in layers:
+        layer.theta_of(selector)
+    for layer in layers:
         layer.select(selector, fast)

@@ -236,6 +236,15 @@ def test_selectors_that_do_not_fit_are_refused(target, selector, message):
         set_selector(model, selector)
 
 
+def test_a_selector_that_one_layer_refuses_changes_none():
+    model, selector = split("gpt2"), Selector("top_k", 2)
+    set_selector(model, selector)
+    dynamic_layers(model)[-1].quantiles.fill_(torch.nan)
+    with pytest.raises(UserError, match="calibrate the network first"):
+        set_selector(model, Selector("absolute", 0.5))
+    assert {layer.selector for layer in dynamic_layers(model)} == {selector}
+
+
 def test_an_expert_size_that_does_not_divide_is_refused():
     with pytest.raises(
         UserError, match="expert_size is 5; it must divide the neurons of transformer.h.0.mlp, which are 24"
