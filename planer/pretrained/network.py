@@ -100,6 +100,11 @@ def load(folder: str | Path, device: str | torch.device = "cpu") -> PretrainedNe
     check_generates(folder)
     checked = check_folder(folder, "causal_lm", converted=True)
     model = load_model(checked).to(resolve_device(str(device)))
+    if how := checked.conversion:
+        from planer.pretrained import select
+
+        # Loading has chosen the layers that run densely for the CPU.
+        select(model, how["selector"], how["value"], how["fast"])
     path = checked.path / "eval.json"
     evaluation = read_json(path, "arm") if path.is_file() else None
     return PretrainedNetwork(model, load_tokenizer(checked), checked.path.name, evaluation)

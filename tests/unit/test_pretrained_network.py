@@ -7,10 +7,13 @@ import shutil
 
 import numpy as np
 import pytest
+import torch
 
 import planer
 from planer.__main__ import main
+from planer.conversion.dynamic import dynamic_layers
 from planer.errors import UserError
+from planer.kernels.cpp import build
 
 transformers = pytest.importorskip("transformers", reason="the package transformers is not installed")
 
@@ -60,6 +63,18 @@ def test_a_long_prompt_is_read_in_segments(family, saved, monkeypatch):
     monkeypatch.setattr("planer.pretrained.network.SEGMENT", 3)
     pauses = (len(ids) - 1) // 3
     assert list(network.steps(ids, tokens=9)) == [[]] * pauses + [[token] for token in written] and pauses > 1
+
+
+@pytest.mark.skipif(not build.available(), reason="there is no C++ compiler")
+def test_layers_run_densely_where_the_networks_device_gains_nothing(tmp_path, monkeypatch):
+    """The meta device stands for a GPU without a measured share."""
+    model = converted("gpt2")
+    planer.pretrained.select(model, "top_k", 1)
+    model.save_pretrained(tmp_path)
+    save_tokenizer(tmp_path)
+    assert not any(layer.dense for layer in dynamic_layers(planer.load(tmp_path).model))
+    monkeypatch.setattr("planer.pretrained.network.resolve_device", lambda name: torch.device("meta"))
+    assert all(layer.dense for layer in dynamic_layers(planer.load(tmp_path).model))
 
 
 def test_samples_depend_on_the_seed(saved):
