@@ -17,18 +17,18 @@ from planer.errors import UserError
 from planer.evaluation.arms.evaluate import Arm, evaluate_arm
 from planer.evaluation.arms.points import calibrate_norms, expert_points, threshold_points
 from planer.evaluation.arms.sweep import score
-from planer.evaluation.arms.timing import RANKED, speed_up
+from planer.evaluation.arms.timing import RANKED, speed_up, time_arm
 from planer.files import check_shape
 from planer.runtime import Runtime
 from planer.tasks.make_task import TASKS
 from planer.tasks.metrics import measure
 from planer.tasks.pretrained_task import PretrainedTask
 
-pytest.importorskip("transformers", reason="the package transformers is not installed")
+transformers = pytest.importorskip("transformers", reason="the package transformers is not installed")
 
 from tests.unit.converted import EXPERT_SIZE, ROUTER_WIDTH, split  # noqa: E402
 from tests.unit.pretrained_networks import KINDS, network  # noqa: E402
-from tests.unit.tiny_pretrained import NEURONS, WIDTH, tiny  # noqa: E402
+from tests.unit.tiny_pretrained import GROUPED, IDS, NEURONS, WIDTH, tiny  # noqa: E402
 from tests.unit.tiny_tasks import LENGTHS, facts, tensors  # noqa: E402
 
 EXPERTS = NEURONS // EXPERT_SIZE
@@ -202,6 +202,20 @@ def test_selectors_that_need_norms_are_left_out_where_routers_predict_none():
     assert [point.selector for point in expert_points(model, CONFIG)] == ["all", "top_k", "top_k"]
     with pytest.raises(UserError, match="allowed: absolute, top_k"):
         expert_points(model, SimpleNamespace(selectors=("dynamic_k",)))
+
+
+@pytest.mark.parametrize("window", [4, 32])
+def test_every_timed_call_of_a_decoder_reads_the_same_tokens(window):
+    """Also where its cache keeps a window of the text only."""
+    torch.manual_seed(0)
+    model = transformers.MistralForCausalLM(transformers.MistralConfig(**GROUPED, **IDS, sliding_window=window)).eval()
+    task, logits = task_of("gpt2"), []
+    handle = model.register_forward_hook(lambda module, inputs, output: logits.append(output.logits[:, -1]))
+    rows = time_arm(model, model, (), task, (1,), 3)
+    handle.remove()
+    assert [row["phase"] for row in rows] == ["prefill", "decode"]
+    last = torch.stack(logits[1:])  # the first call fills the cache
+    torch.testing.assert_close(last, last[:1].expand_as(last), rtol=1e-5, atol=1e-5)
 
 
 def test_the_interval_of_a_speed_up_covers_the_median_in_most_samples():

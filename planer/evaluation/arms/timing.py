@@ -99,10 +99,12 @@ def _phases(dense: nn.Module, task: PretrainedTask, batch: Batch) -> Mapping[str
         return {"forward": lambda model: run(model, inputs)}
     ids = inputs["input_ids"]
     cache = run(dense, {"input_ids": ids[:, :-1], "use_cache": True}).cache
+    filled = [dict(vars(layer)) for layer in cache.layers]
 
     def decode(model: nn.Module) -> None:
         run(model, {"input_ids": ids[:, -1:], "cache": cache, "use_cache": True})
-        cache.crop(-1)
+        for layer, state in zip(cache.layers, filled, strict=True):
+            vars(layer).update(state)  # the cache of a sliding window cannot be cropped
 
     return {
         "prefill": lambda model: run(model, {"input_ids": ids, "use_cache": True, "logits_to_keep": 1}),
