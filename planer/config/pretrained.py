@@ -50,6 +50,8 @@ SELECTORS = ("dynamic_k", "absolute", "top_k", "cumulative")
 """Rules by which a token selects experts, as planer/conversion/selectors.py explains them."""
 DENSE, CONTINUED = "dense", "dense_continued"
 """Arms that others are compared with: the fine-tuned network, and the same trained on as long as sparsification."""
+SHARED = "shared"
+"""No arm: planer/workflow/tracking/variants.py calls the stages so that belong to none."""
 WITHOUT_PENALTY = {"on": "none", "weight": 0.0}
 """What ``dense_continued`` changes in the section sparsify."""
 
@@ -117,6 +119,8 @@ class TaskConfig:
     def __post_init__(self) -> None:
         if not self.train:
             raise UserError("train is empty; name a file or folder")
+        if self.kind == "text" and self.block_size < 2:
+            raise UserError("block_size is 1; timing a decoder needs a token before the last: at least 2")
         if self.kind == "masked_tokens" and self.block_size < 3:
             raise UserError(f"block_size is {self.block_size}; a block of masked_tokens has 2 special ones: at least 3")
         for key in ("train", "valid", "test"):
@@ -257,6 +261,8 @@ class PretrainedExperiment(RuntimeConfig):
     def __post_init__(self) -> None:
         for name, arm in self.arms.items():
             check_name("arms:", name)
+            if name == SHARED:
+                raise UserError(f"arms: {SHARED} is what MLflow calls the stages of no arm; give the arm another name")
             if re.search(r"-seed\d*$", name):
                 raise UserError(f"arms: {show(name)}: -seed<k> is for repeats; give the arm another name")
             if (name in (DENSE, CONTINUED)) != (arm.method == DENSE):
