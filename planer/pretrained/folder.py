@@ -32,6 +32,8 @@ PROCESSORS = (
     *("vocab.txt", "vocab.json", "merges.txt", "preprocessor_config.json"),
 )
 """Files of tokenizers and image processors."""
+SIDE_FILES = (*PROCESSORS, "generation_config.json")
+"""Files that the folder of an arm has from its network's."""
 CLASSES = {
     "causal_lm": ("ForCausalLM", "LMHeadModel"),
     "masked_lm": ("ForMaskedLM",),
@@ -75,7 +77,7 @@ def network_files(config: PretrainedConfig) -> list[Path]:
     source = config.folder or config.tokenizer
     if not source or not os.path.isdir(folder := resolve(source)):
         return []
-    names = (*PROCESSORS, "config.json", INDEX, "*.safetensors") if config.folder else PROCESSORS
+    names = (*SIDE_FILES, "config.json", INDEX, "*.safetensors") if config.folder else PROCESSORS
     return sorted(file for name in names for file in folder.glob(name) if file.is_file())
 
 

@@ -16,10 +16,10 @@ import torch
 from planer.config.paths import resolve
 from planer.config.pretrained import PretrainedConfig
 from planer.errors import Damaged, UserError
-from planer.files import file_sha256, one_line, read_json, write_json
+from planer.files import file_sha256, one_line, read_json, write_json, writing
 from planer.parsing import show
 from planer.pretrained.adapters import adapter_for, adapters
-from planer.pretrained.folder import PROCESSORS, WEIGHTS, Folder, check_folder
+from planer.pretrained.folder import PROCESSORS, SIDE_FILES, WEIGHTS, Folder, check_folder
 from planer.pretrained.load import (
     HEADS,
     load_image_processor,
@@ -52,7 +52,7 @@ def prepare_model(config: PretrainedConfig, head: str, manifest: str | Path, see
     model = load_model(folder)
     (load_image_processor if head == "image_classification" else load_tokenizer)(folder)
     adapter = adapter_for(model)
-    files = sorted(file for file in folder.path.iterdir() if file.name in (*PROCESSORS, "config.json"))
+    files = sorted(file for file in folder.path.iterdir() if file.name in (*SIDE_FILES, "config.json"))
     content = {
         "folder": str(folder.path),
         "head": head,
@@ -99,9 +99,10 @@ def save_network(model: transformers.PreTrainedModel, folder: str | Path) -> Non
     """Write config.json and model.safetensors whole, the two files that load_network reads.
 
     The metadata of the weights has their checksum and the one of config.json: transformers knows no key for it there.
+    Raises UserError when they cannot be written.
     """
     folder = Path(folder)
-    with tempfile.TemporaryDirectory(dir=folder) as temporary, quiet_transformers():
+    with writing(folder), tempfile.TemporaryDirectory(dir=folder) as temporary, quiet_transformers():
         model.save_pretrained(temporary)
         config = Path(temporary, "config.json")
         tensors, metadata = read_tensors(Path(temporary, WEIGHTS), finite=False)
@@ -131,16 +132,17 @@ def _begin_again(manifest: str | Path) -> str:
 
 
 def _write_random(config: PretrainedConfig, head: str, path: Path, seed: int) -> None:
-    """Save a network with random weights, and its tokenizer or image processor."""
+    """Save a network with random weights, and its tokenizer or image processor.  Raises UserError."""
     temporary = path.with_name(f".{path.name}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
-    with quiet_transformers() as library:
+    with writing(path), quiet_transformers() as library:
         described = _configuration(library, config.config, head)
         torch.manual_seed(seed)
         try:
-            getattr(library, HEADS[head]).from_config(described).save_pretrained(temporary)
+            model = getattr(library, HEADS[head]).from_config(described)
         except Exception as error:  # transformers raises whatever a wrong value makes it raise
             raise UserError(f"pretrained.config describes no network ({one_line(error)}); correct it") from error
+        model.save_pretrained(temporary)
         if config.tokenizer:
             _copy_processor(resolve(config.tokenizer), temporary)
         elif head == "image_classification":
@@ -149,8 +151,8 @@ def _write_random(config: PretrainedConfig, head: str, path: Path, seed: int) ->
             library.ViTImageProcessorPil(size=size, image_mean=half, image_std=half).save_pretrained(temporary)
         else:
             raise UserError("pretrained.tokenizer is empty; name the folder of a tokenizer for pretrained.config")
-    shutil.rmtree(path, ignore_errors=True)
-    temporary.rename(path)
+        shutil.rmtree(path, ignore_errors=True)
+        temporary.rename(path)
 
 
 def _configuration(library, keys: Mapping, head: str):

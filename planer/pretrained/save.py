@@ -10,18 +10,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from planer.errors import UserError
-from planer.files import new_folder, write_json, write_text
+from planer.files import new_folder, write_json, write_text, writing
 from planer.parsing import show
 from planer.pretrained.card import model_card
-from planer.pretrained.folder import INDEX, PROCESSORS, ROUTERS, WEIGHTS, Folder, check_folder, head_of
+from planer.pretrained.folder import INDEX, ROUTERS, SIDE_FILES, Folder, check_folder, head_of
 from planer.pretrained.load import quiet_transformers
 from planer.tensors import read_tensors, write_tensors
 
 if TYPE_CHECKING:
     import transformers
 
-FILES = ("config.json", WEIGHTS, "README.md")
-"""Files that every folder has beside those of its tokenizer or image processor."""
 LICENCES = ("LICENSE*", "LICENCE*", "NOTICE*")
 
 
@@ -33,19 +31,21 @@ def write_folder(
     transformers loads the folder with the converted layers after ``import planer.pretrained``, else as the dense
     network.  source: the network that was converted; its tokenizer or image processor and its licence are copied.
     evaluation: the arm's eval.json, for the card; it is in the folder then.  Files in ``out`` are replaced.
+    Raises UserError when the folder cannot be written.
     """
     out = Path(out)
-    out.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=out) as temporary:
-        made = Path(temporary)
-        with quiet_transformers():
-            model.save_pretrained(made)
-        _copy_rest(source.path, made)
-        if evaluation:
-            write_json(made / "eval.json", dict(evaluation))
-        write_text(made / "README.md", model_card(made, source.head, source.path, evaluation))
-        for file in made.iterdir():
-            file.replace(out / file.name)
+    with writing(out):
+        out.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=out) as temporary:
+            made = Path(temporary)
+            with quiet_transformers():
+                model.save_pretrained(made)
+            _copy_rest(source.path, made)
+            if evaluation:
+                write_json(made / "eval.json", dict(evaluation))
+            write_text(made / "README.md", model_card(made, source.head, source.path, evaluation))
+            for file in made.iterdir():
+                file.replace(out / file.name)
 
 
 def export_plain(folder: str | Path, out: str | Path) -> None:
@@ -62,7 +62,7 @@ def export_plain(folder: str | Path, out: str | Path) -> None:
         )
     if not found.conversion:
         raise UserError(f"{show(str(folder))} is a plain network already; use it as it is")
-    with new_folder(out):
+    with new_folder(out), writing(out):
         _write_plain(found, out)
 
 
@@ -87,6 +87,6 @@ def _write_index(path: Path, out: Path) -> None:
 def _copy_rest(source: Path, out: Path) -> None:
     """Copy tokenizer or image processor, settings of generation, and licences."""
     licences = [file.name for pattern in LICENCES for file in source.glob(pattern) if file.is_file()]
-    for name in (*PROCESSORS, "generation_config.json", *licences):
+    for name in (*SIDE_FILES, *licences):
         if (source / name).is_file():
             shutil.copyfile(source / name, out / name)

@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 
 import planer
 from planer.__main__ import main
+from planer.errors import UserError
 
 transformers = pytest.importorskip("transformers", reason="the package transformers is not installed")
 
@@ -82,6 +83,14 @@ def test_a_full_disk_leaves_nothing_of_a_plain_network(tmp_path):
     with pytest.raises(SystemExit, match="cannot write .*/model.safetensors: File too large"), small_disk(2_000):
         main(["export", str(folder), str(plain), "--plain"])
     assert not plain.exists()
+
+
+def test_a_full_disk_leaves_nothing_of_a_folder(tmp_path):
+    save("gpt2", tmp_path / "source")
+    source = check_folder(tmp_path / "source", "causal_lm")
+    with pytest.raises(UserError, match="^cannot write .*/hf: .*; free space"), small_disk(2_000):
+        write_folder(converted("gpt2"), source, tmp_path / "hf")
+    assert not list((tmp_path / "hf").iterdir())
 
 
 def test_relu_is_in_the_configuration(tmp_path):

@@ -15,6 +15,7 @@ from planer.pretrained.prepare import load_network, prepare_model, prepared_fold
 
 transformers = pytest.importorskip("transformers", reason="the package transformers is not installed")
 
+from tests.unit.small_disk import small_disk  # noqa: E402
 from tests.unit.tiny_pretrained import save, tiny  # noqa: E402
 
 GPT2 = {"model_type": "gpt2", "vocab_size": 96, "n_embd": 16, "n_layer": 2, "n_head": 2, "n_positions": 32}
@@ -148,6 +149,17 @@ def test_a_wrong_configuration_is_refused(tmp_path, keys, message):
     with pytest.raises(UserError, match=message) as refused:
         prepare_model(random_network(keys, str(tmp_path / "net")), "causal_lm", tmp_path / "out/manifest.json", seed=0)
     assert "\n" not in str(refused.value) and not Path(tmp_path / "out/manifest.json").exists()
+
+
+def test_a_full_disk_is_one_line(tmp_path):
+    save("gpt2", tmp_path / "net")
+    config = random_network(GPT2, str(tmp_path / "net"))
+    with pytest.raises(UserError, match="^cannot write .*/network: .*; free space"), small_disk(2_000):
+        prepare_model(config, "causal_lm", tmp_path / "manifest.json", seed=0)
+    (tmp_path / "stage").mkdir()
+    with pytest.raises(UserError, match="^cannot write .*/stage: .*; free space"), small_disk(2_000):
+        save_network(tiny("gpt2"), tmp_path / "stage")
+    assert not list((tmp_path / "stage").iterdir())
 
 
 def test_a_configuration_of_texts_needs_a_tokenizer(tmp_path):

@@ -129,7 +129,7 @@ def test_all_files_that_a_network_is_made_from_are_inputs(tmp_path):
     """Of a folder its tokenizer too, of a network with random weights only a tokenizer."""
     processor = {"tokenizer.json", "preprocessor_config.json"}
     shards = {"model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"}
-    network = {"config.json", "model.safetensors", "model.safetensors.index.json"} | shards
+    network = {"config.json", "generation_config.json", "model.safetensors", "model.safetensors.index.json"} | shards
     for name in (*processor, *network, "README.md", "pytorch_model.bin"):
         (tmp_path / name).touch()
 
