@@ -14,8 +14,9 @@ from torch import Tensor
 from planer.data.labelled.examples import LabelledSet
 from planer.data.task_files import TaskFacts
 from planer.errors import UserError
+from planer.parsing import show
 from planer.pretrained.folder import Folder
-from planer.pretrained.load import load_image_processor
+from planer.pretrained.load import load_config, load_image_processor
 
 AT_ONCE = 256
 """Images that the processor gets together."""
@@ -26,18 +27,16 @@ def image_facts(network: Folder, metric: str, label_names: tuple[str, ...]) -> T
     processor = load_image_processor(network)
     if not processor.do_rescale or abs(255 * processor.rescale_factor - 1) > 1e-6:
         raise UserError(f"pretrained.folder: {network.path} has an image processor without rescale_factor 1/255")
-    channels = network.config["num_channels"]
+    channels, size, patch = _sizes(network)
     mean = processor.image_mean if processor.do_normalize else [0.0] * channels
     std = processor.image_std if processor.do_normalize else [1.0] * channels
-    size, patch = network.config["image_size"], network.config["patch_size"]
     tokens = (size // patch) ** 2 + 1
     return TaskFacts("labelled_images", metric, label_names, mean=tuple(mean), std=tuple(std), tokens_per_image=tokens)
 
 
 def image_tensors(network: Folder, examples: LabelledSet) -> dict[str, Tensor]:
     """pixels uint8 [N, C, H, W] and labels.  Raises UserError for an image that cannot be read."""
-    processor, size = load_image_processor(network), network.config["image_size"]
-    channels = network.config["num_channels"]
+    processor, (channels, size, _) = load_image_processor(network), _sizes(network)
     pixels = np.empty((len(examples), channels, size, size), np.uint8)
     for start in range(0, len(examples), AT_ONCE):
         stop = min(start + AT_ONCE, len(examples))
@@ -46,6 +45,15 @@ def image_tensors(network: Folder, examples: LabelledSet) -> dict[str, Tensor]:
             images = _resized(processor, images, (channels, size))
         pixels[start:stop] = np.stack(images).transpose(0, 3, 1, 2)
     return {"pixels": torch.from_numpy(pixels), "labels": torch.from_numpy(examples.labels)}
+
+
+def _sizes(network: Folder) -> tuple[int, int, int]:
+    """Channels, and the side of an image and of a patch.  Raises UserError for images that are no squares."""
+    config = load_config(network)
+    for key in ("num_channels", "image_size", "patch_size"):
+        if not isinstance(value := getattr(config, key), int):
+            raise UserError(f"pretrained.folder: {network.path} has {key} {show(value)}; only whole numbers are read")
+    return config.num_channels, config.image_size, config.patch_size
 
 
 def _coloured(image: np.ndarray, channels: int) -> np.ndarray:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,16 +15,16 @@ from planer.config.text import chunks
 from planer.data.image_pixels import image_facts, image_tensors
 from planer.data.labelled import random_splits, read_labelled
 from planer.data.labelled.examples import Columns, LabelledSet
-from planer.data.task_files import SPLITS, TaskFacts, write_task
+from planer.data.task_files import MULTIPLE, SPLITS, TaskFacts, write_task
 from planer.errors import UserError
 from planer.files import one_line
 from planer.parsing import show
-from planer.pretrained.folder import Folder
-from planer.pretrained.load import load_tokenizer, padding_id
+from planer.pretrained.folder import CLASSES, Folder
+from planer.pretrained.load import load_config, load_tokenizer, padding_id
 
 
-def prepare_task(config: TaskConfig, network: Folder, folder: str | Path, seed: int) -> None:
-    """Read the task's data, turn it into what the network reads, and write it into a folder.
+def prepare_task(config: TaskConfig, network: Folder, folder: str | Path, seed: int) -> TaskFacts:
+    """Read the task's data, turn it into what the network reads, and write it into a folder; return its facts.
 
     seed: of the samples that are taken from train for other splits.
     Raises UserError, one line, for data that cannot be read or does not fit the network.
@@ -41,6 +40,7 @@ def prepare_task(config: TaskConfig, network: Folder, folder: str | Path, seed: 
             facts, splits = _labelled_text(config, network, examples)
     counts = {name: {key: list(tensor.shape) for key, tensor in part.items()} for name, part in splits.items()}
     write_task(folder, facts, splits, {"shapes": counts})
+    return facts
 
 
 def _text(config: TaskConfig, network: Folder) -> tuple[TaskFacts, dict[str, dict[str, Tensor]]]:
@@ -120,17 +120,17 @@ def _check_inputs(config: TaskConfig, examples: dict[str, LabelledSet]) -> None:
 
 
 def _labels(network: Folder) -> tuple[str, ...] | None:
-    """Names of labels that the folder's trained head has; None where training makes the head."""
-    names = network.config.get("id2label") or {}
-    trained = any("Classification" in str(name) for name in network.config.get("architectures") or ())
-    named = [str(names[key]) for key in sorted(names, key=int)]
-    return tuple(named) if trained and not all(re.fullmatch(r"LABEL_\d+", name) for name in named) else None
+    """Names of labels of the folder's head, LABEL_0 and so on by default; None where it has no such head."""
+    if not any(str(name).endswith(CLASSES[network.head]) for name in network.config.get("architectures") or ()):
+        return None
+    names = load_config(network).id2label
+    return tuple(str(names[key]) for key in sorted(names))
 
 
 def _labelled_text(
     config: TaskConfig, network: Folder, examples: dict[str, LabelledSet]
 ) -> tuple[TaskFacts, dict[str, dict[str, Tensor]]]:
-    _check_positions(network, "task.max_length", config.max_length)
+    _check_positions(network, "task.max_length", config.max_length, MULTIPLE)
     tokenizer = load_tokenizer(network)
     label_names = examples["train"].label_names
     facts = TaskFacts("labelled_text", config.headline, label_names, pad_id=padding_id(tokenizer))
@@ -155,8 +155,11 @@ def _joined(lists: list[list[int]]) -> Iterator[int]:
     return (value for part in lists for value in part)
 
 
-def _check_positions(network: Folder, key: str, length: int) -> None:
-    """Raise UserError when samples are longer than the network's positions."""
-    most = network.config.get("n_positions") or network.config.get("max_position_embeddings")
-    if most and length > most:
-        raise UserError(f"{key} is {show(length)}, but {network.path} has {most:,} positions; lower it")
+def _check_positions(network: Folder, key: str, length: int, multiple: int = 1) -> None:
+    """Raise UserError when samples, filled up to a multiple, are longer than the network's positions."""
+    most = getattr(load_config(network), "max_position_embeddings", None)
+    filled = -(-length // multiple) * multiple
+    if most and filled > most:
+        batches = f", which batches fill up to {show(filled)}" if filled > length else ""
+        advice = f"lower it to {most - most % multiple}"
+        raise UserError(f"{key} is {show(length)}{batches}, but {network.path} has {most:,} positions; {advice}")

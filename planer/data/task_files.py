@@ -23,6 +23,8 @@ from planer.tensors import read_tensors, write_tensors
 
 SPLITS = ("train", "valid", "test")
 MANIFEST = "manifest.json"
+MULTIPLE = 8
+"""Lengths of batches of labelled_text are multiples of it, so that few shapes occur."""
 
 
 @dataclass(frozen=True)

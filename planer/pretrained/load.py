@@ -36,14 +36,18 @@ PADDED = 1024
 
 
 def load_model(
-    folder: Folder, labels: tuple[str, ...] = (), dtype: torch.dtype = torch.float32, attention: str = "sdpa"
+    folder: Folder,
+    labels: tuple[str, ...] = (),
+    dtype: torch.dtype = torch.float32,
+    attention: str = "sdpa",
+    new_head: bool = True,
 ) -> transformers.PreTrainedModel:
     """The network with the folder's head, in eval mode on the CPU.
 
     labels: of a classification, in the order of their ids; the folder's by default.  Where the folder has no such
-    head, it gets random weights from PyTorch's generator.  dtype: of the weights, whatever the folder's.
-    attention: ``sdpa`` or ``eager``.  Feed-forward layers compute all tokens at once; the configuration keeps its
-    chunk_size_feed_forward.
+    head, it gets random weights from PyTorch's generator, unless new_head is False.  dtype: of the weights, whatever
+    the folder's.  attention: ``sdpa`` or ``eager``.  Feed-forward layers compute all tokens at once; the configuration
+    keeps its chunk_size_feed_forward.
     Raises UserError when weights are missing, superfluous, of another size than config.json says, or not finite.
     """
     options = {"id2label": dict(enumerate(labels)), "label2id": {label: i for i, label in enumerate(labels)}}
@@ -58,7 +62,7 @@ def load_model(
             output_loading_info=True,
             **(options if labels else {}),
         )
-    _check_report(folder, model, report)
+    _check_report(folder, model, report, new_head)
     for name, weight in model.named_parameters():
         if not weight.isfinite().all():
             _refuse(folder, f"has values in {name} that are not finite; copy it again")
@@ -70,6 +74,15 @@ def load_model(
     return model
 
 
+def load_config(folder: Folder) -> transformers.PreTrainedConfig:
+    """The folder's configuration, with transformers' defaults for what config.json leaves out.
+
+    Raises UserError when it cannot be read.
+    """
+    with quiet_transformers() as library:
+        return _read(folder, library.AutoConfig)
+
+
 def load_tokenizer(folder: Folder) -> transformers.PreTrainedTokenizerBase:
     """The folder's tokenizer.
 
@@ -78,7 +91,7 @@ def load_tokenizer(folder: Folder) -> transformers.PreTrainedTokenizerBase:
     """
     with quiet_transformers() as library:
         tokenizer = _read(folder, library.AutoTokenizer)
-        vocab_size = folder.config.get("vocab_size") or _read(folder, library.AutoConfig).vocab_size
+    vocab_size = load_config(folder).vocab_size
     if not vocab_size - PADDED <= len(tokenizer) <= vocab_size:
         sizes = f"of {len(tokenizer):,} symbols, the network one of {vocab_size:,}"
         _refuse(folder, f"has a tokenizer {sizes}; copy the tokenizer's files from where the network came from")
@@ -131,17 +144,22 @@ def _read(folder: Folder, auto: type, **options):
         ) from error
 
 
-def _check_report(folder: Folder, model: nn.Module, report: dict) -> None:
+def _check_report(folder: Folder, model: nn.Module, report: dict, new_head: bool) -> None:
     """Raise UserError unless weights and network fit each other, but for a head that training makes."""
-    missing = [name for name in report["missing_keys"] if not _may_be_new(folder, model, name)]
-    wrong = [name for name, *_ in report["mismatched_keys"] if not _may_be_new(folder, model, name)]
-    surplus = [name for name in report["unexpected_keys"] if re.search(r"\.\d+\..*(weight|bias)$", name)]
+    absent, sized = list(report["missing_keys"]), [name for name, *_ in report["mismatched_keys"]]
+    missing, wrong = ([name for name in names if not _may_be_new(folder, model, name)] for names in (absent, sized))
+    new = sorted({*absent, *sized} - {*missing, *wrong})
+    # Attention's masked_bias, in older folders of GPT-2, is a constant.
+    surplus = [name for name in report["unexpected_keys"] if re.search(r"\.\d+\.(.*\.)?(weight|bias)$", name)]
     if missing:
         _refuse(folder, f"lacks the weights {_first(missing)}; name another head, or copy it again")
     if wrong:
         _refuse(folder, f"has weights {_first(wrong)} of another size than config.json says; copy it again")
     if surplus:
         _refuse(folder, f"has weights {_first(surplus)} that config.json has no place for; copy it again")
+    if new and not new_head:
+        problem = f"lacks a head for the task's labels ({_first(new)}), and with 0 steps none is trained"
+        _refuse(folder, f"{problem}; set steps, or name a folder with a head for these labels")
 
 
 def _may_be_new(folder: Folder, model: nn.Module, name: str) -> bool:

@@ -77,19 +77,20 @@ def prepared_folder(manifest: str | Path) -> Folder:
 
 
 def load_network(
-    manifest: str | Path, folder: str | Path | None = None, labels: tuple[str, ...] = ()
+    manifest: str | Path, folder: str | Path | None = None, labels: tuple[str, ...] = (), new_head: bool = True
 ) -> transformers.PreTrainedModel:
     """The network that a manifest describes, or the one that a later stage has saved in a folder, in eval mode.
 
     labels: of a classification, in the order of their ids; they are in the configuration of a saved network.  A new
-    head gets random weights from PyTorch's generator.  Classifiers of texts are padded as the task's batches are.
+    head gets random weights from PyTorch's generator; it is refused where new_head is False, since nothing trains it.
+    Classifiers of texts are padded as the task's batches are.
     Raises UserError when the network cannot be loaded, or a file in the folder is not as it was saved.
     """
     prepared = source = prepared_folder(manifest)
     if folder is not None:
         _check_saved(Path(folder))
         source = check_folder(folder, source.head, converted=True, with_processor=False)
-    model = load_model(source, labels, attention=_read(manifest)["attention"])
+    model = load_model(source, labels, attention=_read(manifest)["attention"], new_head=new_head)
     if source.head == "sequence_classification":  # decoders find the last token of a text by it
         model.config.pad_token_id = padding_id(load_tokenizer(prepared))
     return model

@@ -13,12 +13,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from planer.blocks.block import Wants
+from planer.data.task_files import MULTIPLE
 from planer.tasks.metrics import Scores, classified
 from planer.tasks.pretrained_task import Batch, PretrainedTask
 from planer.tasks.task import Result, RowScore
-
-MULTIPLE = 8
-"""Lengths of batches are multiples of it, so that few shapes occur."""
 
 
 class Classification(PretrainedTask):

@@ -128,8 +128,13 @@ def test_images_equal_those_of_the_image_processor(folders, tmp_path):
     ("kind", "family", "changes", "message"),
     [
         ("text", "gpt2", {"train": "nowhere.txt"}, "task.train: .*nowhere.txt cannot be read .*name a text in UTF-8"),
-        ("text", "gpt2", {"block_size": 33}, "task.block_size is 33, but .* has 32 positions; lower it"),
-        ("labelled_text", "bert", {"max_length": 513}, "task.max_length is 513, but .* has 512 positions"),
+        ("text", "gpt2", {"block_size": 33}, "task.block_size is 33, but .* has 32 positions; lower it to 32$"),
+        (
+            "labelled_text",
+            "bert",
+            {"max_length": 513},
+            "max_length is 513, which batches fill up to 520, but .* has 512 positions; lower it to 512$",
+        ),
         ("labelled_text", "bert", {"label_column": "topic"}, "no column 'topic'; columns: text, label"),
         ("labelled_text", "bert", {"test": "other.csv"}, "line 2: column 'label' has the unknown 'cat'; known: fox"),
         ("labelled_text", "bert", {"split": SplitConfig(0.01, 0.2)}, "too few for a split valid"),
@@ -206,6 +211,83 @@ def test_folders_of_images_named_otherwise_are_numbered_by_name(tmp_path, caplog
     assert caplog.messages == [f"{path}: the labels n01, n02, n03 are the network's tench, shark, hen, in this order"]
     (tmp_path / "images/n03").rename(tmp_path / "images/hen")
     with pytest.raises(UserError, match="unknown 'n01'; known: tench, shark, hen"):
+        prepare_task(task, network, tmp_path / "out", 0)
+
+
+def edit(folder: Path, **changes) -> None:
+    """Change keys of config.json; None removes one."""
+    config = json.loads((folder / "config.json").read_text()) | changes
+    (folder / "config.json").write_text(json.dumps({key: value for key, value in config.items() if value is not None}))
+
+
+def test_texts_are_never_filled_up_beyond_the_positions(tmp_path):
+    """Batches are filled up to a multiple of 8."""
+    save("bert", tmp_path / "net")
+    edit(tmp_path / "net", max_position_embeddings=12)
+    network, table = check_folder(tmp_path / "net", "sequence_classification"), write_table(tmp_path / "a.csv")
+    message = "task.max_length is 12, which batches fill up to 16, but .* has 12 positions; lower it to 8$"
+    with pytest.raises(UserError, match=message):
+        prepare_task(config("labelled_text", train=table, max_length=12), network, tmp_path / "out", 0)
+    prepare_task(config("labelled_text", train=table, max_length=8), network, tmp_path / "out", 0)
+
+
+@pytest.mark.parametrize(
+    ("changes", "lines"),
+    [
+        (
+            {"architectures": ["BertForSequenceClassification"]},
+            ["the labels fox, none are the network's LABEL_0, LABEL_1"],
+        ),
+        (
+            {
+                "architectures": ["BertForSequenceClassification"],
+                "id2label": {"0": "LABEL_0", "1": "LABEL_1", "2": "LABEL_2"},
+            },
+            ["has 2 labels, the network's head 3; a new head takes its place"],
+        ),
+        ({"architectures": ["BertForTokenClassification"], "id2label": {"0": "O", "1": "B"}}, []),
+        ({"architectures": ["BertForMaskedLM"]}, []),
+    ],
+)
+def test_what_becomes_of_the_networks_labels_is_logged(changes, lines, tmp_path, caplog):
+    """A head of two labels without names has none in config.json.  Tags of tokens are no labels of texts."""
+    save("bert", tmp_path / "net")
+    edit(tmp_path / "net", **changes)
+    network = check_folder(tmp_path / "net", "sequence_classification")
+    with caplog.at_level("INFO", logger="planer"):
+        facts = prepare_task(
+            config("labelled_text", train=write_table(tmp_path / "a.csv")), network, tmp_path / "out", 0
+        )
+    assert facts.label_names == ("fox", "none")
+    assert len(caplog.messages) == len(lines) and all(map(str.__contains__, caplog.messages, lines))
+
+
+def write_images(folder: Path) -> str:
+    for label in ("cat", "dog"):
+        (folder / label).mkdir(parents=True)
+        for number in range(5):
+            Image.new("RGB", (8, 8), (number, 0, 0)).save(folder / label / f"{number}.png")
+    return str(folder)
+
+
+def test_sizes_that_config_json_leaves_out_are_those_of_transformers(tmp_path):
+    save("vit", tmp_path / "net")
+    edit(tmp_path / "net", image_size=16, patch_size=None, num_channels=None)
+    network = check_folder(tmp_path / "net", "image_classification")
+    task = config("labelled_images", train=write_images(tmp_path / "images"))
+    processor = json.loads((tmp_path / "net/preprocessor_config.json").read_text())
+    processor["size"] = {"height": 16, "width": 16}
+    (tmp_path / "net/preprocessor_config.json").write_text(json.dumps(processor))
+    assert prepare_task(task, network, tmp_path / "out", 0).tokens_per_image == 2
+    assert read_task(tmp_path / "out", ["test"])[1]["test"]["pixels"].shape == (2, 3, 16, 16)
+
+
+def test_images_that_are_no_squares_are_refused(tmp_path):
+    save("vit", tmp_path / "net")
+    edit(tmp_path / "net", image_size=[8, 8])
+    network = check_folder(tmp_path / "net", "image_classification")
+    task = config("labelled_images", train=write_images(tmp_path / "images"))
+    with pytest.raises(UserError, match=r"net has image_size \[8, 8\]; only whole numbers are read$"):
         prepare_task(task, network, tmp_path / "out", 0)
 
 

@@ -113,6 +113,32 @@ def test_a_head_of_other_labels_is_replaced(saved):
     assert torch.equal(model.vit.layernorm.weight, tiny("vit").vit.layernorm.weight)
 
 
+@pytest.mark.parametrize(
+    ("family", "new"), [("bert", "bert.pooler.dense.bias and 3 others"), ("vit", "classifier.bias and 1 others")]
+)
+def test_without_training_a_new_head_is_refused(family, new, saved):
+    folder = check_folder(saved(family), "image_classification" if family == "vit" else "sequence_classification")
+    with pytest.raises(
+        UserError, match=rf"lacks a head for the task's labels \({new}\), and with 0 steps none is trained; set"
+    ):
+        load_model(folder, labels=("a", "b", "c", "d"), new_head=False)
+
+
+def test_without_training_a_head_of_as_many_labels_is_kept(saved):
+    folder = check_folder(saved("vit"), "image_classification")
+    model = load_model(folder, labels=("a", "b", "c"), new_head=False)
+    assert torch.equal(model.classifier.weight, tiny("vit").classifier.weight)
+
+
+def test_older_folders_of_gpt2_with_constants_of_attention_are_loaded(copied):
+    folder = copied("gpt2")
+    constants = {f"transformer.h.{i}.attn.masked_bias": torch.tensor(-1e4) for i in range(2)}
+    constants |= {f"transformer.h.{i}.attn.bias": torch.ones(1, 1, 32, 32) for i in range(2)}
+    rewrite(folder, lambda w: w.update(constants))
+    model = load_model(check_folder(folder, "causal_lm"))
+    assert torch.equal(logits(model, inputs("gpt2")), logits(tiny("gpt2"), inputs("gpt2")))
+
+
 def test_a_network_in_several_files_is_loaded(saved, copied):
     folder = copied("llama")
     (folder / "model.safetensors").unlink()

@@ -171,6 +171,15 @@ def test_a_wrong_target_is_refused(experiments, target, message):
 
 
 @pytest.mark.workflow
+def test_a_head_that_nothing_trains_is_refused_before_any_stage(experiments):
+    """The folder is that of a BERT without a classifier."""
+    result = experiments.run("results/data/tiny-bert-task/manifest.json", "--config", "finetune={steps: 0}")
+    last = result.stdout.strip().splitlines()[-1]
+    assert result.returncode != 0 and last.startswith("planer: tiny-bert prepare_task: pretrained.folder: "), last
+    assert "lacks a head for the task's labels" in last
+
+
+@pytest.mark.workflow
 @pytest.mark.parametrize(
     ("given", "message"),
     [

@@ -6,6 +6,7 @@ Letters in shapes: N examples, H height, W width, C channels.
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -102,7 +103,8 @@ def number_labels(
 
     label_names: labels in the order of their ids, as the training examples have them; by default those of a trained
     head, else those that the file declares, else those that it holds, sorted, numbers by size.
-    trained: of a trained head.  Where it has as many but knows none of the file's, the file's own are numbered.
+    trained: of a trained head.  Where it has as many but knows none of the file's, the file's own are numbered; also
+    where it has default names and another number: a new head takes its place.
     Raises UserError, naming the row, for a label that is empty or not among them.
     """
     if not len(rows.labels):
@@ -120,13 +122,18 @@ def number_labels(
 
 
 def _of_head(path: Path, own: Sequence[str], trained: Sequence[str] | None) -> Sequence[str]:
-    """Labels in the order of their ids: a trained head's, or the file's own where it has as many and knows none."""
+    """Labels in the order of their ids: a trained head's, or the file's own where it knows none and has as many, or
+    default names."""
     if trained is None:
         return own
-    if len(own) != len(trained) or set(own) & set(trained):
+    alike, defaults = len(own) == len(trained), all(re.fullmatch(r"LABEL_\d+", name) for name in trained)
+    if set(own) & set(trained) or not alike and not defaults:
         return trained
-    shown = show_names(own, 3), show_names(trained, 3)
-    log.info("%s: the labels %s are the network's %s, in this order", path, *shown)
+    if alike:
+        shown = show_names(own, 3), show_names(trained, 3)
+        log.info("%s: the labels %s are the network's %s, in this order", path, *shown)
+    else:
+        log.info("%s has %d labels, the network's head %d; a new head takes its place", path, len(own), len(trained))
     return own
 
 

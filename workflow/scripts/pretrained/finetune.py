@@ -15,7 +15,7 @@ if __name__ == "__main__":
         training, splits = config if config.steps else None, ("train", "valid")
         task = make_task(folder, training, runtime, "finetune", splits, config.accumulate)
         runtime.seed_everything("head")
-        model = load_network(snakemake.input.network, labels=task.facts.label_names)
+        model = load_network(snakemake.input.network, labels=task.facts.label_names, new_head=bool(config.steps))
         if config.steps:
             check_hours(model, task, config, runtime, snakemake.params.max_hours)
         history, metrics = finetune(model, task, config, runtime, record)

@@ -17,7 +17,8 @@ if __name__ == "__main__":
         task = make_task(folder, training, runtime, "sparsify", splits, config.accumulate)
         runtime.seed_everything("head")
         start = [Path(path).parent for path in (snakemake.input.get("model"),) if path]
-        model = load_network(snakemake.input.network, *start, labels=task.facts.label_names)
+        labels, new_head = task.facts.label_names, bool(config.steps)
+        model = load_network(snakemake.input.network, *start, labels=labels, new_head=new_head)
         if config.steps:
             check_hours(model, task, config, runtime, snakemake.params.max_hours)
         history, metrics = sparsify_sites(model, task, config, runtime, record)
