@@ -30,13 +30,13 @@ import torch
 
 from benchmarks.output import command_line, positive, shipped_experiment, start, table, write_results
 from planer.config import Experiment
+from planer.config.lengths import VALID_BATCH
 from planer.data.stream import EvalBatches
 from planer.data.texts import Texts
 from planer.latency.networks import timed_forward
 from planer.models import LanguageModel
 from planer.runtime import Runtime, device_name, set_up_process
 from planer.specs import Architecture
-from planer.tasks.nll import VALID_BATCH
 from planer.training.checkpoint import Checkpoint
 from planer.training.loop import Record
 from planer.training.recipe import Recipe, Student

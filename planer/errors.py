@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 
@@ -19,6 +20,10 @@ class Damaged(UserError):
 
 
 def remake(path: str | Path) -> str:
-    """What a user does to get a file anew: the command for a file of the workflow, which lies in results."""
+    """What a user does to get a file anew: the command for a file of the workflow, which lies in results.
+
+    A Hugging Face folder is made as a whole.
+    """
     _, found, rest = f"/{path}".rpartition("/results/")
-    return f"make it anew: snakemake --cores all --force results/{rest}" if found else "put a whole copy there"
+    target = re.sub("/hf/.*", "/hf", rest)
+    return f"make it anew: snakemake --cores all --force results/{target}" if found else "put a whole copy there"

@@ -30,7 +30,7 @@ rule evaluate:
         mem_mb=memory("evaluate"),
         runtime=minutes("evaluate"),
     params:
-        config=sections("seed", *COMPUTE, "data", "model", "patterns", "workload", "retrain", "evaluate"),
+        config=sections("seed", *COMPUTE, "data", "model", "workload", "retrain", "evaluate"),
         seed=seed("evaluate"),
         vocab_size=vocab_size,
         code=code_hash("evaluate.py"),

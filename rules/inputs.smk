@@ -6,6 +6,7 @@ from planer.config import TeacherConfig, ThresholdConfig
 from planer.config.corpora import CORPORA, entry
 from planer.config.variant import parse_variant
 from planer.files import checksum
+from planer.latency.options import measured_options
 from planer.search.methods import needs_supernet, search_config
 
 
@@ -23,15 +24,28 @@ def vocab_size(wildcards):
     return corpus_of(config_of(wildcards.experiment).data).vocab_size
 
 
-MEASURED = ("seed", *COMPUTE, "model", "patterns", "design_space", "search_methods", "workload", "profile_blocks")
-"""Sections that the latency table is measured for."""
+MEASURED = ("seed", *COMPUTE, "model", "design_space", "search_methods", "workload", "profile_blocks")
+"""Sections that the latency table is measured for, besides the blocks of the patterns."""
+
+
+@cache
+def measured_names(experiment):
+    """Names of the blocks in the latency table: a pattern of known blocks needs no other table."""
+    return sorted(block.name for block in measured_options(config_of(experiment)))
 
 
 @cache
 def measured_settings(experiment):
-    """A hash of what the latency table is measured for: another table needs another estimate of the training time."""
-    values, corpus = settings(experiment), corpus_of(config_of(experiment).data)
-    return checksum([*(values[name] for name in MEASURED), corpus.vocab_size])
+    """A hash of what the training time is estimated from: the latency table and the baseline."""
+    values, config = settings(experiment), config_of(experiment)
+    sizes = [corpus_of(config.data).vocab_size, config.patterns.baseline]
+    return checksum([*(values[name] for name in MEASURED), measured_names(experiment), *sizes])
+
+
+def notations(wildcards):
+    """Params: what a job reads of the section patterns: the baseline's and the variant's own, where it has one."""
+    patterns, variant = config_of(wildcards.experiment).patterns, parse_variant(wildcards.get("variant", "baseline"))
+    return [patterns.of(name) for name in ("baseline", variant.pattern) if name]
 
 
 def source_of(wildcards):
@@ -145,7 +159,7 @@ def choice_inputs(wildcards):
 def choice_sections(wildcards):
     """Params: the sections that the choice of a network reads; search only where there is a supernet."""
     variant = parse_variant(wildcards.variant)
-    names = [*COMPUTE, "model", "patterns", "design_space", "search_methods", "workload"]
+    names = [*COMPUTE, "model", "design_space", "search_methods", "workload"]
     names += ["candidates", "retrain" if variant.scratch else "distill"]
     names += (["search"] if search_of(wildcards) else []) + (["keep"] if variant.method == "keep" else [])
     return sections(*names)(wildcards)

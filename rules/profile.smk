@@ -19,6 +19,8 @@ rule profile_blocks:
         runtime=minutes("profile_blocks"),
     params:
         config=sections(*MEASURED),
+        patterns=untracked_sections("patterns"),
+        options=lambda wildcards: measured_names(wildcards.experiment),
         vocab_size=vocab_size,
         code=code_hash("profile_blocks.py"),
     message:
@@ -45,7 +47,9 @@ rule check_additivity:
         mem_mb=memory("check_additivity"),
         runtime=minutes("check_additivity"),
     params:
-        config=sections("seed", *COMPUTE, "model", "patterns", "design_space", "workload", "profile_blocks"),
+        config=sections("seed", *COMPUTE, "model", "design_space", "workload", "profile_blocks"),
+        patterns=untracked_sections("patterns"),
+        notations=notations,
         vocab_size=vocab_size,
         code=code_hash("check_additivity.py"),
     message:

@@ -23,7 +23,9 @@ rule search:
         mem_mb=memory("search"),
         runtime=minutes("search"),
     params:
-        config=sections(*COMPUTE, "model", "patterns", "design_space", "search_methods", "workload", "search"),
+        config=sections(*COMPUTE, "model", "design_space", "search_methods", "workload", "search"),
+        patterns=untracked_sections("patterns"),
+        notations=notations,
         seed=seed("search"),
         vocab_size=vocab_size,
         code=code_hash("search.py"),
@@ -50,7 +52,9 @@ rule pattern:
         mem_mb=memory("pattern"),
         runtime=minutes("pattern"),
     params:
-        config=sections("model", "patterns", "workload"),
+        config=sections("model", "workload"),
+        patterns=untracked_sections("patterns"),
+        notations=notations,
         vocab_size=vocab_size,
         code=code_hash("pattern.py"),
     message:
@@ -86,6 +90,8 @@ rule choose:
         runtime=minutes("choose"),
     params:
         config=choice_sections,
+        patterns=untracked_sections("patterns"),
+        notations=notations,
         seed=seed("choose"),
         train_seed=seed("retrain"),
         vocab_size=vocab_size,

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from planer.errors import UserError
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from types import SimpleNamespace
 
     from planer.config.corpora import Corpus
@@ -17,6 +18,10 @@ TRAININGS = ("search", "retrain", "distill", "projections", "sparsify", "train_r
 """Sections whose stages train, on the training text."""
 
 
+VALID_BATCH = 16
+"""Streams of a validation, as in NVIDIA's train.py; the result hardly depends on it."""
+
+
 def trainings(config: Experiment | SimpleNamespace) -> tuple[str, ...]:
     """Those of TRAININGS that an experiment asks for."""
     return tuple(name for name in TRAININGS if name != "projections" or config.projections.replace)
@@ -25,6 +30,11 @@ def trainings(config: Experiment | SimpleNamespace) -> tuple[str, ...]:
 def training_tokens(batch: int) -> int:
     """Least tokens of a training text: one to predict in every stream."""
     return 2 * batch
+
+
+def segments_per_epoch(tokens: int, batch: int, tgt_len: int) -> int:
+    """Segments of one pass over a training text: every stream predicts all its tokens but the first."""
+    return -(-(tokens // batch - 1) // tgt_len)
 
 
 def evaluation_tokens(batch: int, tgt_len: int, mem_len: int) -> int:
@@ -38,10 +48,16 @@ def evaluation_tokens(batch: int, tgt_len: int, mem_len: int) -> int:
 
 
 def check_lengths(config: Experiment, corpus: Corpus) -> None:
-    """Raise UserError when a split is shorter than a stage needs, or empty.
+    """Raise UserError when a split is shorter than a stage needs, or empty, and for a search that cannot run.
 
     Subwords are counted later, when the text is prepared.  Here every byte counts as one.
     """
+    validated = {
+        name: evaluation_tokens(VALID_BATCH, stage.tgt_len, stage.mem_len)
+        for name in trainings(config)
+        for stage in [getattr(config, name)]
+        if name != "search" or config.candidates.needs_supernet
+    }
     evaluate = config.evaluate
     scored = {
         "evaluate": evaluation_tokens(evaluate.batch, evaluate.tgt_len, evaluate.mem_len),
@@ -51,7 +67,7 @@ def check_lengths(config: Experiment, corpus: Corpus) -> None:
     }
     needs = {
         "train": {name: training_tokens(getattr(config, name).batch) for name in trainings(config)},
-        "valid": scored,
+        "valid": scored | {f"a validation with the lengths of {name}": needed for name, needed in validated.items()},
         "test": scored | {"workload": max(calls.batch * calls.excerpt for calls in config.workload.measured)},
     }
     for (split, needed), tokens in zip(needs.items(), corpus.most_tokens, strict=True):
@@ -61,3 +77,19 @@ def check_lengths(config: Experiment, corpus: Corpus) -> None:
                 f"config: data: the {split} text has at most {tokens:,} tokens, {section} needs {needed[section]:,}; "
                 "lower batch, tgt_len or mem_len, or give more text"
             )
+    _check_search(config, corpus, validated)
+
+
+def _check_search(config: Experiment, corpus: Corpus, validated: Mapping[str, int]) -> None:
+    """Raise UserError when candidates.tokens is less than a score needs, or the search has no architecture step."""
+    candidates = config.candidates
+    read = [name for name, reads in (("search", candidates.needs_supernet), ("distill", candidates.cuts)) if reads]
+    for name in read:
+        if candidates.tokens < validated[name]:
+            raise UserError(
+                f"config: candidates.tokens: {candidates.tokens:,} is less than the {validated[name]:,} that {name} "
+                f"needs; raise it, or lower {name}.mem_len or {name}.tgt_len"
+            )
+    if candidates.needs_supernet and (config.search.epoch_steps or corpus.tokens):
+        stage = config.search
+        stage.epochs(segments_per_epoch(corpus.most_tokens[0], stage.batch, stage.tgt_len)).check()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass, replace
 from typing import Annotated, Literal
@@ -35,6 +36,47 @@ class SearchConfig(TrainingConfig):
     def needs_parent(self) -> bool:
         """Whether the search reads the trained baseline."""
         return self.start == "parent" or self.distill > 0
+
+    def epochs(self, segments: int) -> SearchEpochs:
+        """segments: of one pass over the training text."""
+        return SearchEpochs(self, self.epoch_steps or segments)
+
+
+@dataclass(frozen=True)
+class SearchEpochs:
+    """How many steps a search has in each epoch."""
+
+    config: SearchConfig
+    length: int
+    """Weight steps of an epoch."""
+
+    @property
+    def count(self) -> int:
+        """Epochs of the search."""
+        return math.ceil(self.config.steps / self.length)
+
+    @property
+    def frozen(self) -> int:
+        """Epochs at the start without architecture steps."""
+        return math.ceil(self.config.frozen_share * self.config.steps / self.length)
+
+    def weight_steps(self, epoch: int) -> int:
+        """Of an epoch; the last one may be shorter than the others."""
+        return min(self.length, self.config.steps - epoch * self.length)
+
+    def alpha_steps(self, epoch: int) -> int:
+        """Architecture steps of an epoch."""
+        return round(self.config.alpha_share * self.weight_steps(epoch)) if epoch >= self.frozen else 0
+
+    def check(self) -> None:
+        """Raise UserError when no epoch has architecture steps; none has more than the first after the frozen ones."""
+        if self.frozen >= self.count or not self.alpha_steps(self.frozen):
+            config = self.config
+            raise UserError(
+                f"search: none of {self.count} epochs of {self.length} weight steps trains the architecture weights "
+                f"(alpha_share {config.alpha_share:g}, frozen_share {config.frozen_share:g}); change "
+                "search.epoch_steps, or raise search.alpha_share or search.steps"
+            )
 
 
 LIMITS = ("params", "active_params", "flops", "memory")
@@ -77,6 +119,11 @@ class CandidatesConfig:
     def needs_supernet(self) -> bool:
         """Whether a proposer uses the supernet."""
         return any(self.proposers.get(name) for name in ("solver", "argmax"))
+
+    @property
+    def cuts(self) -> bool:
+        """Whether a proposer orders cuts of the baseline by their loss before training."""
+        return any(self.proposers.get(name) for name in ("shallow", "edited"))
 
     @property
     def count(self) -> int:

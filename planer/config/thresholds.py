@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -19,3 +20,8 @@ class ThresholdConfig:
     clamp_len: Memory
     taus: Annotated[tuple[Annotated[float, Range(0, 1)], ...], Items(0, 100)]
     tolerance: Share
+
+
+def row_at(rows: Iterable[dict], tau: float | None) -> dict | None:
+    """The row of a threshold among those of a sweep; None where there is none."""
+    return next((row for row in rows if row["tau"] == tau), None)

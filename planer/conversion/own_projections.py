@@ -20,6 +20,7 @@ from planer.blocks.block import Wants
 from planer.blocks.projection import ProjectionLayer
 from planer.config import ProjectionConfig
 from planer.config.conversion import hidden_width
+from planer.config.lengths import VALID_BATCH
 from planer.conversion.penalties import ramp
 from planer.conversion.projection_loss import RelativeErrors, regression
 from planer.conversion.routers import FrozenReading
@@ -30,7 +31,6 @@ from planer.runtime import Runtime
 from planer.specs import Architecture, MlpAttention
 from planer.specs.mlp_attention import PROJECTIONS
 from planer.tasks.causal_lm import Batch
-from planer.tasks.nll import VALID_BATCH
 from planer.tasks.task import MAIN, Metrics, Result, RowScore
 from planer.training.loop import Record, StepGroup, fit
 from planer.training.optimizer import make_optimizer

@@ -20,6 +20,7 @@ from torch import Tensor
 from planer.blocks.block import Aux, Wants, of_layers
 from planer.blocks.dynamic_moe import DynamicMoE, Router
 from planer.config import RouterConfig
+from planer.config.lengths import VALID_BATCH
 from planer.conversion.assessment import ASSESSED_TOKENS, Assessment
 from planer.conversion.norms import expert_norms, output_gram
 from planer.data.stream import EvalBatches
@@ -27,7 +28,6 @@ from planer.data.texts import Texts
 from planer.models import LanguageModel
 from planer.runtime import Runtime
 from planer.tasks.causal_lm import Batch, CausalLM
-from planer.tasks.nll import VALID_BATCH
 from planer.tasks.task import MAIN, Metrics, Result, RowScore
 from planer.training.loop import Record, StepGroup, fit
 from planer.training.optimizer import make_optimizer

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from planer.config.lengths import evaluation_tokens, training_tokens
+from planer.config.lengths import evaluation_tokens, segments_per_epoch, training_tokens
 from planer.errors import UserError
 
 
@@ -30,7 +30,7 @@ class StreamBatches:
     @property
     def segments_per_epoch(self) -> int:
         """Steps in one pass over the corpus."""
-        return -(-self.targets_per_stream // self.tgt_len)
+        return segments_per_epoch(self._streams.size, len(self._streams), self.tgt_len)
 
     @property
     def targets_per_stream(self) -> int:

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 
 import pandas as pd
 
+from planer.config.thresholds import row_at
 from planer.config.variant import parse_variant
 
 TEXT = ("variant", "method", "start", "pattern", "chosen_by", "source", "unit", "attention")
@@ -29,7 +30,7 @@ def compare(evaluations: Iterable[dict]) -> pd.DataFrame:
 def chosen_row(evaluation: dict) -> dict | None:
     """The sweep's row of the threshold that the evaluation chose; None when it chose none."""
     tau = pick(evaluation, "conversion", "chosen", "tau")
-    return next((row for row in evaluation.get("dynamic_k", []) if row["tau"] == tau), None)
+    return row_at(evaluation.get("dynamic_k", []), tau)
 
 
 def headline(evaluation: dict) -> dict | None:

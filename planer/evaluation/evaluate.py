@@ -16,6 +16,7 @@ from types import SimpleNamespace
 import numpy as np
 
 from planer.config import Experiment, Workload
+from planer.config.thresholds import row_at
 from planer.config.variant import Variant, parse_variant
 from planer.conversion.thresholds import nll_name, threshold_of
 from planer.data.ngram import bigram_nll
@@ -341,7 +342,7 @@ def _summary(known: Mapping, baseline: Mapping | None, rows: list[dict], convers
         }
 
     chosen = conversion["chosen"]
-    row = chosen and next(row for row in rows if row["tau"] == chosen["tau"])
+    row = chosen and row_at(rows, chosen["tau"])
     return {
         "dense": beside(conversion["dense_latency"], known["final"]["test"]["nll"]),
         "converted": row and {"tau": row["tau"]} | beside(row["latency"], row["test"]["nll"]),

@@ -61,17 +61,19 @@ def training_hours(config: SimpleNamespace, vocab_size: int, table: LatencyTable
         """Of the baseline."""
         return (fixed_ms(training) + blocks_ms(baseline, training)) * training.steps * forwards / 3.6e6
 
-    search = config.search
-    fixed, all_options = fixed_ms(search), len(baseline) * blocks_ms(options, search)
-    weight_step = FORWARDS_PER_STEP * (fixed + all_options / len(options))
-    alpha_step = FORWARDS_PER_ALPHA_STEP * (fixed + all_options)
-    alpha_steps = search.alpha_share * (1 - search.frozen_share)
-    teacher = (1 + alpha_steps) * hours(search, 1) if search.distill else 0.0
+    def supernet_hours() -> float:
+        search = config.search
+        fixed, all_options = fixed_ms(search), len(baseline) * blocks_ms(options, search)
+        weight_step = FORWARDS_PER_STEP * (fixed + all_options / len(options))
+        alpha_step = FORWARDS_PER_ALPHA_STEP * (fixed + all_options)
+        alpha_steps = search.alpha_share * (1 - search.frozen_share)
+        teacher = (1 + alpha_steps) * hours(search, 1) if search.distill else 0.0
+        return (weight_step + alpha_step * alpha_steps) * search.steps / 3.6e6 + teacher
+
+    supernet = supernet_hours() if config.candidates.needs_supernet else 0.0
     student = hours(config.distill, FORWARDS_PER_STEP + 1)  # the teacher runs in every step
     result = {
-        "search": (weight_step + alpha_step * alpha_steps) * search.steps / 3.6e6
-        + teacher
-        + config.candidates.proxy_trainings * student,
+        "search": supernet + config.candidates.proxy_trainings * student,
         "retrain": hours(config.retrain, FORWARDS_PER_STEP),
         "distill": student,
         **({"projections": 2 * hours(config.projections, FORWARDS_PER_STEP)} if config.projections.replace else {}),
@@ -85,7 +87,8 @@ def training_tokens(config: SimpleNamespace) -> dict[str, int]:
     """Tokens that every training stage reads, for one network; its search includes proxy training."""
     stages = {name: getattr(config, name) for name in trainings(config)}
     tokens = {name: stage.steps * stage.batch * stage.tgt_len for name, stage in stages.items()}
-    return tokens | {"search": tokens["search"] + round(config.candidates.proxy_trainings * tokens["distill"])}
+    supernet = tokens["search"] if config.candidates.needs_supernet else 0
+    return tokens | {"search": max(1, supernet + round(config.candidates.proxy_trainings * tokens["distill"]))}
 
 
 def load_cost(path: str | Path) -> dict:

@@ -24,11 +24,12 @@ from planer.config import ATTENTIONS, Workload
 from planer.errors import UserError
 from planer.latency.execution import check_execution
 from planer.latency.networks import Pool, affordable_copies
+from planer.latency.options import measured_options
 from planer.latency.routings import ROUTINGS
 from planer.latency.table import LatencyTable, free_options, identity
 from planer.measure import MIN_ROUNDS, by_round, measure, summary
 from planer.runtime import Runtime
-from planer.specs import EMBEDDING_AND_HEAD, Attention, BlockSpec, FeedForward, from_notation
+from planer.specs import EMBEDDING_AND_HEAD, BlockSpec, FeedForward
 
 ATTEMPTS = 6
 """Most measurements of an option with a negative cost, each with twice the rounds of the one before."""
@@ -88,16 +89,6 @@ def _profile(config: SimpleNamespace, workload: Workload, vocab_size: int, runti
         "control_drift": after / before - 1,
         "spread": float(spread.median()),
     }
-
-
-def measured_options(config: SimpleNamespace) -> tuple[BlockSpec, ...]:
-    """Blocks of all design spaces and of the patterns, and the full-size ones, each once; skip is not among them."""
-    model = config.model
-    blocks = [model.option(name) for name in config.design_space] + config.search_methods.options(model)
-    for pattern in config.patterns.named.values():
-        blocks += from_notation(pattern, model.symbols())
-    blocks += [Attention(model.num_heads, model.d_head), FeedForward(model.d_inner)]
-    return tuple(block for block in dict.fromkeys(blocks) if not block.identity)
 
 
 class _Stack(NamedTuple):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+from planer.config.thresholds import row_at
 from planer.models.network import Surroundings, read_architecture, surroundings_of
 
 
@@ -40,7 +41,7 @@ def figures(evaluation: Mapping) -> Iterator[tuple[str, str]]:
         if row["execution"] == "decode":
             yield "decoding", f"{row['tokens_per_second']:,.0f} tokens per second, batch {row['batch']}, on {device}"
     if converted := evaluation["summary"]["converted"]:
-        chosen = next(row for row in evaluation["dynamic_k"] if row["tau"] == converted["tau"])
+        chosen = row_at(evaluation["dynamic_k"], converted["tau"])
         yield "converted", f"test {chosen['test'][unit]:.4g} {unit} at tau {converted['tau']:g}"
         yield "its speed", _beside(converted, device)
 

@@ -142,7 +142,7 @@ def _summary(evaluations: Sequence[dict]) -> dict:
         f"test {unit}, E-train": ("test_train_protocol", "{:.3f}".format),
         "ms": ("latency_ms", milliseconds),
         "speed-up": ("speed_up", "{:.2f}".format),
-        "requested": ("target_requested", "{:.2f}".format),
+        "requested": ("target_requested", "{:g}".format),
         "measured": ("target_measured", "{:.3f}".format),
         "params": ("params", count),
         "active": ("active_params", count),

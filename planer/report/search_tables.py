@@ -29,7 +29,7 @@ def _search_row(evaluation: dict) -> list[str]:
         evaluation["variant"],
         chosen_by(evaluation),
         (how["status"] or "") + gap,
-        cell(target["requested"], "{:.2f}".format),
+        cell(target["requested"], "{:g}".format),
         cell(target["estimated"], "{:.3f}".format),
         cell(target["slack"], "{:.1%}".format),
         cell(chosen.get("measured"), "{:.3f}".format),

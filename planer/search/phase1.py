@@ -28,7 +28,6 @@ from planer.blocks.block import Wants
 from planer.config import SearchConfig
 from planer.config.variant import Variant
 from planer.data.texts import Texts
-from planer.errors import UserError
 from planer.latency.table import LatencyTable, identity
 from planer.models import LanguageModel, initialise
 from planer.runtime import Runtime
@@ -79,17 +78,10 @@ class SearchTask(CausalLM):
         """
         super().__init__(texts, config, runtime, name="search")
         self.supernet, self.latency, self.stop_share = supernet, latency, stop_share
-        self.epoch_steps = config.epoch_steps or self.batches.segments_per_epoch
-        self.epochs = math.ceil(config.steps / self.epoch_steps)
-        self.frozen_epochs = math.ceil(config.frozen_share * config.steps / self.epoch_steps)
+        self.epochs = config.epochs(self.batches.segments_per_epoch)
+        self.epochs.check()
         self.plan = self._plan()
         self.weights = supernet.weights()
-        if len(self.plan) == config.steps:
-            raise UserError(
-                f"search: none of {self.epochs} epochs of {self.epoch_steps} weight steps trains the architecture "
-                f"weights (alpha_share {config.alpha_share:g}, frozen_share {config.frozen_share:g}); change "
-                "search.epoch_steps, or raise search.alpha_share or search.steps"
-            )
         self.generator = runtime.generator("sampling")
         self.choices: Tensor | None = None  # of the current epoch's weight steps, [steps, P] on the CPU
         self.mixture: Tensor | None = None  # of the current architecture step, [P, N]
@@ -101,16 +93,13 @@ class SearchTask(CausalLM):
     def _plan(self) -> list[tuple[str, int, int]]:
         """(group, epoch, segment) of every step."""
         plan = []
-        for epoch in range(self.epochs):
-            first, count = epoch * self.epoch_steps, self._weight_steps(epoch)
-            plan += [("weights", epoch, first + i) for i in range(count)]
-            if epoch >= self.frozen_epochs:
+        for epoch in range(self.epochs.count):
+            first = epoch * self.epochs.length
+            plan += [("weights", epoch, first + i) for i in range(self.epochs.weight_steps(epoch))]
+            if count := self.epochs.alpha_steps(epoch):
                 start = self.runtime.derive("alpha sample", epoch) % self.batches.segments_per_epoch
-                plan += [("alpha", epoch, start + i) for i in range(round(self.config.alpha_share * count))]
+                plan += [("alpha", epoch, start + i) for i in range(count)]
         return plan
-
-    def _weight_steps(self, epoch: int) -> int:
-        return min(self.epoch_steps, self.config.steps - epoch * self.epoch_steps)
 
     def optimizers(self) -> dict[str, StepGroup]:
         """Both, with as many steps as the plan gives them."""
@@ -132,14 +121,14 @@ class SearchTask(CausalLM):
 
     def temperature(self, epoch: int) -> float:
         """T0 until the end of the first unfrozen epoch, then annealed down to the floor."""
-        annealed = self.config.temperature * self.config.anneal ** max(0, epoch - self.frozen_epochs)
+        annealed = self.config.temperature * self.config.anneal ** max(0, epoch - self.epochs.frozen)
         return max(annealed, self.config.temperature_floor)
 
     @property
     def converged(self) -> bool:
         """Whether the argmax has stayed the same for stop_share of the epochs that train the architecture."""
-        steady = math.ceil(self.stop_share * (self.epochs - self.frozen_epochs))
-        unfrozen = self.trajectory[self.frozen_epochs :]
+        steady = math.ceil(self.stop_share * (self.epochs.count - self.epochs.frozen))
+        unfrozen = self.trajectory[self.epochs.frozen :]
         return 0 < steady <= len(unfrozen) and not any(row["flips"] for row in unfrozen[-steady:])
 
     def group(self, step: int) -> str:
@@ -153,7 +142,7 @@ class SearchTask(CausalLM):
         for parameter in self.weights:  # spares an architecture step the gradients of all options' weights
             parameter.requires_grad_(group == "weights")
         if group == "weights":
-            self.supernet.choose(self._choices(epoch)[segment - epoch * self.epoch_steps].tolist())
+            self.supernet.choose(self._choices(epoch)[segment - epoch * self.epochs.length].tolist())
         else:
             self.mixture = self.supernet.sample_soft(self.temperature(epoch), self.generator)
         self._group = group
@@ -171,8 +160,8 @@ class SearchTask(CausalLM):
     def _choices(self, epoch: int) -> Tensor:
         """Options of the epoch's weight steps [steps, P], sampled at its start: alpha does not change in between."""
         if self.choices is None:
-            steps, fair = self._weight_steps(epoch), self.config.sampling == "fair"
-            if fair and epoch < self.frozen_epochs:
+            steps, fair = self.epochs.weight_steps(epoch), self.config.sampling == "fair"
+            if fair and epoch < self.epochs.frozen:
                 self.choices = self.supernet.sample_fair(steps, self.generator)
             else:
                 self.choices = self.supernet.sample_hard(steps, self.generator, fair)

@@ -15,12 +15,13 @@ from torch import Tensor
 
 from planer.blocks.block import Wants
 from planer.config import TrainingConfig
+from planer.config.lengths import VALID_BATCH
 from planer.data.stream import StreamBatches
 from planer.data.texts import Texts
 from planer.models import LanguageModel
 from planer.runtime import Runtime
 from planer.tasks.metrics import of_text
-from planer.tasks.nll import VALID_BATCH, Protocol, Watch, mean_nll
+from planer.tasks.nll import Protocol, Watch, mean_nll
 from planer.tasks.task import Metrics, Result, RowScore, Task
 
 VALID_TOKENS = 100_000

@@ -16,8 +16,6 @@ from planer.models.transformer import Output
 from planer.progress import progress
 from planer.runtime import Runtime
 
-VALID_BATCH = 16
-"""Streams of a validation, as in NVIDIA's train.py; the result hardly depends on it."""
 SEGMENTS = 16
 """Segments that a text is cut into, so that networks can be compared in pairs.  Neighbours must not depend on one
 another: on the demo's test text, differences of two networks correlate by 0.4 between neighbours of 64 segments, which

@@ -17,12 +17,13 @@ import pandas as pd
 from torch import Tensor
 
 from planer.config import DistillConfig, RetrainConfig
+from planer.config.lengths import VALID_BATCH
 from planer.data.texts import Texts
 from planer.models import LanguageModel, initialise
 from planer.runtime import Runtime
 from planer.specs import Architecture
 from planer.tasks.causal_lm import CausalLM
-from planer.tasks.nll import VALID_BATCH, Protocol, segment_nll
+from planer.tasks.nll import Protocol, segment_nll
 from planer.training.distillation import Distillation
 from planer.training.loop import Record
 from planer.training.parent_start import Parent, start_from_parent

@@ -35,6 +35,10 @@ if TYPE_CHECKING:
     from planer.training.loop import Record
 
 
+UNTRACKED = ("max_hours", "patterns")
+"""Params whose changes change no result: a limit, and the patterns, of which other params have what the job reads."""
+
+
 class Job:
     """One run of one rule, seen from its script."""
 
@@ -45,7 +49,8 @@ class Job:
 
         self._snakemake = snakemake
         self.run = run
-        self.config: SimpleNamespace = sections(snakemake.params.get("config", {}), root)
+        given = snakemake.params.get("config", {}) | snakemake.params.get("patterns", {})
+        self.config: SimpleNamespace = sections(given, root)
         """The sections of the config that the rule declared."""
         set_up_process()
         if threads := getattr(self.config, "threads", None):
@@ -113,8 +118,8 @@ class Job:
         """Where a training stage resumes from.  A checkpoint of other params or other input files does not count."""
         from planer.training.checkpoint import Checkpoint
 
-        params = sorted((name, value) for name, value in self._snakemake.params.items() if name != "max_hours")
-        digest = hashlib.sha256(repr(params).encode())  # max_hours, a limit, changes no result
+        params = sorted((name, value) for name, value in self._snakemake.params.items() if name not in UNTRACKED)
+        digest = hashlib.sha256(repr(params).encode())
         for name, path in sorted(self._snakemake.input.items()):
             if name != "cost":  # an estimate in hours changes no result
                 try:

@@ -71,7 +71,7 @@ def test_another_identity_is_ignored_with_a_reason(tmp_path, capsys):
     assert Checkpoint(tmp_path, "lr 0.01").load() is not None  # and stays
 
 
-def test_another_limit_in_hours_keeps_the_checkpoint(tmp_path, monkeypatch):
+def test_another_limit_in_hours_and_another_pattern_keep_the_checkpoint(tmp_path, monkeypatch):
     """Another input or parameter does not."""
     monkeypatch.setattr(runtime, "set_up_process", lambda: None)
     (tmp_path / "train").write_text("a text")
@@ -82,6 +82,8 @@ def test_another_limit_in_hours_keeps_the_checkpoint(tmp_path, monkeypatch):
 
     first = identity(max_hours=24.0, seed=1)
     assert identity(max_hours=48.0, seed=1) == first != identity(max_hours=24.0, seed=2)
+    patterns = {"baseline": "(sf)x2", "sandwich": "sf", "par": "sf", "others": {}}
+    assert identity(patterns={"patterns": patterns}, notations=["(sf)x2"]) == identity(notations=["(sf)x2"])
     (tmp_path / "train").write_text("another text")
     assert identity(max_hours=24.0, seed=1) != first
 

@@ -15,7 +15,7 @@ PROXIES = 2.0
 """Cost of proxy training in whole trainings: five candidates to a quarter, three of them on to a half."""
 STUDENT = 4 * 23 * 20
 """Milliseconds of a student's training, with the teacher's forward pass."""
-ONE_PROXY = {"candidates": {"proposers": {"edited": 0, "solver": 0, "argmax": 0, "random": 0}, "rungs": [1.0e-9]}}
+ONE_PROXY = {"candidates": {"proposers": {"shallow": 0, "edited": 0, "argmax": 0, "random": 0}, "rungs": [1.0e-9]}}
 """Almost no proxy training."""
 
 
@@ -114,6 +114,14 @@ def test_a_search_includes_its_proxy_trainings():
     tokens = training_tokens(config)
     assert tokens["search"] == training_tokens(without)["search"] + PROXIES * tokens["distill"]
     assert hours()["search"] - hours(**ONE_PROXY)["search"] == pytest.approx(PROXIES * hours()["distill"])
+
+
+def test_a_supernet_counts_only_where_a_proposer_uses_it():
+    cuts = {"proposers": {"solver": 0, "argmax": 0, "random": 0}, "rungs": [0.5]}
+    assert hours(candidates=cuts)["search"] == pytest.approx(2 * 0.5 * STUDENT / MS_PER_HOUR)
+    tokens = training_tokens(experiment(candidates=cuts))
+    assert tokens["search"] == tokens["distill"]
+    assert training_tokens(experiment(candidates=cuts | {"rungs": [1.0e-9]}))["search"] == 1, "later ones are scaled"
 
 
 def test_a_refusal_of_minutes_suggests_one_hour():

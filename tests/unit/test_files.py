@@ -18,7 +18,7 @@ from safetensors import safe_open
 from small_disk import small_disk
 from toy import ROOT
 
-from planer.errors import UserError
+from planer.errors import UserError, remake
 from planer.files import check_writable, read_json, replacing, write_json, write_parquet, write_text
 from planer.tensors import read_tensors, write_tensors
 
@@ -183,3 +183,14 @@ def test_tensors_that_share_memory_are_refused(tmp_path):
     with pytest.raises(RuntimeError, match="share memory"):
         write_tensors(tmp_path / "file", {"a": weight, "b": weight})
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("path", "target"),
+    [
+        ("/home/me/results/demo/target_0.5/hf/model.safetensors", "demo/target_0.5/hf"),
+        ("results/demo/target_0.5/routers/model.safetensors", "demo/target_0.5/routers/model.safetensors"),
+    ],
+)
+def test_the_command_that_makes_a_file_anew(path, target):
+    assert remake(path) == f"make it anew: snakemake --cores all --force results/{target}"

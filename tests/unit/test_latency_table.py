@@ -16,7 +16,8 @@ from planer.errors import UserError
 from planer.files import write_parquet
 from planer.latency import networks as networks_module
 from planer.latency import profile as profile_module
-from planer.latency.profile import measured_options, profile_blocks
+from planer.latency.options import measured_options
+from planer.latency.profile import profile_blocks
 from planer.latency.routings import ROUTINGS
 from planer.latency.table import COLUMNS, LatencyTable, identity
 from planer.runtime import Runtime

@@ -63,13 +63,13 @@ def test_architecture_steps_start_at_random_segments():
 def test_the_papers_temperatures(steps, epoch_steps, anneal, last):
     """Of enwik8 and WikiText-103: from 5 to these values without a floor."""
     task = task_of(steps=steps, epoch_steps=epoch_steps, anneal=anneal, temperature_floor=1e-9)
-    assert task.temperature(task.epochs - 1) == pytest.approx(last, rel=0.02)
+    assert task.temperature(task.epochs.count - 1) == pytest.approx(last, rel=0.02)
     assert task.optimizers()["alpha"].steps == pytest.approx(0.2 * 0.9 * steps, rel=0.02)
 
 
 def test_the_temperature_falls_to_its_floor():
     task = task_of(steps=100, epoch_steps=5, frozen_share=0.3, temperature=5.0, anneal=0.5, temperature_floor=0.1)
-    assert task.frozen_epochs == 6
+    assert task.epochs.frozen == 6
     temperatures = [task.temperature(epoch) for epoch in range(20)]
     assert temperatures == pytest.approx([5.0] * 6 + [max(5.0 * 0.5**k, 0.1) for k in range(14)])
     assert temperatures[-1] == 0.1 and temperatures[11] == pytest.approx(0.15625)

@@ -10,11 +10,12 @@ import torch
 from test_retrain import CONFIG, TEXT, TEXTS, VALID, weights
 
 from planer.config import DistillConfig
+from planer.config.lengths import VALID_BATCH
 from planer.errors import UserError
 from planer.models import LanguageModel, initialise
 from planer.runtime import Runtime
 from planer.specs import Architecture, Attention, FeedForward, MoE
-from planer.tasks.nll import VALID_BATCH, Protocol, segment_nll
+from planer.tasks.nll import Protocol, segment_nll
 from planer.training.checkpoint import Checkpoint
 from planer.training.loop import Record
 from planer.training.parent_start import Parent, start_from_parent

@@ -12,6 +12,7 @@ import pytest
 import torch
 from toy import MS, VOCAB_SIZE, experiment, latency_table
 
+from planer.config.lengths import VALID_BATCH
 from planer.config.variant import parse_variant
 from planer.data.stream import EvalBatches, StreamBatches
 from planer.models import LanguageModel, initialise
@@ -21,7 +22,7 @@ from planer.search.proposers import PROPOSERS
 from planer.search.scorers.replace_one import SupernetLoss, replace_one_scores
 from planer.search.space import Candidate, Space
 from planer.search.supernet import Supernet, build_supernet
-from planer.tasks.nll import VALID_BATCH, Protocol, mean_nll
+from planer.tasks.nll import Protocol, mean_nll
 
 pytestmark = pytest.mark.slow
 CONFIG = experiment(candidates={"slack": 1.0, "rounds": 3})

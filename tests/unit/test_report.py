@@ -22,7 +22,7 @@ from planer.models import LanguageModel, initialise, save
 from planer.report.figures import draw
 from planer.report.page import section
 from planer.report.page import table as grid
-from planer.report.report import FIGURES, render, write_report
+from planer.report.report import FIGURES, _summary, render, write_report
 from planer.report.search_tables import search_tables
 from planer.specs import Architecture, Attention, FeedForward
 
@@ -128,6 +128,13 @@ def test_report_shows_controls_and_a_summary_of_every_network(evaluations, text)
     assert "No searched network is better than the shallow control of its latency target: target_0.5 has +0.62%" in page
     assert page.index("No searched network") < page.index("not cover another training") < page.index("What to try")
     assert "Beside the baseline" not in text(evaluations[:1])
+
+
+def test_requested_targets_have_all_their_digits(evaluations):
+    rounded = evaluation("target_0.505", "s4fim1s2ifi", 1.62, 0.501, 0.505)
+    assert "0.505" in search_tables([rounded])[0]["rows"][0]["cells"]
+    requested = [row["cells"][7] for row in _summary([evaluations[0], rounded])["rows"]]
+    assert requested == ["\u2013", "0.505"]
 
 
 def test_comparison_takes_evaluations_that_lack_fields(evaluations, tmp_path):

@@ -67,6 +67,7 @@ def test_an_unknown_key_is_refused_for_the_default_target(workspace):
     [
         ("retrain={steps: many}", "retrain.steps is 'many'; it must be a whole number"),
         ("retrain={steps: 5, steps: 6}", "steps is given twice"),
+        ("search={steps: 2}", "search: none of 1 epochs of 5 weight steps trains the architecture weights"),
         ("seed=010", "--config seed, line 1: 010, no decimal number"),
     ],
 )

@@ -54,6 +54,8 @@ def test_newer_files_with_equal_content_run_nothing_again(copied):
         # The sparsified baseline is taught by the baseline and uses only weight and temperature.
         ({"distill": {"balance_weight": 0.5}}, STUDENT),
         ({"distill": {"temperature": 2.0}}, CONVERSION | {"choose": 1, "retrain": 1}),
+        # Patterns that no job reads, without new blocks.
+        ({"patterns": {"others": {"mine": "(sf)x4"}, "par": "(sff)x1i"}}, {}),
         # Everything depends on the baseline.
         ({"retrain": {"balance_weight": 0.5}}, CONVERSION | {"search": 1, "teacher": 1, "choose": 1, "retrain": 2}),
     ],
@@ -61,3 +63,17 @@ def test_newer_files_with_equal_content_run_nothing_again(copied):
 def test_a_changed_key_runs_its_stage_and_later_stages_again(copied, sections, expected):
     copied.edit(**sections)
     assert copied.planned(TARGET) == expected
+
+
+def test_a_pattern_runs_its_own_stages(copied):
+    mine = "results/tiny/pattern_mine/eval.json"
+    copied.edit(patterns={"others": {"mine": "(sf)x4"}})
+    stages = ("pattern", "retrain", "sparsify", "cluster_experts", "train_routers", "evaluate")
+    assert copied.planned(mine) == dict.fromkeys(stages, 1)
+
+
+def test_a_block_that_only_a_pattern_has_is_measured(copied):
+    copied.edit(patterns={"others": {"mine": "(s1f)x2"}})  # attention_1 is an option already
+    assert copied.planned("results/tiny/latency_table.parquet") == {}
+    copied.edit(patterns={"others": {"mine": "(sc4)x2"}})
+    assert copied.planned("results/tiny/latency_table.parquet") == {"profile_blocks": 1}

@@ -17,12 +17,12 @@ import torch
 from torch import Tensor
 
 from planer.config import SearchConfig
+from planer.config.lengths import VALID_BATCH
 from planer.data.stream import EvalBatches
 from planer.progress import progress
 from planer.runtime import Runtime
 from planer.search.space import PathLoss
 from planer.search.supernet import Supernet
-from planer.tasks.nll import VALID_BATCH
 
 
 class SupernetLoss:
