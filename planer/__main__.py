@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -120,7 +121,14 @@ def _load(options: argparse.Namespace) -> Network:
     from planer.runtime import flush_denormals
 
     flush_denormals()
+    _show_builds()
     return planer.load(options.folder, options.device, options.vocab)
+
+
+def _show_builds() -> None:
+    """Have standard error say when C++ kernels are built: the first token waits a minute for them."""
+    logging.basicConfig(format="%(message)s")
+    logging.getLogger("planer.kernels.cpp").setLevel(logging.INFO)
 
 
 def info(options: argparse.Namespace) -> None:
