@@ -116,11 +116,12 @@ def serve(options: argparse.Namespace) -> None:
 
 
 def _load(options: argparse.Namespace) -> Network:
-    """The network that is to be run, in a process that flushes denormals."""
+    """The network that is to be run, in a process with the settings of the stages."""
     import planer
-    from planer.runtime import flush_denormals
+    from planer.runtime import convolve_as_matmul, flush_denormals
 
     flush_denormals()
+    convolve_as_matmul()
     _show_builds()
     return planer.load(options.folder, options.device, options.vocab)
 
