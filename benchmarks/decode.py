@@ -14,7 +14,8 @@
 - --shape 17B: layers of the shape that trax names its large one, one at a time; they do not fit memory together.
 
 Candidates are timed in turn.  A ratio is the median over rounds.
-Results go to benchmarks/results/<processor>-decode-<date>.json and, as tables, to standard output.
+Results go to benchmarks/results/<processor>-decode-<date>.json and, as tables, to standard output.  The file of
+another shape or of some --sections has their names too.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from benchmarks.output import command_line, positive, start, table, write_results
+from benchmarks.output import command_line, positive, section_option, section_suffix, start, table, write_results
 from planer.errors import UserError
 from planer.heads import HeadSpec, Softmax
 from planer.heads.sparse_softmax import SparseSoftmax
@@ -264,7 +265,7 @@ def main() -> None:
     parser.add_argument("--threads", type=positive, default=1, help="default: %(default)s")
     parser.add_argument("--rounds", type=positive, default=60, help="calls of every candidate (default: %(default)s)")
     parser.add_argument("--seconds", type=float, default=30.0, help="most seconds a comparison (default: %(default)s)")
-    parser.add_argument("--sections", nargs="+", choices=SECTIONS, default=list(SECTIONS), help="default: all")
+    section_option(parser, [*SECTIONS])
     options = parser.parse_args()
     if not build.available():
         raise UserError("there is no decode engine without a C++ compiler; install one or set CXX")
@@ -279,7 +280,8 @@ def main() -> None:
         rows += found
     loads = {"load_before": load, "load_after": os.getloadavg()[0]}
     content = {"shape": options.shape, "threads": options.threads, "sizes": vars(sizes), **loads, "rows": rows}
-    write_results(options.results, device_name(CPU), content, "-decode")
+    suffix = section_suffix(options.sections, [*SECTIONS]) if options.shape == "800M" else f"-{options.shape}"
+    write_results(options.results, device_name(CPU), content, f"-decode{suffix}")
 
 
 SECTIONS = {"layers": measured_layers, "floor": measured_floor, "network": measured_networks}

@@ -5,8 +5,8 @@
 - Mean negative log-likelihood of a text's next tokens, for each type of weights.
 
 FOLDER: of a planer network with a vocabulary, such as results/enwik8-mini/baseline/retrain.  TEXT: a text file that it
-was not trained on.  Candidates are timed in turn.  Results go to benchmarks/results/<processor>-generate-<date>.json
-and, as tables, to standard output.
+was not trained on.  Candidates are timed in turn.  Results go to
+benchmarks/results/<processor>-generate-<folder>-<date>.json and, as tables, to standard output.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import torch
 
-from benchmarks.output import command_line, positive, start, table, write_results
+from benchmarks.output import command_line, positive, slug, start, table, write_results
 from planer.errors import UserError
 from planer.kernels.cpp import build
 from planer.kernels.sparse_decode import WEIGHTS
@@ -114,8 +114,10 @@ def main() -> None:
     exact = likelihoods["float32"]
     lines = [[name, f"{value:.5f}", f"{100 * (value / exact - 1):+.3f} %"] for name, value in likelihoods.items()]
     table("likelihood", ["weights", "nats a token", "change"], lines)
-    content = {"threads": options.threads, "load_before": load_before, "tokens_read": len(ids), "rows": rows}
-    write_results(options.results, device_name(CPU), content | {"nll": likelihoods}, "-generate")
+    content = {"folder": str(options.folder), "text": str(options.text), "threads": options.threads}
+    content |= {"load_before": load_before, "tokens_read": len(ids), "rows": rows, "nll": likelihoods}
+    name = slug("-".join(options.folder.resolve().parts[-3:]))
+    write_results(options.results, device_name(CPU), content, f"-generate-{name}")
 
 
 if __name__ == "__main__":

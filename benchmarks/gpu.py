@@ -2,7 +2,8 @@
 
 Every comparison times its candidates in turn, with cold caches, as CUDA graphs where they can be captured; the rest,
 marked with a star, with their launches.  Results go to benchmarks/results/<device>-<date>.json and, as tables, to
-standard output.  --device cpu --small rehearses the whole on a CPU with sizes that mean nothing.
+standard output; the file of some --sections has their names too.  --device cpu --small rehearses the whole on a CPU
+with sizes that mean nothing.  The exit status is 1 after a section that failed.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ import torch.nn.functional as F
 
 from benchmarks.experts import ROUTINGS, Sizes, case, forward_backward, providers
 from benchmarks.graphs import Candidate, candidate, interleaved
-from benchmarks.output import command_line, start, table, write_results
+from benchmarks.output import command_line, section_option, section_suffix, start, table, write_results
 from planer.config import WorkloadConfig
 from planer.kernels.activations import activate
 from planer.kernels.dynamic_ffn import dynamic_ffn
@@ -299,7 +300,7 @@ def main() -> None:
     parser.add_argument("--device", default="cuda", choices=["cuda", "cpu"])
     parser.add_argument("--small", action="store_true", help="sizes that only show that everything runs")
     parser.add_argument("--seconds", type=float, default=330, help="start no further comparison after this long")
-    parser.add_argument("--sections", default=",".join(SECTIONS), help=f"default: {','.join(SECTIONS)}")
+    section_option(parser, [*SECTIONS])
     options = parser.parse_args()
     if options.device == "cuda" and not torch.cuda.is_available():
         sys.exit("benchmarks/gpu.py: there is no CUDA device; --device cpu --small rehearses on a CPU")
@@ -309,19 +310,25 @@ def main() -> None:
         torch.cuda.get_device_name() if options.device == "cuda" else f"cpu {torch.backends.cpu.get_cpu_capability()}"
     )
     print(f"{name}, {os.cpu_count()} processors, torch {torch.__version__}")
-    for section in options.sections.split(","):
+    failed = []
+    for section in options.sections:
         began = time.perf_counter()
         try:
             SECTIONS[section](session)
         except Exception as error:  # what was measured before is still written
             traceback.print_exc()
             session.leave_out(section, error)
+            failed.append(section)
         print(f"[{section}: {time.perf_counter() - began:.0f} s]", flush=True)
     verdict(session)
     for what, reason in session.left_out.items():
         print(f"left out: {what}: {reason}")
     content = {"rounds": session.rounds, "left_out": session.left_out, "rows": session.rows}
-    write_results(options.results, name, content, "-small" if options.small else "")
+    suffix = section_suffix(options.sections, [*SECTIONS]) + ("-small" if options.small else "")
+    if session.rows:
+        write_results(options.results, name, content, suffix)
+    if failed:
+        sys.exit(f"benchmarks/gpu.py: failed: {', '.join(failed)}")
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ import argparse
 import datetime
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -60,10 +60,26 @@ def table(title: str, head: list[str], lines: list[list[str]]) -> None:
         print("  ".join(text.ljust(width) for text, width in zip(row, widths, strict=False)).rstrip())
 
 
+def section_option(parser: argparse.ArgumentParser, sections: Sequence[str]) -> None:
+    """Add the option --sections."""
+    parser.add_argument("--sections", nargs="+", choices=sections, default=list(sections), help="default: all")
+
+
+def section_suffix(chosen: Sequence[str], sections: Sequence[str]) -> str:
+    """For the file's name: nothing when all sections ran."""
+    named = [name for name in sections if name in chosen]
+    return "" if len(named) == len(sections) else f"-{'-'.join(named)}"
+
+
+def slug(text: str) -> str:
+    """A text for a file's name."""
+    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")
+
+
 def write_results(folder: Path, device: str, content: dict, suffix: str = "") -> None:
     """Write results under the device's name and the date, and say where."""
     date = datetime.date.today().isoformat()
-    path = folder / f"{re.sub(r'[^a-z0-9]+', '-', device.lower()).strip('-')}{suffix}-{date}.json"
+    path = folder / f"{slug(device)}{suffix}-{date}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     write_json(path, {"device": device, "torch": torch.__version__, "date": date, **content})
     print(f"written: {path}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -115,12 +116,20 @@ def serve(options: argparse.Namespace) -> None:
 
 
 def _load(options: argparse.Namespace) -> Network:
-    """The network that is to be run, in a process that flushes denormals."""
+    """The network that is to be run, in a process with the settings of the stages."""
     import planer
-    from planer.runtime import flush_denormals
+    from planer.runtime import convolve_as_matmul, flush_denormals
 
     flush_denormals()
+    convolve_as_matmul()
+    _show_builds()
     return planer.load(options.folder, options.device, options.vocab)
+
+
+def _show_builds() -> None:
+    """Have standard error say when C++ kernels are built: the first token waits a minute for them."""
+    logging.basicConfig(format="%(message)s")
+    logging.getLogger("planer.kernels.cpp").setLevel(logging.INFO)
 
 
 def info(options: argparse.Namespace) -> None:

@@ -104,13 +104,14 @@ def runtime_of(config: SimpleNamespace, seed: int) -> Runtime:
 
 
 def set_up_process() -> None:
-    """Settings of a process that computes on a CPU: ``flush_denormals`` and ``keep_freed_memory``.
+    """Settings of a process that computes: ``flush_denormals``, ``keep_freed_memory`` and ``convolve_as_matmul``.
 
     What was imported so far is left out of garbage collections, each of which otherwise takes a tenth of a second.
     Call this before the first parallel computation: threads take over the settings of the one that starts them.
     """
     flush_denormals()
     keep_freed_memory()
+    convolve_as_matmul()
     gc.freeze()
 
 
@@ -135,6 +136,14 @@ def keep_freed_memory() -> None:
     if mallopt is not None:
         for option, value in ((M_MMAP_THRESHOLD, 2**30), (M_TRIM_THRESHOLD, 2**31 - 1), (M_TOP_PAD, 2**26)):
             mallopt(option, value)
+
+
+def convolve_as_matmul() -> None:
+    """Have float32 convolutions on a GPU use TF32 only where matrix products do.
+
+    By default PyTorch has TF32 on for convolutions and off for products.
+    """
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32
 
 
 @contextmanager

@@ -70,6 +70,14 @@ class Source:
     """The parent's block at the same position, of any kind."""
     inputs: Tensor
     """[N, D], the inputs of the parent's block at this position, or of its last one."""
+    same_spec: Block | None = None
+    """The parent's nearest block of the same specification."""
+
+    @property
+    def copied(self) -> Block | None:
+        """The block that a sparse layer copies: of the same specification, and at the same position unless the parent
+        has nothing else to start from."""
+        return self.same_spec if self.same_spec is self.same_place or self.nearest is None else None
 
 
 class Block(nn.Module):

@@ -12,7 +12,7 @@ from planer.kernels.multiplicative import multiplicative
 class Multiplicative(nn.Module):
     """[..., inputs] to [..., outputs].  Raises ValueError when the modules do not divide the outputs.
 
-    Weights start as in trax: scales from N(0, 1/2), shared Glorot-uniform.
+    Weights start as in trax: scales normal with standard deviation 0.5, shared Glorot-uniform.
     """
 
     initial = {"scales": normal(0.5), "shared": glorot_uniform}

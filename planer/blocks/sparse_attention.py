@@ -10,7 +10,6 @@ Letters in shapes: B sequences, T tokens, M remembered positions, K = M + T keys
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -52,11 +51,11 @@ class SparseAttentionBlock(MemoryBlock):
         to its projections.
 
         The output is another one: of a projection of S modules, one rank in S or less is left of every input.  The
-        parent's own sparse attention in the same place is copied.
+        parent's own sparse attention is copied as ``Source.copied`` says.
         """
-        layer, same = self.sublayer, source.same_place
-        if isinstance(same, SparseAttentionBlock):
-            super().start(replace(source, nearest=same))
+        layer = self.sublayer
+        if source.copied is not None:
+            layer.load_state_dict(source.copied.sublayer.state_dict())
         elif source.nearest is not None and source.nearest.sublayer.u.shape == layer.u.shape:
             other = source.nearest.sublayer
             set_weight(layer.u, other.u)

@@ -7,8 +7,8 @@ of trax, trax/layers/research/sparsity.py).
 A position sees itself and the two before it.  Convolutions share their weights over positions and modules.  Heads are
 slices of the modules side by side, and there is no output projection.
 
-Convolutions start from N(0, 1 / M) as in trax, which does not count their taps: outputs of a 3 x 3 convolution have 9
-times the variance of its inputs.
+Convolutions start normal with variance 1 / M as in trax, which does not count their taps: outputs of a 3 x 3
+convolution have 9 times the variance of its inputs.
 
 Letters in shapes: B sequences, T tokens, L positions, S modules, M channels of a module, W = S M.
 """

@@ -117,12 +117,12 @@ class SparseFeedForwardBlock(Block):
     def start(self, source: Source, by_importance: bool = False, noise: Callable[[Tensor], None] | None = None) -> None:
         """Take w1, b1, w2 and b2 of the parent's nearest feed-forward layer; the controller stays random.
 
-        The output is another one: of N neurons that the parent adds up, one is left.  The parent's own sparse layer in
-        the same place is copied.
+        The output is another one: of N neurons that the parent adds up, one is left.  The parent's own sparse layer is
+        copied as ``Source.copied`` says.
         """
-        layer, same = self.sublayer, source.same_place
-        if isinstance(same, SparseFeedForwardBlock) and same.sublayer.spec == layer.spec:
-            layer.load_state_dict(same.sublayer.state_dict())
+        layer = self.sublayer
+        if source.copied is not None:
+            layer.load_state_dict(source.copied.sublayer.state_dict())
         elif source.nearest is not None:
             w1, b1, w2, b2 = widened(source.nearest.sublayer, len(layer.w1))
             pairs = ((layer.w1, w1), (layer.b1, b1), (layer.w2, w2.t()), (layer.b2, b2))

@@ -20,7 +20,7 @@ from planer.kernels.cpp import build
 from planer.kernels.sparse_decode import WEIGHTS, rows
 from planer.models.embedding import AdaptiveEmbedding
 from planer.models.head import Head
-from planer.models.positions import sinusoids
+from planer.models.positions import PIECE, sinusoids
 from planer.models.steps import STEPS, multiplicative_layer
 from planer.models.transformer import LanguageModel
 from planer.parsing import show
@@ -92,13 +92,15 @@ class Decoder:
     def positions(self, length: int, made: int, clamp_len: int) -> Tensor:
         """Sinusoids of the distances 0, 1, ..., at least ``length`` of them: [L, D].
 
-        The same tensor as long as it suffices; else one of ``made`` distances.  Attention blocks project it once.
+        The same tensor as long as it suffices; else one of ``made`` distances, in whole pieces.  Attention blocks
+        project it once.
         """
         table = self._positions.get(clamp_len)
         if table is None or len(table) < length:
-            distance = torch.arange(made)
+            distance = torch.arange(-(-made // PIECE) * PIECE)
             clamped = distance.clamp(max=clamp_len) if clamp_len else distance
-            table = self._positions[clamp_len] = sinusoids(clamped, self.model.architecture.d_model)
+            pieces = [sinusoids(piece, self.model.architecture.d_model) for piece in clamped.split(PIECE)]
+            table = self._positions[clamp_len] = torch.cat(pieces)
         return table
 
     def embed(self, tokens: Tensor) -> Tensor:

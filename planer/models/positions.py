@@ -5,6 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+PIECE = 128
+"""Distances of a growing table that are computed and projected in one call.  Calls of other sizes may round otherwise,
+so that bits would depend on the table's length."""
+
 
 def sinusoids(distance: Tensor, d_model: int) -> Tensor:
     """[sin(p f_m) | cos(p f_m)], f_m = 10000^(-2m/d_model): [K] distances to [K, D], in single precision.

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from planer.blocks.block import Block
 from planer.kernels.sparse_decode import panels, rows
+from planer.models.positions import PIECE
 from planer.specs.sparse_conv_attention import LENGTH
 
 
@@ -93,8 +94,8 @@ class AttentionStep(Step):
         """[L, D] to [H, L, Dh], kept for the next sequences."""
         if self._position_keys is None or self._position_keys[0] is not positions:
             heads = self._layer.num_heads, self._layer.d_head
-            keys = self._layer.positions(positions).unflatten(-1, heads).transpose(0, 1).contiguous()
-            self._position_keys = positions, keys
+            keys = torch.cat([self._layer.positions(piece) for piece in positions.split(PIECE)])
+            self._position_keys = positions, keys.unflatten(-1, heads).transpose(0, 1).contiguous()
         return self._position_keys[1]
 
     def __call__(self, x: Tensor, cache: Cache) -> Tensor:

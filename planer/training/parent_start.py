@@ -2,14 +2,16 @@
 
 Embedding, head and final LayerNorm are copied.  Every block gets the parent's LayerNorm at its position.  Its other
 weights come from the parent's nearest block of the kind that it starts from; of two equally near blocks, from the
-earlier one.  ``Block.start`` in planer/blocks takes them.  Routers, and blocks of a kind that the parent lacks, keep
-their random weights.
+earlier one.  ``Block.start`` in planer/blocks takes them.  A sparse layer copies the parent's at the same position, or,
+where the parent has no dense one, the nearest, if it is of the same size.  Routers, and blocks of a kind that the
+parent lacks, keep their random weights.
 
 Letters in shapes: N tokens, D model width.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 
 import numpy as np
@@ -48,20 +50,22 @@ class Parent:
             self.inputs.append(now.flatten(0, -2))
             before, now = after, output
 
-    def nearest(self, position: int, kind: str | None = None) -> int | None:
-        """Position of the nearest block of a kind, or of any with weights; the earlier of two; None without any."""
-        specs = self.model.architecture.blocks
-        found = [i for i, spec in enumerate(specs) if (spec.kind == kind if kind else not spec.identity)]
+    def nearest(self, position: int, is_wanted: Callable[[BlockSpec], bool]) -> int | None:
+        """Position of the nearest block of such a specification; the earlier of two; None without any."""
+        found = [i for i, spec in enumerate(self.model.architecture.blocks) if is_wanted(spec)]
         return min(found, key=lambda i: abs(i - position), default=None)
 
     def source(self, spec: BlockSpec, position: int) -> Source:
         """The source of initial weights of a block at this position."""
-        blocks, nearest = self.model.blocks, self.nearest(position, spec.starts_from or spec.kind)
+        blocks, kind = self.model.blocks, spec.starts_from or spec.kind
+        nearest = self.nearest(position, lambda other: other.kind == kind)
+        same_spec = self.nearest(position, lambda other: other == spec)
         return Source(
             None if nearest is None else blocks[nearest],
             None if nearest is None else self.importances[nearest],
             blocks[position] if position < len(blocks) else None,
             self.inputs[min(position, len(self.inputs) - 1)],
+            None if same_spec is None else blocks[same_spec],
         )
 
 
@@ -103,6 +107,6 @@ def start_block(block: Block, spec: BlockSpec, position: int, parent: Parent, **
 @torch.no_grad()
 def start_norm(block: Block, position: int, parent: Parent) -> None:
     """Copy the LayerNorm that the parent has at this position, or nearest to it."""
-    nearest = parent.nearest(position)
+    nearest = parent.nearest(position, lambda spec: not spec.identity)
     if nearest is not None:
         block.norm.load_state_dict(parent.model.blocks[nearest].norm.state_dict())

@@ -19,6 +19,7 @@ from benchmarks import (
     decode,
     dry_run,
     figures,
+    generate,
     gpu,
     mixture_latency,
     mixtures,
@@ -28,7 +29,10 @@ from benchmarks import (
 )
 from benchmarks.experts import Sizes
 from benchmarks.output import start
+from planer.files import write_json
 from planer.kernels.cpp import build as kernels
+from planer.models import LanguageModel, save
+from planer.specs import Architecture, FeedForward
 from tests.unit.toy import ROOT, experiment
 
 pytestmark = pytest.mark.slow
@@ -112,6 +116,20 @@ def test_gpu_benchmark_on_a_cpu(monkeypatch, tmp_path, capsys):
         ("32", "top-1", "grouped_mm", "reached"),
         ("64", "top-2", "grouped_mm", "MISSED"),
     ]
+
+
+@pytest.mark.parametrize(("rows", "files"), [([{"section": "blocks"}], 1), ([], 0)])
+def test_a_failed_section_of_the_gpu_benchmark(monkeypatch, tmp_path, rows, files):
+    def fails(session):
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setitem(gpu.SECTIONS, "experts", lambda session: session.rows.extend(rows))
+    monkeypatch.setitem(gpu.SECTIONS, "dynamic", fails)
+    options = ["--device", "cpu", "--small", "--results", str(tmp_path), "--sections", "dynamic", "experts"]
+    monkeypatch.setattr("sys.argv", ["gpu.py", *options])
+    with pytest.raises(SystemExit, match="failed: dynamic"):
+        gpu.main()
+    assert len(list(tmp_path.glob("cpu-*-experts-dynamic-small-*.json"))) == len(list(tmp_path.iterdir())) == files
 
 
 def test_neuron_threshold_benchmark(monkeypatch, tmp_path, capsys):
@@ -223,6 +241,35 @@ def test_decode_benchmark(monkeypatch, tmp_path, capsys):
     assert len(list(decode.measured_large_layers(options, sizes))) == 3
 
 
+@pytest.mark.skipif("not has_kernels()", reason="needs a C++ compiler")
+@pytest.mark.parametrize(
+    ("options", "name"),
+    [([], ""), (["--sections", "network", "floor"], "-floor-network"), (["--shape", "17B"], "-17B")],
+)
+def test_files_of_decoding_are_named_after_shape_and_sections(monkeypatch, tmp_path, options, name):
+    monkeypatch.setattr(decode, "SECTIONS", dict.fromkeys(decode.SECTIONS, lambda *_: []))
+    monkeypatch.setattr(decode, "measured_large_layers", lambda *_: [])
+    monkeypatch.setattr("sys.argv", ["decode.py", *options, "--results", str(tmp_path)])
+    decode.main()
+    (path,) = tmp_path.iterdir()
+    assert re.search(rf"-decode{name}-\d{{4}}-\d\d-\d\d\.json$", path.name)
+
+
+@pytest.mark.skipif("not has_kernels()", reason="needs a C++ compiler")
+def test_files_of_generation_are_named_after_the_network(monkeypatch, tmp_path):
+    folder, text = tmp_path / "wt/target_0.5/retrain", tmp_path / "text"
+    save(LanguageModel(Architecture(2, 4, (FeedForward(4),))), folder)
+    write_json(folder / "vocab.json", [97, 98])
+    text.write_text("ab" * 30)
+    monkeypatch.setattr(generate, "timed", lambda *_: [])
+    monkeypatch.setattr("sys.argv", ["generate.py", str(folder), str(text), "--results", str(tmp_path / "found")])
+    generate.main()
+    (path,) = (tmp_path / "found").iterdir()
+    assert "-generate-wt-target-0-5-retrain-" in path.name
+    found = json.loads(path.read_text())
+    assert (found["folder"], found["text"]) == (str(folder), str(text))
+
+
 @pytest.fixture
 def tiny_mixtures(monkeypatch, tmp_path):
     """The tiny experiment, three networks, and the folder of a random text."""
@@ -292,6 +339,7 @@ def test_mixtures_refuse_networks_without_dense(monkeypatch, capsys):
 @pytest.mark.parametrize(
     ("benchmark", "arguments", "reason"),
     [
+        (gpu, ["--sections", "nope"], "argument --sections: invalid choice: 'nope' \\(choose from"),
         (cpu, ["--threads", "0"], "argument --threads: '0' must be a whole number from 1 to 999,999,999"),
         (mixture_latency, ["--rounds", "many"], "argument --rounds: 'many' must be a whole number"),
         (mixture_latency, ["--widths", "8", "7"], "--widths: 7 is below the number of experts, 8"),

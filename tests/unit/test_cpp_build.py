@@ -10,7 +10,10 @@ from pathlib import Path
 
 import pytest
 
+from planer.files import write_json
 from planer.kernels.cpp import build
+from planer.models import LanguageModel, save
+from planer.specs import Architecture, FeedForward
 from tests.unit.toy import ROOT
 
 pytestmark = pytest.mark.slow
@@ -67,6 +70,15 @@ def test_changed_sources_or_processor_or_torch_are_built_again(compiler, monkeyp
     else:
         monkeypatch.setattr(build.torch, "__version__", "9.9")
     assert build._library() != before
+
+
+def test_the_command_line_says_that_it_builds(compiler, tmp_path):
+    save(LanguageModel(Architecture(2, 4, (FeedForward(4),))), tmp_path / "net")
+    write_json(tmp_path / "net/vocab.json", ["a", "b"])
+    command = [sys.executable, "-m", "planer", "generate", str(tmp_path / "net"), "a", "--tokens", "2"]
+    done = subprocess.run([*command, "--device", "cpu"], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.startswith("building C++ kernels for this machine, about a minute: ")
 
 
 def test_no_compiler_is_one_warning(compiler, monkeypatch, caplog):

@@ -183,6 +183,21 @@ def test_a_sequence_alone_gives_the_same_bits_as_in_a_batch(weights, head):
             assert torch.equal(batch.read(ids[:6, t])[3], alone.read(ids[3:4, t])[0])
 
 
+@pytest.mark.parametrize("kind", [Attention, SparseAttention, SparseConvAttention])
+def test_earlier_longer_sequences_change_no_bits(kind):
+    """The keys of positions are those of a network that has read nothing before."""
+    spec = Attention(4, 32) if kind is Attention else kind(4, 32, 4)
+    fresh, used = (network(spec, d_model=128) for _ in range(2))
+
+    @torch.inference_mode()
+    def read(model: LanguageModel, tokens: int) -> torch.Tensor:
+        state = model(text(1)[:, :PROMPT], mem_len=600, attention="cached").state
+        return Sequences(decoder_of(model), [state], tokens, 600, 0).read(text(1)[:, PROMPT])
+
+    read(used, 400)
+    assert torch.equal(read(used, 5), read(fresh, 5))
+
+
 def test_the_number_of_threads_changes_no_bits():
     """Layers and memory are large enough for three threads."""
     wide = FeedForward(2048), SparseFeedForward(2048, 4), Attention(4, 32), SparseConvAttention(4, 32, 4)

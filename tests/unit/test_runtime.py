@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from planer.errors import UserError
-from planer.runtime import Runtime, reproducible, resolve_device, resolve_dtype
+from planer.runtime import Runtime, convolve_as_matmul, reproducible, resolve_device, resolve_dtype
 
 CPU = torch.device("cpu")
 
@@ -105,3 +105,15 @@ if torch.set_flush_denormal(True):
     assert not (small * small).any()
 """
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize("allowed", [False, True])
+def test_convolutions_use_tf32_where_matrix_products_do(allowed):
+    convolution, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
+    before = convolution.allow_tf32, matmul.allow_tf32
+    try:
+        convolution.allow_tf32, matmul.allow_tf32 = not allowed, allowed
+        convolve_as_matmul()
+        assert convolution.allow_tf32 is allowed
+    finally:
+        convolution.allow_tf32, matmul.allow_tf32 = before

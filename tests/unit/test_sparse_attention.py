@@ -248,6 +248,21 @@ def test_attention_of_a_parent_with_the_same_block_is_copied(spec):
     assert not torch.equal(unchanged.positions.scales, parent.model.blocks[0].sublayer.positions.scales)
 
 
+def test_sparse_attention_of_other_modules_starts_from_dense_attention():
+    parent = parent_of(SparseAttention(2, 8, 8), FeedForward(24), Attention(2, 8))
+    layer = started(parent, SparseAttention(2, 8, 4)).blocks[0].sublayer
+    dense = parent.model.blocks[2].sublayer
+    projection = Multiplicative(16, 16, 4)
+    projection.approximate(dense.output.weight)
+    assert torch.equal(layer.u, dense.u) and torch.equal(layer.output.scales, projection.scales)
+
+
+def test_without_dense_attention_the_nearest_sparse_one_of_the_same_size_is_copied():
+    blocks = FeedForward(24), SparseAttention(2, 8, 8), SparseAttention(2, 8, 4)
+    parent = parent_of(*blocks)
+    assert_same_sublayers(started(parent, blocks[2], blocks[1], blocks[1]), parent.model, {0: 2, 1: 1, 2: 1})
+
+
 def test_the_nearest_multiplicative_layer_to_a_dense_one():
     """The error has all but the largest singular value of every input; an exact one is found."""
     layer, dense = Multiplicative(5, 12, 3).double(), normal(12, 5)

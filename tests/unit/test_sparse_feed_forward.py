@@ -251,6 +251,12 @@ def test_a_sparse_layer_of_the_parent_is_copied():
     assert torch.equal(other.w1, parent.model.blocks[2].sublayer.w1.weight)
 
 
+def test_without_a_dense_layer_the_nearest_sparse_one_of_the_same_specification_is_copied():
+    blocks = Attention(2, 8), SparseFeedForward(24, 4), SparseFeedForward(24, 6)
+    parent = parent_of(*blocks)
+    assert_same_sublayers(started(parent, blocks[2], blocks[1], blocks[1]), parent.model, {0: 2, 1: 1, 2: 1})
+
+
 def test_options_and_symbols_of_sparse_feed_forward_layers():
     model = experiment().model  # d_model 32, d_inner 64
     spec = model.option("sparse_feed_forward_16")

@@ -57,6 +57,16 @@ def test_order_of_backends(monkeypatch, loop, grouped_mm, cpp, expected):
     assert row["backends"] == expected and row["ms"] == [medians[name] for name in expected]
 
 
+def test_a_backend_that_raises_is_left_out(monkeypatch, caplog):
+    def raises():
+        raise RuntimeError("out of resource: shared memory, Required: 147456, Hardware limit: 101376")
+
+    calls = SMALL[1].calls(CPU)
+    monkeypatch.setattr(tune.Case, "calls", lambda *_: {"triton": raises, "loop": calls["loop"]})
+    assert tune.tuned(SMALL[1], CPU, 3, 1.0)["backends"] == ["loop"]
+    assert "left out: triton of " in caplog.text and "Hardware limit: 101376" in caplog.text
+
+
 def test_every_case_has_backends_that_run_on_a_cpu():
     for case in tune.cases(CPU):
         assert 0 < case.share <= 1

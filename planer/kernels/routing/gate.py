@@ -22,7 +22,8 @@ def route(x: Tensor, weight: Tensor, k: int, probabilities: bool) -> tuple[Pairs
     """Give every token its k best experts by the logits x weight^T.
 
     x: [N, D]; weight: [E, D].  Returns the pairs, the softmax probabilities [N, E] if asked for, and the pairs' plan.
-    Logits are computed in at least single precision and without TF32 or autocast; gates and ties are as ``top_k`` says.
+    Logits are computed in at least single precision and without autocast; gates and ties are as ``top_k`` says.  The
+    fused gate has no TF32; elsewhere PyTorch's setting for products decides, which is off by default.
     """
     wanted = probabilities or torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad)
     if wanted or not _fused(x, weight, k):
