@@ -150,7 +150,8 @@ def _check_report(folder: Folder, model: nn.Module, report: dict, new_head: bool
     missing, wrong = ([name for name in names if not _may_be_new(folder, model, name)] for names in (absent, sized))
     new = sorted({*absent, *sized} - {*missing, *wrong})
     # Attention's masked_bias, in older folders of GPT-2, is a constant.
-    surplus = [name for name in report["unexpected_keys"] if re.search(r"\.\d+\.(.*\.)?(weight|bias)$", name)]
+    unexpected = (name for name in report["unexpected_keys"] if not name.endswith(".masked_bias"))
+    surplus = [name for name in unexpected if re.search(r"\.\d+\..*(weight|bias)$", name)]
     if missing:
         _refuse(folder, f"lacks the weights {_first(missing)}; name another head, or copy it again")
     if wrong:

@@ -262,6 +262,10 @@ WRONG = {
         lambda w: w.update({"transformer.h.2.mlp.c_fc.bias": torch.zeros(24)}),
         "has weights transformer.h.2.mlp.c_fc.bias that config.json has no place for",
     ),
+    "of no layer": (
+        lambda w: w.update({"transformer.h.0.attn.in_proj_weight": torch.zeros(24)}),
+        "has weights transformer.h.0.attn.in_proj_weight that config.json has no place for",
+    ),
     "no numbers": (
         lambda w: w["transformer.wte.weight"].fill_(torch.nan),
         "has values in transformer.wte.weight that are not finite",
