@@ -133,7 +133,10 @@ def cases(device: torch.device) -> list[Case]:
 
 
 def running(case: Case, calls: dict[str, Callable[[], object]]) -> dict[str, Callable[[], object]]:
-    """The calls that do not raise.  Some GPUs have less shared memory than a Triton kernel takes."""
+    """The calls that do not raise.  Some GPUs have less shared memory than a Triton kernel takes.
+
+    Raises UserError when all do.
+    """
     kept = {}
     for name, call in calls.items():
         try:
@@ -142,6 +145,8 @@ def running(case: Case, calls: dict[str, Callable[[], object]]) -> dict[str, Cal
             log.warning("left out: %s of %s: %s: %s", name, case, type(error).__name__, str(error).strip())
         else:
             kept[name] = call
+    if not kept:
+        raise UserError(f"no backend of {case} runs on this device; the messages above say why")
     return kept
 
 

@@ -65,6 +65,9 @@ def test_a_backend_that_raises_is_left_out(monkeypatch, caplog):
     monkeypatch.setattr(tune.Case, "calls", lambda *_: {"triton": raises, "loop": calls["loop"]})
     assert tune.tuned(SMALL[1], CPU, 3, 1.0)["backends"] == ["loop"]
     assert "left out: triton of " in caplog.text and "Hardware limit: 101376" in caplog.text
+    monkeypatch.setattr(tune.Case, "calls", lambda *_: {"triton": raises})
+    with pytest.raises(UserError, match="no backend of .* runs on this device"):
+        tune.tuned(SMALL[1], CPU, 3, 1.0)
 
 
 def test_every_case_has_backends_that_run_on_a_cpu():
