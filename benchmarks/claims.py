@@ -28,6 +28,7 @@ sys.path.insert(0, str(ROOT))
 
 from benchmarks import figures
 from benchmarks.output import RESULTS, start, table, write_results
+from planer.config.paths import assets_home
 from planer.config.strict_yaml import read_experiment
 from planer.data.corpora import find_local
 from planer.errors import UserError
@@ -39,7 +40,7 @@ from planer.runtime import device_name, resolve_device
 CLAIMS = ROOT / "benchmarks/claims"
 SCRATCH = Path("scratch/claims")
 """Where commands that are not Snakemake's leave their files."""
-OPTIONAL = {"device": "auto", "corpus": ""}
+OPTIONAL = {"device": "auto", "corpus": "", "asset": ""}
 
 
 @dataclass(frozen=True)
@@ -63,6 +64,8 @@ class Table:
     """What it needs: auto (anything), cpu or cuda."""
     corpus: str
     """What it needs, or nothing."""
+    asset: str
+    """Folder of ``make assets`` that it needs, or nothing."""
     commands: tuple[tuple[str, ...], ...]
     """Argument lists, without a shell.  ``{files}`` stands for the files of all runs."""
     file: str
@@ -121,6 +124,8 @@ def reason_to_skip(claims: Table) -> str:
         resolve_device(claims.device)
         if claims.corpus and not prepared.exists() and find_local(claims.corpus) is None:
             return f"the corpus {claims.corpus} is not on this machine; set PLANER_DATA to the folder that holds it"
+        if claims.asset and not (assets_home() / claims.asset).is_dir():
+            return f"there is no folder {assets_home() / claims.asset}; make assets fetches it"
     except UserError as error:
         return str(error)
     return ""

@@ -22,7 +22,7 @@ from planer.parsing import show
 STEP = r"\w+(?:\[[^\[\]]+\])?"
 PATH = rf"{STEP}(?:\.{STEP})*"
 FIGURE = re.compile(rf"(range of )?({PATH})(?: / ({PATH}))?")
-BAR = re.compile(r"no bar|(<=|>=) (\d+(?:\.\d+)?)|<= (control)( \+ 1 standard error)?")
+BAR = re.compile(r"no bar|(<=|>=) (-?\d+(?:\.\d+)?)|<= (control)( \+ 1 standard error)?")
 
 
 @dataclass(frozen=True)

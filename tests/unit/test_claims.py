@@ -13,6 +13,7 @@ from benchmarks.output import start
 from planer.errors import UserError
 from planer.files import read_json
 from tests.unit.made_up import evaluation
+from tests.unit.made_up_arms import arm
 from tests.unit.toy import ROOT
 
 pytestmark = pytest.mark.slow
@@ -129,10 +130,12 @@ def test_unknown_names_and_the_list(folder, monkeypatch, capsys):
     [
         ("device: cuda:99", "device: 'cuda:99'"),
         ("corpus: enwik8-mini", "the corpus enwik8-mini is not on this machine; set PLANER_DATA"),
+        ("asset: fashion-mnist", "there is no folder found/fashion-mnist; make assets fetches it"),
     ],
 )
 def test_a_table_that_needs_another_machine_is_skipped(folder, monkeypatch, capsys, need, reason):
     monkeypatch.setenv("PLANER_DATA", str(folder))
+    monkeypatch.setenv("PLANER_ASSETS", "found")
     (folder / "made_up.yaml").write_text(f"{need}\n{TABLE}")
     assert main(monkeypatch) == 0
     assert f"made_up: skipped: {reason}" in capsys.readouterr().out
@@ -191,6 +194,7 @@ def test_limits_of_bars():
     own, control = (figures.Measured(values, sum(values) / 2, 0.1) for values in ((1.0, 3.0), (2.0, 2.5)))
     assert figures.limit_of("no bar", own, control) is None
     assert figures.limit_of("<= 1.01", own, None) == 1.01
+    assert figures.limit_of(">= -0.01", own, None) == -0.01
     assert figures.limit_of("<= control", own, control) == 2.25
     assert figures.limit_of("<= control + 1 standard error", own, control) == 2.25 + 0.75, "of -1 and 0.5"
     assert figures.is_reached("<= 2", 2, 2) and not figures.is_reached("<= 2", 2.1, 2)
@@ -202,6 +206,12 @@ def test_figures_of_networks_are_in_eval_json(name):
     content = evaluation("target_0.5", "s2fi", 1.2, 0.5, target=0.5)
     for figure in claims.read_table(name, SHIPPED).figures.values():
         assert figures.measured(figure, [content]).value >= 0
+
+
+def test_figures_of_pretrained_networks_are_in_eval_json():
+    content = arm("d2dmoe", "experts", "dynamic_k")
+    for figure in claims.read_table("vit-fashion", SHIPPED).figures.values():
+        assert math.isfinite(figures.measured(figure, [content]).value)
 
 
 @pytest.mark.parametrize(
