@@ -209,9 +209,10 @@ def test_figures_of_networks_are_in_eval_json(name):
 
 
 def test_figures_of_pretrained_networks_are_in_eval_json():
+    table = claims.read_table("vit-fashion", SHIPPED)
     content = arm("d2dmoe", "experts", "dynamic_k")
-    for figure in claims.read_table("vit-fashion", SHIPPED).figures.values():
-        assert math.isfinite(figures.measured(figure, [content]).value)
+    for figure in ("test accuracy", "more than the dense network's", "times faster, one image"):
+        assert math.isfinite(figures.measured(table.figures[figure], [content]).value)
 
 
 @pytest.mark.parametrize(
